@@ -1,0 +1,1 @@
+"""The contracts: what a model, a dataset and a trainer have to provide."""

@@ -1,0 +1,68 @@
+"""The contract of every network."""
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+
+
+class BaseModel(nn.Module, ABC):
+    """A segmentation network.
+
+    x: float (N, 3, H, W), normalised; any H and W.
+    eval:  logits (N, C, H, W), at the size of the input.
+    train: dict name -> logits; the names are those of `output_weights`.
+
+    `output_weights` holds the loss weight of each named output as the paper
+    has it; "out" is always among them. A network that is built without one of
+    its auxiliary heads replaces the attribute on the instance.
+
+    The encoder lives in `self.backbone` where there is one: its parameters are
+    the ones `differential_lr` slows down and `freeze_backbone` fixes.
+    """
+
+    output_weights = {"out": 1.0}
+
+    def __init__(self):
+        super().__init__()
+        self._freeze_bn = self._freeze_backbone = False
+
+    @abstractmethod
+    def forward(self, x: torch.Tensor):
+        """Logits in eval mode, a dict of logits in train mode."""
+
+    def backbone_modules(self) -> list[nn.Module]:
+        """The modules that make up the encoder; empty for a network without one."""
+        backbone = getattr(self, "backbone", None)
+        return [backbone] if backbone is not None else []
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """The encoder's parameters, each once."""
+        found = {id(p): p for module in self.backbone_modules() for p in module.parameters()}
+        return list(found.values())
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Every parameter that is not the encoder's."""
+        encoder = {id(p) for p in self.backbone_parameters()}
+        return [p for p in self.parameters() if id(p) not in encoder]
+
+    def freeze(self, freeze_bn: bool = False, freeze_backbone: bool = False):
+        """Fix parts of the network for fine-tuning.
+
+        freeze_bn: batch norms keep their running statistics (scale and shift
+        still train). freeze_backbone: the encoder keeps its weights and its
+        running statistics.
+        """
+        self._freeze_bn, self._freeze_backbone = freeze_bn, freeze_backbone
+        for parameter in self.backbone_parameters():
+            parameter.requires_grad_(not freeze_backbone)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        frozen = list(self.modules()) if self._freeze_bn else []
+        if self._freeze_backbone:
+            frozen += [m for module in self.backbone_modules() for m in module.modules()]
+        for module in frozen:
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
