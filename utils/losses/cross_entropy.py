@@ -1,0 +1,51 @@
+"""Cross-entropy of the softmax, with optional class weights."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.class_weights import class_weights
+from utils.losses.pixels import full_precision, labelled
+
+
+class CrossEntropyLoss2d(nn.Module):
+    """Cross-entropy over the labelled pixels.
+
+    logits (N, C, H, W), target (N, H, W) -> scalar.
+    weight: one number per class, "table" (the 19 of Cityscapes), or the rule
+    "log", "enet" or "median" over `class_pixels` (see utils.class_weights).
+    reduction: "mean" divides by the summed weights of the labelled pixels (by
+    their number without weights), "sum" adds up. Without a labelled pixel: 0.
+    """
+
+    activation = "softmax"
+    aliases = ("CE",)
+
+    def __init__(self, weight: list | str | None = None, class_pixels: list | str | None = None,
+                 reduction: str = "mean", ignore_index: int = 255):
+        super().__init__()
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
+        self.reduction, self.ignore_index = reduction, ignore_index
+        self.register_buffer("weight", class_weights(weight, class_pixels), persistent=False)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        logits = full_precision(logits)
+        weight = None if self.weight is None else self.weight.to(logits)
+        total = F.cross_entropy(logits, target.long(), weight, ignore_index=self.ignore_index,
+                                reduction="sum")
+        if self.reduction == "sum":
+            return total
+        valid, index = labelled(target, self.ignore_index)
+        mass = valid.sum() if weight is None else (weight[index] * valid).sum()
+        # Torch's own mean is 0/0 on a batch without labels.
+        return total / mass.clamp_min(torch.finfo(logits.dtype).tiny)
+
+
+class wCE(CrossEntropyLoss2d):  # noqa: N801 (the name that the published configs use)
+    """CrossEntropyLoss2d with the Cityscapes table as its default weights."""
+
+    aliases = ("weighted_ce",)
+
+    def __init__(self, weight: list | str = "table", class_pixels: list | str | None = None,
+                 reduction: str = "mean", ignore_index: int = 255):
+        super().__init__(weight, class_pixels, reduction, ignore_index)
