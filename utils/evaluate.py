@@ -1,0 +1,109 @@
+"""One pass over a loader: predict, decide by every rule, measure.
+
+The trainer's validation and test.py call this same function, so that a score
+of the log and a score of the test are the same number.
+"""
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+from utils.distributed import all_reduce_, is_main, rank, world_size
+from utils.metrics import DatasetMetrics, ImageMetrics
+
+
+def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_index: int,
+             classes_of_interest: list[int] | None = None, loss: Callable | None = None,
+             device: torch.device | str, progress: str | None = None,
+             on_batch: Callable | None = None) -> dict[str, dict]:
+    """The scores of every decision rule over the whole loader, from one forward per image.
+
+    predictor: uint8 (N, 3, H, W) on `device` -> logits (N, C, H, W).
+    loader: batches {"image", "label", "id"}; lists of tensors where sizes differ.
+        In a process group rank r holds batches r, r + world, ... of the order
+        that a single process would see.
+    decisions: rules from utils.decision, at least one; names must differ.
+    loss: (logits float32, label int64) -> scalar, taken on the same logits.
+    progress: text before a bar on stderr; no bar where stderr is no terminal.
+    on_batch: called as on_batch(ids, images, labels, {rule: prediction}) after
+        each forward, for pictures; it gets tensors on the device.
+
+    returns: rule name -> results. Dataset-level numbers keep their names
+        (Mean_IoU, Class_IoU, ..., confusion); image-level ones are under
+        "mIoU_I", "mDice_I" and, all of them, under "image". "images" counts the
+        images and "loss" is the mean over images. Every number is the same for
+        any number of ranks, to the last bit.
+
+    Nothing is read from the device before the last batch.
+    """
+    device = torch.device(device)
+    names = [decision.name for decision in decisions]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"decisions must be at least one and all different, got {names}")
+    scores = {name: (DatasetMetrics(num_classes, ignore_index, classes_of_interest),
+                     ImageMetrics(num_classes, ignore_index, classes_of_interest))
+              for name in names}
+    losses, sizes = [], []
+    bar = tqdm(loader, desc=progress, total=len(loader), leave=False, dynamic_ncols=True,
+               disable=None if progress and is_main() else True)
+    with torch.inference_mode():
+        for batch in bar:
+            total = torch.zeros((), device=device)
+            for ids, images, labels in _groups_of_equal_size(batch):
+                images = images.to(device, non_blocking=True)
+                labels = labels.to(device, non_blocking=True)
+                logits = predictor(images)
+                predictions = {}
+                for decision in decisions:
+                    prediction = decision(logits)
+                    for metrics in scores[decision.name]:
+                        metrics.update(prediction, labels)
+                    if on_batch:
+                        predictions[decision.name] = prediction
+                if loss:
+                    total += loss(logits, labels.long()) * len(ids)
+                if on_batch:
+                    on_batch(ids, images, labels, predictions)
+            losses.append(total)
+            sizes.append(len(batch["id"]))
+    images, mean_loss = _over_ranks(sizes, losses, device)
+    results = {}
+    for name, (dataset, image) in scores.items():
+        dataset.reduce()
+        image.reduce()
+        per_image = image.compute()
+        results[name] = {**dataset.compute(), "mIoU_I": per_image["Mean_IoU"],
+                         "mDice_I": per_image["Mean_Dice"], "image": per_image, "images": images}
+        if loss:
+            results[name]["loss"] = mean_loss
+    return results
+
+
+def _groups_of_equal_size(batch):
+    """A batch as (ids, images (N, 3, H, W), labels (N, H, W)), one for each image size."""
+    images, labels, ids = batch["image"], batch["label"], batch["id"]
+    if isinstance(images, torch.Tensor):
+        return [(ids, images, labels)]
+    groups = {}
+    for index, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(index)
+    return [([ids[i] for i in members], torch.stack([images[i] for i in members]),
+             torch.stack([labels[i] for i in members])) for members in groups.values()]
+
+
+def _over_ranks(sizes, losses, device):
+    """(number of images, mean loss over images) of all ranks.
+
+    Floating-point sums depend on their order, so every rank first puts its
+    batches where a single process would have had them.
+    """
+    batches = int(all_reduce_(torch.tensor(len(sizes), device=device)).item())
+    if not batches:
+        return 0, float("nan")
+    table = torch.zeros(2, batches, dtype=torch.float64, device=device)
+    if sizes:
+        mine = slice(rank(), None, world_size())
+        table[0, mine] = torch.tensor(sizes, dtype=torch.float64, device=device)
+        table[1, mine] = torch.stack(losses).double()
+    count, total = all_reduce_(table).cpu().sum(1).tolist()
+    return int(count), total / count

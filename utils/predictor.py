@@ -1,0 +1,289 @@
+"""From uint8 images to logits at the size of the image.
+
+Validation, test.py and inference.py all predict through this class, so a score
+and a picture come from the same computation.
+
+Three ways are common in the field and all are here: the whole image at once,
+windows that overlap (yassouali/pytorch-segmentation, HRNet, mmsegmentation),
+and several scales with or without a mirrored copy (PSPNet, Zhao et al., CVPR
+2017). Every source averages logits; `average="probs"` averages probabilities.
+"""
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.errors import ConfigError
+
+MODES = ("whole", "sliding", "multiscale")
+# What yassouali/pytorch-segmentation uses for every dataset but Cityscapes.
+MULTISCALE = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+# Bytes of resized logits that exist at a time; a CPU wants them in its cache.
+CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+
+
+class Predictor:
+    """Logits of a batch of images, by one of three modes.
+
+    image: uint8 (N, 3, H, W), RGB, on the model's device; any H and W
+    returns: float32 (N, C, H, W) logits; with average="probs" the values whose
+        softmax (or sigmoid) is the mean probability.
+
+    model: its `forward` gives (N, C, h, w) for float (N, 3, h, w) in eval mode.
+    normalize: uint8 (N, 3, H, W) -> float (N, 3, H, W).
+    mode: "whole" as it is; "sliding" overlapping windows; "multiscale" whole
+        images at several sizes.
+    scales: factors the image is resized by; None means 0.75 to 2 in steps of
+        0.25 for "multiscale" and 1 otherwise. "sliding" cuts its windows out of
+        every scaled image.
+    flip: adds a mirrored copy of every view (of every window when sliding).
+    crop_size: height and width of a window; None takes a 2.5th of the image.
+    overlap: share of a window that its neighbour covers too, at least.
+    tiling: "even" strides each axis by its own window size and moves the last
+        window back inside the image; "source" strides both axes by the height
+        of the window and pads the last ones, as yassouali/pytorch-segmentation
+        does (about 1.5 times the windows on a 1:2 image). Where that stride
+        would leave gaps in a tall image it is cut to the width of the window.
+    average: "logits" or "probs"; whole views are resized before the softmax.
+    activation: "softmax" or "sigmoid", as the loss of the model has it.
+    window_batch: windows in one forward; None means 1 on a CPU, where batches
+        cost more than they save, and 8 elsewhere.
+    amp: False, "bf16" or "fp16": autocast around the model alone.
+    align_corners: of the bilinear resizing of images and logits. The sources
+        use True; False agrees with torch's and this project's networks.
+    label_pairs: class ids that trade places in a mirror (LIP: left and right arm).
+
+    Padding is 0 after normalisation, that is the mean colour. A scaled image
+    has floor(H * scale) rows. Memory does not grow with the number of views:
+    one map of the full size is summed into, view by view.
+    """
+
+    def __init__(self, model: nn.Module, normalize: Callable, mode: str = "whole",
+                 scales: tuple[float, ...] | None = None, flip: bool = False,
+                 crop_size: int | tuple[int, int] | None = None, overlap: float = 1 / 3,
+                 tiling: str = "even", average: str = "logits", activation: str = "softmax",
+                 window_batch: int | None = None, amp: bool | str = False,
+                 channels_last: bool = False, align_corners: bool = False,
+                 label_pairs: tuple[tuple[int, int], ...] = ()):
+        _one_of("mode", mode, MODES)
+        _one_of("tiling", tiling, ("even", "source"))
+        _one_of("average", average, ("logits", "probs"))
+        _one_of("activation", activation, ("softmax", "sigmoid"))
+        _one_of("amp", amp, (False, "bf16", "fp16"))
+        scales = tuple(scales or (MULTISCALE if mode == "multiscale" else (1.0,)))
+        if not all(math.isfinite(scale) and scale > 0 for scale in scales):
+            raise ConfigError(f"scales must be positive numbers, found {list(scales)}")
+        if mode == "whole" and scales != (1.0,):
+            raise ConfigError(f"scales {list(scales)} have no effect in mode 'whole'",
+                              fix="use mode 'multiscale' or 'sliding'")
+        if not 0 <= overlap < 1:
+            raise ConfigError(f"overlap must be in [0, 1), found {overlap}")
+        crop = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+        if crop is not None and (len(crop) != 2 or min(crop) < 1):
+            raise ConfigError(f"crop_size must be one or two positive numbers, found {crop_size}")
+        if window_batch is not None and window_batch < 1:
+            raise ConfigError(f"window_batch must be at least 1, found {window_batch}")
+
+        self.model, self.normalize = model, normalize
+        self.mode, self.scales, self.flip = mode, scales, flip
+        self.crop_size, self.overlap, self.tiling = crop, overlap, tiling
+        self.average, self.activation, self.window_batch = average, activation, window_batch
+        self.amp, self.channels_last, self.align_corners = amp, channels_last, align_corners
+        self.label_pairs = label_pairs
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        training = self.model.training
+        if training:
+            self.model.eval()
+        try:
+            with torch.inference_mode():
+                return self._predict(self.normalize(image))
+        finally:
+            if training:
+                self.model.train()
+
+    def describe(self) -> dict:
+        """How predictions are made, for reports: mode, scales, flip, average, windows."""
+        settings = {"mode": self.mode, "scales": list(self.scales), "flip": self.flip,
+                    "average": self.average, "amp": self.amp}
+        if self.mode == "sliding":
+            settings |= {"crop_size": list(self.crop_size) if self.crop_size else None,
+                         "overlap": self.overlap, "tiling": self.tiling}
+        return settings
+
+    def windows(self, height: int, width: int) -> tuple[tuple[int, int], list[int], list[int]]:
+        """The window size (h, w) for an image, and the first rows and columns of its windows."""
+        source = self.tiling == "source"
+        tile = self.crop_size or tuple(max(1, int(size // 2.5)) for size in (height, width))
+        # 1e-9: the share of a whole number of pixels must not round up to one more.
+        stride = [max(1, math.ceil(size * (1 - self.overlap) - 1e-9)) for size in tile]
+        if source:
+            stride[1] = min(stride[0], tile[1])
+        starts = []
+        for size, window, step in zip((height, width), tile, stride, strict=True):
+            room = max(size - window, 0)
+            first = [i * step for i in range(math.ceil(room / step) + 1)]
+            starts.append(first if source else [min(start, room) for start in first])
+        return tile, *starts
+
+    def _predict(self, x):
+        """Normalised images (N, 3, H, W) -> float32 (N, C, H, W)."""
+        sliding, size = self.mode == "sliding", x.shape[-2:]
+        if self.scales == (1.0,) and sliding:
+            return self._as_logits(self._slide(x))
+        if self.scales == (1.0,) and not self.flip:
+            return self._forward(x).float()
+        mirrors = (False, True) if self.flip and not sliding else (False,)
+        weight, total = 1 / (len(self.scales) * len(mirrors)), None
+        for scale in self.scales:
+            scaled = self._rescale(x, scale)
+            for mirrored in mirrors:
+                view = self._slide(scaled) if sliding else self._view(scaled, mirrored)
+                if total is None:
+                    total = _zeros(view, (*view.shape[:2], *size))
+                self._add(total, view, weight, activate=not sliding)
+                del view    # before the next forward: one view at a time
+        return self._as_logits(total)
+
+    def _rescale(self, x, scale):
+        if scale == 1:
+            return x
+        size = [max(1, int(length * scale)) for length in x.shape[-2:]]
+        return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
+
+    def _slide(self, x):
+        """Mean over the windows that cover each pixel: logits, or probabilities."""
+        n, _, height, width = x.shape
+        tile, rows, columns = self.windows(height, width)
+        jobs = [(top, left, mirrored) for top in rows for left in columns
+                for mirrored in ((False, True) if self.flip else (False,))]
+        batch = self.window_batch or (1 if x.device.type == "cpu" else 8)
+        batch, total = max(1, batch // n), None
+        for first in range(0, len(jobs), batch):
+            group = jobs[first:first + batch]
+            crops = [_crop(x, top, left, tile, mirrored) for top, left, mirrored in group]
+            views = self._forward(torch.cat(crops) if len(crops) > 1 else crops[0])
+            if total is None:
+                total = _zeros(views, (n, views.shape[1], height, width))
+            for (top, left, mirrored), view in zip(group, views.split(n), strict=True):
+                view = self._unmirror(view) if mirrored else view
+                view = self._probs(view.float()) if self.average == "probs" else view
+                area = total[:, :, top:top + tile[0], left:left + tile[1]]
+                area.add_(view[:, :, :area.shape[2], :area.shape[3]])
+        down = _cover(rows, tile[0], height, x.device)
+        across = _cover(columns, tile[1], width, x.device)
+        return total.div_(down[:, None] * across * (2 if self.flip else 1))
+
+    def _view(self, x, mirrored):
+        if mirrored:
+            return self._unmirror(self._forward(x.flip(-1)))
+        return self._forward(x)
+
+    def _unmirror(self, view):
+        view = view.flip(-1)
+        if self.label_pairs:
+            order = list(range(view.shape[1]))
+            for a, b in self.label_pairs:
+                order[a], order[b] = b, a
+            view = view[:, order]
+        return view
+
+    def _forward(self, x):
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if not self.amp:
+            return self.model(x)
+        dtype = torch.bfloat16 if self.amp == "bf16" else torch.float16
+        with torch.autocast(x.device.type, dtype=dtype):
+            return self.model(x)
+
+    def _add(self, total, view, weight, activate):
+        """total += weight * view resized to it, piece by piece so that no second map exists."""
+        n, classes, height, width = total.shape
+        probs = activate and self.average == "probs"
+        pixels = CHUNK_BYTES.get(total.device.type, CHUNK_BYTES["cuda"]) // (4 * n)
+        if not probs and view.is_contiguous():
+            step = max(1, pixels // (height * width))
+            for c in range(0, classes, step):
+                piece = view[:, c:c + step].float()
+                if piece.shape[-2:] != (height, width):
+                    piece = F.interpolate(piece, (height, width), mode="bilinear",
+                                          align_corners=self.align_corners)
+                total[:, c:c + step].add_(piece, alpha=weight)
+            return
+        # A softmax needs all classes of a pixel, and channels-last memory has them side by side.
+        step = max(1, pixels // (classes * width))
+        for top in range(0, height, step):
+            rows = range(top, min(top + step, height))
+            piece = resize_rows(view, (height, width), rows, self.align_corners)
+            total[:, :, rows.start:rows.stop].add_(self._probs(piece) if probs else piece,
+                                                   alpha=weight)
+
+    def _probs(self, logits):
+        return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+
+    def _as_logits(self, mean):
+        """Probabilities back to what the activation would turn into them, in place."""
+        if self.average == "logits":
+            return mean
+        tiny = torch.finfo(mean.dtype).tiny
+        if self.activation == "softmax":
+            return mean.clamp_(min=tiny).log_()
+        return mean.logit_(eps=torch.finfo(mean.dtype).eps)
+
+
+def resize_rows(x: torch.Tensor, size: tuple[int, int], rows: range,
+                align_corners: bool = False) -> torch.Tensor:
+    """Some rows of a bilinear resize, without making the others.
+
+    x: (N, C, h, w); size: (H, W) of the whole result
+    returns: float32 (N, C, len(rows), W), rows.start to rows.stop of
+        F.interpolate(x.float(), size, mode="bilinear").
+    """
+    height, width = size
+    if x.shape[-2:] == (height, width):
+        return x[:, :, rows.start:rows.stop].float()
+    h = x.shape[-2]
+    at = torch.arange(rows.start, rows.stop, dtype=torch.float32, device=x.device)
+    if align_corners:
+        at = at * ((h - 1) / max(height - 1, 1))
+    else:
+        at = ((at + 0.5) * (h / height) - 0.5).clamp_(min=0)
+    above = at.long().clamp_(max=h - 1)
+    below = (above + 1).clamp_(max=h - 1)
+    share = (at - above).unsqueeze(1)
+    mixed = torch.lerp(x[:, :, above].float(), x[:, :, below].float(), share)
+    return F.interpolate(mixed, (len(rows), width), mode="bilinear", align_corners=align_corners)
+
+
+def _crop(x, top, left, tile, mirrored):
+    """A window of exactly the tile's size, zeros (the mean colour) beyond the image."""
+    crop = x[:, :, top:top + tile[0], left:left + tile[1]]
+    missing = tile[0] - crop.shape[2], tile[1] - crop.shape[3]
+    if any(missing):
+        crop = F.pad(crop, (0, missing[1], 0, missing[0]))
+    return crop.flip(-1) if mirrored else crop
+
+
+def _cover(starts, window, size, device):
+    """How many windows cover each position of one axis, float32 (size,)."""
+    count = torch.zeros(size)
+    for start in starts:
+        count[start:start + window] += 1
+    return count.to(device)
+
+
+def _zeros(like, shape):
+    layout = (torch.contiguous_format if like.is_contiguous()
+              else torch.channels_last if like.is_contiguous(memory_format=torch.channels_last)
+              else torch.contiguous_format)
+    return torch.empty(shape, dtype=torch.float32, device=like.device, memory_format=layout).zero_()
+
+
+def _one_of(name, value, choices):
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}; found {value!r}")
