@@ -45,6 +45,17 @@ class BaseModel(nn.Module, ABC):
         encoder = {id(p) for p in self.backbone_parameters()}
         return [p for p in self.parameters() if id(p) not in encoder]
 
+    def rename_foreign(self, state: dict) -> dict:
+        """A foreign state dict (ImageNet, another code base) in this network's keys.
+
+        By default a plain backbone's keys (`conv1.weight`, …) become the
+        encoder's; a network with published checkpoints of other forms extends this.
+        """
+        own = self.state_dict()
+        if any(k in own for k in state) or not any(f"backbone.{k}" in own for k in state):
+            return state
+        return {f"backbone.{k}": v for k, v in state.items()}
+
     def freeze(self, freeze_bn: bool = False, freeze_backbone: bool = False):
         """Fix parts of the network for fine-tuning.
 

@@ -146,6 +146,12 @@ def load_partial(model, state: dict, where: str) -> "LoadReport":
     return report
 
 
+def load_foreign(model, path) -> "LoadReport":
+    """Start `model` from a checkpoint of any origin (`trainer.finetune_from`)."""
+    state = model.rename_foreign(unwrap(read_state(path), str(path)))
+    return load_partial(model, state, str(path))
+
+
 def unwrap(state, where: str = "checkpoint") -> dict:
     """The bare state dict inside any usual wrapper: {"state_dict"}, {"model_state_dict"},
     {"model"}, `module.` (DataParallel), `_orig_mod.` (compile), Lightning's `model.`."""

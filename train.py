@@ -1,0 +1,77 @@
+"""Train a segmentation network from a JSON config."""
+import argparse
+import sys
+
+from utils import console, distributed
+
+EXAMPLES = """examples:
+  python train.py --config config.json
+  python train.py -c configs/camvid_enet.json trainer.epochs=5 train_loader.args.batch_size=4
+  python train.py -r saved/shapes/11-21_09-00-00/last.pth       # go on after an interruption
+  torchrun --nproc_per_node=4 train.py -c config.json
+"""
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, epilog=EXAMPLES + "\n" + console.EXIT_STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-c", "--config", help="config file (default: config.json, or the checkpoint's)")
+    add("-r", "--resume", metavar="PATH|auto",
+        help="go on from a checkpoint; auto: the newest last.pth of this run name, if any")
+    add("-d", "--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add("--dry-run", action="store_true", help="check config and data, build everything, stop")
+    add("--list", nargs="*", metavar="KIND [NAME]",
+        help="list components with their arguments: models, backbones, datasets, losses, …")
+    add("--schema", action="store_true", help="print a JSON Schema of the config and stop")
+    add("--print-config", action="store_true", help="print the complete config and stop")
+    add("--init", metavar="FILE", help="look at --images and --labels, write a config and stop")
+    add("--images", metavar="DIR", help="with --init: the folder of images")
+    add("--labels", metavar="DIR", help="with --init: the folder of label images")
+    add("--debug", action="store_true", help="show the traceback of every error")
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="config keys, e.g. trainer.epochs=5")
+    args = parser.parse_intermixed_args(argv)
+    wrong = [text for text in args.overrides if "=" not in text]
+    if wrong:
+        parser.error(f"expected KEY=VALUE, got {wrong[0]!r}")
+    if args.init and not (args.images and args.labels):
+        parser.error("--init needs --images and --labels")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    if args.list is not None or args.schema or args.init:
+        from utils.describe_command import run
+        return run(args)
+
+    from utils.run_setup import open_run, start_processes
+    run = open_run(args)                  # the config, checked, and the checkpoint to go on from
+    if args.print_config:
+        return run.print_config()
+    device = start_processes(run, args)
+    try:
+        from dataloader.loader import make_loaders
+        from trainer import Trainer
+        from utils.config import build
+        from utils.criterion import Criterion
+        from utils.normalize import Normalize
+
+        config = run.config
+        train_loader, val_loader = make_loaders(config)
+        dataset = train_loader.dataset
+        model = build("models", config["arch"], num_classes=dataset.num_classes)
+        criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
+                              config["loss_weights"], dataset.num_classes)
+        normalize = Normalize(dataset.mean, dataset.std)
+        if args.dry_run:
+            return run.report(model, train_loader, val_loader)
+        Trainer(model, criterion, normalize, train_loader, val_loader, config,
+                run.folder(), device, run.checkpoint, **config["trainer"]).train()
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))

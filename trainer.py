@@ -1,0 +1,239 @@
+"""The training loop."""
+import contextlib
+import math
+
+import torch
+from tqdm import tqdm
+
+from base.base_trainer import BaseTrainer
+from utils import distributed
+from utils.decision import build_decision
+from utils.errors import ConfigError, NumericalError
+from utils.evaluate import evaluate
+from utils.metrics import DatasetMetrics
+from utils.metrics.table import format_table
+from utils.monitor import MONITORED
+from utils.predictor import build_predictor
+from utils.progress import StepClock, memory_in_use
+from utils.seeding import seed_everything
+from utils.visualize import confusion_picture, prediction_grid
+
+EXAMPLES = 4    # pictures of a validation in TensorBoard
+
+
+class Trainer(BaseTrainer):
+    """Trains by gradient descent, one optimizer step per `accumulate` micro-batches.
+
+    Between two log lines nothing is read back from the device: losses and
+    counts stay there. A step's gradient is the mean over all labelled pixels
+    of the step, whatever their split into micro-batches and ranks.
+    """
+
+    def _train_epoch(self, epoch):
+        self.train_model.train()
+        self.train_loader.set_epoch(epoch, self.batches_done)
+        self.clock = StepClock(self.train_loader.batch_size * distributed.world_size())
+        self.window = torch.zeros((), device=self.device)     # summed loss since the last log line
+        self.window_steps = 0
+        train_rule = build_decision(self.config["predict"]["train"], self.criterion.activation,
+                                    self.config["predict"])
+        metrics = DatasetMetrics(self.num_classes, self.config["ignore_index"])
+        first = math.ceil(self.batches_done / self.accumulate)
+        groups = self.clock.waiting(_grouped(self.train_loader, self.accumulate))
+        with tqdm(groups, f"epoch {epoch}/{self.epochs}", self.steps_per_epoch, initial=first,
+                  disable=None if distributed.is_main() else True, leave=False) as bar:
+            for batches in bar:
+                if self.step >= self.total_steps:
+                    break
+                outputs, parts = self._step(batches)
+                self.step += 1
+                self.batches_done += len(batches)
+                if self.step % self.log_per_iter == 0 or self.step == self.total_steps:
+                    label = batches[-1]["label"]
+                    metrics.update(train_rule(outputs["out"].detach().float()), label)
+                    self._log_step(epoch, bar, parts)
+                if self.save_every and self.step % self.save_every == 0:
+                    self.save("last.pth")
+                self.stop_if_asked()
+        if self.window_steps:
+            self._log_step(epoch, None, parts)
+        metrics.reduce()
+        results = metrics.compute()
+        if not math.isnan(results["Mean_IoU"]):
+            # Counted on the logged batches only, with the weights of that moment.
+            self.logger.scalars({"train/Mean_IoU": results["Mean_IoU"],
+                                 "train/Pixel_Accuracy": results["Pixel_Accuracy"]}, self.step)
+
+    def _step(self, batches):
+        """One optimizer step; returns the outputs and loss parts of its last micro-batch."""
+        seed_everything(self.config["seed"], self.step, distributed.rank())
+        batches[:] = [self._to_device(batch) for batch in batches]
+        total = torch.zeros((), device=self.device)
+        for i, (batch, share) in enumerate(zip(batches, self._shares(batches))):
+            # Ranks exchange gradients once per step, with the last micro-batch.
+            wait = i < len(batches) - 1 and hasattr(self.train_model, "no_sync")
+            with self.train_model.no_sync() if wait else contextlib.nullcontext():
+                images = self.normalize(batch["image"]).contiguous(
+                    memory_format=self.memory_format)
+                with self._autocast():
+                    outputs = self._forward(images)
+                    loss, parts = self.criterion(outputs, batch)
+                if share is not None:
+                    loss = loss * share
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self._update(total, batches)
+        self.window += total
+        self.window_steps += 1
+        return outputs, parts
+
+    def _update(self, loss, batches):
+        """Take the step, unless the loss or the gradient is not finite."""
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.clip_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_grad_norm,
+                                                 norm)
+        self.grad_norm = norm
+        scaling = self.scaler.is_enabled()        # then infinite gradients are part of the game
+        if not scaling or self.device.type == "cpu":
+            self._require_finite(loss if scaling else loss + norm, batches)
+        before = self.scaler.get_scale() if scaling else 0
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        skipped = scaling and self.scaler.get_scale() < before
+        if not skipped:
+            if self.ema:
+                self.ema.update_parameters(self.model)
+            if self.scheduler.per_iteration or (self.step + 1) % self.steps_per_epoch == 0:
+                self.scheduler.step()
+
+    def _require_finite(self, value, batches):
+        if self.device.type == "cuda":
+            # A fused optimizer leaves the weights alone where this flag is 1, so the check
+            # needs no look at the device; _log_step raises.
+            self.nonfinite = (~torch.isfinite(value)).float()
+            self.optimizer.found_inf = self.nonfinite
+            self.window += value * 0
+            return
+        if not math.isfinite(value.item()):
+            self._stop_nonfinite(value.item(), batches)
+
+    def _stop_nonfinite(self, value, batches=None):
+        lr = self.optimizer.param_groups[0]["lr"]
+        ids = [name for batch in batches or () for name in batch["id"]][:8]
+        raise NumericalError(f"loss or gradient is {value} at epoch {self.epoch} step {self.step} "
+                             f"(lr {lr:.3g})" + (f", images {', '.join(ids)}" if ids else ""),
+                             str(self.folder),
+                             "lower optimizer.args.lr, or set trainer.amp to false or "
+                             "trainer.clip_grad_norm to 1; the weights of the last checkpoint "
+                             "are finite")
+
+    def _forward(self, images):
+        try:
+            return self.train_model(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(f"a batch norm got a single value per channel: the network pools "
+                              f"to 1x1 and this batch holds {len(images)} image",
+                              "train_loader.args.batch_size",
+                              "use a batch of at least 2 and drop_last true, or another "
+                              "norm") from None
+
+    def _shares(self, batches):
+        """Each micro-batch's weight, so that the step averages over labelled pixels; None is 1."""
+        world = distributed.world_size()
+        if world == 1 and len(batches) == 1:
+            return [None]
+        counts = torch.stack([self.criterion.valid_pixels(batch) for batch in batches]).float()
+        # Gradients are averaged over the ranks: undo that division.
+        return counts * world / distributed.all_reduce_(counts.sum()).clamp(min=1)
+
+    def _to_device(self, batch):
+        return {key: value.to(self.device, non_blocking=True)
+                if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, self.autocast_dtype,
+                              enabled=self.autocast_dtype is not None)
+
+    def _log_step(self, epoch, bar, parts):
+        """Read the window's mean loss from the device; the one place that does."""
+        means = torch.stack([self.window / self.window_steps, self.grad_norm])
+        means = (distributed.all_reduce_(means) / distributed.world_size()).tolist()
+        if not math.isfinite(means[0]):
+            self._stop_nonfinite(means[0])
+        self.window.zero_()
+        self.window_steps = 0
+        lr = self.optimizer.param_groups[0]["lr"]
+        speed, waited = self.clock.lap(self.step)
+        memory = memory_in_use(self.device)
+        values = {"train/loss": means[0], "train/grad_norm": means[1],
+                  "train/images_per_s": speed, "train/data_time_share": waited,
+                  "train/memory_GB": memory}
+        values |= {f"train/lr/{group['name']}": group["lr"]
+                   for group in self.optimizer.param_groups}
+        if len(parts) > 1:
+            values |= {f"train/{name}": value.item() for name, value in parts.items()}
+        self.logger.scalars(values, self.step)
+        self.logger.record("train", self.step, epoch=epoch, **values)
+        text = (f"loss {means[0]:.4f}  lr {lr:.3g}  {speed:.1f} img/s  data {waited:.0%}  "
+                f"{memory:.1f} GB")
+        if bar is not None and not bar.disable:
+            bar.set_postfix_str(text, refresh=False)
+        else:
+            self.logger.say(f"epoch {epoch} step {self.step}/{self.total_steps}  {text}")
+
+    def _valid_epoch(self, epoch):
+        network = self.ema.module if self.ema else self.model
+        distributed.broadcast_buffers(network)
+        network.eval()
+        predict = self.config["predict"]
+        predictor = build_predictor(network, self.normalize, predict, self.criterion.activation)
+        rule = build_decision(predict["val"], self.criterion.activation, predict)
+        results = evaluate(predictor, self.val_loader, [rule], num_classes=self.num_classes,
+                           ignore_index=self.config["ignore_index"],
+                           classes_of_interest=predict["CoI"], loss=self.val_loss,
+                           device=self.device, progress=f"validation {epoch}")[rule.name]
+        dataset = self.val_loader.dataset
+        self.logger.say(f"epoch {epoch} validation on {results['images']} images of "
+                        f"{type(dataset).__name__} ({rule.name}, {predictor.mode})\n"
+                        + format_table(results, dataset.class_names))
+        self._record_validation(epoch, results, predictor, rule)
+        return results
+
+    def _record_validation(self, epoch, results, predictor, rule):
+        names = self.val_loader.dataset.class_names
+        numbers = {name: results[name] for name in MONITORED if name in results}
+        self.logger.record("validation", self.step, epoch=epoch, rule=rule.name,
+                           images=results["images"], **numbers,
+                           Class_IoU=dict(zip(names, results["Class_IoU"])))
+        self.logger.scalars({f"val/{name}": value for name, value in numbers.items()}, self.step)
+        self.logger.scalars({f"val/IoU/{name}": value for name, value
+                             in zip(names, results["Class_IoU"]) if value == value}, self.step)
+        if self.logger.draws:
+            dataset = self.val_loader.dataset
+            samples = [dataset[i] for i in range(min(EXAMPLES, len(dataset)))]
+            with torch.inference_mode():
+                predictions = [rule.labels(predictor(s["image"][None].to(self.device)))[0].cpu()
+                               for s in samples]
+            self.logger.image("val/examples", prediction_grid(samples, predictions,
+                                                              dataset.palette), self.step)
+            if results.get("confusion") is not None:
+                self.logger.image("val/confusion",
+                                  confusion_picture(results["confusion"], names), self.step)
+
+
+def _grouped(loader, size):
+    """Lists of `size` batches, the last one as long as it comes."""
+    group = []
+    for batch in loader:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,117 @@
+"""What a run leaves behind beside its weights: log.txt, metrics.jsonl, TensorBoard.
+
+Only rank 0 writes. A log that cannot be written (a full disk, a vanished
+folder) costs one warning, never the training.
+"""
+import json
+import time
+from pathlib import Path
+
+from utils import distributed
+from utils.console import notice, warn
+
+
+class RunLogger:
+    """The logs of one run folder.
+
+    folder: the run's folder. tensorboard: also write event files, into
+    `log_dir`/<run name> where log_dir is given, else into the folder itself.
+    first_step: lines of metrics.jsonl beyond this optimizer step are dropped,
+    because a resumed run is about to write them again.
+    """
+
+    def __init__(self, folder, tensorboard: bool = True, log_dir: str | None = None,
+                 first_step: int = 0):
+        self.folder = Path(folder)
+        self._broken = set()
+        self._writer = None
+        self._active = distributed.is_main()
+        if not self._active:
+            return
+        self._guard("metrics.jsonl", self._drop_lines_after, first_step)
+        if tensorboard:
+            where = self.folder if log_dir is None else \
+                Path(log_dir) / self.folder.parent.name / self.folder.name
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+                self._writer = SummaryWriter(str(where), purge_step=first_step or None)
+            except ImportError:
+                warn("tensorboard is not installed: no event files are written "
+                     "(pip install tensorboard, or set trainer.tensorboard to false)")
+            except OSError as error:
+                warn(f"no event files are written: {error}")
+
+    @property
+    def draws(self) -> bool:
+        """True where pictures have a reader."""
+        return self._writer is not None
+
+    def say(self, text: str):
+        """A line for the person and for log.txt."""
+        if self._active:
+            from tqdm import tqdm
+            with tqdm.external_write_mode():      # keep the progress bar in one piece
+                notice(text)
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+            self._guard("log.txt", self._append, "log.txt", f"{stamp} {text}\n")
+
+    def record(self, kind: str, step: int, **values):
+        """One object in metrics.jsonl: {"kind", "step", …}."""
+        if self._active:
+            line = json.dumps({"kind": kind, "step": step, **_plain(values)})
+            self._guard("metrics.jsonl", self._append, "metrics.jsonl", line + "\n")
+
+    def scalars(self, values: dict, step: int):
+        """TensorBoard scalars; the x axis is the optimizer step everywhere."""
+        for tag, value in values.items():
+            self._event("add_scalar", tag, value, step)
+
+    def image(self, tag: str, image, step: int):
+        """A TensorBoard image from a uint8 (H, W, 3) RGB array."""
+        self._event("add_image", tag, image, step, dataformats="HWC")
+
+    def close(self):
+        if self._writer:
+            self._guard("tensorboard", self._writer.close)
+
+    def _event(self, method, *args, **kwargs):
+        if self._writer:
+            self._guard("tensorboard", getattr(self._writer, method), *args, **kwargs)
+
+    def _append(self, name, text):
+        with open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(text)
+
+    def _drop_lines_after(self, step):
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = []
+            for line in lines:
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError):
+                    pass                         # the half line of a killed writer
+            path.write_text("".join(kept), encoding="utf-8")
+
+    def _guard(self, what, call, *args, **kwargs):
+        try:
+            call(*args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            if what not in self._broken:
+                self._broken.add(what)
+                warn(f"{what} can no longer be written, the training goes on: {error}")
+
+
+def _plain(value):
+    """Tensors and numpy numbers as plain ones; NaN as None, which JSON can say."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and value != value:
+        return None
+    return value
