@@ -1,0 +1,404 @@
+"""What a config may say, and the check of a whole config against it.
+
+`experiment` is the schema of the top level, and the constructors of the
+components are the schema of their "args": every level is an annotated
+signature. Sections that need more than a type carry one of the classes below
+in their annotation. Each resolves its part of a config (defaults written out,
+mistakes noted) and gives the matching JSON Schema.
+"""
+import importlib
+import json
+from typing import Annotated, Literal, get_args, get_origin
+
+from utils.errors import ConfigError
+from utils.monitor import monitor_problem
+from utils.registry import components, nearest, unknown
+from utils.signature import Field, as_json, fields, literals, provided_by, value_name
+
+# Parameters that the program fills in; a config may not.
+PROVIDED = {
+    "models": ("num_classes", "ignore_index", "seed"),
+    "datasets": ("dataset", "augmentation", "ignore_index", "seed", "rank", "world_size",
+                 "training"),
+    "losses": ("ignore_index",),
+    "optimizers": ("params",),
+    "schedulers": ("optimizer", "last_epoch"),
+}
+# Callables that share the flat "args" of a section with its class.
+SHARED = {
+    "models": ("base.base_model:BaseModel.freeze",),
+    "datasets": ("dataloader.transforms:Augmentation", "dataloader.loader:build_loader"),
+}
+# How torch computes a step is no part of a recipe: the defaults differ between
+# machines and versions, so a resolved config leaves them to the program.
+_IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
+_UNSET = object()       # the default of a key that is left out of the resolved config
+
+
+class Component:
+    """A section {"type": NAME, "args": {...}}.
+
+    extra: a function whose parameters are the section's further keys.
+    short: the name alone serves for a section without args.
+    """
+
+    def __init__(self, kind: str, extra=None, short: bool = False):
+        self.kind, self.short = kind, short
+        self.extra = fields(extra) if extra else {}
+
+    def resolve(self, value, path, report):
+        if self.short and isinstance(value, str):
+            value = {"type": value}
+        if not report.is_object(value, path, f'{{"type": NAME, "args": {{...}}}}'
+                                             f'{" or a name" if self.short else ""}'):
+            return None
+        rest = {key: item for key, item in value.items() if key not in ("type", "args")}
+        extra = report.keys(rest, path, self.extra, also=("type", "args"))
+        cls = self.find(value, path, report)
+        args = value.get("args", {})
+        if report.is_object(args, (*path, "args"), "an object with the arguments") and cls:
+            args = self.arguments(cls, args, (*path, "args"), report)
+        return {"type": value.get("type"), "args": args, **extra}
+
+    def find(self, section, path, report):
+        """The class that the section names, or None."""
+        known, name = components(self.kind), section.get("type")
+        if "type" not in section:
+            report.note(path, f'missing key "type". Known: {", ".join(sorted(known))}.')
+        elif not isinstance(name, str):
+            report.note((*path, "type"), f"expected a name, found {value_name(name)}")
+        elif name not in known:
+            report.note((*path, "type"), unknown("type", name, known))
+        else:
+            return known[name]
+        return None
+
+    def arguments(self, cls, args, path, report):
+        schema, hidden = self.fields(cls)
+        nested = args.get("losses") if self.kind == "losses" else None
+        resolved = report.keys(args, path, schema, hidden=hidden)
+        if isinstance(nested, list) and "losses" in resolved:
+            resolved["losses"] = [
+                MIXED.resolve(item, (*path, "losses", i), report) if isinstance(item, dict)
+                else item for i, item in enumerate(nested)]
+        if self.kind == "optimizers":
+            resolved = {key: item for key, item in resolved.items()
+                        if key in args or key not in _IMPLEMENTATION}
+        return resolved
+
+    def fields(self, cls) -> tuple[dict[str, Field], set]:
+        """(the keys of "args", the parameters that the program provides)."""
+        functions = section_callables(self.kind, cls)
+        hidden = set(PROVIDED.get(self.kind, ())).union(*map(provided_by, functions))
+        optional = ()
+        if self.kind == "schedulers":
+            if hasattr(cls, "per_iteration"):
+                hidden |= {"total_steps", "steps_per_epoch"}
+            optional = load("utils.lr_scheduler:PROVIDED").get(cls.__name__, ())
+        schema = fields(*functions, leave_out=hidden)
+        for name in optional:   # null: the program knows the length of the run
+            annotations = tuple(one | None for one in schema[name].annotations)
+            schema[name] = Field(name, annotations, None)
+        return schema, hidden
+
+
+class Keys:
+    """A section without "type" whose keys are the parameters of one callable."""
+
+    def __init__(self, function: str):
+        self.function = function
+
+    def resolve(self, value, path, report):
+        if not report.is_object(value, path, "an object {...}"):
+            return None
+        function = load(self.function)
+        before = len(report.mistakes)
+        resolved = report.keys(value, path, self.fields(), hidden=provided_by(function))
+        if len(report.mistakes) == before and hasattr(function, "check_settings"):
+            for problem in function.check_settings(**resolved):
+                key, _, text = problem.partition(": ")
+                report.note((*path, key) if text and key in resolved else path,
+                            text if text and key in resolved else problem)
+        return resolved
+
+    def fields(self):
+        return fields(load(self.function))
+
+
+class Loss:
+    """One loss for all outputs, a loss per named output, or a list in output order."""
+
+    def resolve(self, value, path, report):
+        if isinstance(value, list):
+            return [LOSS.resolve(item, (*path, i), report) for i, item in enumerate(value)]
+        if not names_outputs(value):
+            return LOSS.resolve(value, path, report)
+        return {name: LOSS.resolve(item, (*path, name), report) for name, item in value.items()}
+
+
+def loss_entry(weight: float = _UNSET, target: str = _UNSET,
+               resize: Literal["logits", "logits_align_corners", "target"] = _UNSET):
+    """Keys beside "type" and "args" of a loss; left out, the model or the loss decides."""
+
+
+def mixed_entry(weight: float = 1.0):
+    """Keys beside "type" and "args" of one loss in a sum."""
+
+
+def optimizer_entry(differential_lr: bool = False):
+    """Keys beside "type" and "args": the backbone learns at a tenth of the rate."""
+
+
+def predict_options(CoI: Literal["all"] | list[int] = "all", train: str = "max", val: str = "max",
+                    test: str = "max", temperature: float = 1.0,
+                    threshold: float | list[float] = 0.5,
+                    mode: Literal["whole", "sliding", "multiscale"] = "whole",
+                    scales: list[float] = [1.0], flip: bool = False,
+                    crop_size: int | tuple[int, int] | None = None, overlap: float = 1 / 3):
+    """How logits become predictions.
+
+    CoI: the classes image-level scores are averaged over. train, val, test: the
+    decision rule of each stage. temperature, threshold: options of the rules.
+    mode, scales, flip, crop_size, overlap: the predictor of validation and test.
+    """
+
+
+LOSS = Component("losses", loss_entry, short=True)
+MIXED = Component("losses", mixed_entry)
+
+
+def experiment(arch: Annotated[dict, Component("models")],
+               train_loader: Annotated[dict, Component("datasets")],
+               optimizer: Annotated[dict, Component("optimizers", optimizer_entry)],
+               loss: Annotated[str | dict | list, Loss()],
+               trainer: Annotated[dict, Keys("trainer:Trainer")],
+               name: str = "segwright", seed: int = 0, deterministic: bool = False,
+               n_gpu: int | None = None, use_synch_bn: bool = False,
+               val_loader: Annotated[dict | None, Component("datasets")] = None,
+               test_loader: Annotated[dict | None, Component("datasets")] = None,
+               lr_scheduler: Annotated[dict | str | None, Component("schedulers", short=True)]
+               = {"type": "Poly", "args": {}},
+               loss_weights: list[float] | None = None,
+               val_loss: Annotated[str | dict | list | None, Loss()] = None,
+               ignore_index: int = 255,
+               predict: Annotated[dict, Keys("utils.config_schema:predict_options")] = {}):
+    """One training session.
+
+    name: the folder of its runs. seed: of every random number. deterministic:
+    the same numbers on every run, at some cost in speed. n_gpu: null takes every
+    visible GPU, or the CPU. use_synch_bn: batch norms share statistics over the
+    GPUs. lr_scheduler: null keeps the rate. loss_weights: where loss is a list.
+    val_loss: the loss reported in validation, where it is another one.
+    """
+
+
+def resolve_config(config: dict, source: str = "config") -> dict:
+    """The full config with every default written out.
+
+    source: names the config in errors. ConfigError: one for all mistakes, a
+    line each with its path, what was found, what was expected, and the nearest
+    match. Whatever `config` says, the result holds only JSON values; the
+    resolved config of a resolved config is itself.
+    """
+    report = Report(source, getattr(config, "places", {}), getattr(config, "typed", {}))
+    if not isinstance(config, dict):
+        raise ConfigError(f"expected an object {{...}}, found {value_name(config)}", source)
+    resolved = report.keys(config, (), fields(experiment))
+    _check_across(resolved, report)
+    report.raise_mistakes()
+    return resolved
+
+
+class Report:
+    """Checks keys and values, and collects every mistake.
+
+    places: path -> "file:line" of what a file or the command line says.
+    typed: path -> the text of a value given on the command line.
+    """
+
+    def __init__(self, source, places, typed):
+        self.source, self.places, self.typed = source, places, typed
+        self.mistakes = []
+
+    def note(self, path, text):
+        known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in self.places), None)
+        place = f" ({self.places[known]})" if known else ""
+        self.mistakes.append(f"{path_name(path) or 'top level'}: {text}{place}")
+
+    def raise_mistakes(self):
+        if self.mistakes:
+            count = len(self.mistakes)
+            header = f"{count} mistake{'s' if count > 1 else ''} in {self.source}"
+            raise ConfigError("\n".join([header, *(f"  {line}" for line in self.mistakes)]))
+
+    def is_object(self, value, path, expected):
+        if isinstance(value, dict):
+            return True
+        self.note(path, f"expected {expected}, found {value_name(value)}")
+        return False
+
+    def keys(self, values, path, schema, hidden=(), also=()):
+        """Resolve one flat dict of arguments: schema's keys, in the order of the signature.
+
+        hidden: keys the program provides; also: keys that are known and handled elsewhere.
+        """
+        for key in values:
+            if key in hidden:
+                self.note((*path, key), "is set by the program; remove it from the config")
+            elif key not in schema:
+                self.note((*path, key), _unknown_key(key, [*schema, *also]))
+        resolved = {}
+        for name, field in schema.items():
+            if name in values:
+                resolved[name] = self.value(values[name], (*path, name), field)
+            elif field.required:
+                self.note((*path, name), f"missing; expected {_expected(field)}")
+            elif field.default is not _UNSET and _is_json(field.default):
+                resolved[name] = self.value(as_json(field.default), (*path, name), field)
+        return resolved
+
+    def value(self, value, path, field):
+        for annotation in field.annotations:
+            section = section_of(annotation)
+            if section and not (value is None and field.fits(None)):
+                return section.resolve(value, path, self)
+        if not field.fits(value) and path in self.typed and field.fits(self.typed[path]):
+            value = self.typed[path]        # a name such as 50, typed in a shell
+        if not field.fits(value):
+            self.note(path, f"expected {field.expected}, found {value_name(value)}"
+                            f"{_hint(value, field)}")
+        return value
+
+
+def section_callables(kind: str, cls) -> list:
+    """The class of a section and the callables that share its "args"."""
+    return [cls, *map(load, SHARED.get(kind, ()))]
+
+
+def section_of(annotation):
+    """The Component, Keys or Loss an annotation carries, or None."""
+    if get_origin(annotation) is Annotated:
+        return next((one for one in annotation.__metadata__
+                     if isinstance(one, (Component, Keys, Loss))), None)
+    # Python 3.10 wraps the annotation of a parameter with default None once more.
+    return next(filter(None, map(section_of, get_args(annotation))), None)
+
+
+def names_outputs(section) -> bool:
+    """Whether a loss section is the form {"out": ..., "aux": ...}."""
+    return isinstance(section, dict) and bool(section) and not {"type", "args"} & set(section)
+
+
+def path_name(path: tuple) -> str:
+    """("loss", "losses", 0, "type") -> "loss.losses[0].type"."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.lstrip(".")
+
+
+def load(name: str):
+    """The object called "module:attribute" or "module:class.attribute"."""
+    module, attributes = name.split(":")
+    found = importlib.import_module(module)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute)
+    return found
+
+
+def _check_across(config, report):
+    """Mistakes in the combination of keys, as far as they show without data."""
+    for key, lowest in (("seed", 0), ("n_gpu", 0)):
+        if type(config.get(key)) is int and config[key] < lowest:
+            report.note((key,), f"expected an int of at least {lowest}, found {config[key]}")
+    monitor = (config.get("trainer") or {}).get("monitor")
+    problem = monitor_problem(monitor) if isinstance(monitor, str) else None
+    if problem:
+        report.note(("trainer", "monitor"), problem)
+    _check_labels(config, report)
+    for key in ("loss", "val_loss"):
+        _check_outputs(config, key, report)
+    weights, loss = config.get("loss_weights"), config.get("loss")
+    if weights is not None and not isinstance(loss, list):
+        report.note(("loss_weights",), "has an effect only when loss is a list; write \"weight\" "
+                                       "beside the type of each loss")
+    elif isinstance(weights, list) and len(weights) != len(loss):
+        report.note(("loss_weights",), f"expected {len(loss)} weights, one per loss, found "
+                                       f"{len(weights)}")
+
+
+def _check_labels(config, report):
+    counts = {key: _static(config, key, "datasets", "num_classes")
+              for key in ("train_loader", "val_loader", "test_loader")}
+    counts = {key: count for key, count in counts.items() if type(count) is int}
+    train = counts.get("train_loader")
+    for key, count in counts.items():
+        if train and count != train:
+            report.note((key, "type"), f"{config[key]['type']} has {count} classes, the training "
+                                       f"set {config['train_loader']['type']} has {train}")
+    ignored = config.get("ignore_index")
+    if type(ignored) is int and 0 <= ignored < max(counts.values(), default=0):
+        report.note(("ignore_index",), f"{ignored} is a class of the dataset (0 to "
+                                       f"{max(counts.values()) - 1}); expected another value")
+
+
+def _check_outputs(config, key, report):
+    """The outputs a loss names, against the model's where the class states them."""
+    section = config.get(key)
+    outputs = _static(config, "arch", "models", "output_weights")
+    base = load("base.base_model:BaseModel")
+    if not isinstance(outputs, dict) or outputs is base.output_weights:
+        return      # decided in the constructor: the criterion checks the built model
+    if isinstance(section, list) and len(section) > len(outputs):
+        report.note((key,), f"{len(section)} losses; {config['arch']['type']} has "
+                            f"{len(outputs)} outputs: {', '.join(outputs)}")
+    if names_outputs(section):
+        for entry in section:
+            for name in entry.split("+"):
+                if name not in outputs:
+                    report.note((key, entry), unknown("output", name, outputs))
+
+
+def _static(config, key, kind, attribute):
+    """A class attribute of the component that a section names, or None."""
+    section = config.get(key)
+    name = section.get("type") if isinstance(section, dict) else None
+    known = components(kind) if isinstance(name, str) else {}
+    return getattr(known[name], attribute, None) if name in known else None
+
+
+def _unknown_key(key, known):
+    near = nearest(key, known)
+    if near:
+        return f"unknown key. Did you mean {near!r}?"
+    return f"unknown key. Known: {', '.join(sorted(known)) or 'none'}."
+
+
+def _expected(field):
+    sections = [section_of(annotation) for annotation in field.annotations]
+    if any(isinstance(section, (Component, Loss)) for section in sections):
+        return '{"type": NAME, "args": {...}}'
+    return field.expected
+
+
+def _hint(value, field):
+    """How the value was probably meant."""
+    if isinstance(value, str):
+        choices = [one for annotation in field.annotations for one in literals(annotation)]
+        near = nearest(value, [one for one in choices if isinstance(one, str)])
+        if near:
+            return f". Did you mean {json.dumps(near)}?"
+        try:
+            meant = json.loads(value.lower())
+        except ValueError:
+            return ""
+        return f". Write {json.dumps(meant)} without quotes" if field.fits(meant) else ""
+    if field.fits(str(value)):
+        return '. Write it in double quotes'
+    return ""
+
+
+def _is_json(value):
+    try:
+        json.dumps(as_json(value), allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,230 @@
+"""Reads annotated signatures as a schema: which keys, of which type, with which default.
+
+The values come from JSON. A bool is no int; an int serves for a float; a list
+serves for a tuple; strings are never read as numbers; NaN is no number.
+"""
+import collections.abc
+import inspect
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+
+REQUIRED = inspect.Parameter.empty
+_SEQUENCES = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
+_NAMES = {bool: "bool", int: "int", float: "float", str: "string", dict: "object",
+          types.NoneType: "null", list: "list", tuple: "list"}
+# Names that torch's modules import for type checkers alone.
+_TYPING_NAMES = {**vars(collections.abc), **{name: getattr(typing, name) for name in typing.__all__}}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key a config may hold, as declared by one or several signatures.
+
+    annotations: the type each of them declares; a value has to fit all.
+    default: REQUIRED when one of them has none.
+    """
+
+    name: str
+    annotations: tuple
+    default: object
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+    def fits(self, value) -> bool:
+        return all(fits(value, annotation) for annotation in self.annotations)
+
+    @property
+    def expected(self) -> str:
+        return " and ".join(dict.fromkeys(map(type_name, self.annotations)))
+
+
+def fields(*callables, leave_out=()) -> dict[str, Field]:
+    """The keys that one flat dict of arguments for all `callables` may hold.
+
+    leave_out: parameters the program provides. A callable adds its own in an
+    attribute `provided`. Where several declare one key, the first default is
+    the one a resolved config shows.
+    """
+    found = {}
+    for function in callables:
+        hidden = {*leave_out, *provided_by(function)}
+        for name, (annotation, default) in parameters(function).items():
+            if name in hidden:
+                continue
+            if name in found:
+                known = found[name]
+                annotations = tuple(dict.fromkeys((*known.annotations, annotation)))
+                required = known.required or default is REQUIRED
+                found[name] = Field(name, annotations, REQUIRED if required else known.default)
+            else:
+                found[name] = Field(name, (annotation,), default)
+    return found
+
+
+def provided_by(function) -> tuple:
+    """The parameters that a callable says the program provides, never the config."""
+    return tuple(getattr(function, "provided", ()))
+
+
+def parameters(function) -> dict[str, tuple]:
+    """name -> (annotation, default) of everything that can be given by keyword.
+
+    A parameter without annotation takes anything (typing.Any).
+    """
+    target = function.__init__ if inspect.isclass(function) else function
+    hints = typing.get_type_hints(target, localns=_TYPING_NAMES, include_extras=True)
+    signature = inspect.signature(target)
+    return {name: (hints.get(name, typing.Any), parameter.default)
+            for name, parameter in signature.parameters.items()
+            if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD,
+                                                     parameter.KEYWORD_ONLY)}
+
+
+def fits(value, annotation) -> bool:
+    """Whether a JSON value can be passed for `annotation`."""
+    annotation = _bare(annotation)
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in (typing.Any, object, REQUIRED):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, choice) for choice in inner)
+    if origin is typing.Literal:
+        return any(type(value) is type(choice) and value == choice for choice in inner)
+    kind = origin or annotation
+    if kind in _SEQUENCES:
+        return isinstance(value, (list, tuple)) and _elements_fit(value, kind, inner)
+    if kind in (dict, collections.abc.Mapping):
+        return isinstance(value, dict) and (
+            not inner or all(fits(key, inner[0]) and fits(item, inner[1])
+                             for key, item in value.items()))
+    if annotation in (None, types.NoneType):
+        return value is None
+    if annotation is float:
+        return type(value) is int or (type(value) is float and math.isfinite(value))
+    return annotation in (bool, int, str) and type(value) is annotation
+
+
+def converted(value, annotations):
+    """`value` as the callable wants it: a tuple where a tuple is declared."""
+    for annotation in annotations:
+        value = _convert(value, annotation)
+    return value
+
+
+def type_name(annotation) -> str:
+    """What a user reads: "float", "list of int", "one of \"bf16\", \"fp16\", false"."""
+    annotation = _bare(annotation)
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in (typing.Any, object, REQUIRED):
+        return "any value"
+    if origin in (typing.Union, types.UnionType):
+        names = dict.fromkeys(type_name(choice) for choice in inner if _from_json(choice))
+        return " or ".join(names) or "nothing a config can hold"
+    if origin is typing.Literal:
+        choices = ", ".join(map(json.dumps, inner))
+        return choices if len(inner) == 1 else f"one of {choices}"
+    kind = origin or annotation
+    if kind in _SEQUENCES:
+        if not inner or inner == ((),):
+            return "list"
+        if kind is tuple and inner[-1] is not Ellipsis:
+            return f"list [{', '.join(map(type_name, inner))}]"
+        return f"list of {type_name(inner[0])}"
+    return _NAMES.get(types.NoneType if annotation is None else kind,
+                      getattr(kind, "__name__", str(kind)))
+
+
+def literals(annotation) -> list:
+    """The values a Literal inside `annotation` allows."""
+    annotation = _bare(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return list(typing.get_args(annotation))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [value for choice in typing.get_args(annotation) for value in literals(choice)]
+    return []
+
+
+def value_name(value) -> str:
+    """A value as a message shows it, with its type: `"0.01" (string)`."""
+    text = json.dumps(as_json(value), ensure_ascii=False)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    if value is None or isinstance(value, bool):
+        return text
+    return f"{text} ({_NAMES.get(type(value), type(value).__name__)})"
+
+
+def as_json(value):
+    """A default as JSON holds it (tuples become lists); TypeError where it cannot."""
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{value!r} has no JSON form")
+
+
+def annotation_schema(annotation) -> dict:
+    """The JSON Schema of one annotation."""
+    annotation = _bare(annotation)
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in (typing.Any, object, REQUIRED):
+        return {}
+    if origin in (typing.Union, types.UnionType):
+        choices = [annotation_schema(choice) for choice in inner if _from_json(choice)]
+        return choices[0] if len(choices) == 1 else {"anyOf": choices}
+    if origin is typing.Literal:
+        return {"enum": list(inner)}
+    kind = origin or annotation
+    if kind in _SEQUENCES:
+        if not inner or inner == ((),):
+            return {"type": "array"}
+        if kind is tuple and inner[-1] is not Ellipsis:
+            return {"type": "array", "prefixItems": [annotation_schema(item) for item in inner],
+                    "minItems": len(inner), "maxItems": len(inner)}
+        return {"type": "array", "items": annotation_schema(inner[0])}
+    if kind in (dict, collections.abc.Mapping):
+        return {"type": "object"}
+    if annotation in (None, types.NoneType):
+        return {"type": "null"}
+    names = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    # A type no JSON value fits (a callable, say) is satisfied by none.
+    return {"type": names[annotation]} if annotation in names else {"not": {}}
+
+
+def _elements_fit(values, kind, inner):
+    if not inner:
+        return True
+    if kind is tuple and inner[-1] is not Ellipsis:
+        wanted = () if inner == ((),) else inner
+        return len(values) == len(wanted) and all(map(fits, values, wanted))
+    return all(fits(value, inner[0]) for value in values)
+
+
+def _convert(value, annotation):
+    annotation = _bare(annotation)
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return next((_convert(value, choice) for choice in inner if fits(value, choice)), value)
+    if not isinstance(value, (list, tuple)) or (origin or annotation) not in _SEQUENCES:
+        return value
+    if (origin or annotation) is tuple and inner and inner[-1] is not Ellipsis:
+        return tuple(map(_convert, value, inner))
+    items = [_convert(item, inner[0]) if inner else item for item in value]
+    return tuple(items) if (origin or annotation) is tuple else items
+
+
+def _from_json(annotation):
+    """Whether any JSON value fits: not a Tensor, not a callable."""
+    return "not" not in annotation_schema(annotation)
+
+
+def _bare(annotation):
+    while typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return annotation
