@@ -9,12 +9,12 @@ import torch
 from tqdm import tqdm
 
 from utils.distributed import all_reduce_, is_main, rank, world_size
-from utils.metrics import DatasetMetrics, ImageMetrics
+from utils.metrics import DatasetMetrics, ImageMetrics, count_pixels
 
 
 def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_index: int,
-             classes_of_interest: list[int] | None = None, loss: Callable | None = None,
-             device: torch.device | str, progress: str | None = None,
+             classes_of_interest: list[int] | str | None = None, loss: Callable | None = None,
+             device: torch.device | str, progress: str | None = None, published: bool = False,
              on_batch: Callable | None = None) -> dict[str, dict]:
     """The scores of every decision rule over the whole loader, from one forward per image.
 
@@ -25,14 +25,16 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
     decisions: rules from utils.decision, at least one; names must differ.
     loss: (logits float32, label int64) -> scalar, taken on the same logits.
     progress: text before a bar on stderr; no bar where stderr is no terminal.
+    published: image-level scores as the RankDice code computes them (see ImageMetrics).
     on_batch: called as on_batch(ids, images, labels, {rule: prediction}) after
         each forward, for pictures; it gets tensors on the device.
 
     returns: rule name -> results. Dataset-level numbers keep their names
         (Mean_IoU, Class_IoU, ..., confusion); image-level ones are under
-        "mIoU_I", "mDice_I" and, all of them, under "image". "images" counts the
-        images and "loss" is the mean over images. Every number is the same for
-        any number of ranks, to the last bit.
+        "mIoU_I", "mDice_I" and, all of them, under "image" (its img_index holds
+        positions in the loader's order). "images" counts the images and "loss"
+        is the mean over images. Every number is the same for any number of
+        ranks, to the last bit.
 
     Nothing is read from the device before the last batch.
     """
@@ -41,26 +43,31 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
     if not names or len(set(names)) != len(names):
         raise ValueError(f"decisions must be at least one and all different, got {names}")
     scores = {name: (DatasetMetrics(num_classes, ignore_index, classes_of_interest),
-                     ImageMetrics(num_classes, ignore_index, classes_of_interest))
+                     ImageMetrics(num_classes, ignore_index, classes_of_interest,
+                                  published=published))
               for name in names}
     losses, sizes = [], []
     bar = tqdm(loader, desc=progress, total=len(loader), leave=False, dynamic_ncols=True,
                disable=None if progress and is_main() else True)
     with torch.inference_mode():
-        for batch in bar:
+        for number, batch in enumerate(bar):
             total = torch.zeros((), device=device)
-            for ids, images, labels in _groups_of_equal_size(batch):
+            first = (rank() + number * world_size()) * loader.batch_size
+            for members, images, labels in _groups_of_equal_size(batch):
+                ids = [batch["id"][i] for i in members]
+                index = [first + i for i in members]
                 images = images.to(device, non_blocking=True)
                 labels = labels.to(device, non_blocking=True)
                 logits = predictor(images)
                 predictions = {}
                 for decision in decisions:
                     prediction = decision(logits)
+                    counts = count_pixels(prediction, labels, num_classes, ignore_index)
                     for metrics in scores[decision.name]:
-                        metrics.update(prediction, labels)
+                        metrics.add(counts, index)
                     if on_batch:
                         predictions[decision.name] = prediction
-                if loss:
+                if loss is not None:
                     total += loss(logits, labels.long()) * len(ids)
                 if on_batch:
                     on_batch(ids, images, labels, predictions)
@@ -74,20 +81,20 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
         per_image = image.compute()
         results[name] = {**dataset.compute(), "mIoU_I": per_image["Mean_IoU"],
                          "mDice_I": per_image["Mean_Dice"], "image": per_image, "images": images}
-        if loss:
+        if loss is not None:
             results[name]["loss"] = mean_loss
     return results
 
 
 def _groups_of_equal_size(batch):
-    """A batch as (ids, images (N, 3, H, W), labels (N, H, W)), one for each image size."""
-    images, labels, ids = batch["image"], batch["label"], batch["id"]
+    """A batch as (positions, images (N, 3, H, W), labels (N, H, W)), one for each image size."""
+    images, labels = batch["image"], batch["label"]
     if isinstance(images, torch.Tensor):
-        return [(ids, images, labels)]
+        return [(range(len(images)), images, labels)]
     groups = {}
     for index, image in enumerate(images):
         groups.setdefault(image.shape, []).append(index)
-    return [([ids[i] for i in members], torch.stack([images[i] for i in members]),
+    return [(members, torch.stack([images[i] for i in members]),
              torch.stack([labels[i] for i in members])) for members in groups.values()]
 
 

@@ -8,20 +8,30 @@ windows that overlap (yassouali/pytorch-segmentation, HRNet, mmsegmentation),
 and several scales with or without a mirrored copy (PSPNet, Zhao et al., CVPR
 2017). Every source averages logits; `average="probs"` averages probabilities.
 """
+import inspect
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from utils.errors import ConfigError
+from utils.precision import autocast_dtype
 
-MODES = ("whole", "sliding", "multiscale")
 # What yassouali/pytorch-segmentation uses for every dataset but Cityscapes.
 MULTISCALE = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 # Bytes of resized logits that exist at a time; a CPU wants them in its cache.
 CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+
+
+def build_predictor(model: nn.Module, normalize: Callable, options: dict,
+                    activation: str = "softmax") -> "Predictor":
+    """The predictor that the `predict` section of a config describes; every key is optional."""
+    known = set(inspect.signature(Predictor).parameters) - set(Predictor.provided)
+    return Predictor(model, normalize, activation=activation,
+                     **{key: value for key, value in options.items() if key in known})
 
 
 class Predictor:
@@ -50,7 +60,8 @@ class Predictor:
     activation: "softmax" or "sigmoid", as the loss of the model has it.
     window_batch: windows in one forward; None means 1 on a CPU, where batches
         cost more than they save, and 8 elsewhere.
-    amp: False, "bf16" or "fp16": autocast around the model alone.
+    amp: autocast around the model alone: "bf16", "fp16", False, or "auto" (bf16 where
+        the hardware computes in it).
     align_corners: of the bilinear resizing of images and logits. The sources
         use True; False agrees with torch's and this project's networks.
     label_pairs: class ids that trade places in a mirror (LIP: left and right arm).
@@ -60,18 +71,25 @@ class Predictor:
     one map of the full size is summed into, view by view.
     """
 
-    def __init__(self, model: nn.Module, normalize: Callable, mode: str = "whole",
+    # What the program gives; the other arguments are keys of the config's `predict` section.
+    provided = ("model", "normalize", "activation", "channels_last")
+
+    def __init__(self, model: nn.Module, normalize: Callable,
+                 mode: Literal["whole", "sliding", "multiscale"] = "whole",
                  scales: tuple[float, ...] | None = None, flip: bool = False,
                  crop_size: int | tuple[int, int] | None = None, overlap: float = 1 / 3,
-                 tiling: str = "even", average: str = "logits", activation: str = "softmax",
-                 window_batch: int | None = None, amp: bool | str = False,
+                 tiling: Literal["even", "source"] = "even",
+                 average: Literal["logits", "probs"] = "logits",
+                 activation: Literal["softmax", "sigmoid"] = "softmax",
+                 window_batch: int | None = None,
+                 amp: Literal["auto", "bf16", "fp16", False] = False,
                  channels_last: bool = False, align_corners: bool = False,
                  label_pairs: tuple[tuple[int, int], ...] = ()):
-        _one_of("mode", mode, MODES)
+        _one_of("mode", mode, ("whole", "sliding", "multiscale"))
         _one_of("tiling", tiling, ("even", "source"))
         _one_of("average", average, ("logits", "probs"))
         _one_of("activation", activation, ("softmax", "sigmoid"))
-        _one_of("amp", amp, (False, "bf16", "fp16"))
+        _one_of("amp", amp, ("auto", "bf16", "fp16", False))
         scales = tuple(scales or (MULTISCALE if mode == "multiscale" else (1.0,)))
         if not all(math.isfinite(scale) and scale > 0 for scale in scales):
             raise ConfigError(f"scales must be positive numbers, found {list(scales)}")
@@ -195,10 +213,9 @@ class Predictor:
     def _forward(self, x):
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        if not self.amp:
-            return self.model(x)
-        dtype = torch.bfloat16 if self.amp == "bf16" else torch.float16
-        with torch.autocast(x.device.type, dtype=dtype):
+        # A CPU computes half precision slowly but correctly; only training in it is refused.
+        dtype = torch.float16 if self.amp == "fp16" else autocast_dtype(self.amp, x.device)
+        with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
             return self.model(x)
 
     def _add(self, total, view, weight, activate):
@@ -286,4 +303,5 @@ def _zeros(like, shape):
 
 def _one_of(name, value, choices):
     if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}; found {value!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}; found {value!r}",
+                          f"predict.{name}")
