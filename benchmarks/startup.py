@@ -1,0 +1,50 @@
+"""How long a person waits: --help, a config typo, and the first finished iteration.
+
+    python -m benchmarks.startup [--rounds 3]
+
+Wall time of whole processes. Goals: --help within 0.3 s; from the command to
+the first finished iteration at most `import torch` plus one second.
+"""
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args(argv).rounds
+    from benchmarks.measure import table
+    with tempfile.TemporaryDirectory() as folder:
+        first_iteration = [sys.executable, "train.py", "trainer.iterations=1",
+                           "trainer.epochs=null", "trainer.val=false", "trainer.tensorboard=false",
+                           f"trainer.save_dir={folder}", "train_loader.args.num_workers=0",
+                           "train_loader.args.batch_size=2", "train_loader.args.length=2"]
+        commands = {
+            "python -c pass": [sys.executable, "-c", "pass"],
+            "import torch": [sys.executable, "-c", "import torch"],
+            **{f"{name} --help": [sys.executable, name, "--help"]
+               for name in ("train.py", "test.py", "inference.py")},
+            "a syntax error in the config": [sys.executable, "train.py", "-c", os.devnull],
+            "first iteration (ENet, Shapes)": first_iteration,
+        }
+        seconds = {name: [] for name in commands}
+        for _ in range(rounds + 1):
+            for name, command in commands.items():
+                before = time.perf_counter()
+                subprocess.run(command, capture_output=True)
+                seconds[name].append(time.perf_counter() - before)
+    middle = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    table("start-up, wall seconds", [("command", "median s")]
+          + [(name, f"{value:.2f}") for name, value in middle.items()])
+    extra = middle["first iteration (ENet, Shapes)"] - middle["import torch"]
+    print(f"\nfirst iteration beyond import torch: {extra:.2f} s")
+
+
+if __name__ == "__main__":
+    main()
