@@ -1,0 +1,67 @@
+"""Encoders: an image in, feature maps from high to low resolution out.
+
+A backbone is a public subclass of `Backbone` in a module of this package. Its
+`aliases` are the names a config may give as `backbone`; where one class has
+several (ResNet-18 … 152), the constructor's first argument, `name`, is told
+which. Adding a backbone is adding a file.
+"""
+import inspect
+
+import torch
+from torch import nn
+
+from utils.errors import ConfigError
+from utils.registry import components, unknown
+
+
+class Backbone(nn.Module):
+    """x (N, 3, H, W) normalised RGB -> list of maps (N, channels[i], ~H/strides[i], ~W/strides[i]).
+
+    The maps go from high to low resolution. `channels` and `strides` are lists
+    of equal length, set by the constructor.
+    """
+
+    aliases: tuple = ()
+    channels: list[int]
+    strides: list[int]
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        raise NotImplementedError
+
+
+def build_backbone(name: str, **options) -> Backbone:
+    """The encoder called `name`, e.g. build_backbone("resnet50", output_stride=16).
+
+    Raises ConfigError for an unknown name, for an option that this encoder has
+    not, and for values it cannot take.
+    """
+    if name.startswith("timm/"):
+        from models.backbones.timm_adapter import TimmBackbone
+        cls = TimmBackbone
+    else:
+        cls = _lookup(name)
+    known = inspect.signature(cls).parameters
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"backbone {name}: {unknown('option', option, known)}",
+                              fix="choose a backbone that has it, or leave it out")
+    if "name" in known:
+        options = {"name": name, **options}
+    return cls(**options)
+
+
+def backbone_names() -> list[str]:
+    """Every name `build_backbone` knows, in alphabetical order ("timm/NAME" aside)."""
+    return sorted(_by_name())
+
+
+def _lookup(name):
+    choices = _by_name()
+    if name not in choices:
+        raise ConfigError(unknown("backbone", name, choices), where="arch.args.backbone",
+                          fix="any encoder of timm serves as timm/NAME where timm is installed")
+    return choices[name]
+
+
+def _by_name():
+    return {name: cls for cls in components("backbones").values() for name in cls.aliases}

@@ -1,0 +1,77 @@
+"""DeepLabV3+. Chen et al., Encoder-Decoder with Atrous Separable Convolution for
+Semantic Image Segmentation, ECCV 2018, arXiv:1802.02611.
+
+The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
+`yassouali_deeplabv3plus_{resnet101,resnet101_os8,xception}`. No weights are
+published. In a ResNet every block of a dilated stage has the new rate
+(torchvision leaves the first at the old one). All resizes have
+align_corners=True.
+"""
+import torch
+from torch import nn
+
+from base.base_model import BaseModel
+from models.backbones import build_backbone
+from models.layers.heads import ASPP, conv_norm_relu
+from models.layers.init import he_init
+from models.layers.resize import resize_to
+from models.published import Published
+from utils.errors import ConfigError
+
+
+class DeepLab(BaseModel):
+    """ASPP on a dilated backbone and a decoder that adds the features of stride 4.
+
+    x: (N, 3, H, W) normalised RGB, any H and W.
+    output_stride: 16 (ASPP rates 6, 12, 18) or 8 (12, 24, 36). A training batch
+    needs two images (image pooling).
+    eval: logits (N, C, H, W); train: {"out": logits}.
+    """
+
+    aliases = ("DeepLabV3Plus",)
+
+    def __init__(self, num_classes: int, backbone: str = "xception", pretrained: bool = False,
+                 output_stride: int = 16, norm: str = "batch"):
+        super().__init__()
+        if output_stride not in (8, 16):
+            raise ConfigError(f"output_stride must be 8 or 16, got {output_stride}",
+                              where="arch.args.output_stride")
+        options = {"dilate_first": True} if "resnet" in backbone and "/" not in backbone else {}
+        self.backbone = build_backbone(backbone, output_stride=output_stride,
+                                       pretrained=pretrained, norm=norm, **options)
+        rates = (6, 12, 18) if output_stride == 16 else (12, 24, 36)
+        self.aspp = ASPP(self.backbone.channels[-1], 256, rates, norm=norm)
+        self.low_level = conv_norm_relu(self.backbone.channels[0], 48, 1, norm=norm)
+        self.decoder = nn.Sequential(*conv_norm_relu(48 + 256, 256, norm=norm),
+                                     *conv_norm_relu(256, 256, norm=norm),
+                                     nn.Dropout(0.1), nn.Conv2d(256, num_classes, 1))
+        he_init(self.aspp, self.low_level, self.decoder, norm_bias=1e-4)
+
+    def forward(self, x):
+        low, *_, high = self.backbone(x)             # strides 4 and output_stride
+        low = self.low_level(low)
+        high = resize_to(self.aspp(high), low, align_corners=True)
+        out = self.decoder(torch.cat([low, high], dim=1))
+        out = resize_to(out, x, align_corners=True)
+        return {"out": out} if self.training else out
+
+
+# Keys of yassouali's DeepLab and DUC_HDC -> ours.
+ENCODER_KEYS = ((r"^backbone\.layer0\.0\.", "backbone.conv1."),
+                (r"^backbone\.layer0\.1\.", "backbone.bn1."))
+ASPP_KEYS = tuple((rf"^ASSP\.aspp{i}\.", f"aspp.branches.{i - 1}.") for i in range(1, 7)) + (
+    (r"^ASSP\.avg_pool\.1\.", "aspp.image.0."), (r"^ASSP\.avg_pool\.2\.", "aspp.image.1."),
+    (r"^ASSP\.conv1\.", "aspp.project.0."), (r"^ASSP\.bn1\.", "aspp.project.1."))
+DECODER_KEYS = ((r"^decoder\.conv1\.", "low_level.0."), (r"^decoder\.bn1\.", "low_level.1."),
+                (r"^decoder\.output\.", "decoder."))
+
+PUBLISHED = {
+    f"yassouali_deeplabv3plus_{name}": Published(
+        build=lambda classes, args=args: DeepLab(classes, **args),
+        rename=ENCODER_KEYS + ASPP_KEYS + DECODER_KEYS, classes="decoder.output.7.weight")
+    for name, args in {
+        "resnet101": {"backbone": "resnet101"},
+        "resnet101_os8": {"backbone": "resnet101", "output_stride": 8},
+        "xception": {"backbone": "xception"},
+    }.items()
+}

@@ -1,0 +1,79 @@
+"""Parts that several heads share: convolution blocks, pyramid pooling, ASPP."""
+import torch
+from torch import nn
+
+from models.layers.norm import activation, norm_layer, pooled_norm
+from models.layers.resize import resize_to
+
+
+def conv_norm_relu(in_channels: int, channels: int, kernel_size: int = 3, *, dilation: int = 1,
+                   norm: str = "batch", bias: bool = False) -> nn.Sequential:
+    """(N, in_channels, H, W) -> (N, channels, H, W); keys: convolution "0", norm "1"."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size, padding=dilation * (kernel_size // 2),
+                  dilation=dilation, bias=bias),
+        norm_layer(norm)(channels),
+        activation(norm))
+
+
+def fcn_head(in_channels: int, channels: int, num_classes: int, *, dropout: float = 0.1,
+             dropout_maps: bool = False, norm: str = "batch") -> nn.Sequential:
+    """3x3 convolution, norm, ReLU, dropout, 1x1 classifier; keys "0", "1" and "4".
+
+    dropout_maps: drop whole maps instead of single values.
+    """
+    drop = nn.Dropout2d(dropout) if dropout_maps else nn.Dropout(dropout)
+    return nn.Sequential(*conv_norm_relu(in_channels, channels, norm=norm), drop,
+                         nn.Conv2d(channels, num_classes, 1))
+
+
+class PyramidPooling(nn.Module):
+    """Means over 1x1, 2x2, 3x3 and 6x6 regions beside the features themselves.
+
+    (N, in_channels, H, W) -> (N, out_channels, H, W). Zhao et al., CVPR 2017,
+    arXiv:1612.01105. Pooled maps are resized with align_corners=True, as in
+    yassouali/pytorch-segmentation.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bins: tuple = (1, 2, 3, 6), *,
+                 norm: str = "batch", dropout: float = 0.1):
+        super().__init__()
+        channels = in_channels // len(bins)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(size),
+                          *conv_norm_relu(in_channels, channels, 1,
+                                          norm=pooled_norm(norm) if size == 1 else norm))
+            for size in bins)
+        self.bottleneck = nn.Sequential(
+            *conv_norm_relu(in_channels + len(bins) * channels, out_channels, norm=norm),
+            nn.Dropout2d(dropout))
+
+    def forward(self, x):
+        pooled = [resize_to(stage(x), x, align_corners=True) for stage in self.stages]
+        return self.bottleneck(torch.cat([x, *pooled], dim=1))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: 1x1, one 3x3 per rate, and the image's mean.
+
+    (N, in_channels, H, W) -> (N, channels, H, W). Chen et al., Rethinking
+    Atrous Convolution, 2017, arXiv:1706.05587. The mean's norm sees one pixel
+    per image: in train mode a batch of one image is an error there.
+    """
+
+    def __init__(self, in_channels: int, channels: int = 256, rates: tuple = (12, 24, 36), *,
+                 norm: str = "batch", dropout: float = 0.5):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [conv_norm_relu(in_channels, channels, 1, norm=norm)]
+            + [conv_norm_relu(in_channels, channels, dilation=rate, norm=norm) for rate in rates])
+        self.image = conv_norm_relu(in_channels, channels, 1, norm=pooled_norm(norm))
+        self.project = nn.Sequential(
+            *conv_norm_relu((len(rates) + 2) * channels, channels, 1, norm=norm),
+            nn.Dropout(dropout))
+
+    def forward(self, x):
+        parts = [branch(x) for branch in self.branches]
+        image = self.image(x.mean((2, 3), keepdim=True))
+        parts.append(image.expand(-1, -1, *x.shape[2:]))     # a bilinear resize of one pixel
+        return self.project(torch.cat(parts, dim=1))

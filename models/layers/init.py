@@ -1,0 +1,18 @@
+"""How weights start."""
+from torch import nn
+
+
+def he_init(*modules: nn.Module, mode: str = "fan_in", norm_bias: float = 0.0):
+    """He's normal initialisation for every convolution inside `modules`; norms start at the identity.
+
+    mode: "fan_out" keeps the variance of gradients, as torchvision's encoders
+    do, "fan_in" that of activations. norm_bias: 1e-4 in the heads of
+    yassouali/pytorch-segmentation. He et al., 2015, arXiv:1502.01852.
+    """
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode=mode, nonlinearity="relu")
+            elif isinstance(part, nn.modules.batchnorm._NormBase) and part.affine:
+                nn.init.ones_(part.weight)
+                nn.init.constant_(part.bias, norm_bias)

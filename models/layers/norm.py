@@ -1,0 +1,134 @@
+"""Normalisation by name, in one place for every network.
+
+`norm_layer(name)(channels)` is the norm, `activation(name)` the activation
+that follows it: EvoNorm is both in one, so that its activation is the
+identity. Where no activation follows (the last norm of a residual branch, the
+projection of a shortcut), `norm_layer(name)(channels, linear=True)` asks for a
+norm without one.
+
+batch     BatchNorm2d
+sync      batch norm over the batches of all ranks
+instance  one mean and variance per map, no parameters (torch's default)
+group     GroupNorm, gcd(32, channels) groups. Wu and He, 2018, arXiv:1803.08494
+evo_s0    EvoNorm-S0, batch-independent. Liu et al., 2020, arXiv:2004.02967
+evo_b0    EvoNorm-B0 of the same paper, with running variances
+
+instance_hoya012 and evo_s0_hoya012 reproduce the checkpoints of
+hoya012/semantic-segmentation-tutorial-pytorch and serve nothing else: the
+first also normalises 1x1 maps (to zero), the second has the unbiased group
+variance, replaces every norm (also those that no activation followed) and
+leaves no ReLU anywhere, not even after the residual sum.
+"""
+import math
+
+import torch
+from torch import nn
+
+from utils.errors import ConfigError
+from utils.registry import unknown
+from utils.sync_batchnorm import SyncBatchNorm
+
+
+def norm_layer(name: str):
+    """The constructor of the norm called `name`: (channels, linear=False) -> Module."""
+    if name not in _NORMS:
+        raise ConfigError(unknown("norm", name, NORMS), where="arch.args.norm")
+    return _NORMS[name]
+
+
+def activation(norm: str, after_sum: bool = False) -> nn.Module:
+    """The activation that follows the norm called `norm`; after_sum: that follows a residual sum."""
+    if norm == "evo_s0_hoya012" or norm.startswith("evo_") and not after_sum:
+        return nn.Identity()
+    return nn.ReLU(inplace=True)
+
+
+def pooled_norm(name: str) -> str:
+    """The norm to use in place of `name` where maps are pooled to 1x1.
+
+    A map of one pixel has no variance: instance norm would erase it, and
+    EvoNorm-B0 divide by nothing. Group norm serves there.
+    """
+    return {"instance": "group", "evo_b0": "group"}.get(name, name)
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    """torch's InstanceNorm2d that takes 1x1 maps too, and makes zeros of them."""
+
+    def forward(self, x):
+        return torch.instance_norm(x, None, None, None, None, True, 0.0, self.eps,
+                                   torch.backends.cudnn.enabled)
+
+
+class Affine(nn.Module):
+    """gamma * x + beta per channel: what stands for EvoNorm where no activation follows."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x):
+        return torch.addcmul(self.beta, self.gamma, x)
+
+
+class EvoNormS0(Affine):
+    """x * sigmoid(v * x) / sqrt(var + eps) * gamma + beta, the same in train and eval mode.
+
+    var: biased variance over the channels of a group and all pixels of one
+    image, in float32 whatever x is. v starts at 1. `unbiased=True` divides by
+    n - 1 as the tutorial's checkpoints do.
+    """
+
+    def __init__(self, channels: int, groups: int = 32, eps: float = 1e-5, unbiased: bool = False):
+        super().__init__(channels)
+        self.v = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.groups, self.eps, self.unbiased = math.gcd(groups, channels), eps, unbiased
+
+    def forward(self, x):
+        grouped = x.float().unflatten(1, (self.groups, -1))           # (N, G, C/G, H, W)
+        var = grouped.var((2, 3, 4), correction=int(self.unbiased))   # (N, G)
+        scale = torch.rsqrt(var + self.eps).repeat_interleave(self.gamma.shape[1] // self.groups, 1)
+        return super().forward(x * torch.sigmoid(self.v * x) * scale[..., None, None]).to(x.dtype)
+
+
+class EvoNormB0(Affine):
+    """x / max(sqrt(var_batch + eps), v * x + sqrt(var_instance + eps)) * gamma + beta.
+
+    var_batch: biased variance over batch and pixels; eval mode takes the
+    running one (new = 0.9 old + 0.1 batch). var_instance: biased, per image.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__(channels)
+        self.v = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.register_buffer("running_var", torch.ones(1, channels, 1, 1))
+        self.eps, self.momentum = eps, momentum
+
+    def forward(self, x):
+        wide = x.float()
+        if self.training:
+            var = wide.var((0, 2, 3), correction=0, keepdim=True)
+            with torch.no_grad():
+                self.running_var.lerp_(var, self.momentum)
+        else:
+            var = self.running_var
+        own = self.v * wide + torch.sqrt(wide.var((2, 3), correction=0, keepdim=True) + self.eps)
+        return super().forward(wide / torch.maximum(torch.sqrt(var + self.eps), own)).to(x.dtype)
+
+
+def _group(channels, linear=False):
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+_NORMS = {
+    "batch": lambda channels, linear=False: nn.BatchNorm2d(channels),
+    "sync": lambda channels, linear=False: SyncBatchNorm(channels),
+    "instance": lambda channels, linear=False: InstanceNorm(channels),
+    "group": _group,
+    "evo_s0": lambda channels, linear=False: (Affine if linear else EvoNormS0)(channels),
+    "evo_b0": lambda channels, linear=False: (Affine if linear else EvoNormB0)(channels),
+    "instance_hoya012": lambda channels, linear=False: InstanceNorm(channels),
+    "evo_s0_hoya012": lambda channels, linear=False: EvoNormS0(channels, unbiased=True),
+}
+NORMS = tuple(name for name in _NORMS if not name.endswith("_hoya012"))

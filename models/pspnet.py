@@ -1,0 +1,72 @@
+"""PSPNet. Zhao et al., Pyramid Scene Parsing Network, CVPR 2017, arXiv:1612.01105.
+
+Published checkpoint: `PSPnet.pth`, ResNet-50 with the deep stem, VOC 2012 val
+mIoU 82 (README of yassouali/pytorch-segmentation): `yassouali_pspnet_resnet50`.
+Differs from the paper: logits are resized with align_corners=False; the 3x3
+after the pyramid has a quarter of the encoder's channels.
+"""
+from torch import nn
+
+from base.base_model import BaseModel
+from models.backbones import build_backbone
+from models.layers.heads import PyramidPooling, fcn_head
+from models.layers.init import he_init
+from models.layers.resize import resize_to
+from models.published import Published
+
+
+class PSPNet(BaseModel):
+    """Pyramid pooling on a dilated backbone, output stride 8.
+
+    x: (N, 3, H, W) normalised RGB; H and W need not be divisible by 8.
+    backbone: resnet50s, 101s and 152s are the source's encoders with the deep
+    stem; any other of the list serves too. use_aux: whether the auxiliary head
+    is built. A training batch needs two images (1x1 bin).
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
+    """
+
+    output_weights = {"out": 1.0, "aux": 0.4}
+
+    def __init__(self, num_classes: int, backbone: str = "resnet50", pretrained: bool = False,
+                 output_stride: int = 8, use_aux: bool = True, bins: tuple = (1, 2, 3, 6),
+                 norm: str = "batch"):
+        super().__init__()
+        self.backbone = build_backbone(backbone, output_stride=output_stride,
+                                       pretrained=pretrained, norm=norm)
+        c3, c4 = self.backbone.channels[-2:]
+        self.head = nn.Sequential(PyramidPooling(c4, c4 // 4, bins, norm=norm),
+                                  nn.Conv2d(c4 // 4, num_classes, 1))
+        self.aux_head = None
+        if use_aux:
+            self.aux_head = fcn_head(c3, c4 // 4, num_classes, dropout_maps=True, norm=norm)
+            he_init(self.aux_head, norm_bias=1e-4)
+        else:
+            self.output_weights = {"out": 1.0}
+        he_init(self.head, norm_bias=1e-4)
+
+    def forward(self, x):
+        *_, f3, f4 = self.backbone(x)                # (N, c3|c4, H/8, W/8)
+        out = resize_to(self.head(f4), x)
+        if not self.training:
+            return out
+        if self.aux_head is None:
+            return {"out": out}
+        return {"out": out, "aux": resize_to(self.aux_head(f3), x)}
+
+
+# Keys of yassouali's PSPNet, PSPDenseNet and UNetResnet -> ours.
+ENCODER_KEYS = ((r"^initial\.0\.", "backbone.conv1."), (r"^initial\.1\.", "backbone.bn1."),
+                (r"^layer(\d)\.", r"backbone.layer\1."))
+HEAD_KEYS = ((r"^master_branch\.", "head."), (r"^auxiliary_branch\.", "aux_head."))
+
+VOC_MEAN, VOC_STD = (0.45734706, 0.43338275, 0.40058118), (0.23965294, 0.23532275, 0.2398498)
+
+PUBLISHED = {
+    f"yassouali_pspnet_resnet{depth}": Published(
+        build=lambda classes, name=f"resnet{depth}s": PSPNet(classes, name),
+        rename=ENCODER_KEYS + HEAD_KEYS, classes="master_branch.1.weight", files=files,
+        score=score, mean=VOC_MEAN, std=VOC_STD)
+    for depth, files, score in ((50, ("PSPnet.pth",), "VOC 2012 val mIoU 82"), (101, (), ""),
+                                (152, (), ""))
+}

@@ -1,0 +1,88 @@
+"""U-Net. Ronneberger et al., MICCAI 2015, arXiv:1505.04597.
+
+The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
+`yassouali_unet`; the keys are its own. No weights are published.
+
+Differs from the paper: padded convolutions with batch norm, and the first
+convolution of each pair has half the channels of the second.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from base.base_model import BaseModel
+from models.layers.heads import conv_norm_relu
+from models.layers.init import he_init
+from models.layers.resize import resize_to
+from models.published import Published
+
+
+class UNet(BaseModel):
+    """Four poolings down, four transposed convolutions up, with skips.
+
+    x: (N, 3, H, W) normalised RGB, any H and W: poolings round up, and a map
+    that came out one pixel larger is resized to its skip.
+    eval: logits (N, C, H, W); train: {"out": logits}.
+    """
+
+    def __init__(self, num_classes: int, norm: str = "batch"):
+        super().__init__()
+        self.start_conv = _two_convs(3, 64, norm)
+        self.down1 = _Down(64, 128, norm)
+        self.down2 = _Down(128, 256, norm)
+        self.down3 = _Down(256, 512, norm)
+        self.down4 = _Down(512, 1024, norm)
+        self.middle_conv = _two_convs(1024, 1024, norm)
+        self.up1 = _Up(1024, 512, norm)
+        self.up2 = _Up(512, 256, norm)
+        self.up3 = _Up(256, 128, norm)
+        self.up4 = _Up(128, 64, norm)
+        self.final_conv = nn.Conv2d(64, num_classes, 1)
+        he_init(self)
+        nn.init.zeros_(self.final_conv.bias)
+
+    def forward(self, x):
+        x1 = self.start_conv(x)                     # (N, 64, H, W)
+        x2 = self.down1(x1)                         # (N, 128, H/2, W/2)
+        x3 = self.down2(x2)
+        x4 = self.down3(x3)
+        x = self.middle_conv(self.down4(x4))        # (N, 1024, H/16, W/16)
+        x = self.up1(x4, x)
+        x = self.up2(x3, x)
+        x = self.up3(x2, x)
+        out = self.final_conv(self.up4(x1, x))
+        return {"out": out} if self.training else out
+
+
+class _Down(nn.Module):
+    """(N, in, H, W) -> (N, out, ceil(H/2), ceil(W/2))."""
+
+    def __init__(self, in_channels, channels, norm):
+        super().__init__()
+        self.down_conv = _two_convs(in_channels, channels, norm)
+
+    def forward(self, x):
+        return F.max_pool2d(self.down_conv(x), 2, ceil_mode=True)
+
+
+class _Up(nn.Module):
+    """skip (N, out, H, W) and x (N, 2 out, H/2, W/2) -> (N, out, H, W)."""
+
+    def __init__(self, in_channels, channels, norm):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(in_channels, in_channels // 2, 2, stride=2)
+        self.up_conv = _two_convs(in_channels, channels, norm)
+
+    def forward(self, skip, x):
+        x = resize_to(self.up(x), skip, align_corners=True)
+        return self.up_conv(torch.cat([skip, x], dim=1))
+
+
+def _two_convs(in_channels, channels, norm):
+    return nn.Sequential(*conv_norm_relu(in_channels, channels // 2, norm=norm),
+                         *conv_norm_relu(channels // 2, channels, norm=norm))
+
+
+PUBLISHED = {
+    "yassouali_unet": Published(build=lambda classes: UNet(classes), classes="final_conv.weight"),
+}
