@@ -17,7 +17,7 @@ from utils.jsonc import parse_jsonc, read_jsonc
 from utils.registry import components, lookup, unknown
 from utils.signature import converted, fields, parameters
 
-__all__ = ["LoadedConfig", "build", "load_config", "resolve_config", "save_config", "split_args"]
+__all__ = ["LoadedConfig", "apply_overrides", "build", "load_config", "resolve_config", "save_config", "split_args"]
 
 COMMAND_LINE = "command line"
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
@@ -44,14 +44,20 @@ def load_config(path, overrides=()) -> LoadedConfig:
     values are not checked here: see resolve_config.
     """
     values, places = _load(os.fspath(path), ())
-    typed = {}
+    return apply_overrides(LoadedConfig(values, places, {}), overrides)
+
+
+def apply_overrides(config: dict, overrides=()) -> LoadedConfig:
+    """A copy of `config` with overrides as in load_config; ${NAME} and ~ are expanded."""
+    values = copy.deepcopy(dict(config))
+    places, typed = dict(getattr(config, "places", {})), dict(getattr(config, "typed", {}))
     # A new type drops the old arguments, never those given beside it.
     for override in sorted(overrides, key=lambda text: not _is_type(text)):
         _apply(override, values, places, typed)
     problems = []
     values = _expanded(values, (), places, problems)
     if problems:
-        raise ConfigError("\n".join(problems), os.fspath(path))
+        raise ConfigError("\n".join(problems))
     return LoadedConfig(values, places, typed)
 
 

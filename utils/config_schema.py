@@ -11,7 +11,6 @@ import json
 from typing import Annotated, Literal, get_args, get_origin
 
 from utils.errors import ConfigError
-from utils.monitor import monitor_problem
 from utils.registry import components, nearest, unknown
 from utils.signature import Field, as_json, fields, literals, provided_by, value_name
 
@@ -81,6 +80,8 @@ class Component:
             resolved["losses"] = [
                 MIXED.resolve(item, (*path, "losses", i), report) if isinstance(item, dict)
                 else item for i, item in enumerate(nested)]
+        if self.kind == "models" and isinstance(resolved.get("backbone"), str):
+            _check_backbone(resolved["backbone"], (*path, "backbone"), report)
         if self.kind == "optimizers":
             resolved = {key: item for key, item in resolved.items()
                         if key in args or key not in _IMPLEMENTATION}
@@ -103,26 +104,46 @@ class Component:
 
 
 class Keys:
-    """A section without "type" whose keys are the parameters of one callable."""
+    """A section without "type": its keys are the parameters of the given callables."""
 
-    def __init__(self, function: str):
-        self.function = function
+    def __init__(self, *functions: str):
+        self.functions = functions
 
     def resolve(self, value, path, report):
         if not report.is_object(value, path, "an object {...}"):
             return None
-        function = load(self.function)
+        functions = list(map(load, self.functions))
+        hidden = {name for function in functions for name in provided_by(function)}
         before = len(report.mistakes)
-        resolved = report.keys(value, path, self.fields(), hidden=provided_by(function))
-        if len(report.mistakes) == before and hasattr(function, "check_settings"):
-            for problem in function.check_settings(**resolved):
-                key, _, text = problem.partition(": ")
-                report.note((*path, key) if text and key in resolved else path,
-                            text if text and key in resolved else problem)
+        resolved = report.keys(value, path, self.fields(), hidden)
+        for function in functions:
+            if hasattr(function, "check_settings"):
+                self._check(function, resolved, path, report, len(report.mistakes) == before)
         return resolved
 
-    def fields(self):
-        return fields(load(self.function))
+    def fields(self) -> dict[str, Field]:
+        return fields(*map(load, self.functions))
+
+    def _check(self, function, resolved, path, report, sound):
+        """Note what the callable's own `check_settings` finds, each as "section.key: text".
+
+        Where a type is wrong already (not `sound`), the default stands in for
+        the value, and only what is said of a sound key counts.
+        """
+        known = self.fields()
+        settings = {name: resolved[name] if name in resolved and field.fits(resolved[name])
+                    else field.default for name, field in known.items()}
+        if any(field.required and settings[name] is field.default
+               for name, field in known.items()):
+            return
+        for problem in function.check_settings(settings):
+            place, _, text = problem.partition(": ")
+            key = place.rpartition(".")[2]
+            if key in known:
+                if settings[key] is resolved.get(key):
+                    report.note((*path, key), text)
+            elif sound:
+                report.note(path, text)
 
 
 class Loss:
@@ -149,39 +170,26 @@ def optimizer_entry(differential_lr: bool = False):
     """Keys beside "type" and "args": the backbone learns at a tenth of the rate."""
 
 
-def predict_options(CoI: Literal["all"] | list[int] = "all", train: str = "max", val: str = "max",
-                    test: str = "max", temperature: float = 1.0,
-                    threshold: float | list[float] = 0.5,
-                    mode: Literal["whole", "sliding", "multiscale"] = "whole",
-                    scales: list[float] = [1.0], flip: bool = False,
-                    crop_size: int | tuple[int, int] | None = None, overlap: float = 1 / 3):
-    """How logits become predictions.
-
-    CoI: the classes image-level scores are averaged over. train, val, test: the
-    decision rule of each stage. temperature, threshold: options of the rules.
-    mode, scales, flip, crop_size, overlap: the predictor of validation and test.
-    """
-
-
 LOSS = Component("losses", loss_entry, short=True)
 MIXED = Component("losses", mixed_entry)
+PREDICT = Keys("utils.decision:predict_options", "utils.predictor:Predictor")
 
 
-def experiment(arch: Annotated[dict, Component("models")],
-               train_loader: Annotated[dict, Component("datasets")],
-               optimizer: Annotated[dict, Component("optimizers", optimizer_entry)],
-               loss: Annotated[str | dict | list, Loss()],
-               trainer: Annotated[dict, Keys("trainer:Trainer")],
-               name: str = "segwright", seed: int = 0, deterministic: bool = False,
+def experiment(*, name: str = "segwright", seed: int = 0, deterministic: bool = False,
                n_gpu: int | None = None, use_synch_bn: bool = False,
+               arch: Annotated[dict, Component("models")],
+               train_loader: Annotated[dict, Component("datasets")],
                val_loader: Annotated[dict | None, Component("datasets")] = None,
                test_loader: Annotated[dict | None, Component("datasets")] = None,
+               optimizer: Annotated[dict, Component("optimizers", optimizer_entry)],
                lr_scheduler: Annotated[dict | str | None, Component("schedulers", short=True)]
                = {"type": "Poly", "args": {}},
+               loss: Annotated[str | dict | list, Loss()],
                loss_weights: list[float] | None = None,
-               val_loss: Annotated[str | dict | list | None, Loss()] = None,
+               val_loss: Annotated[dict | str | None, Component("losses", short=True)] = None,
                ignore_index: int = 255,
-               predict: Annotated[dict, Keys("utils.config_schema:predict_options")] = {}):
+               predict: Annotated[dict, PREDICT] = {},
+               trainer: Annotated[dict, Keys("trainer:Trainer")]):
     """One training session.
 
     name: the folder of its runs. seed: of every random number. deterministic:
@@ -221,9 +229,12 @@ class Report:
         self.mistakes = []
 
     def note(self, path, text):
-        known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in self.places), None)
-        place = f" ({self.places[known]})" if known else ""
-        self.mistakes.append(f"{path_name(path) or 'top level'}: {text}{place}")
+        # The key's own place, else that of what encloses it, else of something in it.
+        around = [path[:n] for n in range(len(path), 0, -1)]
+        within = [where for where in self.places if path and where[:len(path)] == path]
+        place = next((self.places[one] for one in around + within if one in self.places), None)
+        self.mistakes.append(f"{path_name(path) or 'top level'}: {text}"
+                             + (f" ({place})" if place else ""))
 
     def raise_mistakes(self):
         if self.mistakes:
@@ -309,13 +320,12 @@ def _check_across(config, report):
     for key, lowest in (("seed", 0), ("n_gpu", 0)):
         if type(config.get(key)) is int and config[key] < lowest:
             report.note((key,), f"expected an int of at least {lowest}, found {config[key]}")
-    monitor = (config.get("trainer") or {}).get("monitor")
-    problem = monitor_problem(monitor) if isinstance(monitor, str) else None
-    if problem:
-        report.note(("trainer", "monitor"), problem)
     _check_labels(config, report)
-    for key in ("loss", "val_loss"):
-        _check_outputs(config, key, report)
+    _check_outputs(config, report)
+    _check_predict(config, report)
+    if config.get("val_loader", ...) is None and (config.get("trainer") or {}).get("val") is True:
+        report.note(("trainer", "val"), "is true, but there is no val_loader; add one or set it to "
+                                        "false")
     weights, loss = config.get("loss_weights"), config.get("loss")
     if weights is not None and not isinstance(loss, list):
         report.note(("loss_weights",), "has an effect only when loss is a list; write \"weight\" "
@@ -340,21 +350,52 @@ def _check_labels(config, report):
                                        f"{max(counts.values()) - 1}); expected another value")
 
 
-def _check_outputs(config, key, report):
+def _check_outputs(config, report):
     """The outputs a loss names, against the model's where the class states them."""
-    section = config.get(key)
+    section = config.get("loss")
     outputs = _static(config, "arch", "models", "output_weights")
     base = load("base.base_model:BaseModel")
     if not isinstance(outputs, dict) or outputs is base.output_weights:
         return      # decided in the constructor: the criterion checks the built model
     if isinstance(section, list) and len(section) > len(outputs):
-        report.note((key,), f"{len(section)} losses; {config['arch']['type']} has "
-                            f"{len(outputs)} outputs: {', '.join(outputs)}")
+        report.note(("loss",), f"{len(section)} losses; {config['arch']['type']} has "
+                               f"{len(outputs)} outputs: {', '.join(outputs)}")
     if names_outputs(section):
         for entry in section:
             for name in entry.split("+"):
                 if name not in outputs:
-                    report.note((key, entry), unknown("output", name, outputs))
+                    report.note(("loss", entry), unknown("output", name, outputs))
+
+
+def _check_predict(config, report):
+    """Settings that the decision rules and the predictor refuse, found by making them."""
+    predict = config.get("predict")
+    known = PREDICT.fields()
+    if not isinstance(predict, dict) or not all(field.fits(predict.get(name, field.default))
+                                                for name, field in known.items()):
+        return
+    options, predictor = (load(name) for name in PREDICT.functions)
+    build_decision = load("utils.decision:build_decision")
+    given = [{name: predict[name] for name in fields(function)}
+             for function in (options, predictor)]
+    attempts = [lambda: options(**given[0]), lambda: predictor(None, None, **given[1])]
+    attempts += [lambda phase=phase: build_decision(predict[phase], options=predict)
+                 for phase in ("train", "val", "test")]
+    found = set()
+    for attempt in attempts:
+        try:
+            attempt()
+        except ConfigError as error:
+            if error.what not in found:
+                found.add(error.what)
+                key = (error.where or error.what.split(" ")[0]).rpartition(".")[2]
+                report.note(("predict", key) if key in known else ("predict",), error.what)
+
+
+def _check_backbone(name, path, report):
+    names = load("models.backbones:backbone_names")()
+    if name not in names and not name.startswith("timm/"):
+        report.note(path, unknown("backbone", name, names))
 
 
 def _static(config, key, kind, attribute):
