@@ -1,0 +1,140 @@
+"""Pictures of labels, predictions and confusion. Everything takes and gives uint8 RGB arrays."""
+import numpy as np
+
+GAP = 4                     # pixels between the pictures of a grid
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def colour_labels(labels: np.ndarray, palette: list) -> np.ndarray:
+    """(H, W) class ids -> (H, W, 3) colours; ids outside the palette (ignored) are black."""
+    table = np.zeros((256 if labels.dtype == np.uint8 else len(palette) + 1, 3), np.uint8)
+    colours = np.asarray(palette, np.uint8).reshape(-1, 3)
+    table[:len(colours)] = colours[:len(table)]
+    if labels.dtype != np.uint8:
+        inside = (labels >= 0) & (labels < len(palette))
+        labels = np.where(inside, labels, len(palette))
+    return table[labels]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, palette: list,
+            opacity: float = 0.5) -> np.ndarray:
+    """The colours of the labels laid over the image; pixels without a class show the image."""
+    share = np.uint16(round(256 * opacity))
+    colours = colour_labels(labels, palette)
+    mixed = image.astype(np.uint16)
+    mixed *= 256 - share
+    mixed += colours * share
+    mixed >>= 8
+    mixed = mixed.astype(np.uint8)
+    outside = (labels < 0) | (labels >= len(palette))
+    mixed[outside] = image[outside]
+    return mixed
+
+
+def side_by_side(*pictures: np.ndarray) -> np.ndarray:
+    """Pictures next to each other, aligned at the top, on white."""
+    height = max(picture.shape[0] for picture in pictures)
+    row = []
+    for picture in pictures:
+        h, w = picture.shape[:2]
+        column = np.full((height, w + GAP * bool(row), 3), 255, np.uint8)
+        column[:h, -w:] = picture
+        row.append(column)
+    return np.concatenate(row, 1)
+
+
+def stacked(*pictures: np.ndarray) -> np.ndarray:
+    """Pictures below each other, aligned at the left, on white."""
+    turned = side_by_side(*(picture.transpose(1, 0, 2) for picture in pictures))
+    return np.ascontiguousarray(turned.transpose(1, 0, 2))
+
+
+def prediction_grid(samples: list[dict], predictions: list, palette: list,
+                    class_names: list[str] | None = None) -> np.ndarray:
+    """One row per sample: image, label, prediction; below, a legend of the classes that occur.
+
+    samples: {"image": uint8 (3, H, W), "label": (H, W)}, tensors or arrays.
+    predictions: (H, W) class ids. class_names: without them there is no legend.
+    """
+    rows, present = [], set()
+    for sample, prediction in zip(samples, predictions, strict=True):
+        image = np.asarray(sample["image"]).transpose(1, 2, 0)
+        label, prediction = np.asarray(sample["label"]), np.asarray(prediction)
+        present.update(np.unique(label).tolist(), np.unique(prediction).tolist())
+        rows.append(side_by_side(image, colour_labels(label, palette),
+                                 colour_labels(prediction, palette)))
+    if class_names:
+        classes = [k for k in range(len(class_names)) if k in present]
+        rows.append(legend(class_names, palette, classes, width=max(r.shape[1] for r in rows)))
+    return stacked(*rows)
+
+
+def legend(class_names: list[str], palette: list, classes: list[int] | None = None,
+           width: int = 640, size: int = 14) -> np.ndarray:
+    """The colour and name of every class (or of `classes`), in as many lines as it takes."""
+    from PIL import Image, ImageDraw
+    font = _font(size)
+    classes = range(len(class_names)) if classes is None else classes
+    entries, x, y, line = [], size // 2, size // 2, round(1.7 * size)
+    for k in classes:
+        long = round(size * 1.8 + font.getlength(class_names[k]) + size)
+        if x > size and x + long > width:
+            x, y = size // 2, y + line
+        entries.append((k, x, y))
+        x += long
+    picture = Image.new("RGB", (width, y + line), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for k, x, y in entries:
+        draw.rectangle((x, y, x + size, y + size), fill=tuple(map(int, palette[k])), outline=INK)
+        draw.text((x + round(1.5 * size), y + size // 2), class_names[k], INK, font, anchor="lm")
+    return np.asarray(picture)
+
+
+def confusion_picture(confusion, class_names: list[str]) -> np.ndarray:
+    """A confusion matrix as a heat map: each row in per cent of the pixels of its class.
+
+    confusion: counts, rows are labels, (C, C) or (C, C + 1) where the last
+        column holds pixels given to no class; that column is drawn if it is not empty.
+    """
+    from PIL import Image, ImageDraw
+    counts = np.asarray(confusion, np.float64)
+    classes = len(class_names)
+    columns = list(class_names)
+    if counts.shape[1] > classes:
+        if counts[:, classes].any():
+            columns.append("no class")
+        else:
+            counts = counts[:, :classes]
+    total = counts.sum(1, keepdims=True)
+    share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+    cell = int(np.clip(880 // classes, 13, 56))
+    font, small = _font(min(cell - 2, 15)), _font(min(cell // 3 + 1, 14))
+    margin = round(max(font.getlength(name) for name in columns)) + 12
+    width, height = margin + cell * len(columns) + 8, margin + cell * classes + 34
+    picture = Image.new("RGB", (width, height), PAPER)
+    heat = (255 + share[..., None] * (np.array((8.0, 48.0, 107.0)) - 255)).round().astype(np.uint8)
+    heat = heat.repeat(cell, 0).repeat(cell, 1)
+    picture.paste(Image.fromarray(heat), (margin, margin))
+    draw = ImageDraw.Draw(picture)
+    for i, name in enumerate(class_names):
+        draw.text((margin - 6, margin + (i + 0.5) * cell), name, INK, font, anchor="rm")
+    for j, name in enumerate(columns):
+        # Written on its own strip and turned: Pillow writes from left to right only.
+        strip = Image.new("RGB", (margin - 6, cell), PAPER)
+        ImageDraw.Draw(strip).text((0, cell / 2), name, INK, font, anchor="lm")
+        picture.paste(strip.rotate(90, expand=True), (margin + j * cell, 0))
+    if cell >= 26:                  # else the numbers would be too small to read
+        for i, j in zip(*np.nonzero(share >= 0.005)):
+            ink = PAPER if share[i, j] > 0.5 else INK
+            draw.text((margin + (j + 0.5) * cell, margin + (i + 0.5) * cell),
+                      f"{100 * share[i, j]:.0f}", ink, small, anchor="mm")
+    right, below = margin + cell * len(columns), margin + cell * classes
+    draw.rectangle((margin, margin, right, below), outline=INK)
+    draw.text((margin, below + 8), "rows: label; columns: prediction; per cent of the row", INK,
+              _font(13))
+    return np.asarray(picture)
+
+
+def _font(size):
+    from PIL import ImageFont
+    return ImageFont.load_default(max(size, 8))
