@@ -1,0 +1,52 @@
+"""Higher-HRNet: an HRNet whose finest branch keeps half the input's resolution.
+
+The form of openseg's SegFix (`hrnet2x20` there, `hrnext20` in file names):
+Yuan et al., SegFix, ECCV 2020, arXiv:2007.04269. Published weights:
+`hr_rnet_bt_w20_imagenet_pretrained.pth` and the three `..._hrnext20_...` SegFix
+checkpoints.
+"""
+from torch import nn
+
+from models.backbones import Backbone
+from models.backbones.hrnet import FusingModule, Transition, conv3x3
+from models.backbones.resnet import BasicBlock, Bottleneck
+from models.layers.init import he_init
+from models.layers.norm import activation, norm_layer
+from utils.errors import ConfigError
+
+
+class HigherHRNetBackbone(Backbone):
+    """Five feature maps at strides 2, 4, 8, 16, 32, of 20, 40, 80, 160 and 320 channels.
+
+    align_corners: how a coarse branch is resized to a finer one.
+    """
+
+    aliases = ("hrnext20",)
+
+    def __init__(self, align_corners: bool = True, norm: str = "batch", pretrained: bool = False):
+        super().__init__()
+        if pretrained:
+            raise ConfigError("pretrained: there is no download for hrnext20",
+                              where="arch.args.pretrained",
+                              fix="set pretrained to false and give the weights' path as "
+                                  "trainer.finetune_from")
+        fuse = dict(align_corners=align_corners, upsample="bilinear", norm=norm)
+        self.conv1, self.bn1, self.relu = conv3x3(3, 64, 2), norm_layer(norm)(64), activation(norm)
+        self.transition0 = Transition([64], [128, 256], norm)
+        self.stage1 = nn.Sequential(FusingModule(Bottleneck, [128, 256], [32, 64], 4, **fuse))
+        channels = [128, 256]
+        for stage, modules in enumerate((1, 4, 3), start=2):
+            widths = [20 * 2 ** i for i in range(stage + 1)]
+            setattr(self, f"transition{stage - 1}", Transition(channels, widths, norm))
+            setattr(self, f"stage{stage}", nn.Sequential(
+                *[FusingModule(BasicBlock, widths, widths, 4, **fuse) for _ in range(modules)]))
+            channels = widths
+        self.channels, self.strides = channels, [2, 4, 8, 16, 32]
+        he_init(self, mode="fan_out")
+
+    def forward(self, x):
+        maps = self.transition0([self.relu(self.bn1(self.conv1(x)))])
+        maps = self.transition1(self.stage1(maps))
+        maps = self.transition2(self.stage2(maps))
+        maps = self.transition3(self.stage3(maps))
+        return self.stage4(maps)

@@ -1,0 +1,86 @@
+"""Self-attention over the pixels of a feature map, whole and interlaced.
+
+Yuan and Wang, OCNet: Object Context Network for Scene Parsing, IJCV 2021,
+arXiv:1809.00916; Huang et al., Interlaced Sparse Self-Attention for Semantic
+Segmentation, 2019, arXiv:1907.12273.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.layers.conv_norm_act import conv_norm_act
+
+
+class SelfAttention(nn.Module):
+    """Every pixel attends to every pixel; (N, C, H, W) -> (N, C, H, W).
+
+    Keys and queries are two 1x1 convolutions with norm each, values one without.
+    project_norm: the last 1x1 convolution has norm and activation; without, it
+    starts at zero, so that the block adds nothing at first.
+    """
+
+    def __init__(self, channels: int, key_channels: int, value_channels: int, *,
+                 bias: bool = True, project_norm: bool = False, norm: str = "batch",
+                 act: str = "relu"):
+        super().__init__()
+        options = dict(bias=bias, norm=norm, act=act)
+        self.key = nn.Sequential(conv_norm_act(channels, key_channels, **options),
+                                 conv_norm_act(key_channels, key_channels, **options))
+        self.query = nn.Sequential(conv_norm_act(channels, key_channels, **options),
+                                   conv_norm_act(key_channels, key_channels, **options))
+        self.value = nn.Conv2d(channels, value_channels, 1, bias=bias)
+        if project_norm:
+            self.project = conv_norm_act(value_channels, channels, **options)
+        else:
+            self.project = nn.Conv2d(value_channels, channels, 1, bias=bias)
+            nn.init.zeros_(self.project.weight)
+            if bias:
+                nn.init.zeros_(self.project.bias)
+
+    def forward(self, x):
+        value = self.value(x)                                        # (N, V, H, W)
+        context = attend(self.query(x), self.key(x), value)
+        return self.project(context.reshape(value.shape))
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Softmax of query · key / sqrt(D) over the P positions of the keys, times the values.
+
+    query (N, D, ...) of Q positions, key (N, D, ...), value (N, V, ...) of P
+    positions -> (N, V, Q). torch's fused kernel does not hold the Q x P map.
+    """
+    context = F.scaled_dot_product_attention(
+        query.flatten(2).transpose(1, 2), key.flatten(2).transpose(1, 2),
+        value.flatten(2).transpose(1, 2))
+    return context.transpose(1, 2)
+
+
+class InterlacedAttention(nn.Module):
+    """Attention among pixels `step` apart, then within blocks of `step` x `step`.
+
+    (N, C, H, W) -> (N, C, H, W). The map is padded with zeros to multiples of
+    `step`, half before and half after (the smaller half first); the padding
+    takes part in the attention, as in the published network.
+    """
+
+    def __init__(self, channels: int, key_channels: int, value_channels: int, step: int = 8, *,
+                 norm: str = "batch", act: str = "relu"):
+        super().__init__()
+        options = dict(bias=False, project_norm=True, norm=norm, act=act)
+        self.long_range = SelfAttention(channels, key_channels, value_channels, **options)
+        self.short_range = SelfAttention(channels, key_channels, value_channels, **options)
+        self.step = step
+
+    def forward(self, x):
+        (n, c, height, width), s = x.shape, self.step
+        rows, columns = -(-height // s), -(-width // s)             # blocks per axis
+        down, right = rows * s - height, columns * s - width
+        top, left = down // 2, right // 2
+        x = F.pad(x, (left, right - left, top, down - top))
+        x = x.view(n, c, rows, s, columns, s)
+        x = x.permute(0, 3, 5, 1, 2, 4).reshape(n * s * s, c, rows, columns)
+        x = self.long_range(x).view(n, s, s, c, rows, columns)
+        x = x.permute(0, 4, 5, 3, 1, 2).reshape(n * rows * columns, c, s, s)
+        x = self.short_range(x).view(n, rows, columns, c, s, s)
+        x = x.permute(0, 3, 1, 4, 2, 5).reshape(n, c, rows * s, columns * s)
+        return x[:, :, top:top + height, left:left + width]
