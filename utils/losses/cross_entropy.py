@@ -1,10 +1,9 @@
 """Cross-entropy of the softmax, with optional class weights."""
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from utils.class_weights import class_weights
-from utils.losses.pixels import full_precision, labelled
+from utils.losses.pixels import class_weight_map, cross_entropy_map, labelled, mean_over
 
 
 class CrossEntropyLoss2d(nn.Module):
@@ -29,16 +28,13 @@ class CrossEntropyLoss2d(nn.Module):
         self.register_buffer("weight", class_weights(weight, class_pixels), persistent=False)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        logits = full_precision(logits)
-        weight = None if self.weight is None else self.weight.to(logits)
-        total = F.cross_entropy(logits, target.long(), weight, ignore_index=self.ignore_index,
-                                reduction="sum")
-        if self.reduction == "sum":
-            return total
         valid, index = labelled(target, self.ignore_index)
-        mass = valid.sum() if weight is None else (weight[index] * valid).sum()
-        # Torch's own mean is 0/0 on a batch without labels.
-        return total / mass.clamp_min(torch.finfo(logits.dtype).tiny)
+        loss = cross_entropy_map(logits, index, valid)
+        mass = valid
+        if self.weight is not None:
+            mass = class_weight_map(self.weight, index, valid, loss)
+            loss = loss * mass
+        return loss.sum() if self.reduction == "sum" else mean_over(loss, mass.sum())
 
 
 class wCE(CrossEntropyLoss2d):  # noqa: N801 (the name that the published configs use)

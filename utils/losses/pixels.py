@@ -1,4 +1,8 @@
-"""What the losses share: the labelled pixels and their cross-entropy."""
+"""What the losses share: labelled pixels, their cross-entropy, sums per class.
+
+Everything here is free of host synchronisation: no value travels from the
+device, no shape depends on the labels.
+"""
 import torch
 import torch.nn.functional as F
 
@@ -9,26 +13,99 @@ def full_precision(logits: torch.Tensor) -> torch.Tensor:
 
 
 def labelled(target: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(valid, index) of a label map of any integer type.
+    """(valid, index) of a label map (N, H, W) of any integer type.
 
-    valid (N, H, W) bool: the pixel has a label; index (N, H, W) int64: its
-    class, and 0 where it has none.
+    valid, bool: the pixel has a label. index, int64: its class, and 0 where it has none.
     """
-    # uint8 cannot hold -1: compare after widening, so that 255 is never taken for it.
     index = target.long()
     valid = index != ignore_index
     return valid, index * valid
 
 
-def cross_entropy_map(logits: torch.Tensor, target: torch.Tensor, ignore_index: int,
-                      weight: torch.Tensor | None = None) -> torch.Tensor:
-    """Cross-entropy of every pixel (N, H, W), times the weight of its class; 0 where ignored."""
-    if weight is not None:
-        weight = weight.to(logits)
-    return F.cross_entropy(logits, target.long(), weight, ignore_index=ignore_index,
-                           reduction="none")
+def cross_entropy_map(logits: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) \
+        -> torch.Tensor:
+    """Cross-entropy (N, H, W) of every pixel, 0 where it is not labelled.
+
+    logits (N, C, H, W) of any float type; index, valid: from `labelled`.
+    Cheaper than torch's own by one logit-sized tensor and a fifth of the time.
+    """
+    return _SoftmaxTerms.apply(logits, index, valid, False)[0]
+
+
+def class_sums(logits: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) \
+        -> tuple[torch.Tensor, ...]:
+    """(l, hit, predicted, labels): the terms of every class-wise Dice, from one softmax p.
+
+    l (N, H, W): cross-entropy, 0 where not labelled. Per image and class, (N, C)
+    float64, over the labelled pixels: hit, the sum of p_c where the label is c;
+    predicted, the sum of p_c; labels, the number of pixels labelled c.
+    """
+    loss, predicted = _SoftmaxTerms.apply(logits, index, valid, True)
+    hit = sum_by_class(torch.exp(-loss), index, valid, logits.shape[1])
+    labels = sum_by_class(torch.ones_like(loss), index, valid, logits.shape[1])
+    return loss, hit, predicted.double(), labels
+
+
+def sum_by_class(values: torch.Tensor, index: torch.Tensor, valid: torch.Tensor,
+                 num_classes: int) -> torch.Tensor:
+    """Sum of `values` (N, H, W) per image and label, over the labelled pixels: (N, C) float64."""
+    images = len(index)
+    slot = index + torch.arange(images, device=index.device)[:, None, None] * num_classes
+    # float32 would lose the last digits of a sum over half a million pixels.
+    sums = values.new_zeros(images * num_classes, dtype=torch.float64)
+    sums = sums.scatter_add(0, slot.flatten(), (values * valid).double().flatten())
+    return sums.view(images, num_classes)
 
 
 def mean_over(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """The sum of `values` divided by `count`; 0 when the count is 0."""
-    return values.sum() / count.clamp_min(torch.finfo(values.dtype).tiny)
+    return values.sum() / count.to(values.dtype).clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def class_weight_map(weight: torch.Tensor, index: torch.Tensor, valid: torch.Tensor,
+                     like: torch.Tensor) -> torch.Tensor:
+    """The weight (N, H, W) of every pixel's class, 0 where it is not labelled."""
+    return weight.to(like)[index] * valid
+
+
+def no_autocast(tensor: torch.Tensor):
+    """A context in which matrix products keep the precision of their operands."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+class _SoftmaxTerms(torch.autograd.Function):
+    """(l (N, H, W), sum of p over the labelled pixels (N, C) or None) from one softmax p.
+
+    One logit-sized tensor (p) is kept, one more holds the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, index, valid, with_sums):
+        dtype = full_precision(logits[:0]).dtype
+        p = F.log_softmax(logits, 1, dtype=dtype)
+        loss = p.gather(1, index[:, None])[:, 0].neg_().mul_(valid)
+        ctx.with_sums, ctx.dtype = with_sums, logits.dtype
+        if not with_sums and not ctx.needs_input_grad[0]:
+            return loss, None
+        p.exp_()
+        sums = None
+        if with_sums:
+            p.mul_(valid[:, None])
+            sums = p.sum((2, 3))
+        ctx.save_for_backward(p, index, valid)
+        return loss, sums
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_loss, grad_sums):
+        p, index, valid = ctx.saved_tensors
+        grad_loss = grad_loss * valid
+        if ctx.with_sums:
+            with no_autocast(p):
+                inner = torch.bmm(grad_sums[:, None], p.flatten(2)).view_as(grad_loss)
+            grad = grad_sums[:, :, None, None] + (grad_loss - inner)[:, None]
+            grad.mul_(p)
+        else:
+            grad = p * grad_loss[:, None]
+        grad.scatter_add_(1, index[:, None], -grad_loss[:, None])
+        return grad.to(ctx.dtype), None, None, None

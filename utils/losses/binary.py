@@ -1,0 +1,193 @@
+"""Losses over C independent sigmoids, one-hot targets: the RankDice fork's, with masks.
+
+Focal: Lin et al., ICCV 2017, arXiv:1708.02002. Dice: Milletari et al., 3DV 2016.
+
+Differs from the fork's code: ignored pixels are left out (there they are trained
+as "no class"), the focal factor acts on every element (there on the mean), and
+BDiceLoss takes label maps like every other loss.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.class_weights import class_weights
+from utils.losses.pixels import full_precision, labelled
+from utils.losses.warning import warn_once
+
+
+class BCEWithLogitsLoss2d(nn.Module):
+    """Binary cross-entropy, the mean over the labelled pixels and the C classes.
+
+    logits (N, C, H, W), target (N, H, W) -> scalar. weight: one factor per class
+    (a list, "table", or a rule over class_pixels). reduction: "mean" or "sum".
+    Without a labelled pixel: 0.
+    """
+
+    activation = "sigmoid"
+
+    def __init__(self, weight: list | str | None = None, class_pixels: list | str | None = None,
+                 reduction: str = "mean", ignore_index: int = 255):
+        super().__init__()
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
+        self.reduction, self.ignore_index = reduction, ignore_index
+        self.register_buffer("weight", class_weights(weight, class_pixels), persistent=False)
+        warn_sigmoid(self)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        valid, index = labelled(target, self.ignore_index)
+        total = binary_cross_entropy_sums(logits, index, valid)
+        if self.weight is not None:
+            total = total * self.weight.to(total)
+        return _reduce(total.sum(), valid, logits.shape[1], self.reduction)
+
+
+class BCEWithLogitsFocalLoss2d(nn.Module):
+    """(1 - e^-b)^gamma · b of every element's binary cross-entropy b.
+
+    logits (N, C, H, W), target (N, H, W) -> scalar: the mean over the labelled
+    pixels and the C classes, or the sum. alpha: one factor per class.
+    """
+
+    activation = "sigmoid"
+
+    def __init__(self, gamma: float = 2.0, alpha: list | None = None, reduction: str = "mean",
+                 ignore_index: int = 255):
+        super().__init__()
+        if gamma < 0:
+            raise ValueError(f"gamma must not be negative, found {gamma}")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
+        self.gamma, self.reduction, self.ignore_index = gamma, reduction, ignore_index
+        self.register_buffer("weight", class_weights(alpha), persistent=False)
+        warn_sigmoid(self)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        valid, index = labelled(target, self.ignore_index)
+        total = _BinarySums.apply(logits, index, valid, self.gamma, None).sum(0)
+        if self.weight is not None:
+            total = total * self.weight.to(total)
+        return _reduce(total.sum(), valid, logits.shape[1], self.reduction)
+
+
+class BDiceLoss(nn.Module):
+    """1 - (2 sum s y + smooth) / (sum s + sum y + smooth), s the sigmoids, y one-hot.
+
+    logits (N, C, H, W), target (N, H, W) -> scalar. One ratio over all classes and
+    labelled pixels of the batch. Without a labelled pixel: 0.
+    """
+
+    activation = "sigmoid"
+
+    def __init__(self, smooth: float = 1.0, ignore_index: int = 255):
+        super().__init__()
+        if smooth < 0:
+            raise ValueError(f"smooth must not be negative, found {smooth}")
+        self.smooth, self.ignore_index = smooth, ignore_index
+        warn_sigmoid(self)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        valid, index = labelled(target, self.ignore_index)
+        hit, predicted = _SigmoidTerms.apply(logits, index, valid)
+        # sum s + sum y - 2 sum s y over the same denominator: exact near 0.
+        count = valid.sum()
+        hit, predicted = hit.sum(), predicted.sum()
+        whole = predicted + count + self.smooth
+        return (predicted + count - 2 * hit) / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+
+
+def binary_cross_entropy_sums(logits: torch.Tensor, index: torch.Tensor, valid: torch.Tensor,
+                              at_label: torch.Tensor | None = None) -> torch.Tensor:
+    """Binary cross-entropy against one-hot labels, summed over the labelled pixels: (C,).
+
+    at_label (N, H, W): a factor on the element of the label (pos_weight of its class).
+    """
+    return _BinarySums.apply(logits, index, valid, 0.0, at_label).sum(0)
+
+
+def warn_sigmoid(loss: nn.Module):
+    """Says once that the logits of this loss are no softmax."""
+    warn_once(f"{type(loss).__name__} trains one sigmoid per class: the argmax over the logits "
+              "stays meaningful, a softmax over them is not calibrated. Decisions on "
+              'probabilities take the activation "sigmoid" that the checkpoint stores.')
+
+
+def _reduce(total, valid, num_classes, reduction):
+    if reduction == "sum":
+        return total
+    return total / (valid.sum() * num_classes).clamp_min(1)
+
+
+class _BinarySums(torch.autograd.Function):
+    """Sums (N, C) over the labelled pixels of q^gamma · b: b the BCE, q = 1 - e^-b.
+
+    With z the logit of the wrong answer (x, and -x at the label), b = softplus(z)
+    and q = sigmoid(z): no one-hot tensor is made.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, index, valid, gamma, at_label):
+        ctx.gamma, ctx.dtype = gamma, logits.dtype
+        ctx.save_for_backward(logits, index, valid, at_label)
+        z = _wrong(logits, index)
+        value = _softplus(z)
+        if gamma:
+            value.mul_(z.sigmoid_().pow_(gamma))
+        if at_label is not None:
+            _scale_label(value, index, at_label)
+        return value.mul_(valid[:, None]).sum((2, 3))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_sums):
+        logits, index, valid, at_label = ctx.saved_tensors
+        z = _wrong(logits, index)
+        if ctx.gamma:
+            # d(q^g b)/dz = q^g (g (1 - q) b + q)
+            value = _softplus(z)
+            q = z.sigmoid_()
+            grad = value.mul_(ctx.gamma).mul_(1 - q).add_(q).mul_(q.pow_(ctx.gamma))
+        else:
+            grad = z.sigmoid_()
+        grad.mul_(grad_sums[:, :, None, None]).mul_(valid[:, None])
+        _scale_label(grad, index, -1 if at_label is None else -at_label)
+        return grad.to(ctx.dtype), None, None, None, None
+
+
+class _SigmoidTerms(torch.autograd.Function):
+    """(s at the label, sum of s over the classes), (N, H, W) each, 0 where not labelled."""
+
+    @staticmethod
+    def forward(ctx, logits, index, valid):
+        s = torch.sigmoid(full_precision(logits))
+        ctx.dtype = logits.dtype
+        ctx.save_for_backward(s, index, valid)
+        return s.gather(1, index[:, None])[:, 0] * valid, s.sum(1) * valid
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_hit, grad_predicted):
+        s, index, valid = ctx.saved_tensors
+        slope = (1 - s).mul_(s)
+        at_label = slope.gather(1, index[:, None]) * (grad_hit * valid)[:, None]
+        grad = slope.mul_((grad_predicted * valid)[:, None])
+        grad.scatter_add_(1, index[:, None], at_label)
+        return grad.to(ctx.dtype), None, None
+
+
+def _wrong(logits, index):
+    """A copy of the logits with the sign changed at the label."""
+    z = full_precision(logits).clone(memory_format=torch.preserve_format)
+    return _scale_label(z, index, -1)
+
+
+def _scale_label(values, index, factor):
+    """Multiplies, in place, the entry of every pixel's label by a number or a map (N, H, W)."""
+    if isinstance(factor, torch.Tensor):
+        factor = factor[:, None]
+    return values.scatter_(1, index[:, None], values.gather(1, index[:, None]) * factor)
+
+
+def _softplus(z):
+    """ln(1 + e^z), exact for small values too and several times faster than torch's on a CPU."""
+    return torch.abs(z).neg_().exp_().log1p_().add_(z.clamp_min(0))

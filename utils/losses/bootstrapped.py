@@ -1,0 +1,40 @@
+"""Bootstrapped cross-entropy of PaddleSeg, after Wu et al., 2016, arXiv:1605.06885.
+
+Differs from the published code: only labelled pixels are ranked, and an image
+with fewer of them than min_K is allowed.
+"""
+import torch
+from torch import nn
+
+from utils.losses.pixels import cross_entropy_map, labelled
+
+
+class BootstrappedCrossEntropyLoss(nn.Module):
+    """Per image the mean of all losses above loss_th, or of the min_K largest if those are fewer.
+
+    logits (N, C, H, W), target (N, H, W) -> scalar: the mean over the images; an
+    image without a labelled pixel counts 0.
+    """
+
+    activation = "softmax"
+
+    def __init__(self, min_K: int = 100000, loss_th: float = 0.05, ignore_index: int = 255):
+        super().__init__()
+        if min_K < 1 or loss_th < 0:
+            raise ValueError("min_K must be at least 1 and loss_th not negative, found "
+                             f"{min_K} and {loss_th}")
+        self.min_K, self.loss_th, self.ignore_index = min_K, loss_th, ignore_index
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        valid, index = labelled(target, self.ignore_index)
+        loss = cross_entropy_map(logits, index, valid).flatten(1)       # (N, H·W)
+        above = loss > self.loss_th
+        many = above.sum(1)
+        enough = many > self.min_K                                      # (N,)
+        hard = (loss * above).sum(1) / many.clamp_min(1)
+        if loss.device.type == "cpu" and bool(enough.all()):
+            return hard.mean()
+        # Unlabelled pixels have loss 0: they come last and add nothing.
+        kept = valid.flatten(1).sum(1).clamp(1, self.min_K)
+        top = loss.topk(min(self.min_K, loss.shape[1]), sorted=False).values.sum(1) / kept
+        return torch.where(enough, hard, top).mean()

@@ -1,0 +1,83 @@
+"""Dice per class: the forms of MIC-DKFZ's code (DC) and of PaddleSeg (ClassDiceLoss).
+
+Milletari et al., V-Net, 3DV 2016, arXiv:1606.04797.
+"""
+import torch
+from torch import nn
+
+from utils.class_weights import class_weights
+from utils.losses.dice import log_cosh
+from utils.losses.pixels import class_sums, labelled
+
+
+class DC(nn.Module):
+    """Mean over the classes of 1 - Dice_c, the sums taken over the whole batch.
+
+    logits (N, C, H, W), target (N, H, W) -> scalar. Dice_c = (2 I + smooth) /
+    max(P + Y + smooth, eps), where I sums p_c over the pixels labelled c, P over
+    all labelled pixels, and Y counts the pixels labelled c. A class that no
+    pixel shows counts 0. average: "all" divides by C, as published, so the
+    scale depends on how many classes a batch shows; "present" divides by the
+    classes it does show. log_loss: ln cosh of each class's loss.
+    """
+
+    activation = "softmax"
+
+    def __init__(self, smooth: float = 0.0, eps: float = 1e-7, average: str = "all",
+                 log_loss: bool = False, ignore_index: int = 255):
+        super().__init__()
+        if average not in ("all", "present"):
+            raise ValueError(f'average must be "all" or "present", found {average!r}')
+        self.smooth, self.eps, self.average = smooth, eps, average
+        self.log_loss, self.ignore_index = log_loss, ignore_index
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        valid, index = labelled(target, self.ignore_index)
+        cross_entropy, *sums = class_sums(logits, index, valid)
+        hit, predicted, labels = (term.sum(0) for term in sums)
+        loss = 1 - dice_ratio(hit, predicted, labels, self.smooth, self.eps)
+        if self.log_loss:
+            loss = log_cosh(loss)
+        present = labels > 0
+        count = present.sum().clamp_min(1) if self.average == "present" else len(labels)
+        return ((loss * present).sum() / count).to(cross_entropy.dtype)
+
+
+class ClassDiceLoss(nn.Module):
+    """Mean over images and classes of 1 - Dice, as PaddleSeg's DiceLoss.
+
+    logits (N, C, H, W), target (N, H, W) -> scalar. Per image and class
+    1 - (2 I + smooth) / (P + Y + smooth + eps), absent classes included; mean over
+    the images, times weight_c, mean over the C classes. batch: sums over the
+    whole batch instead (with smooth 0 and eps 1e-5 the form of PaddleSeg's
+    Cityscapes recipe, without its ignored pixels in the denominator).
+    """
+
+    activation = "softmax"
+
+    def __init__(self, smooth: float = 1.0, eps: float = 1e-8, weight: list | None = None,
+                 batch: bool = False, ignore_index: int = 255):
+        super().__init__()
+        if smooth < 0 or eps <= 0:
+            raise ValueError(f"smooth must not be negative and eps positive, found {smooth}, {eps}")
+        self.smooth, self.eps, self.batch = smooth, eps, batch
+        self.ignore_index = ignore_index
+        self.register_buffer("weight", class_weights(weight), persistent=False)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        valid, index = labelled(target, self.ignore_index)
+        cross_entropy, *sums = class_sums(logits, index, valid)
+        if self.batch:
+            sums = [term.sum(0, keepdim=True) for term in sums]
+        hit, predicted, labels = sums
+        loss = 1 - (2 * hit + self.smooth) / (predicted + labels + self.smooth + self.eps)
+        loss = loss.mean(0)
+        if self.weight is not None:
+            loss = loss * self.weight.to(loss)
+        return loss.mean().to(cross_entropy.dtype)
+
+
+def dice_ratio(hit: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor, smooth: float,
+               eps: float) -> torch.Tensor:
+    """(2 I + smooth) / max(P + Y + smooth, eps) of every class."""
+    return (2 * hit + smooth) / (predicted + labels + smooth).clamp_min(eps)

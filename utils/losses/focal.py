@@ -1,0 +1,40 @@
+"""Focal loss of the softmax. Lin et al., ICCV 2017, arXiv:1708.02002."""
+import torch
+from torch import nn
+
+from utils.class_weights import class_weights
+from utils.losses.pixels import class_weight_map, cross_entropy_map, labelled, mean_over
+
+
+class FocalLoss(nn.Module):
+    """alpha_t (1 - p_t)^gamma · cross-entropy over the labelled pixels.
+
+    logits (N, C, H, W), target (N, H, W) -> scalar. alpha: one factor per class
+    (a list, "table", or a rule over class_pixels as in CrossEntropyLoss2d); it
+    scales the loss and does not enter p_t. The mean divides by the number of
+    labelled pixels, with alpha too. Without a labelled pixel: 0.
+    """
+
+    activation = "softmax"
+
+    def __init__(self, gamma: float = 2.0, alpha: list | str | None = None,
+                 class_pixels: list | str | None = None, reduction: str = "mean",
+                 ignore_index: int = 255):
+        super().__init__()
+        if gamma < 0:
+            raise ValueError(f"gamma must not be negative, found {gamma}")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
+        self.gamma, self.reduction, self.ignore_index = gamma, reduction, ignore_index
+        self.register_buffer("weight", class_weights(alpha, class_pixels), persistent=False)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        valid, index = labelled(target, self.ignore_index)
+        loss = cross_entropy_map(logits, index, valid)
+        # 1 - p_t as -expm1(-l) is exact for confident pixels; the bound keeps the
+        # derivative of the power finite at p_t = 1 when gamma < 1.
+        missed = (-torch.expm1(-loss)).clamp_min(torch.finfo(loss.dtype).tiny)
+        loss = missed ** self.gamma * loss
+        if self.weight is not None:
+            loss = loss * class_weight_map(self.weight, index, valid, loss)
+        return loss.sum() if self.reduction == "sum" else mean_over(loss, valid.sum())

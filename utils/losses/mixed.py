@@ -1,0 +1,38 @@
+"""A weighted sum of losses on the same logits (PaddleSeg's MixedLoss)."""
+import torch
+from torch import nn
+
+from utils.losses.warning import warn_once
+
+
+class MixedLoss(nn.Module):
+    """The sum of weight · loss over `losses`.
+
+    logits (N, C, H, W), target (N, H, W) -> scalar.
+    losses: [{"type", "args", "weight" (default 1)}, ...]. `last_parts` holds the
+    unweighted value of each after a call.
+    """
+
+    def __init__(self, losses: list, ignore_index: int = 255):
+        super().__init__()
+        from utils.losses import build_loss     # which finds this module among the others
+        if not losses:
+            raise ValueError("losses is empty")
+        self.losses, self.weights, self.names = nn.ModuleList(), [], []
+        self.last_parts = {}
+        for number, section in enumerate(losses):
+            section = {"type": section} if isinstance(section, str) else dict(section)
+            self.weights.append(float(section.pop("weight", 1.0)))
+            self.losses.append(build_loss(section, ignore_index, f"loss.args.losses[{number}]"))
+            repeated = sum(name.split("#")[0] == section["type"] for name in self.names)
+            self.names.append(section["type"] + (f"#{repeated + 1}" if repeated else ""))
+        activations = {loss.activation for loss in self.losses}
+        self.activation = "softmax" if "softmax" in activations else "sigmoid"
+        if len(activations) > 1:
+            warn_once(f"{' + '.join(self.names)} mixes softmax and sigmoid losses on the same "
+                      "logits: predictions take the softmax, which then is not calibrated")
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        values = [loss(logits, target) for loss in self.losses]
+        self.last_parts = {name: value.detach() for name, value in zip(self.names, values)}
+        return sum(weight * value for weight, value in zip(self.weights, values))
