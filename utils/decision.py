@@ -1,0 +1,167 @@
+"""Decision rules: from the logits of a network to labels or masks.
+
+max       the class of the largest logit. Labels.
+T         every class whose probability exceeds a threshold (strictly). Masks.
+rankdice  per class the mask of the largest expected Dice score (utils.rankdice). Masks.
+rankiou   the same for IoU. Masks.
+
+Masks are judged class by class: they may overlap and may leave a pixel to no
+class. Every rule also gives a label map without overlap, for files and pictures.
+"""
+import torch
+
+from utils.errors import ConfigError
+from utils.rankdice import rank_dice
+from utils.registry import unknown
+
+RULES = ("max", "T", "rankdice", "rankiou")
+
+
+def predict_options(CoI: list | str = "all", train: str = "max", val: str = "max",
+                    test: str = "max", temperature: float = 1.0, threshold: float | list = 0.5,
+                    smooth: float = 0.0, pruning: float = 0.5, solver: str = "auto",
+                    published: bool = False, boundary: bool = False) -> dict:
+    """The `predict` section of a config; this signature is its schema.
+
+    CoI: classes of interest that image- and dataset-level means run over; "all" or a list.
+    train, val, test: the rule while training, in validation and in test.py.
+    temperature: divides the logits before softmax or sigmoid (fitted by tools.calibrate).
+    threshold: of the rule T, one number or one per class.
+    smooth, pruning, solver: of rankdice and rankiou, see `utils.rankdice.rank_dice`.
+    published: image-level scores as the RankDice code computes them.
+    boundary: also report boundary IoU and boundary F.
+    """
+    options = dict(locals())
+    for phase in ("train", "val", "test"):
+        if options[phase] not in RULES:
+            raise ConfigError(unknown("rule", options[phase], RULES), f"predict.{phase}")
+    return options
+
+
+def build_decision(name: str, activation: str = "softmax",
+                   options: dict | None = None) -> "Decision":
+    """The rule called `name`; `options` is the `predict` section, every key optional.
+
+    activation: "softmax" or "sigmoid", what the loss of the network stands for.
+    """
+    if name not in RULES:
+        raise ConfigError(unknown("rule", name, RULES), "predict")
+    if activation not in ("softmax", "sigmoid"):
+        raise ConfigError(unknown("activation", activation, ("softmax", "sigmoid")), "checkpoint")
+    options = options or {}
+    temperature = options.get("temperature", 1.0)
+    if not temperature > 0:
+        raise ConfigError(f"temperature must be above 0, got {temperature}",
+                          "predict.temperature")
+    if name == "max":
+        return MaxDecision()
+    if name == "T":
+        return ThresholdDecision(options.get("threshold", 0.5), activation, temperature)
+    settings = {key: options[key] for key in ("smooth", "pruning", "solver") if key in options}
+    return RankDecision(name, activation, temperature, settings)
+
+
+class Decision:
+    """Turns logits (N, C, H, W) into labels (N, H, W) or, if `masks`, bool (N, C, H, W).
+
+    Labels are uint8 up to 255 classes, int16 above.
+    """
+
+    name: str
+    masks: bool
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def labels(self, logits: torch.Tensor) -> torch.Tensor:
+        """One class for every pixel, whatever the rule."""
+        raise NotImplementedError
+
+
+class MaxDecision(Decision):
+    """The class of the largest logit; neither activation nor temperature changes it."""
+
+    name, masks = "max", False
+
+    def __call__(self, logits):
+        return largest(logits)
+
+    labels = __call__
+
+
+class ThresholdDecision(Decision):
+    """Every class whose probability is above its threshold.
+
+    The label map gives a pixel to the class that is furthest above its threshold.
+    """
+
+    name, masks = "T", True
+
+    def __init__(self, threshold: float | list = 0.5, activation: str = "softmax",
+                 temperature: float = 1.0):
+        values = list(threshold) if isinstance(threshold, (list, tuple)) else [threshold]
+        if not all(0 <= t <= 1 for t in values):
+            raise ConfigError(f"threshold must lie in 0..1, got {threshold}", "predict.threshold")
+        self.threshold = values
+        self.activation, self.temperature = activation, temperature
+
+    def __call__(self, logits):
+        probs = probabilities(logits, self.activation, self.temperature)
+        return probs > self._thresholds(probs)
+
+    def labels(self, logits):
+        if len(set(self.threshold)) == 1:
+            return largest(logits)
+        probs = probabilities(logits, self.activation, self.temperature)
+        return largest(probs.sub_(self._thresholds(probs)))
+
+    def _thresholds(self, probs):
+        """A number, or (C, 1, 1) on the device of `probs`."""
+        if len(self.threshold) == 1:
+            return self.threshold[0]
+        if len(self.threshold) != probs.shape[1]:
+            raise ConfigError(f"{len(self.threshold)} thresholds for {probs.shape[1]} classes",
+                              "predict.threshold", "give one number, or one per class")
+        values = torch.tensor(self.threshold, dtype=probs.dtype)
+        if probs.is_cuda:
+            values = values.pin_memory().to(probs.device, non_blocking=True)
+        return values.view(-1, 1, 1)
+
+
+class RankDecision(Decision):
+    """Masks of the largest expected Dice or IoU; needs calibrated probabilities."""
+
+    masks = True
+
+    def __init__(self, name: str, activation: str = "softmax", temperature: float = 1.0,
+                 settings: dict | None = None):
+        self.name, self.activation, self.temperature = name, activation, temperature
+        self.settings = {"metric": {"rankdice": "dice", "rankiou": "iou"}[name],
+                         **(settings or {})}
+
+    def __call__(self, logits):
+        return rank_dice(probabilities(logits, self.activation, self.temperature),
+                         **self.settings)
+
+    def labels(self, logits):
+        return rank_dice(probabilities(logits, self.activation, self.temperature),
+                         overlap=False, **self.settings)
+
+
+def probabilities(logits: torch.Tensor, activation: str = "softmax",
+                  temperature: float = 1.0) -> torch.Tensor:
+    """Softmax over the classes, or sigmoid, of logits / temperature, in float32 or better."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    return logits.softmax(1) if activation == "softmax" else logits.sigmoid()
+
+
+def largest(scores: torch.Tensor) -> torch.Tensor:
+    """The index of the largest of (N, C, H, W) along C; the first of equals.
+
+    Tensor.max finds the same index several times quicker than Tensor.argmax on a CPU.
+    """
+    label = scores.max(dim=1).indices
+    return label.to(torch.uint8 if scores.shape[1] <= 255 else torch.int16)

@@ -1,0 +1,319 @@
+"""RankDice and RankIoU: the masks that maximise the expected Dice or IoU score.
+
+Problem: Dai & Li, RankSEG, JMLR 2023. One class of one image has n pixels with
+independent labels Y_j ~ Bernoulli(q_j). Wanted is the mask v that maximises
+
+    Dice: E[(2 sum v_j Y_j + g) / (|v| + sum Y_j + g)]     g = smooth, 0 / 0 := 0
+    IoU:  E[(sum v_j Y_j + g) / (|v or Y| + g)]
+
+Some set of the largest q_j is best, so one threshold per class describes the
+mask. With C and N the sum and the count of the chosen q_j, mu the sum of all:
+
+* Large volumes: the score is about (2C + g) / (N + mu + g), a ratio of linear
+  functions of the mask (Wang et al., RankSEG-RMA, 2025: reciprocal moment
+  approximation). Its maximum is the fixed point of t -> (C(t) + g/2) / (N(t) + mu + g)
+  (Dinkelbach 1967), reached in two or three passes over the pixels; nothing is sorted.
+* Medium volumes: the candidates are sorted and the second-order expansion of the
+  expectation is maximised over every size.
+* Small volumes: the same with the exact expectation, as the integral
+  E[1 / (a + G)] = int_0^inf exp(-a u) prod_j (1 - q_j (1 - exp(-u))) du.
+
+Differs from the published code: no sort of large classes; small volumes are
+exact; no truncated mean, which costs up to 0.2 of expected Dice.
+
+Probabilities have to be calibrated: networks trained with focal, Dice or Lovasz
+losses gain little or lose (docs/rankdice.md, tools.calibrate).
+"""
+import concurrent.futures
+import contextlib
+import dataclasses
+
+import numpy as np
+import torch
+
+from utils import expected_score
+from utils.errors import ConfigError
+from utils.registry import unknown
+
+METRICS = ("dice", "iou")
+SOLVERS = ("auto", "exact", "rma")
+EXACT_VOLUME = 64        # expected pixels of a class below which "auto" is exact
+SORTED_VOLUME = 2048     # below: second order on sorted candidates; error of RMA 0.15 / mu^2
+FAINT = 1 / 128          # probabilities below count only in sums when a class is small
+FEW_PIXELS = 4096        # up to this many pixels each one is a candidate
+STRIDE = 16              # of the warm start: one block of SAMPLE pixels in 16
+SAMPLE = 64
+BLOCK = 2 ** 15          # pixels of all classes that are labelled at a time
+PARALLEL = 2 ** 18       # probabilities from which several threads pay
+TOLERANCE = 1e-3         # relative change of the threshold that asks for another pass
+
+
+@dataclasses.dataclass
+class RankInfo:
+    """thresholds, expected: (N, C) float64 on the CPU or the device of the probabilities.
+
+    A pixel is in the mask if its probability exceeds the threshold of its class.
+    `expected` is the expected score of the mask (exact for small volumes, second order for
+    medium, first order for large ones). Pruned classes: threshold 1, the score of no mask.
+    """
+    thresholds: torch.Tensor
+    expected: torch.Tensor
+
+
+def rank_dice(probs: torch.Tensor, smooth: float = 0.0, metric: str = "dice",
+              pruning: float = 0.5, overlap: bool = True, solver: str = "auto",
+              return_info: bool = False):
+    """Masks of the largest expected score, or a label map.
+
+    probs: (N, C, H, W) probabilities, softmax or sigmoid; half precision is promoted.
+    smooth: g of the score, >= 0. With g > 0 the empty mask is a candidate.
+    metric: "dice" or "iou".
+    pruning: a class whose largest probability does not exceed this stays empty. Not part of
+        the optimum; it avoids a score of 0 where an absent class is predicted. 0 turns it off.
+    overlap: True returns bool masks (N, C, H, W), which may overlap or leave pixels to no
+        class. False returns labels (N, H, W), uint8 up to 255 classes, int16 above: each
+        pixel goes to the class whose score it raises most, or lowers least.
+    solver: "auto" as described above; "exact" the exact expectation in float64 for every
+        volume (slow: a test oracle); "rma" the first-order score for every volume.
+    return_info: also return `RankInfo`.
+    """
+    _check(probs, smooth, metric, pruning, solver)
+    problem = _Problem(smooth, metric, pruning, solver)
+    flat = probs.flatten(2)                              # (N, C, n)
+    if probs.is_cuda:
+        result, info = _by_row(flat.cpu(), problem, overlap, return_info)
+        result = result.to(probs.device)
+    else:
+        result, info = _by_row(flat, problem, overlap, return_info)
+    result = result.view(probs.shape if overlap else (len(probs), *probs.shape[2:]))
+    return (result, info) if return_info else result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    smooth: float
+    metric: str
+    pruning: float
+    solver: str
+
+    def threshold(self, chosen, size, volume):
+        """The probability above which one more pixel raises the first-order score."""
+        if self.metric == "dice":
+            return (chosen + self.smooth / 2) / (size + volume + self.smooth + 1)
+        return (chosen + self.smooth) / np.maximum(size + volume + 2 * self.smooth, 1e-300)
+
+    def gain(self, chosen, size, volume):
+        """The score that one more pixel adds, per unit of probability above the threshold."""
+        if self.metric == "dice":
+            return 2 / (size + volume + self.smooth + 2)
+        union = np.maximum(size + volume - chosen + self.smooth, 1e-12)
+        return (union + chosen + self.smooth) / union ** 2
+
+
+@dataclasses.dataclass
+class _Answer:
+    """Of one class of one image. `chosen`, `size`: sum and count of the mask's pixels."""
+    threshold: float
+    expected: float
+    chosen: float
+    size: float
+    volume: float
+
+
+def _by_row(flat, problem, overlap, with_info):
+    """CPU: one class of one image after the other, so that its pixels stay in the cache."""
+    images, classes, n = flat.shape
+    answers = {}
+    masks = torch.zeros(flat.shape, dtype=torch.bool) if overlap else None
+
+    def solve(place, prune=True):
+        row = _as_numpy(flat[place])
+        mask = masks[place].numpy() if overlap else np.empty(n, bool)
+        answer = _solve(row, problem, mask, prune)
+        if overlap and answer is not None:
+            np.greater(row, answer.threshold, out=mask)
+        answers[place] = answer
+
+    with _pool(flat.numel()) as run:
+        run(solve, [(i, c) for i in range(images) for c in range(classes)])
+        if overlap:
+            result = masks
+        else:
+            empty = [i for i in range(images)
+                     if all(answers[i, c] is None for c in range(classes))]
+            run(lambda place: solve(place, prune=False),
+                [(i, c) for i in empty for c in range(classes)])
+            result = _labels_by_row(flat, problem, answers, run)
+    info = _info(flat, problem, answers) if with_info else None
+    return result, info
+
+
+def _info(flat, problem, answers):
+    info = torch.ones(2, *flat.shape[:2], dtype=torch.float64)
+    for place, answer in answers.items():
+        if answer is None:
+            info[1][place] = _empty_score(_as_numpy(flat[place]), problem)
+        else:
+            info[0][place], info[1][place] = answer.threshold, answer.expected
+    return RankInfo(*info)
+
+
+def _empty_score(row, problem):
+    """What the mask without a pixel can expect: E[g / (G + g)]."""
+    if problem.smooth == 0:
+        return 0.0
+    clear = row > FAINT
+    q = np.sort(row[clear].astype(np.float64))[::-1]
+    rest = _power_sums(row[~clear], 3)
+    scale = q.sum() + rest[0] + problem.smooth
+    return float(expected_score.exact(problem.metric, q, rest, problem.smooth, scale)[0])
+
+
+def _solve(row, problem, scratch, prune):
+    """The answer for the pixels `row` (n,) float32 or float64; None for a pruned class.
+
+    scratch: bool (n,), overwritten.
+    """
+    top = float(row.max())
+    if prune and not top > problem.pruning:
+        return None
+    volume = float(row.sum())
+    few = len(row) <= FEW_PIXELS
+    if problem.solver == "rma" or (problem.solver == "auto" and volume >= SORTED_VOLUME
+                                   and not few):
+        return _newton(row, volume, problem, scratch)
+    return _sorted(row, top, volume, problem, scratch)
+
+
+def _newton(row, volume, problem, scratch):
+    threshold = _warm_start(row, problem)
+    buffer = np.empty_like(row)
+    while True:
+        chosen, size = _above(row, threshold, scratch, buffer)
+        previous, threshold = threshold, float(problem.threshold(chosen, size, volume))
+        if abs(threshold - previous) <= TOLERANCE * threshold:
+            expected = expected_score.first_order(problem.metric, chosen, size, volume,
+                                                  problem.smooth)
+            return _Answer(threshold, float(expected), chosen, size, volume)
+
+
+def _warm_start(row, problem):
+    """The threshold of a sample of the pixels: blocks that lie side by side in memory."""
+    blocks = len(row) // (STRIDE * SAMPLE)
+    if blocks < STRIDE:
+        return min(0.5, float(row.max()) / 2)
+    sample = np.ascontiguousarray(
+        row[:blocks * STRIDE * SAMPLE].reshape(blocks, STRIDE, SAMPLE)[:, 0]).ravel()
+    scaled = dataclasses.replace(problem, smooth=problem.smooth / STRIDE)
+    volume, threshold = float(sample.sum()), 0.5
+    scratch, buffer = np.empty(len(sample), bool), np.empty_like(sample)
+    for _ in range(10):
+        chosen, size = _above(sample, threshold, scratch, buffer)
+        previous, threshold = threshold, float(scaled.threshold(chosen, size, volume))
+        if abs(threshold - previous) <= TOLERANCE * threshold:
+            break
+    return threshold or min(0.5, float(row.max()) / 2)
+
+
+def _above(row, threshold, scratch, buffer):
+    """Sum and count of the pixels above the threshold."""
+    size = int(np.count_nonzero(np.greater(row, threshold, out=scratch)))
+    # The excess over the threshold: no large sum that cancels.
+    np.subtract(row, row.dtype.type(threshold), out=buffer)
+    np.maximum(buffer, 0, out=buffer)
+    return float(buffer.sum()) + size * threshold, size
+
+
+def _sorted(row, top, volume, problem, scratch):
+    """Candidates one by one, in float64: exact or second-order scores of every size."""
+    metric, smooth, precise = problem.metric, problem.smooth, problem.solver == "exact"
+    few = len(row) <= FEW_PIXELS
+    # What one mask reaches bounds the best threshold from below; 4 is a wide margin for the
+    # difference between the first-order threshold and the exact one.
+    chosen, size = _above(row, min(0.5, top / 2), scratch, np.empty_like(row))
+    floor = float(problem.threshold(chosen, size, volume)) / 4
+    floor = -1.0 if few else floor if precise else min(floor, FAINT)
+    q = np.sort(row[np.greater(row, floor, out=scratch)].astype(np.float64))[::-1]
+    rest = _power_sums(row[np.logical_not(scratch, out=scratch)], 16 if precise else 3)
+    volume = q.sum() + rest[0]
+    chosen = np.concatenate(([0.0], np.cumsum(q)))
+    sizes = np.arange(len(chosen))
+    if precise or volume < EXACT_VOLUME:
+        about = int(np.argmax(expected_score.first_order(metric, chosen, sizes, volume, smooth)))
+        scores = expected_score.exact(metric, q, rest, smooth, about + volume + smooth, precise)
+    else:
+        spread = np.concatenate(([0.0], np.cumsum(q * (1 - q))))
+        variance = spread[-1] + rest[0] - rest[1]
+        scores = expected_score.second_order(metric, chosen, spread, sizes, volume, variance,
+                                             smooth)
+    # A threshold takes all of several equal pixels or none; some best mask does so too.
+    ends = np.concatenate(([True], q[:-1] > q[1:], [True]))[:len(scores)]
+    best = int(np.argmax(np.where(ends, scores, -np.inf)))
+    threshold = float(q[best]) if best < len(q) else max(floor, 0.0)
+    return _Answer(threshold, float(scores[best]), float(chosen[best]), best, float(volume))
+
+
+def _power_sums(values, count):
+    values = values.astype(np.float64)
+    power, sums = np.ones_like(values), []
+    for _ in range(count):
+        power *= values
+        sums.append(float(power.sum()))
+    return tuple(sums)
+
+
+def _labels_by_row(flat, problem, answers, run):
+    """Each pixel to the class with the largest gain, a block of pixels at a time."""
+    images, classes, n = flat.shape
+    labels = torch.empty(images, n, dtype=torch.uint8 if classes <= 255 else torch.int16)
+
+    def fill(place):
+        image, start = place
+        block = _as_numpy(flat[image, :, start:start + BLOCK])
+        out = labels[image, start:start + BLOCK].numpy()
+        best = np.full(len(out), -np.inf, block.dtype)
+        gain, better = np.empty_like(best), np.empty(len(out), bool)
+        for c in range(classes):
+            answer = answers[image, c]
+            if answer is None:
+                continue
+            known = answer.chosen, answer.size, answer.volume
+            np.subtract(block[c], block.dtype.type(problem.threshold(*known)), out=gain)
+            gain *= block.dtype.type(problem.gain(*known))
+            np.greater(gain, best, out=better)
+            np.copyto(best, gain, where=better)
+            out[better] = c
+
+    run(fill, [(i, start) for i in range(images) for start in range(0, n, BLOCK)])
+    return labels
+
+
+def _as_numpy(tensor):
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()
+    return tensor.numpy()
+
+
+@contextlib.contextmanager
+def _pool(elements):
+    """A map over places: on as many threads as torch uses, numpy frees the interpreter."""
+    threads = torch.get_num_threads()
+    if threads == 1 or elements < PARALLEL:
+        yield lambda function, places: [function(place) for place in places]
+        return
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        yield lambda function, places: list(pool.map(function, places))
+
+
+def _check(probs, smooth, metric, pruning, solver):
+    if probs.ndim != 4 or not probs.is_floating_point():
+        raise ValueError(f"probs must be a float tensor (N, C, H, W), got {probs.dtype} "
+                         f"{tuple(probs.shape)}")
+    if metric not in METRICS:
+        raise ConfigError(unknown("metric", metric, METRICS), "rank_dice")
+    if solver not in SOLVERS:
+        raise ConfigError(unknown("solver", solver, SOLVERS), "predict.solver")
+    if not smooth >= 0:
+        raise ConfigError(f"smooth must not be negative, got {smooth}", "predict.smooth")
+    if not 0 <= pruning <= 1:
+        raise ConfigError(f"pruning must lie in 0..1, got {pruning}", "predict.pruning")
