@@ -11,13 +11,15 @@ import os
 import re
 import tempfile
 
+from utils.config_docs import describe, json_schema
 from utils.config_schema import (names_outputs, path_name, resolve_config, section_callables)
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 from utils.jsonc import parse_jsonc, read_jsonc
 from utils.registry import components, lookup, unknown
-from utils.signature import converted, fields, parameters
+from utils.signature import REQUIRED, converted, fields, parameters
 
-__all__ = ["LoadedConfig", "apply_overrides", "build", "load_config", "resolve_config", "save_config", "split_args"]
+__all__ = ["LoadedConfig", "apply_overrides", "build", "describe", "json_schema", "load_config",
+           "resolve_config", "save_config", "split_args"]
 
 COMMAND_LINE = "command line"
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
@@ -43,21 +45,22 @@ def load_config(path, overrides=()) -> LoadedConfig:
     string is the environment variable, a leading ~ the home folder. Keys and
     values are not checked here: see resolve_config.
     """
-    values, places = _load(os.fspath(path), ())
-    return apply_overrides(LoadedConfig(values, places, {}), overrides)
+    config = LoadedConfig(*_load(os.fspath(path), ()), {})
+    config = apply_overrides(config, overrides)
+    problems = []
+    values = _expanded(config, (), config.places, problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return LoadedConfig(values, config.places, config.typed)
 
 
 def apply_overrides(config: dict, overrides=()) -> LoadedConfig:
-    """A copy of `config` with overrides as in load_config; ${NAME} and ~ are expanded."""
+    """A copy of `config` with overrides as in load_config, ${NAME} and ~ in them expanded."""
     values = copy.deepcopy(dict(config))
     places, typed = dict(getattr(config, "places", {})), dict(getattr(config, "typed", {}))
     # A new type drops the old arguments, never those given beside it.
     for override in sorted(overrides, key=lambda text: not _is_type(text)):
         _apply(override, values, places, typed)
-    problems = []
-    values = _expanded(values, (), places, problems)
-    if problems:
-        raise ConfigError("\n".join(problems))
     return LoadedConfig(values, places, typed)
 
 
@@ -94,9 +97,13 @@ def build(kind: str, section: dict, **provided):
     args, *shared = split_args(section, *section_callables(kind, cls))
     declared = parameters(cls)
     args.update((name, value) for name, value in provided.items() if name in declared)
+    missing = [name for name, (_, default) in declared.items()
+               if default is REQUIRED and name not in args]
+    if missing:
+        raise ConfigError(f"{section['type']} needs the argument {missing[0]!r}")
     try:
         component = cls(**args)
-    except ConfigError:
+    except UserError:
         raise
     except ValueError as error:
         raise ConfigError(f"{section['type']}: {error}") from error
@@ -140,12 +147,14 @@ def _load(path, chain):
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(one, str) for one in parents):
         raise ConfigError('"extends" is a path or a list of paths', places[("extends",)])
+    if not parents:
+        return child, places
     values, merged_places = {}, {}
     for parent in parents:
         problems = []
-        parent = _expand_text(parent, places[("extends",)], problems)
+        parent = _expand_text(parent, "extends", problems)
         if problems:
-            raise ConfigError(problems[0])
+            raise ConfigError(problems[0], places[("extends",)])
         parent = os.path.normpath(os.path.join(os.path.dirname(path), parent))
         _merge(values, merged_places, *_load(parent, (*chain, path)))
     _merge(values, merged_places, child, places)
@@ -185,7 +194,10 @@ def _apply(override, values, places, typed):
         raise ConfigError(f"{override!r} is no override", COMMAND_LINE,
                           "write KEY=VALUE, e.g. trainer.epochs=5")
     keys = _override_path(match["path"].strip(), override)
-    value = _override_value(match["value"])
+    problems = []
+    value = _expanded(_override_value(match["value"]), tuple(keys), {}, problems)
+    if problems:
+        raise ConfigError(problems[0], COMMAND_LINE)
     holder, path = _holder(values, keys, override)
     key = path[-1]
     if match["add"]:
@@ -193,14 +205,16 @@ def _apply(override, values, places, typed):
         if old is not None and not isinstance(old, list):
             raise ConfigError(f"{override!r}: {path_name(path)} is no list", COMMAND_LINE,
                               "use = to replace it")
-        value = [*(old or []), value]
-    elif key == "type" and holder.get("type", value) != value:
+        holder[key] = [*(old or []), value]
+        places[(*path, len(old or []))] = COMMAND_LINE
+        return
+    if key == "type" and holder.get("type", value) != value:
         holder.pop("args", None)
         _forget(places, (*path[:-1], "args"))
     holder[key] = value
     _forget(places, path)
     places[path] = COMMAND_LINE
-    if not match["add"]:
+    if isinstance(value, (bool, int, float)):
         typed[path] = match["value"]
 
 
@@ -247,13 +261,17 @@ def _is_type(override):
 
 
 def _expanded(value, path, places, problems):
+    """`value` with ${NAME} and ~ expanded in its strings, but for what overrides gave already."""
+    if path and places.get(path) == COMMAND_LINE:
+        return value
     if isinstance(value, dict):
         return {key: _expanded(item, (*path, key), places, problems)
                 for key, item in value.items()}
     if isinstance(value, list):
         return [_expanded(item, (*path, i), places, problems) for i, item in enumerate(value)]
     if isinstance(value, str):
-        return _expand_text(value, f"{path_name(path)} ({places.get(path, 'config')})", problems)
+        place = places.get(path)
+        return _expand_text(value, path_name(path) + (f" ({place})" if place else ""), problems)
     return value
 
 

@@ -6,17 +6,17 @@ signature. Sections that need more than a type carry one of the classes below
 in their annotation. Each resolves its part of a config (defaults written out,
 mistakes noted) and gives the matching JSON Schema.
 """
-import importlib
 import json
 from typing import Annotated, Literal, get_args, get_origin
 
 from utils.errors import ConfigError
-from utils.registry import components, nearest, unknown
+from utils.registry import components, load, nearest, unknown
 from utils.signature import Field, as_json, fields, literals, provided_by, value_name
 
 # Parameters that the program fills in; a config may not.
 PROVIDED = {
     "models": ("num_classes", "ignore_index", "seed"),
+    "backbones": ("name",),
     "datasets": ("dataset", "augmentation", "ignore_index", "seed", "rank", "world_size",
                  "training"),
     "losses": ("ignore_index",),
@@ -39,10 +39,11 @@ class Component:
 
     extra: a function whose parameters are the section's further keys.
     short: the name alone serves for a section without args.
+    name: of its definition in the JSON Schema, where it is not the kind's only form.
     """
 
-    def __init__(self, kind: str, extra=None, short: bool = False):
-        self.kind, self.short = kind, short
+    def __init__(self, kind: str, extra=None, short: bool = False, name: str | None = None):
+        self.kind, self.short, self.name = kind, short, name or kind
         self.extra = fields(extra) if extra else {}
 
     def resolve(self, value, path, report):
@@ -76,10 +77,9 @@ class Component:
         schema, hidden = self.fields(cls)
         nested = args.get("losses") if self.kind == "losses" else None
         resolved = report.keys(args, path, schema, hidden=hidden)
-        if isinstance(nested, list) and "losses" in resolved:
-            resolved["losses"] = [
-                MIXED.resolve(item, (*path, "losses", i), report) if isinstance(item, dict)
-                else item for i, item in enumerate(nested)]
+        if isinstance(nested, list) and "losses" in schema:
+            resolved["losses"] = [MIXED.resolve(item, (*path, "losses", i), report)
+                                  for i, item in enumerate(nested)]
         if self.kind == "models" and isinstance(resolved.get("backbone"), str):
             _check_backbone(resolved["backbone"], (*path, "backbone"), report)
         if self.kind == "optimizers":
@@ -170,8 +170,8 @@ def optimizer_entry(differential_lr: bool = False):
     """Keys beside "type" and "args": the backbone learns at a tenth of the rate."""
 
 
-LOSS = Component("losses", loss_entry, short=True)
-MIXED = Component("losses", mixed_entry)
+LOSS = Component("losses", loss_entry, short=True, name="loss_of_an_output")
+MIXED = Component("losses", mixed_entry, short=True, name="loss_in_a_sum")
 PREDICT = Keys("utils.decision:predict_options", "utils.predictor:Predictor")
 
 
@@ -229,12 +229,17 @@ class Report:
         self.mistakes = []
 
     def note(self, path, text):
-        # The key's own place, else that of what encloses it, else of something in it.
-        around = [path[:n] for n in range(len(path), 0, -1)]
-        within = [where for where in self.places if path and where[:len(path)] == path]
-        place = next((self.places[one] for one in around + within if one in self.places), None)
+        place = self.place(path)
         self.mistakes.append(f"{path_name(path) or 'top level'}: {text}"
                              + (f" ({place})" if place else ""))
+
+    def place(self, path):
+        """Where the key is written, or what encloses it, or else something in it; may be None."""
+        for n in range(len(path), 0, -1):
+            if path[:n] in self.places:
+                return self.places[path[:n]]
+        within = (place for where, place in self.places.items() if where[:len(path)] == path)
+        return next(within, None) if path else None
 
     def raise_mistakes(self):
         if self.mistakes:
@@ -306,15 +311,6 @@ def path_name(path: tuple) -> str:
     return text.lstrip(".")
 
 
-def load(name: str):
-    """The object called "module:attribute" or "module:class.attribute"."""
-    module, attributes = name.split(":")
-    found = importlib.import_module(module)
-    for attribute in attributes.split("."):
-        found = getattr(found, attribute)
-    return found
-
-
 def _check_across(config, report):
     """Mistakes in the combination of keys, as far as they show without data."""
     for key, lowest in (("seed", 0), ("n_gpu", 0)):
@@ -374,6 +370,7 @@ def _check_predict(config, report):
     if not isinstance(predict, dict) or not all(field.fits(predict.get(name, field.default))
                                                 for name, field in known.items()):
         return
+    _check_classes_of_interest(predict["CoI"], config, report)
     options, predictor = (load(name) for name in PREDICT.functions)
     build_decision = load("utils.decision:build_decision")
     given = [{name: predict[name] for name in fields(function)}
@@ -390,6 +387,19 @@ def _check_predict(config, report):
                 found.add(error.what)
                 key = (error.where or error.what.split(" ")[0]).rpartition(".")[2]
                 report.note(("predict", key) if key in known else ("predict",), error.what)
+
+
+def _check_classes_of_interest(classes, config, report):
+    count = _static(config, "train_loader", "datasets", "num_classes")
+    limit = count if type(count) is int else float("inf")
+    if isinstance(classes, str) and classes != "all":
+        report.note(("predict", "CoI"), f'expected "all" or a list of classes, found {classes!r}')
+    elif isinstance(classes, list):
+        wrong = [one for one in classes if type(one) is not int or not 0 <= one < limit]
+        if wrong or not classes:
+            bound = f" from 0 to {limit - 1}" if type(count) is int else ""
+            report.note(("predict", "CoI"), f"expected classes{bound}, found "
+                                            f"{', '.join(map(value_name, wrong)) or 'none'}")
 
 
 def _check_backbone(name, path, report):

@@ -11,7 +11,7 @@ import re
 
 from utils.errors import ConfigError
 
-MAX_BYTES = 4 << 20     # a hundred times the longest config anybody writes
+MAX_BYTES = 1 << 20     # far more than any config holds
 MAX_DEPTH = 100
 
 _BLANK = re.compile(r"(?:[ \t\r\n]+|//[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*")

@@ -26,16 +26,19 @@ KINDS = {
 TORCH_SCHEDULERS = ("StepLR", "MultiStepLR", "ConstantLR", "LinearLR", "ExponentialLR",
                     "PolynomialLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts",
                     "CyclicLR", "OneCycleLR")
+# They want a closure, and sparse gradients.
+UNUSABLE_OPTIMIZERS = ("LBFGS", "SparseAdam")
 
 
 @functools.cache
 def components(kind: str) -> dict[str, type]:
     """Every class a config may name for `kind`, by class name and alias."""
     package, base = KINDS[kind]
-    base = _load(base)
+    base = load(base)
     if kind == "optimizers":
         return {name: cls for name, cls in vars(importlib.import_module(package)).items()
-                if inspect.isclass(cls) and issubclass(cls, base) and cls is not base}
+                if inspect.isclass(cls) and issubclass(cls, base) and cls is not base
+                and name not in UNUSABLE_OPTIMIZERS}
     found = {}
     for module in _modules(package):
         for name, cls in vars(module).items():
@@ -76,14 +79,15 @@ def nearest(name, known) -> str | None:
     return folded[close[0]] if close else None
 
 
+def load(name: str):
+    """The object called "module:attribute" or "module:class.attribute"."""
+    module, attributes = name.split(":")
+    return functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
+
+
 def _modules(package):
     module = importlib.import_module(package)
     yield module
     for info in pkgutil.iter_modules(getattr(module, "__path__", ())):
         if not info.ispkg and not info.name.startswith("_"):
             yield importlib.import_module(f"{package}.{info.name}")
-
-
-def _load(path):
-    module, name = path.split(":")
-    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,182 @@
+"""What the program says about its configs: the text of --list and the JSON Schema of --schema.
+
+Both come from the signatures that check a config, so they cannot differ from it.
+"""
+import inspect
+import json
+import textwrap
+
+from utils.config_schema import (LOSS, MIXED, PROVIDED, Component, Keys, Loss, experiment,
+                                 section_callables, section_of)
+from utils.errors import ConfigError
+from utils.registry import KINDS, components, load, unknown
+from utils.signature import annotation_schema, as_json, fields
+
+# What can be listed beside the kinds of components: sections of the config itself.
+_SECTIONS = {"config": experiment, "trainer": "trainer", "predict": "predict"}
+
+
+def describe(kind: str | None = None, name: str | None = None) -> str:
+    """The text of `--list [KIND [NAME]]`.
+
+    Without a kind: the names of every kind. With one: each component with its
+    first docstring line and its arguments, their types and defaults. With a
+    name: its whole docstring as well. "config", "trainer" and "predict" list
+    the keys of the config itself. ConfigError: unknown kind or name.
+    """
+    if kind is None:
+        return "\n\n".join(f"{one}:\n" + _wrapped(_classes(one)) for one in KINDS) \
+            + f"\n\n--list KIND [NAME] says more; KIND may also be {', '.join(_SECTIONS)}"
+    if kind in _SECTIONS:
+        return _describe_section(kind)
+    if kind not in KINDS:
+        raise ConfigError(unknown("kind", kind, [*KINDS, *_SECTIONS]), "--list")
+    if name is not None:
+        classes = _classes(kind)
+        if name not in classes:
+            raise ConfigError(unknown("name", name, classes), f"--list {kind}")
+        return _describe_class(kind, name, classes[name])
+    groups = {}
+    for one, cls in _classes(kind).items():
+        groups.setdefault(cls, []).append(one)
+    blocks = [_block(", ".join(names), cls, _own_fields(kind, cls))
+              for cls, names in groups.items()]
+    return "\n\n".join(blocks + _shared_blocks(kind, f"all {kind} also take"))
+
+
+def json_schema() -> dict:
+    """The JSON Schema (draft 2020-12) of a config file, for editors.
+
+    Looser than resolve_config where a file that extends another must pass: a
+    component's required arguments may come from the parent.
+    """
+    definitions = {}
+    schema = _object(fields(experiment), definitions)
+    schema["properties"] |= {
+        "$schema": {"type": "string"},
+        "extends": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+                    "description": "configs that this one changes, relative to this file"}}
+    required = [name for name, field in fields(experiment).items() if field.required]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": "Segwright config", **schema,
+            "anyOf": [{"required": ["extends"]}, {"required": required}],
+            "$defs": definitions}
+
+
+def _object(schema, definitions):
+    properties = {}
+    for name, field in schema.items():
+        section = next(filter(None, map(section_of, field.annotations)), None)
+        if section:
+            forms = [_section_schema(section, definitions)]
+            forms += [{"type": "null"}] if field.fits(None) else []
+        else:
+            forms = [annotation_schema(one) for one in field.annotations]
+        properties[name] = dict(forms[0]) if len(forms) == 1 else \
+            {"anyOf" if section else "allOf": forms}
+        try:
+            properties[name]["default"] = as_json(field.default)
+        except TypeError:
+            pass        # required, or a default that a config cannot spell
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _section_schema(section, definitions):
+    if isinstance(section, Keys):
+        return _object(section.fields(), definitions)
+    if isinstance(section, Loss):
+        one = _component_schema(LOSS, definitions)
+        outputs = {"type": "object", "additionalProperties": one, "minProperties": 1,
+                   "propertyNames": {"not": {"enum": ["type", "args"]}}}
+        return {"anyOf": [one, outputs, {"type": "array", "items": one}]}
+    return _component_schema(section, definitions)
+
+
+def _component_schema(section: Component, definitions):
+    """A reference to the definition of a section {"type", "args"}; made on first use."""
+    name = section.name
+    if name in definitions:
+        return {"$ref": f"#/$defs/{name}"}
+    definitions[name] = {}      # a loss that holds losses refers to itself
+    schema = _object(section.extra, definitions)
+    known = components(section.kind)
+    schema["properties"] |= {"type": {"enum": sorted(known)}, "args": {"type": "object"}}
+    schema["allOf"] = []
+    for one, cls in sorted(known.items()):
+        args = _object(section.fields(cls)[0], definitions)
+        args["description"] = _first_line(cls)
+        if section.kind == "losses" and "losses" in args["properties"]:
+            args["properties"]["losses"] = {
+                "type": "array", "items": _component_schema(MIXED, definitions)}
+        schema["allOf"].append({"if": {"properties": {"type": {"const": one}},
+                                       "required": ["type"]},
+                                "then": {"properties": {"args": args}}})
+    definitions[name] = {"anyOf": [{"enum": sorted(known)}, schema]} if section.short else schema
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _describe_section(kind):
+    if kind == "config":
+        return _block("config", experiment, fields(experiment))
+    section = section_of(fields(experiment)[kind].annotations[0])
+    return "\n\n".join(_block(kind, load(function), fields(load(function)), whole=True)
+                       for function in section.functions)
+
+
+def _describe_class(kind, name, cls):
+    ours = not cls.__module__.startswith("torch.")     # torch explains its own in TeX, at length
+    blocks = [_block(name, cls, _own_fields(kind, cls), whole=ours)]
+    outputs = getattr(cls, "output_weights", None)
+    if isinstance(outputs, dict):
+        blocks.append("outputs and their weights in the loss: "
+                      + ", ".join(f"{one} {weight}" for one, weight in outputs.items()))
+    return "\n\n".join(blocks + _shared_blocks(kind, f"like all {kind} it also takes"))
+
+
+def _shared_blocks(kind, title):
+    """The arguments that other callables add to the "args" of every component of a kind."""
+    return [_block(title, function, fields(function, leave_out=PROVIDED[kind]))
+            for function in section_callables(kind, None)[1:]]
+
+
+def _block(title, function, schema, whole=False):
+    """A title, the docstring or its first line, and a table of arguments."""
+    doc = inspect.getdoc(function) or ""
+    doc = doc if whole else _first_line(function)
+    rows = [(name, field.expected, "required" if field.required else f"= {_default(field)}")
+            for name, field in schema.items()]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+    lines = [title, *(f"  {line}".rstrip() for line in doc.splitlines())]
+    lines += [f"    {name:<{widths[0]}}  {expected:<{min(widths[1], 40)}}  {default}"
+              for name, expected, default in rows]
+    return "\n".join(lines)
+
+
+def _default(field):
+    try:
+        return json.dumps(as_json(field.default))
+    except TypeError:
+        return "set by the program"
+
+
+def _own_fields(kind, cls):
+    schema, _ = Component(kind).fields(cls)
+    own = fields(cls)
+    return {name: field for name, field in schema.items() if name in own}
+
+
+def _classes(kind):
+    """name -> class, in alphabetical order; backbones by the names a model takes."""
+    if kind == "backbones":
+        found = {name: cls for cls in components(kind).values() for name in cls.aliases}
+        return dict(sorted(found.items()))
+    return dict(sorted(components(kind).items()))
+
+
+def _wrapped(names):
+    return textwrap.fill(", ".join(names), 96, initial_indent="  ", subsequent_indent="  ",
+                         break_long_words=False, break_on_hyphens=False)
+
+
+def _first_line(function):
+    return (inspect.getdoc(function) or "").partition("\n")[0]
