@@ -9,6 +9,13 @@ from torch import nn
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.norm import pooled_norm
 
+# NVIDIA's and MIC-DKFZ's names -> ours, for the pyramid before and the one inside the OCR head.
+ASPP_KEYS = (
+    (r"(^|\.)aspp\.img_conv\.", r"\1aspp.image."),
+    (r"(^|\.)aspp\.features\.", r"\1aspp.branches."),
+    (r"^head\.ocr\.aspp\.", "head.ocr.extra."),
+)
+
 
 class ImagePoolingASPP(nn.Module):
     """(N, in_channels, H, W) -> (N, channels * (2 + len(rates)), H, W).

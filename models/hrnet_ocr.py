@@ -1,0 +1,118 @@
+"""HRNet + OCR.
+
+Yuan et al., Object-Contextual Representations for Semantic Segmentation, ECCV
+2020, arXiv:1909.11065.
+
+Published checkpoints: `hrnet_ocr_w48` (HRNet-Semantic-Segmentation, branch
+HRNet-OCR; Cityscapes val mIoU 81.62 in `hrnet_ocr_cs_8162_torch11.pth`),
+`nvidia_ocrnet_hrnet`, `mic_hrnet_ocr` and openseg's `openseg_hrnet48_ocr`,
+`openseg_hrnet48_ocr_b` with their `_bn` dialects. Names without `_bn` hold
+in-place activated norms: |weight| + 1e-5 is folded into a plain batch norm, the
+leaky ReLU of the heads stays.
+"""
+import torch
+
+from base.base_model import BaseModel
+from models.backbones import build_backbone
+from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS
+from models.foreign_state import BESIDE, PREFIXES, fold_in_place_norm, foreign_state
+from models.layers.concat_maps import concat_maps
+from models.layers.conv_norm_act import classifier_head
+from models.layers.ocr import OCR_KEYS, PADDLE_OCR_KEYS, OCRHead
+from models.layers.resize import resize_to
+from models.published import Published
+
+
+class HRNetOCR(BaseModel):
+    """Object context on the concatenated branches, stride 4.
+
+    x: (N, 3, H, W) normalised RGB; any H and W.
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
+
+    Four repositories publish this network. align_corners: True in HRNet's and
+    MIC-DKFZ's and openseg's, False in NVIDIA's. aux_channels: width of the
+    auxiliary head, that of the features by default. openseg's form has a 3x3
+    auxiliary head (aux_kernel=3), biases in the attention (attention_bias=True)
+    and, in what its first branch released, activation="leaky_relu" in the heads.
+    """
+
+    output_weights = {"out": 1.0, "aux": 0.4}
+
+    def __init__(self, num_classes: int, backbone: str = "hrnet_w48", mid_channels: int = 512,
+                 key_channels: int = 256, align_corners: bool = True, dropout: float = 0.05,
+                 aux_kernel: int = 1, aux_channels: int | None = None,
+                 attention_bias: bool = False, activation: str = "relu",
+                 norm: str = "batch", pretrained: bool = False):
+        super().__init__()
+        self.align_corners = align_corners
+        self.backbone = build_backbone(backbone, align_corners=align_corners, norm=norm,
+                                       pretrained=pretrained)
+        channels = sum(self.backbone.channels)
+        self.aux_head = classifier_head(channels, aux_channels or channels, num_classes,
+                                        aux_kernel, norm=norm, act=activation)
+        self.head = OCRHead(channels, num_classes, mid_channels, key_channels, dropout=dropout,
+                            bias=attention_bias, norm=norm, act=activation)
+
+    def forward(self, x: torch.Tensor):
+        features = concat_maps(self.backbone(x), self.align_corners)    # (N, 15 C, H/4, W/4)
+        aux = self.aux_head(features)
+        out, _ = self.head(features, aux)
+        out = resize_to(out, x, self.align_corners)
+        if not self.training:
+            return out
+        return {"out": out, "aux": resize_to(aux, x, self.align_corners)}
+
+    def rename_foreign(self, state: dict) -> dict:
+        """ImageNet, plain HRNet, Paddle, Mapillary and openseg files in this network's keys.
+
+        The head of a plain HRNet starts the auxiliary head, as its authors do.
+        """
+        return super().rename_foreign(
+            foreign_state(state, FOREIGN_KEYS, PADDLE_OCR_KEYS + PADDLE_KEYS))
+
+
+FOREIGN_KEYS = BACKBONE_KEYS + OCR_KEYS + (
+    (r"^last_layer\.([01])\.", r"aux_head.0.\1."), (r"^last_layer\.3\.", "aux_head.2."))
+
+
+def _entry(classes, files=(), score="", convert=None, order="RGB", **options):
+    return Published(build=lambda num_classes: HRNetOCR(num_classes, **options), drop=BESIDE,
+                     rename=PREFIXES + BACKBONE_KEYS + OCR_KEYS, convert=convert, classes=classes,
+                     files=files, score=score, order=order)
+
+
+def _openseg(mid, key, in_place, files=(), score=""):
+    return _entry("cls_head.weight", files, score, fold_in_place_norm if in_place else None, "BGR",
+                  mid_channels=mid, key_channels=key, attention_bias=True, aux_kernel=3,
+                  aux_channels=None if mid == 512 else mid,
+                  activation="leaky_relu" if in_place else "relu")
+
+
+PUBLISHED = {
+    "hrnet_ocr_w48": _entry("cls_head.weight", (
+        "hrnet_ocr_cs_8162_torch11.pth", "hrnet_ocr_cs_trainval_8227_torch11.pth",
+        "hrnet_ocr_lip_5648_torch04.pth", "hrnet_ocr_pascal_ctx_5618_torch11.pth",
+        "hrnet_ocr_cocostuff_3965_torch04.pth", "hrnet_ocr_ade20k_4451_torch04.pth"),
+        "Cityscapes val mIoU 81.62"),
+    "mic_hrnet_ocr": _entry("cls_head.weight"),
+    "nvidia_ocrnet_hrnet": _entry("ocr.cls_head.weight",
+                                  ("ocrnet.HRNet_industrious-chicken.pth",), align_corners=False),
+    "openseg_hrnet48_ocr": _openseg(512, 256, True, (
+        "cityscapes hrnet_w48_ocr_1_latest.pth", "lip hrnet_w48_ocr_1_latest.pth",
+        "pascal_context hrnet_w48_ocr_hrnet48_2_latest.pth",
+        "coco_stuff hrnet_w48_ocr_hrnet48_ohem_2_latest.pth",
+        "ade20k hrnet_w48_ocr_hrnet48_ohem_1_latest.pth")),
+    "openseg_hrnet48_ocr_bn": _openseg(512, 256, False, (
+        "cityscapes_hrnet_w48_ocr_rmi_paddle_lr2x_run1_latest.pth",
+        "cityscapes_hrnet_w48_ocr_rmi_paddle_lr2x_run2_latest.pth",
+        "pascal_context_hrnet_w48_ocr_rmi_paddle_run1_latest.pth",
+        "pascal_context_hrnet_w48_ocr_rmi_paddle_run2_latest.pth",
+        "lip_hrnet_w48_ocr_rmi_paddle_latest.pth",
+        "ade20k_hrnet_w48_ocr_hrnet48_rmi_paddle_latest.pth")),
+    "openseg_hrnet48_ocr_b": _openseg(256, 128, True, (
+        "hrnet_w48_ocr_b_hrnet48_8_20000_trainval_coarse_trainval_mapillary_pretrain_"
+        "freeze_bn_1_latest.pth",
+        "hrnet_w48_ocr_b_mapillary_bs16_500000_1024x1024_lr0.01_1_latest.pth")),
+    "openseg_hrnet48_ocr_b_bn": _openseg(256, 128, False),
+}

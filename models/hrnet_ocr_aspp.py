@@ -1,0 +1,79 @@
+"""HRNet + ASPP + OCR, in NVIDIA's and MIC-DKFZ's form.
+
+Tao et al., Hierarchical Multi-Scale Attention for Semantic Segmentation, 2020,
+arXiv:2005.10821 (its code); MIC-DKFZ/semantic_segmentation.
+
+No trained checkpoint is published; `nvidia_ocrnet_aspp` and `mic_hrnet_ocr_aspp`
+take what these repositories save.
+"""
+import torch
+
+from base.base_model import BaseModel
+from models.backbones import build_backbone
+from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS
+from models.foreign_state import BESIDE, PREFIXES, foreign_state
+from models.layers.concat_maps import concat_maps
+from models.layers.conv_norm_act import classifier_head
+from models.layers.image_pooling_aspp import ASPP_KEYS, ImagePoolingASPP
+from models.layers.ocr import OCR_KEYS, OCRHead
+from models.layers.resize import resize_to
+from models.published import Published
+
+
+class HRNetOCRASPP(BaseModel):
+    """Atrous pyramid pooling between the backbone and the OCR head, stride 4.
+
+    x: (N, 3, H, W) normalised RGB; any H and W. The image-pooling branch
+    normalises one value per image and channel: batch norm in train mode needs
+    at least two images.
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
+
+    distribution_aspp adds MIC's second pyramid inside the OCR head; MIC has
+    align_corners True, NVIDIA False and no second pyramid.
+    """
+
+    output_weights = {"out": 1.0, "aux": 0.4}
+
+    def __init__(self, num_classes: int, backbone: str = "hrnet_w48", mid_channels: int = 512,
+                 key_channels: int = 256, align_corners: bool = True,
+                 distribution_aspp: bool = True, aspp_channels: int = 256,
+                 rates: tuple = (12, 24, 36), dropout: float = 0.05, norm: str = "batch",
+                 pretrained: bool = False):
+        super().__init__()
+        self.align_corners = align_corners
+        self.backbone = build_backbone(backbone, align_corners=align_corners, norm=norm,
+                                       pretrained=pretrained)
+        self.aspp = ImagePoolingASPP(sum(self.backbone.channels), aspp_channels, rates, norm=norm)
+        channels = self.aspp.channels
+        self.aux_head = classifier_head(channels, channels, num_classes, norm=norm)
+        inner = (ImagePoolingASPP(mid_channels, aspp_channels, rates, norm=norm)
+                 if distribution_aspp else None)
+        self.head = OCRHead(channels, num_classes, mid_channels, key_channels, dropout=dropout,
+                            norm=norm, extra=inner,
+                            extra_channels=inner.channels if distribution_aspp else 0)
+
+    def forward(self, x: torch.Tensor):
+        features = self.aspp(concat_maps(self.backbone(x), self.align_corners))
+        aux = self.aux_head(features)
+        out, _ = self.head(features, aux)
+        out = resize_to(out, x, self.align_corners)
+        if not self.training:
+            return out
+        return {"out": out, "aux": resize_to(aux, x, self.align_corners)}
+
+    def rename_foreign(self, state: dict) -> dict:
+        """ImageNet, Paddle, Mapillary and openseg HRNets in this network's keys."""
+        return super().rename_foreign(
+            foreign_state(state, BACKBONE_KEYS + OCR_KEYS + ASPP_KEYS, PADDLE_KEYS))
+
+
+def _entry(**options):
+    return Published(build=lambda classes: HRNetOCRASPP(classes, **options), drop=BESIDE,
+                     rename=PREFIXES + OCR_KEYS + ASPP_KEYS, classes="ocr.cls_head.weight")
+
+
+PUBLISHED = {
+    "nvidia_ocrnet_aspp": _entry(align_corners=False, distribution_aspp=False),
+    "mic_hrnet_ocr_aspp": _entry(align_corners=True, distribution_aspp=True),
+}
