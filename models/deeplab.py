@@ -12,6 +12,7 @@ from torch import nn
 
 from base.base_model import BaseModel
 from models.backbones import build_backbone
+from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.heads import ASPP, conv_norm_relu
 from models.layers.init import he_init
 from models.layers.resize import resize_to
@@ -57,8 +58,6 @@ class DeepLab(BaseModel):
 
 
 # Keys of yassouali's DeepLab and DUC_HDC -> ours.
-ENCODER_KEYS = ((r"^backbone\.layer0\.0\.", "backbone.conv1."),
-                (r"^backbone\.layer0\.1\.", "backbone.bn1."))
 ASPP_KEYS = tuple((rf"^ASSP\.aspp{i}\.", f"aspp.branches.{i - 1}.") for i in range(1, 7)) + (
     (r"^ASSP\.avg_pool\.1\.", "aspp.image.0."), (r"^ASSP\.avg_pool\.2\.", "aspp.image.1."),
     (r"^ASSP\.conv1\.", "aspp.project.0."), (r"^ASSP\.bn1\.", "aspp.project.1."))
@@ -68,7 +67,7 @@ DECODER_KEYS = ((r"^decoder\.conv1\.", "low_level.0."), (r"^decoder\.bn1\.", "lo
 PUBLISHED = {
     f"yassouali_deeplabv3plus_{name}": Published(
         build=lambda classes, args=args: DeepLab(classes, **args),
-        rename=ENCODER_KEYS + ASPP_KEYS + DECODER_KEYS, classes="decoder.output.7.weight")
+        rename=YASSOUALI_KEYS + ASPP_KEYS + DECODER_KEYS, classes="decoder.output.7.weight")
     for name, args in {
         "resnet101": {"backbone": "resnet101"},
         "resnet101_os8": {"backbone": "resnet101", "output_stride": 8},

@@ -9,6 +9,7 @@ from torch import nn
 
 from base.base_model import BaseModel
 from models.backbones import build_backbone
+from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.heads import PyramidPooling, fcn_head
 from models.layers.init import he_init
 from models.layers.resize import resize_to
@@ -34,30 +35,28 @@ class PSPNet(BaseModel):
         super().__init__()
         self.backbone = build_backbone(backbone, output_stride=output_stride,
                                        pretrained=pretrained, norm=norm)
-        c3, c4 = self.backbone.channels[-2:]
-        self.head = nn.Sequential(PyramidPooling(c4, c4 // 4, bins, norm=norm),
-                                  nn.Conv2d(c4 // 4, num_classes, 1))
+        aux, last = self.backbone.channels[self.backbone.aux_level], self.backbone.channels[-1]
+        self.head = nn.Sequential(PyramidPooling(last, last // 4, bins, norm=norm),
+                                  nn.Conv2d(last // 4, num_classes, 1))
         self.aux_head = None
         if use_aux:
-            self.aux_head = fcn_head(c3, c4 // 4, num_classes, dropout_maps=True, norm=norm)
+            self.aux_head = fcn_head(aux, last // 4, num_classes, dropout_maps=True, norm=norm)
             he_init(self.aux_head, norm_bias=1e-4)
         else:
             self.output_weights = {"out": 1.0}
         he_init(self.head, norm_bias=1e-4)
 
     def forward(self, x):
-        *_, f3, f4 = self.backbone(x)                # (N, c3|c4, H/8, W/8)
-        out = resize_to(self.head(f4), x)
+        maps = self.backbone(x)                      # the last ones (N, C, H/8, W/8)
+        out = resize_to(self.head(maps[-1]), x)
         if not self.training:
             return out
         if self.aux_head is None:
             return {"out": out}
-        return {"out": out, "aux": resize_to(self.aux_head(f3), x)}
+        return {"out": out, "aux": resize_to(self.aux_head(maps[self.backbone.aux_level]), x)}
 
 
-# Keys of yassouali's PSPNet, PSPDenseNet and UNetResnet -> ours.
-ENCODER_KEYS = ((r"^initial\.0\.", "backbone.conv1."), (r"^initial\.1\.", "backbone.bn1."),
-                (r"^layer(\d)\.", r"backbone.layer\1."))
+# Keys of yassouali's PSPNet and PSPDenseNet -> ours.
 HEAD_KEYS = ((r"^master_branch\.", "head."), (r"^auxiliary_branch\.", "aux_head."))
 
 VOC_MEAN, VOC_STD = (0.45734706, 0.43338275, 0.40058118), (0.23965294, 0.23532275, 0.2398498)
@@ -65,7 +64,7 @@ VOC_MEAN, VOC_STD = (0.45734706, 0.43338275, 0.40058118), (0.23965294, 0.2353227
 PUBLISHED = {
     f"yassouali_pspnet_resnet{depth}": Published(
         build=lambda classes, name=f"resnet{depth}s": PSPNet(classes, name),
-        rename=ENCODER_KEYS + HEAD_KEYS, classes="master_branch.1.weight", files=files,
+        rename=YASSOUALI_KEYS + HEAD_KEYS, classes="master_branch.1.weight", files=files,
         score=score, mean=VOC_MEAN, std=VOC_STD)
     for depth, files, score in ((50, ("PSPnet.pth",), "VOC 2012 val mIoU 82"), (101, (), ""),
                                 (152, (), ""))

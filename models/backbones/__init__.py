@@ -18,10 +18,12 @@ class Backbone(nn.Module):
     """x (N, 3, H, W) normalised RGB -> list of maps (N, channels[i], ~H/strides[i], ~W/strides[i]).
 
     The maps go from high to low resolution. `channels` and `strides` are lists
-    of equal length, set by the constructor.
+    of equal length, set by the constructor. `aux_level` is the index of the map
+    that an auxiliary head sits on.
     """
 
     aliases: tuple = ()
+    aux_level: int = -2
     channels: list[int]
     strides: list[int]
 

@@ -194,6 +194,13 @@ def _conv3x3(in_channels, channels, stride=1, dilation=1):
     return nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False)
 
 
+# How the networks of yassouali/pytorch-segmentation call their encoder -> ours.
+YASSOUALI_KEYS = (
+    (r"^(?:backbone\.)?(?:initial|layer0)\.0\.", "backbone.conv1."),
+    (r"^(?:backbone\.)?(?:initial|layer0)\.1\.", "backbone.bn1."),
+    (r"^layer(\d)\.", r"backbone.layer\1."),
+)
+
 PUBLISHED = {
     f"yassouali_resnet{depth}s_imagenet": Published(
         build=lambda classes, name=f"resnet{depth}s": ResNet(name, output_stride=8),

@@ -1,0 +1,85 @@
+"""DeepLab with dense upsampling and hybrid dilated convolution. Wang et al.,
+Understanding Convolution for Semantic Segmentation, WACV 2018, arXiv:1702.08502.
+
+The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
+`yassouali_duc_hdc`. No weights are published. As there, the last upsampling
+ends in norm and ReLU before the pixels are shuffled, so the logits are >= 0.
+
+Differs from the source: its output has 4 * ceil(H / 4) rows; ours is resized to
+the input where that differs.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from base.base_model import BaseModel
+from models.backbones import build_backbone
+from models.backbones.resnet import YASSOUALI_KEYS
+from models.deeplab import ASPP_KEYS, DECODER_KEYS
+from models.layers.heads import ASPP, conv_norm_relu
+from models.layers.init import he_init
+from models.layers.norm import activation, norm_layer
+from models.layers.resize import resize_to
+from models.published import Published
+
+RATES3, RATES4 = (1, 2, 3) * 7 + (2, 2), (3, 4, 5)     # the paper's "Dilation-RF"
+
+
+class DUC_HDC(BaseModel):
+    """ASPP with five rates on a ResNet of stride 8; every resize is learnt by channels.
+
+    x: (N, 3, H, W) normalised RGB, any H and W. backbone: a resnet. A training
+    batch needs two images (image pooling).
+    eval: logits (N, C, H, W); train: {"out": logits}.
+    """
+
+    def __init__(self, num_classes: int, backbone: str = "resnet101", pretrained: bool = False,
+                 norm: str = "batch"):
+        super().__init__()
+        self.backbone = build_backbone(backbone, output_stride=8, pretrained=pretrained, norm=norm,
+                                       rates3=RATES3, rates4=RATES4)
+        self.aspp = ASPP(self.backbone.channels[-1], 256, (6, 12, 18, 24, 36), norm=norm)
+        self.low_level = conv_norm_relu(self.backbone.channels[0], 48, 1, norm=norm)
+        self.up = _DenseUpsampling(256, 256, 2, norm)
+        self.decoder = nn.Sequential(*conv_norm_relu(48 + 256, 256, norm=norm),
+                                     *conv_norm_relu(256, 256, norm=norm),
+                                     nn.Dropout(0.1), nn.Conv2d(256, num_classes, 1))
+        self.up_out = _DenseUpsampling(num_classes, num_classes, 4, norm)
+        he_init(self.aspp, self.low_level, self.decoder, norm_bias=1e-4)
+
+    def forward(self, x):
+        low, *_, high = self.backbone(x)             # strides 4 and 8
+        low = self.low_level(low)
+        high = self.up(self.aspp(high))[..., :low.shape[-2], :low.shape[-1]]
+        out = self.up_out(self.decoder(torch.cat([low, high], dim=1)))
+        out = resize_to(out, x, align_corners=True)
+        return {"out": out} if self.training else out
+
+
+class _DenseUpsampling(nn.Module):
+    """(N, in, H, W) -> (N, C, sH, sW): C * s^2 channels become the pixels of s x s tiles.
+
+    The s^2 kernels of one channel start equal, so that no checkerboard is there
+    from the start (Aitken et al., 2017, arXiv:1707.02937).
+    """
+
+    def __init__(self, in_channels, channels, scale, norm):
+        super().__init__()
+        self.scale = scale
+        self.conv = nn.Conv2d(in_channels, channels * scale ** 2, 1, bias=False)
+        self.bn, self.relu = norm_layer(norm)(channels * scale ** 2), activation(norm)
+        he_init(self, norm_bias=1e-4)
+        with torch.no_grad():
+            kernel = nn.init.kaiming_normal_(torch.empty(channels, in_channels, 1, 1))
+            self.conv.weight.copy_(kernel.repeat_interleave(scale ** 2, dim=0))
+
+    def forward(self, x):
+        return F.pixel_shuffle(self.relu(self.bn(self.conv(x))), self.scale)
+
+
+PUBLISHED = {
+    "yassouali_duc_hdc": Published(
+        build=lambda classes: DUC_HDC(classes, "resnet101"), classes="decoder.output.7.weight",
+        rename=((r"^decoder\.DUC\.", "up."), (r"^DUC_out\.", "up_out."),
+                *YASSOUALI_KEYS, *ASPP_KEYS, *DECODER_KEYS)),
+}

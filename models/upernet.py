@@ -1,0 +1,67 @@
+"""UPerNet, the object path. Xiao et al., Unified Perceptual Parsing for Scene
+Understanding, ECCV 2018, arXiv:1807.10221.
+
+The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
+`yassouali_upernet_resnet101`. No weights are published.
+
+Differs from the paper, as the source does: each level adds only the one above
+it before that was merged; one 3x3 convolution smooths every level; adaptive
+mean pooling. Differs from the source: `backbone` has an effect (there it is
+always ResNet-101), and a 1x1 convolution brings the finest map to
+`fpn_channels` where it has another width.
+"""
+import torch
+from torch import nn
+
+from base.base_model import BaseModel
+from models.backbones import build_backbone
+from models.backbones.resnet import YASSOUALI_KEYS
+from models.layers.heads import PyramidPooling, conv_norm_relu
+from models.layers.init import he_init
+from models.layers.resize import resize_to
+from models.published import Published
+
+
+class UperNet(BaseModel):
+    """Pyramid pooling on the last map, a feature pyramid over four, all fused at stride 4.
+
+    x: (N, 3, H, W) normalised RGB, any H and W. A training batch needs two
+    images (1x1 bin).
+    eval: logits (N, C, H, W); train: {"out": logits}.
+    """
+
+    def __init__(self, num_classes: int, backbone: str = "resnet101", pretrained: bool = False,
+                 output_stride: int = 16, fpn_channels: int = 256, norm: str = "batch"):
+        super().__init__()
+        options = {"dilate_first": True} if "resnet" in backbone and "/" not in backbone else {}
+        self.backbone = build_backbone(backbone, output_stride=output_stride,
+                                       pretrained=pretrained, norm=norm, **options)
+        first, *rest = self.backbone.channels[-4:]
+        self.ppm = PyramidPooling(rest[-1], rest[-1], (1, 2, 4, 6), norm=norm)
+        self.lateral0 = nn.Identity() if first == fpn_channels else nn.Conv2d(first, fpn_channels, 1)
+        self.laterals = nn.ModuleList(nn.Conv2d(channels, fpn_channels, 1) for channels in rest)
+        self.smooth = nn.Conv2d(fpn_channels, fpn_channels, 3, padding=1)
+        self.fuse = conv_norm_relu(4 * fpn_channels, fpn_channels, norm=norm)
+        self.head = nn.Conv2d(fpn_channels, num_classes, 3, padding=1)
+        he_init(*(child for name, child in self.named_children() if name != "backbone"))
+
+    def forward(self, x):
+        maps = self.backbone(x)[-4:]
+        maps[-1] = self.ppm(maps[-1])
+        levels = [self.lateral0(maps[0])]
+        levels += [lateral(m) for lateral, m in zip(self.laterals, maps[1:])]
+        merged = [self.smooth(fine + resize_to(coarse, fine, align_corners=True))
+                  for fine, coarse in zip(levels, levels[1:])] + [levels[-1]]
+        merged = [resize_to(level, merged[0], align_corners=True) for level in merged]
+        out = resize_to(self.head(self.fuse(torch.cat(merged, dim=1))), x)
+        return {"out": out} if self.training else out
+
+
+PUBLISHED = {
+    "yassouali_upernet_resnet101": Published(
+        build=lambda classes: UperNet(classes, "resnet101"), classes="head.weight",
+        drop=(r"^FPN\.smooth_conv\.[12]\.",),
+        rename=YASSOUALI_KEYS + ((r"^PPN\.", "ppm."), (r"^FPN\.conv1x1\.", "laterals."),
+                                 (r"^FPN\.smooth_conv\.0\.", "smooth."),
+                                 (r"^FPN\.conv_fusion\.", "fuse."))),
+}
