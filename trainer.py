@@ -73,8 +73,7 @@ class Trainer(BaseTrainer):
             # Ranks exchange gradients once per step, with the last micro-batch.
             wait = i < len(batches) - 1 and hasattr(self.train_model, "no_sync")
             with self.train_model.no_sync() if wait else contextlib.nullcontext():
-                images = self.normalize(batch["image"]).contiguous(
-                    memory_format=self.memory_format)
+                images = self.normalize(batch["image"], self.memory_format)
                 with self._autocast():
                     outputs = self._forward(images)
                     loss, parts = self.criterion(outputs, batch)

@@ -192,7 +192,7 @@ class BaseTrainer(ABC):
             "monitor": self.monitor.state_dict(), "config": self.config,
             "class_names": list(dataset.class_names),
             "palette": [list(map(int, colour)) for colour in dataset.palette],
-            "normalization": self.normalize.settings(), "activation": self.criterion.activation,
+            "normalization": self.normalize.state(), "activation": self.criterion.activation,
             "versions": run_facts(),
         }
 

@@ -91,6 +91,13 @@ class Criterion(nn.Module):
                 parts[f"{name}.{part}"] = amount
         return total, parts
 
+    @property
+    def main_loss(self) -> nn.Module | None:
+        """The loss of "out" for a validation without a `val_loss` of its own; None where "out"
+        has none, or one that reads further outputs or targets."""
+        inputs, targets, _ = self._plans.get("out", (None, None, None))
+        return self.losses["out"] if (inputs, targets) == (("out",), ("label",)) else None
+
     def valid_pixels(self, batch: dict) -> torch.Tensor:
         """The number of labelled pixels of `batch["label"]`, a scalar on its device."""
         return (batch["label"] != self.ignore_index).sum()

@@ -17,18 +17,17 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             return super().forward(x)
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return nn.modules.batchnorm._BatchNorm.forward(self, x)
-        from torch.distributed.nn.functional import all_reduce
         self.num_batches_tracked.add_(1)
         axes = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
         wide = x.float()
         size = torch.full((1,), x.numel() / x.shape[1])
         # Sums first, squares of centred values second: one pass would cancel.
-        sums = all_reduce(torch.cat([wide.sum(axes), size]))
+        sums = _SumOverRanks.apply(torch.cat([wide.sum(axes), size]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centred = wide - mean.view(shape)
-        var = all_reduce((centred * centred).sum(axes)) / count
+        var = _SumOverRanks.apply((centred * centred).sum(axes)) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
@@ -49,3 +48,19 @@ def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
     new.running_mean, new.running_var = module.running_mean, module.running_var
     new.num_batches_tracked = module.num_batches_tracked
     return new.train(module.training)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks; its gradient is summed over them likewise."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        torch.distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        torch.distributed.all_reduce(gradient)
+        return gradient

@@ -1,0 +1,81 @@
+"""Two gloo processes train and score as one does."""
+import os
+
+import pytest
+import torch
+
+from tests.ranks import on_ranks
+from utils import distributed
+from utils.errors import ConfigError
+
+
+def test_a_plain_process_is_rank_0_of_1():
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert not distributed.launched()
+
+
+def test_a_half_set_launcher_environment_names_what_is_missing(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
+        distributed.launched()
+
+
+def test_more_gpus_than_visible_are_refused():
+    with pytest.raises(ConfigError, match="n_gpu is 99"):
+        distributed.choose_processes(99)
+
+
+def _agree(rank, world):
+    assert distributed.broadcast_object(f"from {rank}") == "from 0"
+    assert distributed.any_rank(rank == 1, torch.device("cpu"))
+    assert not distributed.any_rank(False, torch.device("cpu"))
+    assert distributed.all_reduce_(torch.tensor(rank + 1)).item() == 3
+
+
+def test_ranks_agree():
+    on_ranks(_agree, 2)
+
+
+def _train(rank, world, folder):
+    """12 steps over 2 ranks of batch 2, and over one process of batch 4."""
+    from tests.test_trainer import Loader, make
+
+    class Shard(Loader):
+        def __iter__(self):
+            order, size = self.order, self.batch_size * world
+            for k in range(self.start, len(self)):
+                picked = order[k * size:(k + 1) * size][rank::world]
+                yield {"image": self.dataset.images[picked], "label": self.dataset.labels[picked],
+                       "id": [str(i) for i in picked.tolist()]}
+
+        def __len__(self):
+            return len(self.dataset) // (self.batch_size * world)
+
+    trainer = make(f"{folder}/{world}", "use_synch_bn=true", "trainer.val=true",
+                   "trainer.log_per_iter=1", loader=Shard(16, 4 // world))
+    losses = []
+    step = trainer._step
+
+    def noted(batches):
+        result = step(batches)
+        losses.append(distributed.all_reduce_(trainer.window.clone()).item() / world)
+        return result
+    trainer._step = noted
+    trainer._valid_epoch = lambda epoch: {"Mean_IoU": 0.5}
+    trainer.train()
+    if rank == 0:
+        torch.save({"losses": losses, "weights": trainer.model.state_dict()},
+                   f"{folder}/{world}.pth")
+
+
+def test_two_ranks_with_synchronised_norms_train_like_one_process(tmp_path):
+    for world in (1, 2):
+        os.mkdir(tmp_path / str(world))
+    on_ranks(_train, 2, str(tmp_path))
+    _train(0, 1, str(tmp_path))
+    one, two = (torch.load(tmp_path / f"{world}.pth", weights_only=True) for world in (1, 2))
+    torch.testing.assert_close(torch.tensor(two["losses"]), torch.tensor(one["losses"]),
+                               rtol=1e-4, atol=1e-5)
+    for key, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][key], value, rtol=2e-3, atol=1e-4)

@@ -1,0 +1,243 @@
+"""The training loop on data small enough to check by hand."""
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from base.base_model import BaseModel
+from trainer import Trainer
+from utils.checkpoint import read_checkpoint
+from utils.config import load_config, resolve_config
+from utils.console import Interrupted
+from utils.criterion import Criterion
+from utils.errors import ConfigError, NumericalError
+from utils.normalize import Normalize
+
+CLASSES = 3
+
+
+class Net(BaseModel):
+    """A network of one convolution, one norm and dropout."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Conv2d(6, CLASSES, 1))
+
+    def forward(self, x):
+        out = self.head(self.backbone(x))
+        return {"out": out} if self.training else out
+
+
+class Data:
+    class_names = ["a", "b", "c"]
+    palette = [[0, 0, 0], [90, 0, 0], [0, 90, 0]]
+    mean, std = [0.5] * 3, [0.25] * 3
+
+    def __init__(self, size):
+        generator = torch.Generator().manual_seed(size)
+        self.images = torch.randint(0, 256, (size, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        self.labels = (self.images.float().mean(1) / 86).to(torch.uint8)
+        self.labels[0, :3] = 255
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return {"image": self.images[i], "label": self.labels[i], "id": str(i)}
+
+
+class Loader:
+    """The contract of dataloader.loader.Loader over data in memory."""
+
+    def __init__(self, size=8, batch_size=2):
+        self.dataset, self.batch_size, self.start = Data(size), batch_size, 0
+
+    def __len__(self):
+        return len(self.dataset) // self.batch_size
+
+    def set_epoch(self, epoch, start_batch=0):
+        order = torch.Generator().manual_seed(epoch)
+        self.order = torch.randperm(len(self.dataset), generator=order)
+        self.start = start_batch
+
+    def __iter__(self):
+        order = getattr(self, "order", torch.arange(len(self.dataset)))
+        for k in range(self.start, len(self)):
+            picked = order[k * self.batch_size:(k + 1) * self.batch_size]
+            yield {"image": self.dataset.images[picked], "label": self.dataset.labels[picked],
+                   "id": [str(i) for i in picked.tolist()]}
+
+
+def make(folder, *overrides, model=None, batch_size=2, checkpoint=None, val=True, loader=None):
+    config = resolve_config(load_config("config.json", [
+        "optimizer.type=SGD", 'optimizer.args={"lr": 0.1, "momentum": 0.9}', "trainer.amp=false",
+        "lr_scheduler.type=Poly", "trainer.epochs=3", "trainer.val_per_epochs=1",
+        "trainer.tensorboard=false", *overrides]))
+    torch.manual_seed(0)
+    model = model or Net()
+    data = Data(8)
+    return Trainer(model, Criterion(config["loss"], model.output_weights),
+                   Normalize(data.mean, data.std), loader or Loader(batch_size=batch_size),
+                   Loader(4) if val else None, config, folder, torch.device("cpu"), checkpoint,
+                   **config["trainer"])
+
+
+def weights(trainer):
+    return {k: v.clone() for k, v in trainer.model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_training_equals_a_plain_loop(tmp_path):
+    trainer = make(tmp_path, "lr_scheduler=null")
+    trainer.train()
+    torch.manual_seed(0)
+    model, loader = Net().to(memory_format=torch.channels_last), Loader()
+    optimizer = torch.optim.SGD(model.head_parameters() + model.backbone_parameters(), 0.1, 0.9,
+                                fused=True)
+    for epoch in (1, 2, 3):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            x = (batch["image"].contiguous(memory_format=torch.channels_last).float()
+                 - 127.5) * torch.tensor(63.75).reciprocal()
+            loss = F.cross_entropy(model(x)["out"], batch["label"].long(), ignore_index=255)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 5, 7, 11])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path, stop):
+    settings = ["trainer.ema=0.9", "lr_scheduler.type=OneCycle"]
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole = make(tmp_path / "a", *settings, model=Net(dropout=0.5))
+    whole.train()
+
+    torch.manual_seed(0)
+    first = make(tmp_path / "b", *settings, model=Net(dropout=0.5))
+    update = first._update
+
+    def stopping(*args):
+        update(*args)
+        if first.step + 1 == stop:
+            first.stop_signal.signum = 15
+    first._update = stopping
+    with pytest.raises(Interrupted) as stopped:
+        first.train()
+    assert stopped.value.signum == 15 and "train.py -r" in str(stopped.value)
+    torch.rand(17)      # whatever happened to the generators in between
+    second = make(tmp_path / "b", *settings, model=Net(dropout=0.5),
+                  checkpoint=read_checkpoint(tmp_path / "b" / "last.pth"))
+    second.train()
+    assert same(weights(whole), weights(second))
+    assert same(whole.ema.module.state_dict(), second.ema.module.state_dict())
+    assert whole.monitor.state_dict() == second.monitor.state_dict()
+    lines = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").open()]
+    steps = [line["step"] for line in lines if line["kind"] == "validation"]
+    assert steps == [4, 8, 12]
+
+
+def test_accumulated_micro_batches_equal_one_batch(tmp_path):
+    """Without norms, and with labels that are ignored unevenly."""
+    class Plain(Net):
+        def __init__(self):
+            super().__init__()
+            self.backbone[1] = nn.Identity()
+    results = []
+    for name, batch, accumulate in (("a", 4, 1), ("b", 2, 2)):
+        (tmp_path / name).mkdir()
+        torch.manual_seed(0)
+        trainer = make(tmp_path / name, f"trainer.accumulate={accumulate}", batch_size=batch,
+                       model=Plain())
+        trainer.train()
+        results.append(weights(trainer))
+    for key in results[0]:
+        torch.testing.assert_close(results[0][key], results[1][key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path):
+    trainer = make(tmp_path)
+    step = trainer._step
+
+    def poisoned(batches):
+        if trainer.step == 5:
+            trainer.at_five = weights(trainer)
+            trainer.criterion.forward = lambda outputs, batch: (
+                outputs["out"].sum() * float("nan"), {})
+        return step(batches)
+    trainer._step = poisoned
+    with pytest.raises(NumericalError, match="nan at epoch 2 step 5") as error:
+        trainer.train()
+    assert "images" in str(error.value) and "lr" in str(error.value)
+    learnt = {k: v for k, v in trainer.at_five.items() if "running" not in k and "num" not in k}
+    now = weights(trainer)
+    assert same(learnt, {k: now[k] for k in learnt})
+
+
+def test_best_and_last_and_periodic_checkpoints_are_kept(tmp_path):
+    make(tmp_path, "trainer.save_period=2").train()
+    assert {p.name for p in tmp_path.glob("*.pth")} == {"model_best.pth", "last.pth",
+                                                        "checkpoint-epoch2.pth"}
+
+
+def test_best_is_judged_at_every_validation_whatever_the_save_period(tmp_path):
+    trainer = make(tmp_path, "trainer.save_period=3")
+    scores = iter([.2, .5, .3])
+    trainer._valid_epoch = lambda epoch: {"Mean_IoU": next(scores)}
+    trainer.train()
+    best = read_checkpoint(tmp_path / "model_best.pth")
+    assert best["epoch"] == 3 and best["monitor"]["best"] == .5    # the epoch to go on with
+
+
+def test_early_stop_ends_the_run(tmp_path):
+    trainer = make(tmp_path, "trainer.early_stop=2", "trainer.epochs=30")
+    trainer._valid_epoch = lambda epoch: {"Mean_IoU": 1 / epoch}
+    trainer.train()
+    assert trainer.epoch == 4
+
+
+def test_iterations_end_in_the_middle_of_an_epoch(tmp_path):
+    trainer = make(tmp_path, "trainer.epochs=null", "trainer.iterations=6")
+    trainer.train()
+    assert trainer.step == 6 and read_checkpoint(tmp_path / "last.pth")["step"] == 6
+
+
+def test_a_checkpoint_holds_only_tensors_and_plain_types(tmp_path):
+    make(tmp_path, "trainer.ema=0.9").train()
+    state = torch.load(tmp_path / "last.pth", weights_only=True)
+    assert state["class_names"] == ["a", "b", "c"] and state["normalization"]["mean"] == [0.5] * 3
+    assert state["activation"] == "softmax" and state["config"]["arch"]["type"]
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics(tmp_path):
+    model = Net().freeze(freeze_backbone=True)
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    trainer = make(tmp_path, model=model)
+    trainer.train()
+    assert same(before, trainer.model.backbone.state_dict())
+
+
+def test_differential_lr_slows_the_backbone_by_ten(tmp_path):
+    trainer = make(tmp_path, "optimizer.differential_lr=true", "lr_scheduler=null")
+    rates = {g["name"]: g["lr"] for g in trainer.optimizer.param_groups}
+    assert rates == pytest.approx({"head": 0.1, "backbone": 0.01})
+
+
+def test_validation_without_a_loader_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="val_loader"):
+        make(tmp_path, val=False)
+
+
+def test_clipping_bounds_the_gradient(tmp_path):
+    trainer = make(tmp_path, "trainer.clip_grad_norm=1e-6", "lr_scheduler=null")
+    before = weights(trainer)
+    trainer.train()
+    moved = (trainer.model.head[1].weight - before["head.1.weight"]).norm()
+    assert 0 < moved < 12 * 10 * 0.1 * 1e-6
