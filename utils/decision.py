@@ -8,18 +8,24 @@ rankiou   the same for IoU. Masks.
 Masks are judged class by class: they may overlap and may leave a pixel to no
 class. Every rule also gives a label map without overlap, for files and pictures.
 """
+from typing import Literal
+
 import torch
 
 from utils.errors import ConfigError
-from utils.rankdice import rank_dice
+from utils.rankdice import check_settings, rank_dice
 from utils.registry import unknown
 
 RULES = ("max", "T", "rankdice", "rankiou")
 
 
-def predict_options(CoI: list | str = "all", train: str = "max", val: str = "max",
-                    test: str = "max", temperature: float = 1.0, threshold: float | list = 0.5,
-                    smooth: float = 0.0, pruning: float = 0.5, solver: str = "auto",
+def predict_options(CoI: list | str = "all",
+                    train: Literal["max", "T", "rankdice", "rankiou"] = "max",
+                    val: Literal["max", "T", "rankdice", "rankiou"] = "max",
+                    test: Literal["max", "T", "rankdice", "rankiou"] = "max",
+                    temperature: float = 1.0, threshold: float | list = 0.5,
+                    smooth: float = 0.0, pruning: float = 0.5,
+                    solver: Literal["auto", "exact", "rma"] = "auto",
                     published: bool = False, boundary: bool = False) -> dict:
     """The `predict` section of a config; this signature is its schema.
 
@@ -138,6 +144,7 @@ class RankDecision(Decision):
         self.name, self.activation, self.temperature = name, activation, temperature
         self.settings = {"metric": {"rankdice": "dice", "rankiou": "iou"}[name],
                          **(settings or {})}
+        check_settings(**self.settings)
 
     def __call__(self, logits):
         return rank_dice(probabilities(logits, self.activation, self.temperature),

@@ -31,8 +31,9 @@ import dataclasses
 import numpy as np
 import torch
 
-from utils import expected_score
 from utils.errors import ConfigError
+from utils.expected_score import Objective
+from utils.rankdice_batched import solve_batched
 from utils.registry import unknown
 
 METRICS = ("dice", "iou")
@@ -77,37 +78,40 @@ def rank_dice(probs: torch.Tensor, smooth: float = 0.0, metric: str = "dice",
         volume (slow: a test oracle); "rma" the first-order score for every volume.
     return_info: also return `RankInfo`.
     """
-    _check(probs, smooth, metric, pruning, solver)
-    problem = _Problem(smooth, metric, pruning, solver)
-    flat = probs.flatten(2)                              # (N, C, n)
-    if probs.is_cuda:
+    if probs.ndim != 4 or not probs.is_floating_point():
+        raise ValueError(f"probs must be a float tensor (N, C, H, W), got {probs.dtype} "
+                         f"{tuple(probs.shape)}")
+    check_settings(smooth, metric, pruning, solver)
+    problem = _Problem(Objective(metric, smooth), pruning, solver)
+    flat = probs.contiguous().flatten(2)                 # (N, C, n)
+    if probs.is_cuda and solver != "exact":
+        masks, labels, info = solve_batched(flat, problem.objective, pruning, solver, overlap)
+        result, info = masks if overlap else labels, RankInfo(*info)
+    else:
         result, info = _by_row(flat.cpu(), problem, overlap, return_info)
         result = result.to(probs.device)
-    else:
-        result, info = _by_row(flat, problem, overlap, return_info)
     result = result.view(probs.shape if overlap else (len(probs), *probs.shape[2:]))
     return (result, info) if return_info else result
 
 
+def check_settings(smooth: float = 0.0, metric: str = "dice", pruning: float = 0.5,
+                   solver: str = "auto"):
+    """Raises ConfigError where `rank_dice` would not accept an argument."""
+    if metric not in METRICS:
+        raise ConfigError(unknown("metric", metric, METRICS), "rank_dice")
+    if solver not in SOLVERS:
+        raise ConfigError(unknown("solver", solver, SOLVERS), "predict.solver")
+    if not 0 <= smooth < float("inf"):
+        raise ConfigError(f"smooth must not be negative, got {smooth}", "predict.smooth")
+    if not 0 <= pruning <= 1:
+        raise ConfigError(f"pruning must lie in 0..1, got {pruning}", "predict.pruning")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Problem:
-    smooth: float
-    metric: str
+    objective: Objective
     pruning: float
     solver: str
-
-    def threshold(self, chosen, size, volume):
-        """The probability above which one more pixel raises the first-order score."""
-        if self.metric == "dice":
-            return (chosen + self.smooth / 2) / (size + volume + self.smooth + 1)
-        return (chosen + self.smooth) / np.maximum(size + volume + 2 * self.smooth, 1e-300)
-
-    def gain(self, chosen, size, volume):
-        """The score that one more pixel adds, per unit of probability above the threshold."""
-        if self.metric == "dice":
-            return 2 / (size + volume + self.smooth + 2)
-        union = np.maximum(size + volume - chosen + self.smooth, 1e-12)
-        return (union + chosen + self.smooth) / union ** 2
 
 
 @dataclasses.dataclass
@@ -160,13 +164,13 @@ def _info(flat, problem, answers):
 
 def _empty_score(row, problem):
     """What the mask without a pixel can expect: E[g / (G + g)]."""
-    if problem.smooth == 0:
+    if problem.objective.smooth == 0:
         return 0.0
     clear = row > FAINT
     q = np.sort(row[clear].astype(np.float64))[::-1]
     rest = _power_sums(row[~clear], 3)
-    scale = q.sum() + rest[0] + problem.smooth
-    return float(expected_score.exact(problem.metric, q, rest, problem.smooth, scale)[0])
+    scale = q.sum() + rest[0] + problem.objective.smooth
+    return float(problem.objective.exact(q, rest, scale)[0])
 
 
 def _solve(row, problem, scratch, prune):
@@ -186,25 +190,24 @@ def _solve(row, problem, scratch, prune):
 
 
 def _newton(row, volume, problem, scratch):
-    threshold = _warm_start(row, problem)
+    threshold = _warm_start(row, problem.objective)
     buffer = np.empty_like(row)
     while True:
         chosen, size = _above(row, threshold, scratch, buffer)
-        previous, threshold = threshold, float(problem.threshold(chosen, size, volume))
+        previous, threshold = threshold, float(problem.objective.threshold(chosen, size, volume))
         if abs(threshold - previous) <= TOLERANCE * threshold:
-            expected = expected_score.first_order(problem.metric, chosen, size, volume,
-                                                  problem.smooth)
-            return _Answer(threshold, float(expected), chosen, size, volume)
+            expected = float(problem.objective.first_order(chosen, size, volume))
+            return _Answer(threshold, expected, chosen, size, volume)
 
 
-def _warm_start(row, problem):
+def _warm_start(row, objective):
     """The threshold of a sample of the pixels: blocks that lie side by side in memory."""
     blocks = len(row) // (STRIDE * SAMPLE)
     if blocks < STRIDE:
         return min(0.5, float(row.max()) / 2)
     sample = np.ascontiguousarray(
         row[:blocks * STRIDE * SAMPLE].reshape(blocks, STRIDE, SAMPLE)[:, 0]).ravel()
-    scaled = dataclasses.replace(problem, smooth=problem.smooth / STRIDE)
+    scaled = dataclasses.replace(objective, smooth=objective.smooth / STRIDE)
     volume, threshold = float(sample.sum()), 0.5
     scratch, buffer = np.empty(len(sample), bool), np.empty_like(sample)
     for _ in range(10):
@@ -226,12 +229,12 @@ def _above(row, threshold, scratch, buffer):
 
 def _sorted(row, top, volume, problem, scratch):
     """Candidates one by one, in float64: exact or second-order scores of every size."""
-    metric, smooth, precise = problem.metric, problem.smooth, problem.solver == "exact"
+    objective, precise = problem.objective, problem.solver == "exact"
     few = len(row) <= FEW_PIXELS
     # What one mask reaches bounds the best threshold from below; 4 is a wide margin for the
     # difference between the first-order threshold and the exact one.
     chosen, size = _above(row, min(0.5, top / 2), scratch, np.empty_like(row))
-    floor = float(problem.threshold(chosen, size, volume)) / 4
+    floor = float(objective.threshold(chosen, size, volume)) / 4
     floor = -1.0 if few else floor if precise else min(floor, FAINT)
     q = np.sort(row[np.greater(row, floor, out=scratch)].astype(np.float64))[::-1]
     rest = _power_sums(row[np.logical_not(scratch, out=scratch)], 16 if precise else 3)
@@ -239,13 +242,12 @@ def _sorted(row, top, volume, problem, scratch):
     chosen = np.concatenate(([0.0], np.cumsum(q)))
     sizes = np.arange(len(chosen))
     if precise or volume < EXACT_VOLUME:
-        about = int(np.argmax(expected_score.first_order(metric, chosen, sizes, volume, smooth)))
-        scores = expected_score.exact(metric, q, rest, smooth, about + volume + smooth, precise)
+        about = int(np.argmax(objective.first_order(chosen, sizes, volume)))
+        scores = objective.exact(q, rest, about + volume + objective.smooth, precise)
     else:
         spread = np.concatenate(([0.0], np.cumsum(q * (1 - q))))
         variance = spread[-1] + rest[0] - rest[1]
-        scores = expected_score.second_order(metric, chosen, spread, sizes, volume, variance,
-                                             smooth)
+        scores = objective.second_order(chosen, spread, sizes, volume, variance)
     # A threshold takes all of several equal pixels or none; some best mask does so too.
     ends = np.concatenate(([True], q[:-1] > q[1:], [True]))[:len(scores)]
     best = int(np.argmax(np.where(ends, scores, -np.inf)))
@@ -278,8 +280,8 @@ def _labels_by_row(flat, problem, answers, run):
             if answer is None:
                 continue
             known = answer.chosen, answer.size, answer.volume
-            np.subtract(block[c], block.dtype.type(problem.threshold(*known)), out=gain)
-            gain *= block.dtype.type(problem.gain(*known))
+            np.subtract(block[c], block.dtype.type(problem.objective.threshold(*known)), out=gain)
+            gain *= block.dtype.type(problem.objective.gain(*known))
             np.greater(gain, best, out=better)
             np.copyto(best, gain, where=better)
             out[better] = c
@@ -304,16 +306,3 @@ def _pool(elements):
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         yield lambda function, places: list(pool.map(function, places))
 
-
-def _check(probs, smooth, metric, pruning, solver):
-    if probs.ndim != 4 or not probs.is_floating_point():
-        raise ValueError(f"probs must be a float tensor (N, C, H, W), got {probs.dtype} "
-                         f"{tuple(probs.shape)}")
-    if metric not in METRICS:
-        raise ConfigError(unknown("metric", metric, METRICS), "rank_dice")
-    if solver not in SOLVERS:
-        raise ConfigError(unknown("solver", solver, SOLVERS), "predict.solver")
-    if not smooth >= 0:
-        raise ConfigError(f"smooth must not be negative, got {smooth}", "predict.smooth")
-    if not 0 <= pruning <= 1:
-        raise ConfigError(f"pruning must lie in 0..1, got {pruning}", "predict.pruning")

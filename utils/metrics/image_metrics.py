@@ -91,7 +91,9 @@ class ImageMetrics:
             agreeing / all valid (pixel, class) pairs. Binary_Accuracy: the latter for both.
         Images: images scored.
         img_index, img_iou, img_dice (images x C), img_miou, img_mdice, img_pixacc: the
-            images one by one, by index.
+            images one by one, by index. img_hits, img_predicted, img_labelled: their pixels
+            of P & T, P and T (images x C).
+        published: whether these are the scores of the published code.
 
         The means are correctly rounded sums, so the order of the images does not matter.
         """
@@ -121,7 +123,9 @@ class ImageMetrics:
             "Class_IoU": class_iou, "Class_Dice": class_dice, "Images": len(table),
             "img_index": index.tolist(), "img_iou": iou.tolist(), "img_dice": dice.tolist(),
             "img_miou": miou.tolist(), "img_mdice": mdice.tolist(),
-            "img_pixacc": accuracy.tolist(),
+            "img_pixacc": accuracy.tolist(), "img_hits": hits.tolist(),
+            "img_predicted": predicted.tolist(), "img_labelled": labelled.tolist(),
+            "published": self.published,
         }
 
     def _table(self):
