@@ -241,7 +241,7 @@ def _holder(values, keys, override):
 def _override_path(text, override):
     """The keys and indices of "loss.losses[0].type" or "loss.losses.0.type"."""
     parts = re.sub(r"\[(\d+)\]", r".\1", text).split(".")
-    if not all(parts):
+    if not all(parts) or re.search(r"[][]", "".join(parts)):
         raise ConfigError(f"{override!r}: {text!r} is no path of keys", COMMAND_LINE,
                           "write KEY=VALUE, e.g. trainer.epochs=5")
     return parts

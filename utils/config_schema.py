@@ -6,6 +6,7 @@ signature. Sections that need more than a type carry one of the classes below
 in their annotation. Each resolves its part of a config (defaults written out,
 mistakes noted) and gives the matching JSON Schema.
 """
+import copy
 import json
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -283,7 +284,7 @@ class Report:
         if not field.fits(value):
             self.note(path, f"expected {field.expected}, found {value_name(value)}"
                             f"{_hint(value, field)}")
-        return value
+        return copy.deepcopy(value)
 
 
 def section_callables(kind: str, cls) -> list:
@@ -412,8 +413,8 @@ def _static(config, key, kind, attribute):
     """A class attribute of the component that a section names, or None."""
     section = config.get(key)
     name = section.get("type") if isinstance(section, dict) else None
-    known = components(kind) if isinstance(name, str) else {}
-    return getattr(known[name], attribute, None) if name in known else None
+    cls = components(kind).get(name) if isinstance(name, str) else None
+    return getattr(cls, attribute, None)
 
 
 def _unknown_key(key, known):
