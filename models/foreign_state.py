@@ -14,6 +14,10 @@ from utils.errors import CheckpointError
 _IN_PLACE_NORM = re.compile(
     r"^(conv3x3|conv_3x3|oc_module_pre|isa_head|asp_ocr_head\.conv2|mask_head)\.1\.running_var$")
 
+# The place of a module in a row of convolutions and norms, before the name of a tensor. In
+# some dialects a norm is a Sequential of its own, which adds ".0".
+ROW = r"\.(\d)(?:\.0)?\.(?=\w+$)"
+
 # What a training program puts before every key, and what it saves beside the network.
 PREFIXES = ((r"^(module\.|model\.|_orig_mod\.)+", ""),)
 BESIDE = (r"^((module|model)\.)*(loss|criterion)\.", r"^best_metric_score$")

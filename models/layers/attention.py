@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.foreign_state import ROW
 from models.layers.conv_norm_act import conv_norm_act
+
+# openseg's names -> ours.
+ATTENTION_KEYS = (
+    (r"\.f_(key|query)" + ROW, lambda m: f".{m[1]}.{int(m[2]) // 2}.{int(m[2]) % 2}."),
+    (r"\.f_value\.", ".value."),
+    (r"\.W\.(?=weight$|bias$)", ".project."),
+    (r"\.W" + ROW, r".project.\1."),
+)
 
 
 class SelfAttention(nn.Module):

@@ -23,8 +23,8 @@ def conv_norm_act(in_channels: int, channels: int, kernel_size: int = 1, *, dila
 
 
 def classifier_head(in_channels: int, channels: int, num_classes: int, kernel_size: int = 1, *,
-                    bias: bool = True, dropout: float = 0.0, norm: str = "batch",
-                    act: str = "relu") -> nn.Sequential:
+                    bias: bool = True, classifier_bias: bool = True, dropout: float = 0.0,
+                    norm: str = "batch", act: str = "relu") -> nn.Sequential:
     """conv-norm-act to `channels`, dropout of whole maps, 1x1 convolution to the classes.
 
     (N, in_channels, H, W) -> (N, num_classes, H, W); keys "0.0", "0.1" and "2".
@@ -32,4 +32,4 @@ def classifier_head(in_channels: int, channels: int, num_classes: int, kernel_si
     return nn.Sequential(
         conv_norm_act(in_channels, channels, kernel_size, bias=bias, norm=norm, act=act),
         nn.Dropout2d(dropout),
-        nn.Conv2d(channels, num_classes, 1))
+        nn.Conv2d(channels, num_classes, 1, bias=classifier_bias))

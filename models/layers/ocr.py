@@ -8,23 +8,22 @@ to these vectors.
 import torch
 from torch import nn
 
+from models.foreign_state import ROW
 from models.layers.attention import attend
 from models.layers.conv_norm_act import conv_norm_act
 
-# Names of HRNet's, NVIDIA's, MIC-DKFZ's and openseg's OCR heads -> ours. Each counts the
-# modules of a row (0 convolution, 1 norm, 2, 3 the next pair); in some the norm is a
-# Sequential of its own, which adds ".0".
-_ROW = r"\.(\d)(?:\.0)?\.(?=\w+$)"
+# Names of HRNet's, NVIDIA's, MIC-DKFZ's and openseg's OCR heads -> ours. They count the
+# modules of a row: 0 convolution, 1 norm, 2 and 3 the next pair.
 _PARTS = {"pixel": "query", "object": "key", "down": "value", "up": "project"}
 OCR_KEYS = (
     (r"^ocr\.", ""),
-    (r"^(?:conv3x3_ocr|conv3x3|conv_3x3)" + _ROW, r"head.reduce.\1."),
+    (r"^(?:conv3x3_ocr|conv3x3|conv_3x3)" + ROW, r"head.reduce.\1."),
     (r"^(?:ocr_distri_head|spatial_ocr_head)\.", "head.ocr."),
     (r"\.object_context_block\.", ".context."),
-    (r"\.f_(pixel|object)" + _ROW,
+    (r"\.f_(pixel|object)" + ROW,
      lambda m: f".{_PARTS[m[1]]}.{int(m[2]) // 2}.{int(m[2]) % 2}."),
-    (r"\.f_(down|up)" + _ROW, lambda m: f".{_PARTS[m[1]]}.{m[2]}."),
-    (r"\.conv_bn_dropout" + _ROW, r".fuse.\1."),
+    (r"\.f_(down|up)" + ROW, lambda m: f".{_PARTS[m[1]]}.{m[2]}."),
+    (r"\.conv_bn_dropout" + ROW, r".fuse.\1."),
     (r"^(?:cls_head|head|cls)\.(?=weight$|bias$)", "head.classifier."),
     (r"^(?:aux_head|dsn_head|dsn)\.([01])(?:\.0)?\.(?=\w+$)", r"aux_head.0.\1."),
     (r"^(?:aux_head|dsn_head|dsn)\.[23]\.", "aux_head.2."),

@@ -1,0 +1,79 @@
+"""ASP-OCR: object context as one branch of an atrous pyramid.
+
+Yuan et al., Object-Contextual Representations for Semantic Segmentation, ECCV
+2020, arXiv:1909.11065, in openseg's form.
+
+Published checkpoints: `spatial_asp_ocrnet_deepbase_resnet101_dilated8_1_latest.pth`
+(`openseg_r101_aspocr`, in-place activated norm; `openseg_r101_aspocr_bn`, plain).
+"""
+import torch
+from torch import nn
+
+from base.base_model import BaseModel
+from models.backbones import build_backbone
+from models.foreign_state import ROW, foreign_state
+from models.layers.conv_norm_act import classifier_head, conv_norm_act
+from models.layers.ocr import OCR_KEYS, ObjectContext
+from models.layers.resize import resize_to
+from models.openseg import BACKBONE_KEYS, openseg_entry
+
+
+class ASPOCR(BaseModel):
+    """Five branches on the last stage: object context, 1x1, and one 3x3 per rate; stride 8.
+
+    x: (N, 3, H, W) normalised; any H and W.
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
+
+    activation: that of the heads, "leaky_relu" in what openseg's first branch released.
+    """
+
+    output_weights = {"out": 1.0, "aux": 0.4}
+
+    def __init__(self, num_classes: int, backbone: str = "deepbase_resnet101",
+                 channels: int = 256, rates: tuple = (12, 24, 36), dropout: float = 0.1,
+                 activation: str = "relu", norm: str = "batch", pretrained: bool = False):
+        super().__init__()
+        self.backbone = build_backbone(backbone, output_stride=8, norm=norm,
+                                       pretrained=pretrained)
+        c3, c4 = self.backbone.channels[-2:]
+        options = dict(bias=True, norm=norm, act=activation)
+        self.aux_head = classifier_head(c3, 512, num_classes, 3, dropout=dropout, **options)
+        self.reduce = conv_norm_act(c4, channels, 3, **options)
+        self.context = ObjectContext(channels, channels // 2, **options)
+        self.branches = nn.ModuleList(
+            [conv_norm_act(c4, channels, **options)]
+            + [conv_norm_act(c4, channels, 3, dilation=rate, **options) for rate in rates])
+        self.fuse = conv_norm_act((2 + len(rates)) * channels, channels, **options)
+        self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
+
+    def forward(self, x: torch.Tensor):
+        *_, f3, f4 = self.backbone(x)                    # (N, c3|c4, H/8, W/8)
+        aux = self.aux_head(f3)
+        parts = [self.context(self.reduce(f4), aux)] + [branch(f4) for branch in self.branches]
+        out = self.classifier(self.fuse(torch.cat(parts, dim=1)))
+        out = resize_to(out, x, align_corners=True)
+        if not self.training:
+            return out
+        return {"out": out, "aux": resize_to(aux, x, align_corners=True)}
+
+    def rename_foreign(self, state: dict) -> dict:
+        """ImageNet's and openseg's files in this network's keys."""
+        return super().rename_foreign(foreign_state(state, FOREIGN_KEYS))
+
+
+FOREIGN_KEYS = (
+    (r"^head\.(?=weight$|bias$)", "classifier.1."),
+    (r"^asp_ocr_head\.context\.([01])(?:\.0)?\.(?=\w+$)", r"reduce.\1."),
+    (r"^asp_ocr_head\.context\.2\.object_context_block\.", "context."),
+    (r"^asp_ocr_head\.conv([2-5])" + ROW, lambda m: f"branches.{int(m[1]) - 2}.{m[2]}."),
+    (r"^asp_ocr_head\.conv_bn_dropout" + ROW, r"fuse.\1."),
+) + BACKBONE_KEYS + OCR_KEYS
+
+PUBLISHED = {
+    name: openseg_entry(ASPOCR, FOREIGN_KEYS, "head.weight", in_place, files)
+    for name, in_place, files in (
+        ("openseg_r101_aspocr", True,
+         ("spatial_asp_ocrnet_deepbase_resnet101_dilated8_1_latest.pth",)),
+        ("openseg_r101_aspocr_bn", False, ()))
+}

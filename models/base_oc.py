@@ -1,0 +1,76 @@
+"""Base-OC: self-attention over all pixels on a dilated ResNet.
+
+Yuan and Wang, OCNet: Object Context Network for Scene Parsing, IJCV 2021,
+arXiv:1809.00916, in openseg's form.
+
+Published checkpoints: openseg's Cityscapes Base-OC on ResNet-101, val mIoU 79.49
+(`openseg_r101_baseoc`, in-place activated norm; `openseg_r101_baseoc_bn`, plain).
+"""
+import torch
+from torch import nn
+
+from base.base_model import BaseModel
+from models.backbones import build_backbone
+from models.foreign_state import ROW, foreign_state
+from models.layers.attention import ATTENTION_KEYS, SelfAttention
+from models.layers.conv_norm_act import classifier_head, conv_norm_act
+from models.layers.resize import resize_to
+from models.openseg import AUX_KEYS, BACKBONE_KEYS, openseg_entry
+
+
+class BaseOC(BaseModel):
+    """Every pixel attends to every other one; output stride 8.
+
+    x: (N, 3, H, W) normalised; any H and W. Memory of the attention grows with
+    (H·W)² where torch has no fused kernel for it.
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
+
+    activation: that of the heads, "leaky_relu" in what openseg's first branch released.
+    """
+
+    output_weights = {"out": 1.0, "aux": 0.4}
+
+    def __init__(self, num_classes: int, backbone: str = "deepbase_resnet101",
+                 channels: int = 512, key_channels: int = 256, dropout: float = 0.05,
+                 activation: str = "relu", norm: str = "batch", pretrained: bool = False):
+        super().__init__()
+        self.backbone = build_backbone(backbone, output_stride=8, norm=norm,
+                                       pretrained=pretrained)
+        c3, c4 = self.backbone.channels[-2:]
+        options = dict(norm=norm, act=activation)
+        self.reduce = conv_norm_act(c4, channels, 3, bias=True, **options)
+        self.attention = SelfAttention(channels, key_channels, key_channels, **options)
+        self.fuse = conv_norm_act(2 * channels, channels, bias=True, **options)
+        self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
+        self.aux_head = classifier_head(c3, 512, num_classes, 3, **options)
+
+    def forward(self, x: torch.Tensor):
+        *_, f3, f4 = self.backbone(x)                    # (N, c3|c4, H/8, W/8)
+        features = self.reduce(f4)
+        features = self.fuse(torch.cat([self.attention(features), features], dim=1))
+        out = resize_to(self.classifier(features), x, align_corners=True)
+        if not self.training:
+            return out
+        return {"out": out, "aux": resize_to(self.aux_head(f3), x, align_corners=True)}
+
+    def rename_foreign(self, state: dict) -> dict:
+        """ImageNet's and openseg's files in this network's keys."""
+        return super().rename_foreign(foreign_state(state, FOREIGN_KEYS))
+
+
+FOREIGN_KEYS = BACKBONE_KEYS + (
+    (r"^oc_module_pre" + ROW, r"reduce.\1."),
+    (r"^oc_module\.stages\.0\.", "attention."),
+    *ATTENTION_KEYS,
+    (r"^oc_module\.conv_bn_dropout" + ROW, r"fuse.\1."),
+    (r"^cls\.", "classifier.1."),
+) + AUX_KEYS
+
+PUBLISHED = {
+    name: openseg_entry(BaseOC, FOREIGN_KEYS, "cls.weight", in_place, files, score)
+    for name, in_place, files, score in (
+        ("openseg_r101_baseoc", True, ("base_oc_deepbase_resnet101_dilated8",),
+         "Cityscapes val mIoU 79.49"),
+        ("openseg_r101_baseoc_bn", False, (), ""))
+}

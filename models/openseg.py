@@ -1,0 +1,29 @@
+"""What openseg's networks on ResNet-101 have in common: key names and published entries."""
+from collections.abc import Callable
+
+from models.foreign_state import BESIDE, PREFIXES, fold_in_place_norm
+from models.published import Published
+
+# openseg's keys, and those of its ImageNet start (the 3x3 stem at the top level) -> ours.
+BACKBONE_KEYS = (
+    (r"^(resinit|layer\d)\.", r"backbone.\1."),
+    (r"^((?:conv|bn)[123])\.", r"backbone.resinit.\1."),
+)
+AUX_KEYS = (
+    (r"^(?:dsn_head|dsn)\.([01])(?:\.0)?\.(?=\w+$)", r"aux_head.0.\1."),
+    (r"^(?:dsn_head|dsn)\.[23]\.", "aux_head.2."),
+)
+# BGR in 0..255 less the mean of Caffe's ImageNet models.
+MEAN = (102.9801, 115.9465, 122.7717)
+
+
+def openseg_entry(network: Callable, rename: tuple, classes: str, in_place: bool,
+                  files: tuple = (), score: str = "") -> Published:
+    """A network on ResNet-101-d8. in_place: the dialect of the first branch, whose norms
+    use |weight| + 1e-5 and whose heads have a leaky ReLU."""
+    activation = "leaky_relu" if in_place else "relu"
+    return Published(
+        build=lambda num_classes: network(num_classes, activation=activation), drop=BESIDE,
+        rename=PREFIXES + rename, convert=fold_in_place_norm if in_place else None,
+        classes=classes, files=files, score=score, mean=MEAN, std=(1.0, 1.0, 1.0), order="BGR",
+        scale=1.0)
