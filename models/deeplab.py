@@ -12,7 +12,7 @@ from torch import nn
 
 from base.base_model import BaseModel
 from models.backbones import build_backbone
-from models.backbones.resnet import YASSOUALI_KEYS
+from models.backbones.resnet import YASSOUALI_KEYS, uniform_dilation
 from models.layers.heads import ASPP, conv_norm_relu
 from models.layers.init import he_init
 from models.layers.resize import resize_to
@@ -37,9 +37,9 @@ class DeepLab(BaseModel):
         if output_stride not in (8, 16):
             raise ConfigError(f"output_stride must be 8 or 16, got {output_stride}",
                               where="arch.args.output_stride")
-        options = {"dilate_first": True} if "resnet" in backbone and "/" not in backbone else {}
-        self.backbone = build_backbone(backbone, output_stride=output_stride,
-                                       pretrained=pretrained, norm=norm, **options)
+        self.backbone = build_backbone(backbone, levels=2, output_stride=output_stride,
+                                       pretrained=pretrained, norm=norm,
+                                       **uniform_dilation(backbone))
         rates = (6, 12, 18) if output_stride == 16 else (12, 24, 36)
         self.aspp = ASPP(self.backbone.channels[-1], 256, rates, norm=norm)
         self.low_level = conv_norm_relu(self.backbone.channels[0], 48, 1, norm=norm)

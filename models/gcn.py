@@ -37,7 +37,7 @@ class GCN(BaseModel):
         if kernel_size % 2 == 0:
             raise ConfigError(f"kernel_size must be odd, got {kernel_size}",
                               where="arch.args.kernel_size")
-        self.backbone = build_backbone(backbone, pretrained=pretrained, norm=norm)
+        self.backbone = build_backbone(backbone, levels=4, pretrained=pretrained, norm=norm)
         self.use_deconv = use_deconv
         for i, channels in enumerate(self.backbone.channels[-4:], start=1):
             self.add_module(f"gcn{i}", _LargeKernel(channels, num_classes, kernel_size))

@@ -33,7 +33,7 @@ class PSPNet(BaseModel):
                  output_stride: int = 8, use_aux: bool = True, bins: tuple = (1, 2, 3, 6),
                  norm: str = "batch"):
         super().__init__()
-        self.backbone = build_backbone(backbone, output_stride=output_stride,
+        self.backbone = build_backbone(backbone, levels=2, output_stride=output_stride,
                                        pretrained=pretrained, norm=norm)
         aux, last = self.backbone.channels[self.backbone.aux_level], self.backbone.channels[-1]
         self.head = nn.Sequential(PyramidPooling(last, last // 4, bins, norm=norm),

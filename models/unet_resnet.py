@@ -28,7 +28,7 @@ class UNetResnet(BaseModel):
     def __init__(self, num_classes: int, backbone: str = "resnet50", pretrained: bool = False,
                  output_stride: int = 8, norm: str = "batch"):
         super().__init__()
-        self.backbone = build_backbone(backbone, output_stride=output_stride,
+        self.backbone = build_backbone(backbone, levels=4, output_stride=output_stride,
                                        pretrained=pretrained, norm=norm)
         c1, c2, c3, c4 = self.backbone.channels[-4:]
         self.conv1, self.upconv1 = nn.Conv2d(c4, 192, 3, padding=1), _double(192, 128)

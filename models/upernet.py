@@ -15,7 +15,7 @@ from torch import nn
 
 from base.base_model import BaseModel
 from models.backbones import build_backbone
-from models.backbones.resnet import YASSOUALI_KEYS
+from models.backbones.resnet import YASSOUALI_KEYS, uniform_dilation
 from models.layers.heads import PyramidPooling, conv_norm_relu
 from models.layers.init import he_init
 from models.layers.resize import resize_to
@@ -33,12 +33,13 @@ class UperNet(BaseModel):
     def __init__(self, num_classes: int, backbone: str = "resnet101", pretrained: bool = False,
                  output_stride: int = 16, fpn_channels: int = 256, norm: str = "batch"):
         super().__init__()
-        options = {"dilate_first": True} if "resnet" in backbone and "/" not in backbone else {}
-        self.backbone = build_backbone(backbone, output_stride=output_stride,
-                                       pretrained=pretrained, norm=norm, **options)
+        self.backbone = build_backbone(backbone, levels=4, output_stride=output_stride,
+                                       pretrained=pretrained, norm=norm,
+                                       **uniform_dilation(backbone))
         first, *rest = self.backbone.channels[-4:]
         self.ppm = PyramidPooling(rest[-1], rest[-1], (1, 2, 4, 6), norm=norm)
-        self.lateral0 = nn.Identity() if first == fpn_channels else nn.Conv2d(first, fpn_channels, 1)
+        self.lateral0 = (nn.Identity() if first == fpn_channels
+                         else nn.Conv2d(first, fpn_channels, 1))
         self.laterals = nn.ModuleList(nn.Conv2d(channels, fpn_channels, 1) for channels in rest)
         self.smooth = nn.Conv2d(fpn_channels, fpn_channels, 3, padding=1)
         self.fuse = conv_norm_relu(4 * fpn_channels, fpn_channels, norm=norm)

@@ -13,6 +13,9 @@ from torch import nn
 from utils.errors import ConfigError
 from utils.registry import components, unknown
 
+# What an option is when it asks for nothing.
+NEUTRAL = {"pretrained": False, "norm": "batch"}
+
 
 class Backbone(nn.Module):
     """x (N, 3, H, W) normalised RGB -> list of maps (N, channels[i], ~H/strides[i], ~W/strides[i]).
@@ -31,25 +34,38 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
-def build_backbone(name: str, **options) -> Backbone:
+def build_backbone(name: str, levels: int = 1, **options) -> Backbone:
     """The encoder called `name`, e.g. build_backbone("resnet50", output_stride=16).
 
-    Raises ConfigError for an unknown name, for an option that this encoder has
-    not, and for values it cannot take.
+    levels: how many feature maps the caller needs. Options that ask for nothing
+    (pretrained=False, norm="batch", the output stride it has anyway) may be
+    given for any encoder. Raises ConfigError for an unknown name, for other
+    options that this encoder has not, and for values it cannot take.
     """
     if name.startswith("timm/"):
-        from models.backbones.timm_adapter import TimmBackbone
-        cls = TimmBackbone
+        from models.backbones.timm_adapter import TimmBackbone as cls
     else:
         cls = _lookup(name)
     known = inspect.signature(cls).parameters
-    for option in options:
+    stride = options.get("output_stride")
+    options = {option: value for option, value in options.items()
+               if option in known or option != "output_stride" and NEUTRAL.get(option) != value}
+    for option, value in options.items():
         if option not in known:
-            raise ConfigError(f"backbone {name}: {unknown('option', option, known)}",
-                              fix="choose a backbone that has it, or leave it out")
+            raise ConfigError(f"backbone {name} has no option {option}, got {value!r}",
+                              where=f"arch.args.{option}",
+                              fix="leave it out or choose another backbone")
     if "name" in known:
-        options = {"name": name, **options}
-    return cls(**options)
+        options["name"] = name
+    backbone = cls(**options)
+    if stride not in (None, backbone.strides[-1]):
+        raise ConfigError(f"backbone {name} has output stride {backbone.strides[-1]}, not {stride}",
+                          where="arch.args.output_stride")
+    if len(backbone.channels) < levels:
+        raise ConfigError(f"this architecture needs {levels} feature maps, backbone {name} has "
+                          f"{len(backbone.channels)}", where="arch.args.backbone",
+                          fix="take a resnet")
+    return backbone
 
 
 def backbone_names() -> list[str]:

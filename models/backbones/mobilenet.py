@@ -85,7 +85,7 @@ class _InvertedResidual(nn.Module):
     def __init__(self, in_channels, kernel, inner, channels, squeeze, act, stride, dilation, norm):
         super().__init__()
         parts = [] if inner == in_channels else [_conv(in_channels, inner, 1, norm=norm, act=act)]
-        parts.append(_conv(inner, inner, kernel, stride, dilation, groups=inner, norm=norm, act=act))
+        parts.append(_conv(inner, inner, kernel, stride, dilation, inner, norm=norm, act=act))
         if squeeze:
             parts.append(_SqueezeExcitation(inner))
         parts.append(_conv(inner, channels, 1, norm=norm, act=None))

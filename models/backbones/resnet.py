@@ -113,6 +113,11 @@ class ResNet(Backbone):
         self.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
 
 
+def uniform_dilation(name: str) -> dict:
+    """The option that gives every block of a dilated stage the new rate, for a ResNet."""
+    return {"dilate_first": True} if name in ResNet.aliases else {}
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; (N, in, H, W) -> (N, planes, H/stride, W/stride)."""
 

@@ -2,14 +2,12 @@
 
 Keys are those of torchvision's files: features.N; the classifier is not built.
 """
-import torch.nn.functional as F
 from torch import nn
 
 from models.backbones import Backbone
 from models.backbones.download import torchvision_state
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
-from utils.errors import ConfigError
 
 # Convolutions in each of the five stages.
 STAGES = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3),
@@ -27,12 +25,8 @@ class VGG(Backbone):
     aliases = tuple(STAGES) + tuple(f"{name}_bn" for name in STAGES)
 
     def __init__(self, name: str = "vgg16_bn", norm: str = "batch", pretrained: bool = False,
-                 ceil_pool: bool = False, output_stride: int = 32):
+                 ceil_pool: bool = False):
         super().__init__()
-        if output_stride != 32:
-            raise ConfigError(f"{name} has no dilated form: its output stride is 32",
-                              where="arch.args.output_stride",
-                              fix="set output_stride to 32 or choose a resnet")
         self.convs, has_norm = STAGES[name.removesuffix("_bn")], name.endswith("_bn")
         parts, in_channels, self.bounds = [], 3, []
         for width, convs in zip(WIDTHS, self.convs):

@@ -37,7 +37,7 @@ def norm_layer(name: str):
 
 
 def activation(norm: str, after_sum: bool = False) -> nn.Module:
-    """The activation that follows the norm called `norm`; after_sum: that follows a residual sum."""
+    """The activation that follows the norm called `norm`, or a residual sum (after_sum)."""
     if norm == "evo_s0_hoya012" or norm.startswith("evo_") and not after_sum:
         return nn.Identity()
     return nn.ReLU(inplace=True)

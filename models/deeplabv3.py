@@ -1,0 +1,87 @@
+"""DeepLabV3. Chen et al., Rethinking Atrous Convolution for Semantic Image
+Segmentation, 2017, arXiv:1706.05587.
+
+torchvision's form and keys. Published (COCO with the 21 VOC classes, mIoU on
+COCO val2017): `deeplabv3_resnet50_coco-cd0a2569.pth` 66.4,
+`deeplabv3_resnet101_coco-586e9e4e.pth` 67.4,
+`deeplabv3_mobilenet_v3_large-fc3c493d.pth` 60.3. The checkpoints of
+hoya012/semantic-segmentation-tutorial-pytorch (20 outputs, void last; no
+auxiliary head; norm batch, instance, group or EvoNorm-S0) load as
+`hoya012_deeplabv3_*`; none is published.
+
+Differs from the paper: no multi-grid, ASPP rates 12, 24, 36 whatever the output
+stride.
+"""
+from torch import nn
+
+from base.base_model import BaseModel
+from models.backbones import build_backbone
+from models.layers.heads import ASPP, conv_norm_relu, fcn_head
+from models.layers.resize import resize_to
+from models.published import Published
+
+
+class DeepLabV3(BaseModel):
+    """ASPP on a dilated backbone.
+
+    x: (N, 3, H, W) normalised RGB, any H and W. output_stride: 8, or 16, the
+    only one that mobilenet_v3_large has. use_aux: whether the auxiliary head is
+    built. A training batch needs two images (image pooling).
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
+    """
+
+    output_weights = {"out": 1.0, "aux": 0.5}
+
+    def __init__(self, num_classes: int, backbone: str = "resnet50", pretrained: bool = False,
+                 output_stride: int = 8, use_aux: bool = True, norm: str = "batch"):
+        super().__init__()
+        self.backbone = build_backbone(backbone, levels=2, output_stride=output_stride,
+                                       pretrained=pretrained, norm=norm)
+        aux, last = self.backbone.channels[self.backbone.aux_level], self.backbone.channels[-1]
+        self.head = nn.Sequential(ASPP(last, 256, (12, 24, 36), norm=norm),
+                                  *conv_norm_relu(256, 256, norm=norm),
+                                  nn.Conv2d(256, num_classes, 1))
+        self.aux_head = fcn_head(aux, aux // 4, num_classes, norm=norm) if use_aux else None
+        if not use_aux:
+            self.output_weights = {"out": 1.0}
+
+    def forward(self, x):
+        maps = self.backbone(x)
+        out = resize_to(self.head(maps[-1]), x)
+        if not self.training:
+            return out
+        if self.aux_head is None:
+            return {"out": out}
+        aux = self.aux_head(maps[self.backbone.aux_level])
+        return {"out": out, "aux": resize_to(aux, x)}
+
+
+ASPP_KEYS = ((r"^classifier\.0\.convs\.4\.1\.", "head.0.image.0."),
+             (r"^classifier\.0\.convs\.4\.2\.", "head.0.image.1."),
+             (r"^classifier\.0\.convs\.", "head.0.branches."), (r"^classifier\.", "head."))
+AUX_KEYS = ((r"^aux_classifier\.", "aux_head."),)
+MOBILENET_KEYS = ((r"^backbone\.(\d+)\.", r"backbone.layers.\1."),)
+
+PUBLISHED = {
+    f"torchvision_deeplabv3_{name}": Published(
+        build=lambda classes, args=args: DeepLabV3(classes, **args),
+        rename=ASPP_KEYS + AUX_KEYS + keys, classes="classifier.4.weight", files=(file,),
+        score=f"COCO val2017, VOC classes: mIoU {score}")
+    for name, args, keys, file, score in (
+        ("resnet50", {"backbone": "resnet50"}, (), "deeplabv3_resnet50_coco-cd0a2569.pth", 66.4),
+        ("resnet101", {"backbone": "resnet101"}, (), "deeplabv3_resnet101_coco-586e9e4e.pth", 67.4),
+        ("mobilenet_v3_large", {"backbone": "mobilenet_v3_large", "output_stride": 16},
+         MOBILENET_KEYS, "deeplabv3_mobilenet_v3_large-fc3c493d.pth", 60.3))
+} | {
+    f"hoya012_deeplabv3_{backbone}_{name}": Published(
+        build=lambda classes, args=(backbone, norm): DeepLabV3(classes, args[0], use_aux=False,
+                                                               norm=args[1]),
+        # EvoNorm-S0 has no use for the running variance that the files hold.
+        drop=(r"running_var$",) if name == "evo" else (),
+        rename=ASPP_KEYS, classes="classifier.4.weight")
+    for backbone, name, norm in (
+        ("resnet50", "batch", "batch"), ("resnet101", "batch", "batch"),
+        ("resnet50", "group", "group"), ("resnet50", "instance", "instance_hoya012"),
+        ("resnet50", "evo", "evo_s0_hoya012"))
+}

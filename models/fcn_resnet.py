@@ -1,0 +1,55 @@
+"""FCN on a dilated ResNet. Long et al., CVPR 2015, arXiv:1411.4038, in
+torchvision's form and keys.
+
+Published (COCO with the 21 VOC classes, mIoU on COCO val2017):
+`fcn_resnet50_coco-1167a1af.pth` 60.5, `fcn_resnet101_coco-7ecb50ca.pth` 63.7.
+"""
+from base.base_model import BaseModel
+from models.backbones import build_backbone
+from models.layers.heads import fcn_head
+from models.layers.resize import resize_to
+from models.published import Published
+
+
+class FCNResNet(BaseModel):
+    """One 3x3 convolution and a classifier on the features of stride 8.
+
+    x: (N, 3, H, W) normalised RGB, any H and W. use_aux: whether the auxiliary
+    head is built.
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
+    """
+
+    output_weights = {"out": 1.0, "aux": 0.5}
+
+    def __init__(self, num_classes: int, backbone: str = "resnet50", pretrained: bool = False,
+                 output_stride: int = 8, use_aux: bool = True, norm: str = "batch"):
+        super().__init__()
+        self.backbone = build_backbone(backbone, levels=2, output_stride=output_stride,
+                                       pretrained=pretrained, norm=norm)
+        aux, last = self.backbone.channels[self.backbone.aux_level], self.backbone.channels[-1]
+        self.head = fcn_head(last, last // 4, num_classes, norm=norm)
+        self.aux_head = fcn_head(aux, aux // 4, num_classes, norm=norm) if use_aux else None
+        if not use_aux:
+            self.output_weights = {"out": 1.0}
+
+    def forward(self, x):
+        maps = self.backbone(x)
+        out = resize_to(self.head(maps[-1]), x)
+        if not self.training:
+            return out
+        if self.aux_head is None:
+            return {"out": out}
+        aux = self.aux_head(maps[self.backbone.aux_level])
+        return {"out": out, "aux": resize_to(aux, x)}
+
+
+PUBLISHED = {
+    f"torchvision_fcn_{name}": Published(
+        build=lambda classes, name=name: FCNResNet(classes, name),
+        rename=((r"^classifier\.", "head."), (r"^aux_classifier\.", "aux_head.")),
+        classes="classifier.4.weight", files=(file,),
+        score=f"COCO val2017, VOC classes: mIoU {score}")
+    for name, file, score in (("resnet50", "fcn_resnet50_coco-1167a1af.pth", 60.5),
+                              ("resnet101", "fcn_resnet101_coco-7ecb50ca.pth", 63.7))
+}

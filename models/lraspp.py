@@ -1,0 +1,50 @@
+"""Lite R-ASPP. Howard et al., Searching for MobileNetV3, ICCV 2019, arXiv:1905.02244.
+
+torchvision's form and keys. Published (COCO with the 21 VOC classes, mIoU on
+COCO val2017): `lraspp_mobilenet_v3_large-d234d4ea.pth` 57.9.
+"""
+from torch import nn
+
+from base.base_model import BaseModel
+from models.backbones import build_backbone
+from models.deeplabv3 import MOBILENET_KEYS
+from models.layers.heads import conv_norm_relu
+from models.layers.resize import resize_to
+from models.published import Published
+
+
+class LRASPP(BaseModel):
+    """The last map, scaled by a gate from the image's mean, beside the map of stride 8.
+
+    x: (N, 3, H, W) normalised RGB, any H and W.
+    eval: logits (N, C, H, W); train: {"out": logits}.
+    """
+
+    def __init__(self, num_classes: int, backbone: str = "mobilenet_v3_large",
+                 pretrained: bool = False, output_stride: int = 16, channels: int = 128,
+                 norm: str = "batch"):
+        super().__init__()
+        self.backbone = build_backbone(backbone, levels=3, output_stride=output_stride,
+                                       pretrained=pretrained, norm=norm)
+        low, high = self.backbone.channels[1], self.backbone.channels[-1]
+        self.features = conv_norm_relu(high, channels, 1, norm=norm)
+        self.gate = nn.Sequential(nn.Conv2d(high, channels, 1, bias=False), nn.Sigmoid())
+        self.low_classifier = nn.Conv2d(low, num_classes, 1)
+        self.high_classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, x):
+        _, low, *_, high = self.backbone(x)          # strides 8 and output_stride
+        gated = self.features(high) * self.gate(high.mean((2, 3), keepdim=True))
+        out = self.low_classifier(low) + self.high_classifier(resize_to(gated, low))
+        out = resize_to(out, x)
+        return {"out": out} if self.training else out
+
+
+PUBLISHED = {
+    "torchvision_lraspp_mobilenet_v3_large": Published(
+        build=lambda classes: LRASPP(classes), classes="classifier.low_classifier.weight",
+        rename=((r"^classifier\.cbr\.", "features."), (r"^classifier\.scale\.1\.", "gate.0."),
+                (r"^classifier\.", ""), *MOBILENET_KEYS),
+        files=("lraspp_mobilenet_v3_large-d234d4ea.pth",),
+        score="COCO val2017, VOC classes: mIoU 57.9"),
+}
