@@ -2,24 +2,11 @@
 import numpy as np
 import torch
 
-from utils.visualize import (colour_labels, confusion_picture, legend, overlay, prediction_grid,
-                             side_by_side, stacked)
+from utils.visualize import (confusion_picture, legend, overlay, prediction_grid, side_by_side,
+                             stacked)
 
 PALETTE = [[0, 0, 0], [200, 10, 20], [10, 220, 30]]
 NAMES = ["background", "apple", "Bäume"]
-
-
-def test_labels_take_the_colours_of_the_palette_and_ignored_pixels_are_black():
-    labels = np.array([[0, 1], [2, 255]], np.uint8)
-    assert colour_labels(labels, PALETTE).tolist() == [[[0, 0, 0], [200, 10, 20]],
-                                                       [[10, 220, 30], [0, 0, 0]]]
-
-
-def test_wide_and_negative_labels_are_coloured_too():
-    palette = [[i % 256, i // 256, 7] for i in range(300)]
-    labels = np.array([[299, -1], [400, 256]], np.int16)
-    assert colour_labels(labels, palette).tolist() == [[[43, 1, 7], [0, 0, 0]],
-                                                       [[0, 0, 0], [0, 1, 7]]]
 
 
 def test_overlay_mixes_half_and_half_and_leaves_ignored_pixels_alone():

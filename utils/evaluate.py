@@ -8,8 +8,15 @@ from collections.abc import Callable
 import torch
 from tqdm import tqdm
 
+from utils.decision import RULES, Decision, build_decision
 from utils.distributed import all_reduce_, is_main, rank, world_size
 from utils.metrics import DatasetMetrics, ImageMetrics, count_pixels
+
+
+def build_rules(names: str, activation: str, options: dict) -> list[Decision]:
+    """The decision rules in "max,T" or "all", each once; `options` is the `predict` section."""
+    names = RULES if names == "all" else names.split(",")
+    return [build_decision(name.strip(), activation, options) for name in dict.fromkeys(names)]
 
 
 def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_index: int,

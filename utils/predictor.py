@@ -30,8 +30,10 @@ def build_predictor(model: nn.Module, normalize: Callable, options: dict,
                     activation: str = "softmax") -> "Predictor":
     """The predictor that the `predict` section of a config describes; every key is optional."""
     known = set(inspect.signature(Predictor).parameters) - set(Predictor.provided)
-    return Predictor(model, normalize, activation=activation,
-                     **{key: value for key, value in options.items() if key in known})
+    settings = {key: value for key, value in options.items() if key in known}
+    if settings.get("mode") == "multiscale" and settings.get("scales") in ([1.0], (1.0,)):
+        del settings["scales"]      # a resolved config states the default of the other modes
+    return Predictor(model, normalize, activation=activation, **settings)
 
 
 class Predictor:
@@ -62,6 +64,8 @@ class Predictor:
         cost more than they save, and 8 elsewhere.
     amp: autocast around the model alone: "bf16", "fp16", False, or "auto" (bf16 where
         the hardware computes in it).
+    channels_last: memory layout of the images; None follows the weights, so that a
+        model gets the same arithmetic wherever it is used.
     align_corners: of the bilinear resizing of images and logits. The sources
         use True; False agrees with torch's and this project's networks.
     label_pairs: class ids that trade places in a mirror (LIP: left and right arm).
@@ -83,7 +87,7 @@ class Predictor:
                  activation: Literal["softmax", "sigmoid"] = "softmax",
                  window_batch: int | None = None,
                  amp: Literal["auto", "bf16", "fp16", False] = False,
-                 channels_last: bool = False, align_corners: bool = False,
+                 channels_last: bool | None = None, align_corners: bool = False,
                  label_pairs: tuple[tuple[int, int], ...] = ()):
         _one_of("mode", mode, ("whole", "sliding", "multiscale"))
         _one_of("tiling", tiling, ("even", "source"))
@@ -106,14 +110,14 @@ class Predictor:
 
         self.model, self.normalize = model, normalize
         self.mode, self.scales, self.flip = mode, scales, flip
-        self.crop_size, self.overlap, self.tiling = crop, overlap, tiling
+        self.crop_size, self.overlap, self.tiling = crop and tuple(crop), overlap, tiling
         self.average, self.activation, self.window_batch = average, activation, window_batch
         self.amp, self.channels_last, self.align_corners = amp, channels_last, align_corners
         self.label_pairs = label_pairs
-        if channels_last:
-            model.to(memory_format=torch.channels_last)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        if self.channels_last is None:
+            self.channels_last = _is_channels_last(self.model)
         training = self.model.training
         if training:
             self.model.eval()
@@ -292,6 +296,11 @@ def _cover(starts, window, size, device):
     for start in starts:
         count[start:start + window] += 1
     return count.to(device)
+
+
+def _is_channels_last(model):
+    kernels = (p for p in model.parameters() if p.ndim == 4 and not p.is_contiguous())
+    return any(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
 
 def _zeros(like, shape):

@@ -1,26 +1,17 @@
 """Pictures of labels, predictions and confusion. Everything takes and gives uint8 RGB arrays."""
 import numpy as np
 
+from utils.palette import colorize
+
 GAP = 4                     # pixels between the pictures of a grid
 INK, PAPER = (20, 20, 20), (255, 255, 255)
-
-
-def colour_labels(labels: np.ndarray, palette: list) -> np.ndarray:
-    """(H, W) class ids -> (H, W, 3) colours; ids outside the palette (ignored) are black."""
-    table = np.zeros((256 if labels.dtype == np.uint8 else len(palette) + 1, 3), np.uint8)
-    colours = np.asarray(palette, np.uint8).reshape(-1, 3)
-    table[:len(colours)] = colours[:len(table)]
-    if labels.dtype != np.uint8:
-        inside = (labels >= 0) & (labels < len(palette))
-        labels = np.where(inside, labels, len(palette))
-    return table[labels]
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: list,
             opacity: float = 0.5) -> np.ndarray:
     """The colours of the labels laid over the image; pixels without a class show the image."""
     share = np.uint16(round(256 * opacity))
-    colours = colour_labels(labels, palette)
+    colours = colorize(labels, palette)
     mixed = image.astype(np.uint16)
     mixed *= 256 - share
     mixed += colours * share
@@ -61,8 +52,8 @@ def prediction_grid(samples: list[dict], predictions: list, palette: list,
         image = np.asarray(sample["image"]).transpose(1, 2, 0)
         label, prediction = np.asarray(sample["label"]), np.asarray(prediction)
         present.update(np.unique(label).tolist(), np.unique(prediction).tolist())
-        rows.append(side_by_side(image, colour_labels(label, palette),
-                                 colour_labels(prediction, palette)))
+        rows.append(side_by_side(image, colorize(label, palette),
+                                 colorize(prediction, palette)))
     if class_names:
         classes = [k for k in range(len(class_names)) if k in present]
         rows.append(legend(class_names, palette, classes, width=max(r.shape[1] for r in rows)))

@@ -1,0 +1,83 @@
+"""Score a checkpoint; nothing but the checkpoint is needed.
+
+examples:
+  python test.py -r saved/shapes/11-21_09-00-00/model_best.pth
+  python test.py -r model_best.pth -p all --split val --mode sliding --flip
+  python test.py -r model_best.pth test_loader.args.data_dir=/data/camvid --json | jq .Mean_IoU
+"""
+import argparse
+import json
+import os
+import sys
+
+from utils import console, distributed
+from utils.predict_arguments import add_prediction_arguments, predict_options
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        prog="test.py", description=__doc__, epilog=console.EXIT_STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-r", "-m", "--resume", "--model", dest="checkpoint", required=True, metavar="PATH",
+        help="checkpoint to score; its config names the data")
+    add("-c", "--config", help="config to use in place of the checkpoint's own")
+    add("-p", "--predict", metavar="RULES",
+        help="max, T, rankdice, rankiou, several with commas, or all (default: the config's)")
+    add("-s", "--split", choices=("test", "val", "train"),
+        help="which loader of the config (default: test_loader, else val_loader)")
+    add_prediction_arguments(parser)
+    add("-o", "--output", metavar="DIR",
+        help="folder of results.json, results.txt, confusion_matrix.png (default: the checkpoint's)")
+    add("--json", action="store_true", help="print one JSON object per rule instead of tables")
+    add("--debug", action="store_true", help="show the traceback of every error")
+    add("overrides", nargs="*", metavar="KEY=VALUE",
+        help="config keys, e.g. test_loader.args.batch_size=4")
+    args = parser.parse_intermixed_args(argv)
+    wrong = [text for text in args.overrides if "=" not in text]
+    if wrong:
+        parser.error(f"expected KEY=VALUE, got {wrong[0]!r}")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    from utils.checkpoint import read_checkpoint
+    from utils.checkpoint_config import loader_section, with_config
+    from utils.evaluate import build_rules, evaluate
+    from utils.image_list import prepare_folder
+    from utils.open_model import open_model
+    from utils.score_report import score_entries, score_text, write_scores
+    checkpoint = with_config(read_checkpoint(args.checkpoint), args.config, args.overrides)
+    config = checkpoint["config"]
+    key, section = loader_section(config, args.split)
+    options = predict_options(config["predict"], args)
+    folder = args.output or os.path.dirname(os.path.abspath(args.checkpoint))
+    prepare_folder(folder)
+    device = distributed.start(args.device)
+    try:
+        from dataloader.loader import make_loader
+        loader = make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
+                             rank=distributed.rank(), world_size=distributed.world_size(),
+                             training=False)
+        opened = open_model(checkpoint, device, args.checkpoint)
+        opened.require_classes(loader.dataset.class_names)
+        predictor = opened.predictor(options)
+        rules = build_rules(args.predict or options["test"], opened.activation, options)
+        results = evaluate(predictor, loader, rules, num_classes=len(opened.class_names),
+                           ignore_index=config["ignore_index"],
+                           classes_of_interest=options["CoI"], published=options["published"],
+                           loss=opened.loss(), device=device, progress=key)
+        if distributed.is_main():
+            names = loader.dataset.class_names
+            entries = score_entries(results, opened, predictor, key, section, names)
+            print("\n".join(map(json.dumps, entries)) if args.json
+                  else score_text(results, entries, names))
+            write_scores(folder, results, entries, names)
+            console.notice(f"results.json, results.txt and confusion_matrix.png are in {folder}")
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))

@@ -1,0 +1,76 @@
+"""The command-line arguments test.py and inference.py share: how to predict."""
+import argparse
+import math
+import re
+
+
+def add_prediction_arguments(parser: argparse.ArgumentParser):
+    """Add --mode, --scales, … ; what is not given stays as the checkpoint's config has it."""
+    add = parser.add_argument
+    add("-mo", "--mode", choices=("whole", "sliding", "multiscale"),
+        help="whole image, overlapping windows, or several scales")
+    add("--scales", type=scale_list, metavar="LIST",
+        help="0.5,1,1.5 or start:stop:step (0.5:2:0.25) or start:stop:*factor (0.5:2:*1.41); "
+             "without --mode this means multiscale")
+    add("--flip", action=argparse.BooleanOptionalAction, help="add the mirrored image")
+    add("--crop-size", type=size, metavar="N|HxW",
+        help="window of mode sliding (default: a 2.5th of the image)")
+    add("--overlap", type=float, metavar="SHARE", help="of neighbouring windows (default 1/3)")
+    add("--tiling", choices=("even", "source"),
+        help="source: the windows of yassouali/pytorch-segmentation")
+    add("--average", choices=("logits", "probs"), help="what scales, flips and windows average")
+    add("--window-batch", type=int, metavar="N", help="windows in one forward")
+    add("--amp", choices=("auto", "bf16", "fp16", "off"), help="reduced precision of the network")
+    add("-d", "--device", type=device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+
+
+def predict_options(options: dict, args: argparse.Namespace) -> dict:
+    """The config's `predict` section with the arguments that were given put over it."""
+    given = {name: getattr(args, name) for name in ("mode", "scales", "flip", "crop_size",
+                                                    "overlap", "tiling", "average",
+                                                    "window_batch", "amp")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("amp") == "off":
+        given["amp"] = False
+    if "scales" in given and "mode" not in given and options.get("mode", "whole") == "whole":
+        given["mode"] = "multiscale"
+    if given.get("mode", options.get("mode")) != options.get("mode") and "scales" not in given:
+        given["scales"] = None      # the scales in the config belong to its own mode
+    return {**options, **given}
+
+
+def scale_list(text: str) -> tuple[float, ...]:
+    """"0.5,1,1.5" or "0.5:2:0.5" or "0.5:2:*2" -> the scales, the last one included."""
+    try:
+        if ":" not in text:
+            scales = tuple(float(part) for part in text.split(","))
+        else:
+            start, stop, step = text.split(":")
+            start, stop = float(start), float(stop)
+            if step[0] in "*x":
+                count = math.log(stop / start) / math.log(float(step[1:]))
+                scales = tuple(start * float(step[1:]) ** i for i in range(int(count + 1.001)))
+            else:
+                count = (stop - start) / float(step)
+                scales = tuple(round(start + i * float(step), 10)
+                               for i in range(int(count + 1.001)))
+    except (ValueError, IndexError, ZeroDivisionError, OverflowError):
+        scales = ()
+    if not scales or len(scales) > 100 or not all(0 < s < 100 for s in scales):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of scales: give 0.5,1,1.5 or "
+                                         "0.5:2:0.25 (start:stop:step) or 0.5:2:*1.41")
+    return scales
+
+
+def size(text: str) -> tuple[int, int]:
+    """"512" or "512x1024" -> (height, width)."""
+    match = re.fullmatch(r"(\d+)(?:[xX,](\d+))?", text)
+    if not match or not int(match[1]) or match[2] and not int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give N or HEIGHTxWIDTH")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def device(text: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: give cpu, cuda or cuda:N")
+    return text

@@ -1,0 +1,133 @@
+"""What test.py leaves behind: results.json, results.txt and confusion_matrix.png.
+
+results.json holds the newest score at its top level, and under "runs" every
+score that was ever written there, one for each combination of checkpoint,
+data, rule and way of predicting; measuring the same combination again replaces
+its entry, nothing else is lost. results.txt has their tables. The confusion
+matrix is drawn for the newest score that has one; the counts of every run are
+in results.json.
+"""
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from utils.errors import DataError
+from utils.image_io import write_bytes, write_image
+from utils.metrics.table import format_rules, format_table
+from utils.open_model import OpenModel
+from utils.predictor import Predictor
+from utils.visualize import confusion_picture
+
+SCHEMA = 1
+SCORES = ("Mean_IoU", "Mean_Dice", "Mean_Recall", "Mean_Precision", "Pixel_Accuracy",
+          "Binary_Accuracy", "FWIoU", "Classes_Averaged", "mIoU_I", "mDice_I", "loss")
+IMAGE_SCORES = ("Mean_IoU", "Mean_Dice", "Mean_Class_IoU", "Mean_Class_Dice", "Pixel_Accuracy",
+                "Classes_Averaged", "Images", "published")
+
+
+def score_entries(results: dict[str, dict], opened: OpenModel, predictor: Predictor,
+                  loader_key: str, section: dict, class_names: list[str]) -> list[dict]:
+    """One plain-JSON object per rule of utils.evaluate.evaluate's results; nan becomes None."""
+    sha256 = hashlib.sha256(opened.path.read_bytes()).hexdigest()
+    entries = []
+    for rule, scores in results.items():
+        image = scores["image"]
+        classes = [{"id": k, "name": name, "IoU": scores["Class_IoU"][k],
+                    "Dice": scores["Class_Dice"][k], "Acc": scores["Class_Recall"][k],
+                    "Precision": scores["Class_Precision"][k], "IoU_I": image["Class_IoU"][k],
+                    "Dice_I": image["Class_Dice"][k], "pixels": scores["pixels"][k]}
+                   for k, name in enumerate(class_names)]
+        entries.append(_plain({
+            "schema": SCHEMA, "dataset": section["type"],
+            "split": section.get("args", {}).get("split", loader_key), "loader": loader_key,
+            "n_images": scores["images"], "procedure": rule, **predictor.describe(),
+            **{name: scores[name] for name in SCORES if name in scores}, "classes": classes,
+            "image_level": {name: image[name] for name in IMAGE_SCORES if name in image},
+            "confusion": scores["confusion"],
+            "checkpoint": {"path": str(opened.path), "sha256": sha256, "epoch": opened.epoch},
+            "versions": {"torch": str(torch.__version__), "device": str(opened.device)}}))
+    return entries
+
+
+def score_text(results: dict[str, dict], entries: list[dict], class_names: list[str]) -> str:
+    """The tables for a person: one per rule, and the rules side by side."""
+    tables = [format_table(results[entry["procedure"]], class_names, f"== {_title(entry)}")
+              for entry in entries]
+    if len(entries) > 1:
+        tables.append(format_rules(results, class_names))
+    return "\n\n".join(tables)
+
+
+def write_scores(folder, results: dict[str, dict], entries: list[dict], class_names: list[str]):
+    """Add the scores to the three files in `folder`. Raises DataError if that cannot be done."""
+    folder = Path(folder)
+    runs = [run for run in _earlier(folder / "results.json")
+            if all(_identity(run) != _identity(entry) for entry in entries)] + entries
+    text = json.dumps({**entries[0], "runs": runs}, indent=1, allow_nan=False)
+    write_bytes(folder / "results.json", (text + "\n").encode())
+    sections = _earlier_sections(folder / "results.txt")
+    for entry in entries:
+        sections[_title(entry)] = format_table(results[entry["procedure"]], class_names)
+    write_bytes(folder / "results.txt", "\n\n".join(
+        f"== {title}\n{table}" for title, table in sections.items()).encode() + b"\n")
+    confusion = next((results[entry["procedure"]]["confusion"] for entry in entries
+                      if entry["confusion"]), None)
+    if confusion:
+        write_image(folder / "confusion_matrix.png", confusion_picture(confusion, class_names))
+
+
+def _identity(run):
+    """What makes two scores the same measurement."""
+    return (run.get("checkpoint", {}).get("path", "").rpartition("/")[2],
+            *(json.dumps(run.get(key)) for key in (
+                "dataset", "split", "loader", "procedure", "mode", "scales", "flip", "average",
+                "crop_size", "overlap", "tiling", "amp")))
+
+
+def _title(entry):
+    """The line that names a score, unique for its identity."""
+    way = entry["mode"]
+    if entry["mode"] == "sliding":
+        crop = entry["crop_size"]
+        way += f" {'x'.join(map(str, crop)) if crop else 'H/2.5'}"
+        way += f" overlap {entry['overlap']:.3g}" + " source tiling" * (entry["tiling"] == "source")
+    if entry["scales"] != [1.0]:
+        way += " at " + ", ".join(f"{scale:.4g}" for scale in entry["scales"])
+    way += " + flip" * entry["flip"] + f" mean of {entry['average']}" * (
+        entry["average"] != "logits") + (f" {entry['amp']}" if entry["amp"] else "")
+    return (f"{Path(entry['checkpoint']['path']).name}, {entry['dataset']} {entry['split']} "
+            f"({entry['loader']}, {entry['n_images']} images), rule {entry['procedure']}, {way}")
+
+
+def _earlier(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["runs"]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise DataError(f"is not a results file of this program ({error}); it would be replaced",
+                        str(path), "move it away, or choose another folder with "
+                                   "--output") from None
+
+
+def _earlier_sections(path):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    sections = {}
+    for block in ("\n" + text).split("\n== ")[1:]:
+        title, _, table = block.partition("\n")
+        sections[title] = table.strip("\n")
+    return sections
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
