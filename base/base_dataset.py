@@ -1,0 +1,348 @@
+"""The contract of every dataset."""
+import functools
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from utils.console import warn
+from utils.errors import ConfigError, DataError
+from utils.image_io import (IMAGE_SUFFIXES, LABEL_SUFFIXES, read_header, read_image, read_label,
+                            read_pair, shown)
+
+CHECK_ALL_BELOW = 5000     # pairs; of larger datasets a sample of SPOT_CHECKS headers is read
+SPOT_CHECKS = 1000
+LABELS_READ_AT_START = 8   # whole labels, evenly spread, so that a wrong id map shows at once
+SHOWN_PROBLEMS = 10
+PADDING_16_BITS = 65535    # stored value that means "outside the picture" in 16-bit labels
+
+
+class Sample(NamedTuple):
+    """One picture of a split. `label` is None where a split has no labels."""
+
+    id: str
+    image: Path | None
+    label: Path | None
+
+
+class BaseDataset(Dataset, ABC):
+    """Images with a class id for every pixel.
+
+    dataset[index] or dataset[epoch, index] -> {"image": uint8 (3, H, W) RGB,
+    "label": uint8 (H, W) train ids, "id": str}. Labels are int16 where a byte
+    cannot hold them (255 or more classes, or an ignore_index outside 0..255).
+
+    A subclass says where files are (`find_samples`), what stored labels mean
+    (`train_ids`) and fills in the attributes below. Every random draw of a
+    sample comes from a generator seeded by (seed, epoch, index), so a sample
+    does not depend on workers, ranks or what was read before.
+
+    All files are looked at when the dataset is constructed, by their headers;
+    everything wrong is raised in one DataError.
+
+    data_dir: folder of the dataset. split: one of `splits`, where it is set.
+    augmentation: `dataloader.transforms.Augmentation`; None gives whole images.
+    """
+
+    num_classes: int
+    class_names: list[str]
+    palette: list[list[int]]                  # [r, g, b] of each class
+    mean: list[float] = [0.485, 0.456, 0.406]    # ImageNet's, for pretrained backbones
+    std: list[float] = [0.229, 0.224, 0.225]
+    splits: tuple = ()                        # names a config may use; empty: any
+    split_sizes: dict = {}                    # published number of images of each split
+    flip_label_pairs: tuple = ()              # train ids that mirroring swaps: (left, right), ...
+    label_palette: list | None = None         # colours of labels that are stored in colour
+
+    provided = ("ignore_index", "seed", "augmentation")    # by the program, not by a config
+
+    def __init__(self, data_dir: str, split: str, ignore_index: int = 255, seed: int = 0,
+                 augmentation: Callable | None = None):
+        if self.splits and split not in self.splits:
+            raise ConfigError(f"unknown split {split!r} of {type(self).__name__}; known: "
+                              f"{', '.join(self.splits)}", "split")
+        if 0 <= ignore_index < self.num_classes:
+            raise ConfigError(f"ignore_index {ignore_index} is one of the {self.num_classes} "
+                              "classes", "ignore_index", "use 255, or any value that is no class")
+        self.split, self.ignore_index, self.seed = split, ignore_index, seed
+        self.augmentation = augmentation
+        self.root = Path(data_dir).expanduser()
+        self._problems, self._tables = [], {}
+        self.samples = list(self.find_samples())
+        self._check_files()
+        self._check_labels()
+
+    @abstractmethod
+    def find_samples(self) -> Iterable[Sample]:
+        """Every sample of `self.split` below `self.root`, in a fixed order."""
+
+    def train_ids(self, raw: np.ndarray) -> np.ndarray:
+        """Train ids of stored label values (int64); anything out of range is reported as such."""
+        return raw
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image, uint8 (H, W, 3), and its label as stored, (H, W)."""
+        sample = self.samples[index]
+        if sample.label is None:
+            image = read_image(sample.image)
+            return image, np.full(image.shape[:2], PADDING_16_BITS, np.uint16)
+        return read_pair(sample.image, sample.label, self.label_palette)
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image, stored = self.load(index)
+        label, flipped = stored, False
+        if self.augmentation is not None:
+            table = self._table(label.dtype)
+            if table.border is None:
+                # No stored value means "ignored": widen the label by one that does.
+                label = label.astype(np.uint16)
+                table = self._table(label.dtype)
+            image, label, flipped = self.augmentation(
+                image, label, self._generator(epoch, index),
+                image_border=self.border_colour, label_border=table.border)
+        ids = self._to_train_ids(label, stored, index)
+        if flipped and self.flip_label_pairs:
+            ids = self._mirror_table[ids]
+        return {"image": torch.from_numpy(image).permute(2, 0, 1),
+                "label": torch.from_numpy(ids), "id": self.samples[index].id}
+
+    @functools.cached_property
+    def border_colour(self) -> tuple[int, int, int]:
+        """The mean colour: what an image is padded with."""
+        return tuple(round(255 * m) for m in self.mean)
+
+    def describe(self, index: int) -> str:
+        """The files of a sample, for messages."""
+        sample = self.samples[index]
+        return shown(sample.image) if sample.image else shown(sample.id)
+
+    def problem(self, text: str):
+        """Called by find_samples: add to the list of what is wrong, raised once all is known."""
+        self._problems.append(text)
+
+    def read_list(self, path: Path) -> list[tuple[int, str]]:
+        """(line number, text) of each non-empty line of a split file."""
+        try:
+            text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        except OSError as error:
+            raise DataError(f"split file cannot be read: {error.strerror}", shown(path)) from None
+        lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
+        return [(number, line) for number, line in lines if line]
+
+    def listed_file(self, name: str, list_path: Path, number: int) -> Path | None:
+        """The file a split list names, relative to the root; a problem is noted if it is missing."""
+        path = self.root / name.lstrip("/")
+        if not path.exists():
+            path = Path(name) if name.startswith("/") and Path(name).exists() else None
+        if path is None:
+            self.problem(f"{shown(list_path)}:{number}: no such file: {shown(name)}")
+        return path
+
+    def pair_by_stem(self, image_dir: Path, label_dir: Path,
+                     id_prefix: str = "") -> Iterator[Sample]:
+        """Pair pictures with labels by their path below the two folders, extension aside.
+
+        A picture without label, a label without picture and two files of one
+        name are noted as problems.
+        """
+        images = self._by_stem(image_dir, IMAGE_SUFFIXES)
+        labels = self._by_stem(label_dir, LABEL_SUFFIXES)
+        for stem in sorted(images.keys() - labels.keys()):
+            self.problem(f"{shown(images[stem])}: no label {shown(label_dir / stem)}.png")
+        for stem in sorted(labels.keys() - images.keys()):
+            self.problem(f"{shown(labels[stem])}: a label without an image in {shown(image_dir)}")
+        for stem in sorted(images.keys() & labels.keys()):
+            yield Sample(id_prefix + stem, images[stem], labels[stem])
+
+    def _by_stem(self, folder, suffixes):
+        found = {}
+        for path in picture_files(folder, suffixes):
+            stem = os.path.splitext(path.relative_to(folder).as_posix())[0]
+            if stem in found:
+                self.problem(f"{shown(path)}: same name as {shown(found[stem])}")
+            found.setdefault(stem, path)
+        return found
+
+    def _generator(self, epoch, index):
+        return np.random.default_rng(np.random.SeedSequence((self.seed % 2 ** 64, epoch),
+                                                            spawn_key=(index,)))
+
+    def _to_train_ids(self, label, stored, index):
+        import cv2
+        table = self._table(label.dtype)
+        ids = cv2.LUT(label, table.ids) if label.dtype == np.uint8 else table.ids[label]
+        if (ids == table.invalid).any():
+            raise self._range_error(stored, index)
+        return ids
+
+    def _table(self, dtype):
+        """The lookup table of stored values of one dtype."""
+        if dtype not in self._tables:
+            self._tables[dtype] = self._make_table(np.iinfo(dtype).bits)
+        return self._tables[dtype]
+
+    def _make_table(self, bits):
+        ids = np.array(self.train_ids(np.arange(2 ** bits, dtype=np.int64)), dtype=np.int64)
+        if bits == 16:
+            ids[PADDING_16_BITS] = self.ignore_index
+        valid = (ids >= 0) & (ids < self.num_classes)
+        ignored = ids == self.ignore_index
+        border = int(np.flatnonzero(ignored)[-1]) if ignored.any() else None
+        if self.num_classes < 255 and 0 <= self.ignore_index <= 255:
+            invalid = next(v for v in range(self.num_classes, 256) if v != self.ignore_index)
+            kind = np.uint8
+        else:
+            invalid, kind = np.iinfo(np.int16).min, np.int16
+        return _Table(np.where(valid | ignored, ids, invalid).astype(kind), invalid, border)
+
+    @functools.cached_property
+    def _mirror_table(self):
+        kind = self._table(np.dtype(np.uint8)).ids.dtype
+        table = np.arange(np.iinfo(kind).max + 1).astype(kind)
+        for left, right in self.flip_label_pairs:
+            table[[left, right]] = table[[right, left]]
+        return table
+
+    def _range_error(self, stored, index):
+        values, counts = np.unique(stored, return_counts=True)
+        table = self._table(stored.dtype)
+        wrong = table.ids[values] == table.invalid
+        listed = ", ".join(f"{v} ({n} pixels)" for v, n in
+                           list(zip(values[wrong], counts[wrong]))[:8])
+        more = f" and {wrong.sum() - 8} more" if wrong.sum() > 8 else ""
+        fix = ("map the ids when the data is read (Folder: \"label_map\": "
+               f"{{\"{values[wrong][0]}\": \"ignore\"}}), or set ignore_index, if that is what "
+               "the value stands for")
+        if set(values.tolist()) <= {0, 255}:
+            fix = ("this is a binary mask of 0 and 255: say so with "
+                   "\"label_map\": {\"255\": 1} (Folder), or store 0 and 1")
+        elif str(self.samples[index].label).lower().endswith((".jpg", ".jpeg")):
+            fix = "JPEG changes label values: store labels as PNG"
+        label = self.samples[index].label
+        return DataError(f"label has value {listed}{more}; num_classes is {self.num_classes}, "
+                         f"ignore_index is {self.ignore_index}",
+                         shown(label) if label else self.describe(index), fix)
+
+    def _check_files(self):
+        """Raise one DataError for everything that names and headers show to be wrong."""
+        problems = self._problems
+        place = shown(self.root)
+        if not self.samples and not problems:
+            reason = "is empty" if self.root.is_dir() else "does not exist"
+            raise DataError(f"{type(self).__name__} found no images of split {self.split!r}"
+                            + ("" if self.root.is_dir() else f": the folder {reason}"), place,
+                            "set data_dir to the folder that holds the dataset")
+        seen = {}
+        for sample in self.samples:
+            if sample.id in seen:
+                problems.append(f"{shown(sample.image or sample.id)}: sample {shown(sample.id)} "
+                                "occurs twice")
+            seen[sample.id] = True
+        with_files = [sample for sample in self.samples if sample.image is not None]
+        for sample in _spread(with_files, len(with_files) if len(with_files) <= CHECK_ALL_BELOW
+                              else SPOT_CHECKS):
+            found = _problem_of(sample)
+            if found:
+                problems.append(found)
+        if problems:
+            more = len(problems) - SHOWN_PROBLEMS
+            listed = "".join(f"\n    {text}" for text in problems[:SHOWN_PROBLEMS])
+            raise DataError(f"{type(self).__name__} {self.split}: {len(problems)} "
+                            f"{'file is' if len(problems) == 1 else 'files are'} wrong:{listed}"
+                            + (f"\n    and {more} more" if more > 0 else ""), place,
+                            "mend or remove these files")
+        published = self.split_sizes.get(self.split)
+        if published and len(self.samples) != published:
+            warn(f"{type(self).__name__} {self.split}: {len(self.samples)} images in {place}, "
+                 f"{published} in the published split")
+
+    def _check_labels(self):
+        """Read a few whole labels: a wrong id map concerns nearly all of them."""
+        labelled = [i for i, sample in enumerate(self.samples) if sample.label is not None]
+        values = set()
+        for index in _spread(labelled, LABELS_READ_AT_START):
+            try:
+                stored = read_label(self.samples[index].label, self.label_palette)
+            except DataError:
+                continue            # reported, or replaced, when the sample is read
+            if stored.dtype == np.uint8 and self._table(stored.dtype).border is None:
+                stored = stored.astype(np.uint16)
+            self._to_train_ids(stored, stored, index)
+            values.update(np.unique(stored).tolist())
+        ignored = self._table(np.dtype(np.uint8)).ids[255] == self.ignore_index
+        if values == {0, 255} and ignored and not self.ignores_on_purpose(255):
+            raise DataError("the labels hold 0 and 255 only, and 255 is ignored: nothing but class "
+                            "0 would be learnt", shown(self.root),
+                            "binary masks of 0 and 255 need \"label_map\": {\"255\": 1} (Folder); "
+                            "\"255\": \"ignore\" keeps them as they are")
+
+    def ignores_on_purpose(self, value: int) -> bool:
+        """Whether the user said that this stored value is to be ignored."""
+        return False
+
+
+class _Table(NamedTuple):
+    """ids: train id of each stored value; `invalid` marks values that are none.
+
+    border: a stored value that means "ignored", or None.
+    """
+
+    ids: np.ndarray
+    invalid: int
+    border: int | None
+
+
+def picture_files(folder: str | os.PathLike, suffixes: tuple = IMAGE_SUFFIXES) -> list[Path]:
+    """Every file below a folder with one of the suffixes, sorted.
+
+    Linked folders are entered, each real one once; hidden files are left out.
+    """
+    found, entered = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith(".")
+                            and not name.lower().endswith(suffixes))
+        found += [Path(place, name) for name in names
+                  if name.lower().endswith(suffixes) and not name.startswith(".")]
+    return sorted(found)
+
+
+def _problem_of(sample):
+    """What the headers of one pair show to be wrong, or None."""
+    try:
+        for path in (sample.image, sample.label):
+            if path is not None and not stat.S_ISREG(os.stat(path).st_mode):
+                return f"{shown(path)}: not a regular file"
+        image = read_header(sample.image)
+        if sample.label is None:
+            return None
+        label = read_header(sample.label)
+    except DataError as error:
+        return f"{error.where}: {error.what}"
+    except OSError as error:
+        return f"{shown(error.filename)}: {error.strerror}"
+    if label.size == image.size or (label.orientation == 1 and label.size == image.stored_size):
+        return None
+    return (f"{shown(sample.image)} is {image.size[1]}x{image.size[0]} but its label "
+            f"{shown(sample.label)} is {label.size[1]}x{label.size[0]}")
+
+
+def _spread(items, count):
+    """At most `count` of the items, evenly spread."""
+    if len(items) <= count:
+        return items
+    return [items[i * len(items) // count] for i in range(count)]

@@ -1,0 +1,305 @@
+"""Augmentation: one fused warp of just the crop, then operations on its pixels.
+
+The recipe (scale 0.5 to 2 of base_size, rotation by up to 10 degrees, crop, flip,
+light blur) is the one of the yassouali/RankDice trainers. Different on purpose:
+images are padded with the mean colour and labels with ignore_index (there: black
+and class 0); image and label are sampled once, in the same geometry (there the
+label drifts by up to a pixel and is resampled twice); below half size the image
+is halved by averaging first, which removes aliasing.
+"""
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from utils.errors import ConfigError
+
+SCALE = (0.5, 2.0)       # of base_size
+ANGLE = 10.0             # degrees
+SIGMA = 1.0              # pixels
+
+
+class Crop(NamedTuple):
+    """image uint8 (h, w, 3), label (h, w); flipped: mirrored left to right."""
+
+    image: np.ndarray
+    label: np.ndarray
+    flipped: bool = False
+
+
+class Augmentation:
+    """From a whole image and label to the pixels that are trained or validated on.
+
+    With augment: random scale, rotation, crop, flip and blur. With val and a
+    crop_size: the short side is resized to it and the centre is cut out. With
+    neither: the whole image (resized to base_size, if one is given).
+
+    base_size: length of the long side before the random scale; None keeps the image's own.
+    crop_size: side of a square, or [height, width]; None gives crops of the size
+        the image has at base_size.
+    scale: false, true for 0.5 to 2, or [smallest, largest] factor.
+    rotate: false, true for up to 10 degrees, or the largest angle in degrees.
+    blur: false, true for a Gaussian of sigma up to 1 pixel, or the largest sigma.
+
+    scale, flip, rotate and blur are options of `augment`: without it they rest.
+    """
+
+    def __init__(self, base_size: int | None = None, crop_size: int | list[int] | None = None,
+                 augment: bool = False, scale: bool | list[float] = True, flip: bool = False,
+                 rotate: bool | float = False, blur: bool | float = False, val: bool = False):
+        if augment and val:
+            raise ConfigError("augment and val are both true: crops are random or central",
+                              "augment", "set one of them to false")
+        if crop_size is not None and not (augment or val):
+            raise ConfigError(f"crop_size {crop_size} has no effect without augment or val",
+                              "crop_size", "\"augment\": true crops at random, \"val\": true at the "
+                              "centre; leave crop_size out for whole images")
+        if base_size is not None and base_size < 1:
+            raise ConfigError(f"base_size must be at least 1, got {base_size}", "base_size")
+        self.base_size, self.crop_size = base_size, _size(crop_size)
+        self.augment, self.val = augment, val
+        self.scale = _scale_range(scale) if augment else (1.0, 1.0)
+        self.flip = augment and flip
+        self.max_angle = _amount(rotate, ANGLE, "rotate") if augment else 0.0
+        max_sigma = _amount(blur, SIGMA, "blur") if augment else 0.0
+        self.pixel_transforms = [GaussianBlur(max_sigma)] if max_sigma else []
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator, *,
+                 image_border: tuple, label_border: int) -> Crop:
+        """image uint8 (H, W, 3), label uint8 or uint16 (H, W); neither is changed."""
+        view = self.draw_view(label, rng)
+        image, label = view.cut(image, label, image_border, label_border)
+        for transform in self.pixel_transforms:
+            image, label = transform(image, label, rng, label_border)
+        return Crop(image, label, view.flip)
+
+    def draw_view(self, label: np.ndarray, rng: np.random.Generator) -> "View":
+        """Which part of the image to show, and how; all geometric draws are made here."""
+        height, width = label.shape
+        zoom = self.base_size / max(height, width) if self.base_size else 1.0
+        crop_height, crop_width = self.crop_size or (max(1, math.floor(height * zoom + 0.5)),
+                                                     max(1, math.floor(width * zoom + 0.5)))
+        if not self.augment:
+            if self.crop_size:
+                zoom = max(crop_height / height, crop_width / width)
+            rows = _span(height, crop_height, zoom, 0.5)
+            columns = _span(width, crop_width, zoom, 0.5)
+            return View(rows, columns, (crop_height, crop_width))
+        low, high = self.scale
+        zoom *= rng.uniform(low, high)
+        angle = rng.uniform(-self.max_angle, self.max_angle)
+        down, right, mirrored = rng.random(3)
+        rows = _span(height, crop_height, zoom, down)
+        columns = _span(width, crop_width, zoom, right)
+        return View(rows, columns, (crop_height, crop_width), angle,
+                    bool(self.flip and mirrored < 0.5))
+
+
+class Span(NamedTuple):
+    """Along one axis: source pixels [start, start + length) are shown on [0, shown)."""
+
+    start: int
+    length: int
+    shown: int
+
+    @property
+    def scale(self) -> float:
+        return self.shown / self.length
+
+
+class View(NamedTuple):
+    """A part of an image, to be shown on size = (height, width) pixels.
+
+    Without an angle, rows x columns of the source fill the top left of the
+    crop and the rest is border. With one (degrees, anticlockwise), the image
+    is first turned about its centre.
+    """
+
+    rows: Span
+    columns: Span
+    size: tuple[int, int]
+    angle: float = 0.0
+    flip: bool = False
+
+    def cut(self, image: np.ndarray, label: np.ndarray, image_border: tuple,
+            label_border: int) -> tuple[np.ndarray, np.ndarray]:
+        """The crops of image and label, sampled once, in the same geometry."""
+        if self.angle:
+            return self._warp(image, label, image_border, label_border)
+        return self._resize(image, label, image_border, label_border)
+
+    def _resize(self, image, label, image_border, label_border):
+        (top, height, rows), (left, width, columns) = self.rows, self.columns
+        image = image[top:top + height, left:left + width]
+        label = label[top:top + height, left:left + width]
+        if (rows, columns) != (height, width):
+            for _ in range(self._halvings()):
+                image = _halved(image)
+            image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
+            label = _nearest(label, rows, columns)
+        below, beside = self.size[0] - rows, self.size[1] - columns
+        if below or beside:
+            image = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_CONSTANT,
+                                       value=image_border)
+            label = cv2.copyMakeBorder(label, 0, below, 0, beside, cv2.BORDER_CONSTANT,
+                                       value=label_border)
+        if self.flip:
+            image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+        return np.ascontiguousarray(image), np.ascontiguousarray(label)
+
+    def _warp(self, image, label, image_border, label_border):
+        to_source = self._matrix(image.shape[:2])
+        size = self.size[::-1]
+        region, to_region = self._needed_region(image, to_source)
+        image = cv2.warpAffine(region, to_region, size,
+                               flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                               borderMode=cv2.BORDER_CONSTANT, borderValue=image_border)
+        label = cv2.warpAffine(label, to_source, size,
+                               flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+                               borderMode=cv2.BORDER_CONSTANT, borderValue=label_border)
+        return image, label
+
+    def _matrix(self, shape):
+        """2x3: pixel (x, y) of the crop -> place in the source, both counted at pixel centres."""
+        sx, sy = self.columns.scale, self.rows.scale
+        # Crop pixel -> centre of it in the scaled image -> turned there -> source.
+        mirror = np.array([[-1, 0, self.size[1] - 1], [0, 1, 0], [0, 0, 1.0]]) if self.flip \
+            else np.eye(3)
+        place = _translation(self.columns.start * sx + 0.5, self.rows.start * sy + 0.5)
+        centre = _translation(shape[1] * sx / 2, shape[0] * sy / 2)
+        back = _translation(-shape[1] * sx / 2, -shape[0] * sy / 2)
+        cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+        turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+        shrink = np.diag([1 / sx, 1 / sy, 1])
+        return (_translation(-0.5, -0.5) @ shrink @ centre @ turn @ back @ place @ mirror)[:2]
+
+    def _needed_region(self, image, to_source):
+        """The part of the image the crop looks at, halved, and the matrix into it."""
+        halvings = self._halvings()
+        if not halvings:
+            return image, to_source
+        height, width = self.size
+        corners = to_source @ np.array([[-1, width, -1, width], [-1, -1, height, height],
+                                        [1, 1, 1, 1]])
+        # Beyond the corners by one pixel of the halved image, the reach of bilinear sampling.
+        step = 2 ** halvings
+        left, right = _aligned(corners[0].min() - step, corners[0].max() + step,
+                               image.shape[1], step)
+        top, bottom = _aligned(corners[1].min() - step, corners[1].max() + step,
+                               image.shape[0], step)
+        region = image[top:bottom, left:right]
+        # Whole blocks only: a part of a block at the far edge is completed by repeating the edge.
+        missing = (-region.shape[0] % step, -region.shape[1] % step)
+        if any(missing):
+            region = cv2.copyMakeBorder(region, 0, missing[0], 0, missing[1],
+                                        cv2.BORDER_REPLICATE)
+        for _ in range(halvings):
+            region = _halved(region)
+        shift = _translation(0.5 - left, 0.5 - top)
+        shrink = np.diag([1 / step, 1 / step, 1])
+        full = np.vstack([to_source, [0, 0, 1]])
+        return region, (_translation(-0.5, -0.5) @ shrink @ shift @ full)[:2]
+
+    def _halvings(self):
+        """How often the image is halved before bilinear sampling, which skips pixels below 1/2."""
+        scale = max(self.rows.scale, self.columns.scale)
+        return max(0, math.floor(-math.log2(scale) + 1e-9))
+
+
+class PixelTransform(ABC):
+    """An operation on the crop that leaves every pixel in its place.
+
+    To add one: a subclass, and the argument of Augmentation that puts it into
+    `pixel_transforms`. Draw from `rng` only. `label_border` is the stored label
+    value that means "ignored", for operations that hide a part of the image.
+    """
+
+    @abstractmethod
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
+                 label_border: int) -> tuple[np.ndarray, np.ndarray]:
+        """image uint8 (h, w, 3), label (h, w) as stored -> both; the inputs may be changed."""
+
+
+class GaussianBlur(PixelTransform):
+    """A Gaussian of sigma drawn from [0, max_sigma) on a kernel of about 3.3 sigma.
+
+    A kernel of one pixel (sigma below 0.61) changes nothing, as in the sources.
+    """
+
+    def __init__(self, max_sigma: float):
+        self.max_sigma = max_sigma
+
+    def __call__(self, image, label, rng, label_border):
+        sigma = rng.uniform(0, self.max_sigma)
+        side = int(3.3 * sigma) | 1
+        if side > 1:
+            image = cv2.GaussianBlur(image, (side, side), sigma,
+                                     borderType=cv2.BORDER_REFLECT_101)
+        return image, label
+
+
+def _span(length, crop, zoom, place):
+    """The part of an axis that `crop` pixels show at this zoom; `place` in [0, 1) says where.
+
+    Whole source pixels, so that image and label, sampled separately, cover
+    exactly the same; the zoom gives way by less than half a pixel.
+    """
+    needed = crop / zoom
+    if needed >= length:
+        return Span(0, length, min(crop, max(1, math.floor(length * zoom + 0.5))))
+    block = 2 ** max(0, math.floor(-math.log2(zoom) + 1e-9))     # halving is fast on whole blocks
+    taken = min(length, max(1, block * round(needed / block)))
+    return Span(int(place * (length - taken + 1)), taken, crop)
+
+
+def _nearest(label, rows, columns):
+    """Nearest-neighbour resize with pixel centres aligned (cv2.INTER_NEAREST aligns corners)."""
+    height, width = label.shape
+    y = ((np.arange(rows) + 0.5) * (height / rows)).astype(np.intp)
+    x = ((np.arange(columns) + 0.5) * (width / columns)).astype(np.intp)
+    return label[y][:, x]
+
+
+def _halved(image):
+    height, width = image.shape[:2]
+    return cv2.resize(image, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
+
+
+def _aligned(low, high, length, step):
+    """[low, high) in whole blocks of `step` counted from 0, inside [0, length)."""
+    first = min(max(0, math.floor(low / step) * step), (length - 1) // step * step)
+    last = max(min(length, math.ceil(high / step) * step), first + 1)
+    return first, last
+
+
+def _translation(x, y):
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
+
+
+def _size(crop_size):
+    if crop_size is None:
+        return None
+    size = [crop_size] * 2 if isinstance(crop_size, int) else list(crop_size)
+    if len(size) != 2 or min(size) < 1:
+        raise ConfigError(f"crop_size must be a positive number or [height, width], got "
+                          f"{crop_size}", "crop_size")
+    return tuple(size)
+
+
+def _scale_range(scale):
+    if isinstance(scale, bool):
+        return SCALE if scale else (1.0, 1.0)
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+        raise ConfigError(f"scale must be true, false or [smallest, largest] factor above 0, got "
+                          f"{scale}", "scale")
+    return tuple(scale)
+
+
+def _amount(value, default, key):
+    if isinstance(value, bool):
+        return default if value else 0.0
+    if value < 0:
+        raise ConfigError(f"{key} must be true, false or a positive number, got {value}", key)
+    return float(value)

@@ -1,0 +1,448 @@
+"""Reading and writing images and label maps.
+
+One function reads every image, for training and for inference, and one reads
+every label. OpenCV decodes the ordinary files, because it is the faster one;
+Pillow decodes the rest. Both get bytes, never a file name: OpenCV crashes on
+names that are not UTF-8.
+
+Orientation. An image is turned as its EXIF tag says, and so is a label that
+has a tag of its own. A label without one was drawn on the picture as displayed
+if it has that size; if it has the size of the stored, unturned picture, it is
+turned with it.
+"""
+import functools
+import io
+import os
+import stat
+import struct
+import tempfile
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
+# What Pillow refuses by default; a larger header is an accident or an attack.
+MAX_PIXELS_KEY = "SEGWRIGHT_MAX_PIXELS"
+MAX_PIXELS = int(os.environ.get(MAX_PIXELS_KEY) or 178_956_970)
+
+_HEAD_BYTES = 65536
+_EXIF_ORIENTATION = 0x0112
+
+
+class UnreadableFile(DataError):
+    """A file that cannot be opened or decoded: the kind that `on_corrupt: "skip"` may replace."""
+
+
+class Header(NamedTuple):
+    """What the first bytes of a picture say.
+
+    width, height: as stored, before `orientation` (EXIF, 1 to 8) is applied.
+    """
+
+    width: int
+    height: int
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) as displayed."""
+        turned = self.orientation >= 5
+        return (self.width, self.height) if turned else (self.height, self.width)
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(height, width) as stored."""
+        return self.height, self.width
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Any picture as uint8 (H, W, 3) RGB, turned as its EXIF tag says.
+
+    Grey is repeated, alpha dropped, CMYK and palettes converted, 16 bits scaled
+    by 1/257; of an animation, the first frame. Damaged, truncated or huge files
+    and unknown formats are a DataError that names the file.
+    """
+    return _oriented(*_read_image(path))
+
+
+def read_label(path: str | os.PathLike, palette: list | None = None) -> np.ndarray:
+    """The stored values of a label map, (H, W), uint8 or uint16.
+
+    Grey and palette files hold the values themselves. A colour file needs
+    `palette`, a list of [r, g, b]: the value is the place of the colour in it.
+    """
+    return _oriented(*_read_label(path, palette))
+
+
+def read_pair(image_path: str | os.PathLike, label_path: str | os.PathLike,
+              palette: list | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """An image (H, W, 3) and its label (H, W) under one orientation rule (see the module)."""
+    image, turn = _read_image(image_path)
+    label, label_turn = _read_label(label_path, palette)
+    image = _oriented(image, turn)
+    label = _oriented(label, label_turn)
+    if label_turn == 1 and turn >= 5 and label.shape != image.shape[:2]:
+        label = _oriented(label, turn)
+    if label.shape != image.shape[:2]:
+        raise DataError(f"image {shown(image_path)} is {_size(image)} but its label is "
+                        f"{_size(label)}", shown(label_path),
+                        "give image and label the same size")
+    return image, label
+
+
+def read_header(path: str | os.PathLike) -> Header:
+    """Size and orientation from the first bytes of a file, without decoding it."""
+    head = _read_bytes(path, _HEAD_BYTES)
+    probe = _probe(head)
+    if probe and not probe.tagged:
+        header = Header(probe.width, probe.height)
+    else:
+        image = _pillow_open(path, path)
+        with image:
+            header = Header(*image.size, _orientation(image))
+    _refuse_bomb(header.width, header.height, path)
+    return header
+
+
+def write_label(path: str | os.PathLike, labels: np.ndarray, palette: list):
+    """Write class ids (H, W) as a palette PNG; beyond 255 as a 16-bit grey PNG.
+
+    The file appears whole or not at all.
+    """
+    from PIL import Image
+    labels = np.ascontiguousarray(labels)
+    if labels.size and not 0 <= labels.min() <= labels.max() < 65536:
+        raise ValueError(f"labels must be in 0..65535, got {labels.min()}..{labels.max()}")
+    if labels.size and labels.max() > 255:
+        image = Image.fromarray(labels.astype(np.uint16))
+    else:
+        image = Image.fromarray(labels.astype(np.uint8))
+        colours = np.zeros((256, 3), np.uint8)
+        colours[:min(len(palette), 256)] = np.asarray(palette, np.uint8)[:256]
+        image.putpalette(colours.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=4)
+    write_bytes(path, buffer.getbuffer())
+
+
+def write_image(path: str | os.PathLike, rgb: np.ndarray):
+    """Write uint8 (H, W, 3) RGB or (H, W) grey, in the format of the suffix; whole or not at all."""
+    import cv2
+    suffix = Path(path).suffix.lower()
+    picture = rgb if rgb.ndim == 2 else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    try:
+        done, encoded = cv2.imencode(suffix or ".png", picture)
+    except cv2.error as error:
+        raise DataError(f"cannot write an image as {suffix!r}", shown(path),
+                        "use .png or .jpg") from error
+    if not done:
+        raise DataError(f"cannot encode an image of shape {rgb.shape}", shown(path))
+    write_bytes(path, encoded)
+
+
+def write_bytes(path: str | os.PathLike, data):
+    """Write a file through a temporary neighbour and a rename; OSError becomes DataError."""
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise DataError(f"cannot write: {error.strerror or error}", shown(path),
+                        "check that the folder exists, is writable and has room") from None
+
+
+def shown(path) -> str:
+    """A path as text that any terminal can print: odd characters are escaped."""
+    text = os.fsdecode(path) if isinstance(path, (bytes, os.PathLike)) else str(path)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Probe(NamedTuple):
+    width: int
+    height: int
+    kind: str            # "png", "jpeg", "webp"
+    ordinary: bool       # OpenCV decodes it to the bytes we promise
+    tagged: bool         # an EXIF block is there: ask Pillow for the orientation
+    bits: int = 8
+    scan: int = 0        # JPEG: where the picture data starts
+    grey: bool = False
+
+
+def _read_image(path):
+    """(uint8 (H, W, 3) as stored, orientation)."""
+    import cv2
+    data = _read_bytes(path)
+    probe = _probe(data)
+    if probe:
+        _refuse_bomb(probe.width, probe.height, path)
+        _require_complete(data, probe, path)
+        if probe.ordinary:
+            flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+            if probe.bits == 16:
+                flags |= cv2.IMREAD_ANYDEPTH
+            image = _cv2_decode(data, flags)
+            if image is not None:
+                turn = _orientation(_pillow_open(io.BytesIO(data), path)) if probe.tagged else 1
+                return _eight_bits(image), turn
+    return _pillow_image(data, path)
+
+
+def _read_label(path, palette):
+    """(stored values (H, W), orientation)."""
+    import cv2
+    data = _read_bytes(path)
+    probe = _probe(data)
+    if probe:
+        _refuse_bomb(probe.width, probe.height, path)
+        _require_complete(data, probe, path)
+        if probe.kind == "png" and probe.grey and probe.bits >= 8 and not probe.tagged:
+            values = _cv2_decode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+            if values is not None:
+                return values, 1
+    image = _pillow_open(io.BytesIO(data), path)
+    _refuse_bomb(*image.size, path)
+    _pillow_load(image, path, len(data))
+    return _label_values(image, probe, palette, path), _orientation(image)
+
+
+def _label_values(image, probe, palette, path):
+    if image.mode in ("P", "L"):
+        values = np.array(image)
+        if image.mode == "L" and probe and probe.kind == "png" and probe.bits < 8:
+            values //= 255 // (2 ** probe.bits - 1)      # Pillow spreads few bits over 0..255
+        return values
+    if image.mode == "1":
+        return np.array(image).astype(np.uint8)
+    if image.mode.startswith("I"):
+        values = np.array(image)
+        if values.size and not 0 <= values.min() <= values.max() < 65536:
+            raise DataError(f"label values {values.min()}..{values.max()} do not fit 16 bits",
+                            shown(path))
+        return values.astype(np.uint16)
+    if image.mode not in ("RGB", "RGBA"):
+        raise DataError(f"a label of mode {image.mode} holds no class ids", shown(path),
+                        "store class ids as a grey or palette PNG")
+    if palette is None:
+        raise DataError("the label is a colour picture, not a map of class ids", shown(path),
+                        "give the colour of each class as a palette, or store class ids as a grey "
+                        "or palette PNG")
+    return _indices_of_colours(np.array(image.convert("RGB")), palette, path)
+
+
+def _indices_of_colours(rgb, palette, path):
+    codes = (rgb[..., 0].astype(np.int32) << 16) | (rgb[..., 1].astype(np.int32) << 8) | rgb[..., 2]
+    table, missing = _colour_table(tuple(map(tuple, palette)))
+    values = table[codes]
+    wrong = values == missing
+    if wrong.any():
+        found, counts = np.unique(codes[wrong], return_counts=True)
+        order = np.argsort(-counts)
+        listed = ", ".join(f"({c >> 16}, {c >> 8 & 255}, {c & 255}) on {n} pixels"
+                           for c, n in zip(found[order[:5]], counts[order[:5]]))
+        more = f" and {len(found) - 5} more colours" if len(found) > 5 else ""
+        raise DataError(f"the label has colours that the palette lacks: {listed}{more}",
+                        shown(path), "add them to the palette, or store the label without "
+                        "smoothing (PNG, nearest-neighbour resizing)")
+    return values
+
+
+@functools.lru_cache(maxsize=4)
+def _colour_table(palette):
+    """A table of all 2^24 colours -> index, and the value that marks an unknown colour."""
+    kind = np.uint8 if len(palette) < 255 else np.uint16
+    missing = np.iinfo(kind).max
+    table = np.full(1 << 24, missing, kind)
+    for index, (r, g, b) in enumerate(palette):
+        code = r << 16 | g << 8 | b
+        if table[code] != missing:
+            raise DataError(f"the palette has colour ({r}, {g}, {b}) twice, for {table[code]} and "
+                            f"{index}: colour labels cannot be read with it")
+        table[code] = index
+    return table, missing
+
+
+def _probe(data) -> _Probe | None:
+    """What the first bytes say, for the formats OpenCV reads faster; None for others."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 33:
+        width, height, bits, colours = struct.unpack(">IIBB", data[16:26])
+        return _Probe(width, height, "png", bits >= 8 and colours in (0, 2, 4, 6),
+                      b"eXIf" in data, bits, grey=colours == 0)
+    if data[:2] == b"\xff\xd8":
+        return _probe_jpeg(data)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
+        return _probe_webp(data)
+    return None
+
+
+def _probe_jpeg(data):
+    place, tagged, frame = 2, False, None
+    while place + 10 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xFF:                                     # fill byte
+            place += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            frame = struct.unpack(">BHHB", data[place + 4:place + 10])
+        elif marker == 0xE1 and data[place + 4:place + 8] == b"Exif":
+            tagged = True
+        if marker == 0xDA and frame:
+            bits, height, width, parts = frame
+            if not (width and height):
+                return None
+            return _Probe(width, height, "jpeg", bits == 8 and parts in (1, 3), tagged, bits, place)
+        place += 2 + int.from_bytes(data[place + 2:place + 4], "big")
+    return None
+
+
+def _probe_webp(data):
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        width = 1 + int.from_bytes(data[24:27], "little")
+        height = 1 + int.from_bytes(data[27:30], "little")
+        animated, tagged = data[20] & 2, data[20] & 8
+        return _Probe(width, height, "webp", not animated, bool(tagged))
+    if chunk == b"VP8L":
+        packed = int.from_bytes(data[21:25], "little")
+        return _Probe(1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF), "webp", True, False)
+    if chunk == b"VP8 ":
+        width, height = struct.unpack("<HH", data[26:30])
+        return _Probe(width & 0x3FFF, height & 0x3FFF, "webp", True, False)
+    return None
+
+
+def _require_complete(data, probe, path):
+    """OpenCV fills what a truncated file lacks with grey and says nothing: look for the end."""
+    if probe.kind == "jpeg":
+        # Picture data cannot hold an end marker, but an EXIF thumbnail before it can.
+        complete = data.rfind(b"\xff\xd9", probe.scan) > 0
+    elif probe.kind == "png":
+        complete = data.rfind(b"IEND") > 0
+    else:
+        complete = len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    if not complete:
+        raise UnreadableFile(f"truncated {probe.kind.upper()} ({len(data)} bytes): its end is "
+                             "missing", shown(path), "copy or download the file again")
+
+
+def _cv2_decode(data, flags):
+    import cv2
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+
+
+def _pillow_image(data, path):
+    from PIL import Image
+    image = _pillow_open(io.BytesIO(data), path)
+    _refuse_bomb(*image.size, path)
+    _pillow_load(image, path, len(data))
+    turn = _orientation(image)
+    if image.mode.startswith("I;16"):
+        grey = _eight_bits(np.array(image).astype(np.uint16))
+        return np.repeat(grey[..., None], 3, axis=2), turn
+    if image.mode in ("I", "F"):
+        raise DataError(f"a picture of mode {image.mode} has no fixed range of values",
+                        shown(path), "convert it to 8 or 16 bits per channel")
+    with warnings.catch_warnings():
+        # Pillow advises RGBA for palettes with transparency; alpha is dropped anyway.
+        warnings.simplefilter("ignore")
+        return np.array(Image.Image.convert(image, "RGB")), turn
+
+
+def _pillow_open(source, path):
+    from PIL import Image
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(source)
+    except Image.DecompressionBombError:
+        raise _bomb("more pixels than Pillow accepts", path) from None
+    except Exception as error:                  # Pillow's parsers raise many types on bad bytes
+        size = os.stat(path).st_size
+        reason = ("the file is empty" if not size else
+                  f"not a picture that can be read ({size} bytes)"
+                  if isinstance(error, Image.UnidentifiedImageError) else
+                  f"cannot be read ({size} bytes): {error}")
+        raise UnreadableFile(reason, shown(path),
+                             "copy or download the file again, or remove it") from None
+
+
+def _pillow_load(image, path, size):
+    try:
+        image.load()
+    except Exception as error:                  # as above: any failure means a damaged file
+        raise UnreadableFile(f"damaged {image.format} ({size} bytes): {error}", shown(path),
+                             "copy or download the file again") from None
+
+
+def _orientation(image):
+    try:
+        turn = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:                           # a broken EXIF block says nothing about turning
+        return 1
+    return turn if turn in range(1, 9) else 1
+
+
+def _oriented(array, turn):
+    """`array` as displayed, for an EXIF orientation."""
+    if turn >= 5:
+        array = array.swapaxes(0, 1)
+    if turn in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if turn in (3, 4, 7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)
+
+
+def _eight_bits(array):
+    """16 bits to 8: 65535 becomes 255, rounded to nearest."""
+    if array.dtype == np.uint8:
+        return array
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _read_bytes(path, limit=-1):
+    try:
+        # Opening a pipe would wait forever for somebody to write into it.
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise UnreadableFile(f"is {kind}", shown(path), "put the picture itself there")
+        with open(path, "rb") as file:
+            return file.read(limit)
+    except OSError as error:
+        raise UnreadableFile(f"cannot be opened: {error.strerror or error}",
+                             shown(path)) from None
+
+
+def _refuse_bomb(width, height, path):
+    if width * height > MAX_PIXELS:
+        raise _bomb(f"{width} x {height} pixels", path)
+
+
+def _bomb(size, path):
+    return DataError(f"the header says {size}; the limit is {MAX_PIXELS:,}", shown(path),
+                     f"cut the picture up, or raise the limit in the environment variable "
+                     f"{MAX_PIXELS_KEY}")
+
+
+def _size(array):
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
