@@ -10,7 +10,7 @@ Some set of the largest q_j is best, so one threshold per class describes the
 mask. With C and N the sum and the count of the chosen q_j, mu the sum of all:
 
 * Large volumes: the score is about (2C + g) / (N + mu + g), a ratio of linear
-  functions of the mask (Wang et al., RankSEG-RMA, 2025: reciprocal moment
+  functions of the mask (Wang & Dai, RankSEG-RMA, NeurIPS 2025: reciprocal moment
   approximation). Its maximum is the fixed point of t -> (C(t) + g/2) / (N(t) + mu + g)
   (Dinkelbach 1967), reached in two or three passes over the pixels; nothing is sorted.
 * Medium volumes: the candidates are sorted and the second-order expansion of the

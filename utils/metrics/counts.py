@@ -107,7 +107,6 @@ def _count_labels(prediction, target, num_classes, ignore_index, one_hot):
 def _matrices(prediction, target, num_classes):
     """(N, C + 1, C + 1) int64: [n, t, p] pixels; index C collects what is no class."""
     images, void = len(target), num_classes
-    prediction, target = _small(prediction), _small(target)
     # Signed labels are clamped to -1..C and shifted by one, so that row and column 0
     # take the negative ones; unsigned labels need neither.
     shift = int(prediction.dtype != torch.uint8 or target.dtype != torch.uint8)
@@ -115,8 +114,7 @@ def _matrices(prediction, target, num_classes):
     narrow = torch.int16 if side * side <= INT16_CELLS else torch.int32
 
     def index(p, t):
-        cell = _clamp(t, void).to(narrow).mul_(side)
-        cell.add_(_clamp(p, void))
+        cell = _clamp(_small(t), void).to(narrow).mul_(side).add_(_clamp(_small(p), void))
         return cell.add_(side + 1) if shift else cell
 
     if target.is_cuda:
