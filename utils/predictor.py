@@ -123,7 +123,8 @@ class Predictor:
             self.model.eval()
         try:
             with torch.inference_mode():
-                return self._predict(self.normalize(image))
+                # While it is one byte per value; later calls of the kind change nothing.
+                return self._predict(self.normalize(self._laid_out(image)))
         finally:
             if training:
                 self.model.train()
@@ -215,12 +216,15 @@ class Predictor:
         return view
 
     def _forward(self, x):
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = self._laid_out(x)
         # A CPU computes half precision slowly but correctly; only training in it is refused.
         dtype = torch.float16 if self.amp == "fp16" else autocast_dtype(self.amp, x.device)
         with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
             return self.model(x)
+
+    def _laid_out(self, x):
+        return x.contiguous(memory_format=torch.channels_last if self.channels_last
+                            else torch.contiguous_format)
 
     def _add(self, total, view, weight, activate):
         """total += weight * view resized to it, piece by piece so that no second map exists."""
