@@ -51,6 +51,7 @@ class VOC:
     """A dataset of 21 classes without files."""
 
     num_classes = 21
+    splits = ("train", "train_aug", "val", "test", "none")
 
     def __init__(self, data_dir: str, split: str, ignore_index: int = 255, seed: int = 0,
                  augmentation=None):
@@ -400,7 +401,16 @@ def test_resolving_leaves_the_given_config_alone():
 
 
 def test_a_constant_rate_is_spelt_null():
-    assert resolve_config(small(lr_scheduler=None))["lr_scheduler"] is None
+    resolved = resolve_config(small(lr_scheduler=None))
+    assert resolve_config(resolved) == resolved
+    import torch
+    from utils.lr_scheduler import build_scheduler
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    scheduler = build_scheduler(resolved["lr_scheduler"], optimizer, 10, 5)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+        assert optimizer.param_groups[0]["lr"] == 0.3
 
 
 def test_schedulers_take_what_the_program_knows_from_the_program():
@@ -441,6 +451,8 @@ def test_losses_within_a_loss_are_checked_at_any_depth():
     ({"loss": ["CE", "CE"], "loss_weights": [1.0]}, "loss_weights: expected 2 weights"),
     ({"loss": "CE", "loss_weights": [1.0, 0.4]}, "loss_weights: has an effect only when"),
     ({"ignore_index": 20}, "ignore_index: 20 is a class of the dataset (0 to 20)"),
+    ({"test_loader": {"type": "VOC", "args": {"data_dir": "d", "split": "tst"}}},
+     "test_loader.args.split: unknown split 'tst'. Did you mean 'test'?"),
     ({"trainer": {"epochs": 2}}, "trainer.val: is true, but there is no val_loader"),
     ({"trainer": {"val": False}}, "trainer: expected exactly one of epochs and iterations"),
     ({"trainer": {"epochs": 0, "val": False}}, "trainer.epochs: expected at least 1"),

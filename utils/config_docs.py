@@ -36,11 +36,8 @@ def describe(kind: str | None = None, name: str | None = None) -> str:
         if name not in classes:
             raise ConfigError(unknown("name", name, classes), f"--list {kind}")
         return _describe_class(kind, name, classes[name])
-    groups = {}
-    for one, cls in _classes(kind).items():
-        groups.setdefault(cls, []).append(one)
     blocks = [_block(", ".join(names), cls, _own_fields(kind, cls))
-              for cls, names in groups.items()]
+              for names, cls in _grouped(_classes(kind))]
     return "\n\n".join(blocks + _shared_blocks(kind, f"all {kind} also take"))
 
 
@@ -98,20 +95,29 @@ def _component_schema(section: Component, definitions):
     if name in definitions:
         return {"$ref": f"#/$defs/{name}"}
     definitions[name] = {}      # a loss that holds losses refers to itself
+    known = sorted(components(section.kind))
     schema = _object(section.extra, definitions)
-    known = components(section.kind)
-    schema["properties"] |= {"type": {"enum": sorted(known)}, "args": {"type": "object"}}
-    schema["allOf"] = []
-    for one, cls in sorted(known.items()):
-        args = _object(section.fields(cls)[0], definitions)
-        args["description"] = _first_line(cls)
-        if section.kind == "losses" and "losses" in args["properties"]:
-            args["properties"]["losses"] = {
-                "type": "array", "items": _component_schema(MIXED, definitions)}
-        schema["allOf"].append({"if": {"properties": {"type": {"const": one}},
-                                       "required": ["type"]},
-                                "then": {"properties": {"args": args}}})
-    definitions[name] = {"anyOf": [{"enum": sorted(known)}, schema]} if section.short else schema
+    schema["properties"] |= {"type": {"enum": known}, "args": {"type": "object"}}
+    schema["allOf"] = [_arguments_schema(section.kind, definitions)]
+    definitions[name] = {"anyOf": [{"enum": known}, schema]} if section.short else schema
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _arguments_schema(kind, definitions):
+    """A reference to: whichever the type, "args" holds the arguments of that class."""
+    name = f"arguments_of_{kind}"
+    if name not in definitions:
+        definitions[name] = {}      # a loss that holds losses leads here again
+        cases = []
+        for names, cls in _grouped(dict(sorted(components(kind).items()))):
+            args = _object(Component(kind).fields(cls)[0], definitions)
+            args["description"] = _first_line(cls)
+            if kind == "losses" and "losses" in args["properties"]:
+                args["properties"]["losses"] = {"type": "array",
+                                                "items": _component_schema(MIXED, definitions)}
+            cases.append({"if": {"properties": {"type": {"enum": names}}, "required": ["type"]},
+                          "then": {"properties": {"args": args}}})
+        definitions[name] = {"allOf": cases}
     return {"$ref": f"#/$defs/{name}"}
 
 
@@ -171,6 +177,14 @@ def _classes(kind):
         found = {name: cls for cls in components(kind).values() for name in cls.aliases}
         return dict(sorted(found.items()))
     return dict(sorted(components(kind).items()))
+
+
+def _grouped(classes):
+    """(all its names, class) for every class."""
+    groups = {}
+    for name, cls in classes.items():
+        groups.setdefault(cls, []).append(name)
+    return [(names, cls) for cls, names in groups.items()]
 
 
 def _wrapped(names):

@@ -29,9 +29,12 @@ SHARED = {
     "models": ("base.base_model:BaseModel.freeze",),
     "datasets": ("dataloader.transforms:Augmentation", "dataloader.loader:build_loader"),
 }
+LOADERS = ("train_loader", "val_loader", "test_loader")
 # How torch computes a step is no part of a recipe: the defaults differ between
 # machines and versions, so a resolved config leaves them to the program.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
+# What "lr_scheduler": null stands for.
+CONSTANT = {"type": "ConstantLR", "args": {"factor": 1.0, "total_iters": 0}}
 _UNSET = object()       # the default of a key that is left out of the resolved config
 
 
@@ -213,6 +216,8 @@ def resolve_config(config: dict, source: str = "config") -> dict:
     if not isinstance(config, dict):
         raise ConfigError(f"expected an object {{...}}, found {value_name(config)}", source)
     resolved = report.keys(config, (), fields(experiment))
+    if resolved.get("lr_scheduler", ...) is None:
+        resolved["lr_scheduler"] = copy.deepcopy(CONSTANT)
     _check_across(resolved, report)
     report.raise_mistakes()
     return resolved
@@ -317,6 +322,7 @@ def _check_across(config, report):
     for key, lowest in (("seed", 0), ("n_gpu", 0)):
         if type(config.get(key)) is int and config[key] < lowest:
             report.note((key,), f"expected an int of at least {lowest}, found {config[key]}")
+    _check_splits(config, report)
     _check_labels(config, report)
     _check_outputs(config, report)
     _check_predict(config, report)
@@ -332,9 +338,17 @@ def _check_across(config, report):
                                        f"{len(weights)}")
 
 
+def _check_splits(config, report):
+    for key in LOADERS:
+        splits = _static(config, key, "datasets", "splits")
+        args = config[key].get("args") if splits else None
+        split = args.get("split") if isinstance(args, dict) else None
+        if isinstance(split, str) and split not in splits:
+            report.note((key, "args", "split"), unknown("split", split, splits))
+
+
 def _check_labels(config, report):
-    counts = {key: _static(config, key, "datasets", "num_classes")
-              for key in ("train_loader", "val_loader", "test_loader")}
+    counts = {key: _static(config, key, "datasets", "num_classes") for key in LOADERS}
     counts = {key: count for key, count in counts.items() if type(count) is int}
     train = counts.get("train_loader")
     for key, count in counts.items():
