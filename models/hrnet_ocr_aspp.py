@@ -9,8 +9,7 @@ take what these repositories save.
 import torch
 
 from base.base_model import BaseModel
-from models.backbones import build_backbone
-from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS
+from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS, build_pyramid
 from models.foreign_state import BESIDE, PREFIXES, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
@@ -42,8 +41,7 @@ class HRNetOCRASPP(BaseModel):
                  pretrained: bool = False):
         super().__init__()
         self.align_corners = align_corners
-        self.backbone = build_backbone(backbone, align_corners=align_corners, norm=norm,
-                                       pretrained=pretrained)
+        self.backbone = build_pyramid(backbone, align_corners, norm, pretrained)
         self.aspp = ImagePoolingASPP(sum(self.backbone.channels), aspp_channels, rates, norm=norm)
         channels = self.aspp.channels
         self.aux_head = classifier_head(channels, channels, num_classes, norm=norm)

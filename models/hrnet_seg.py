@@ -10,11 +10,10 @@ Published checkpoints: HRNet-Semantic-Segmentation (`hrnet_w48`, `hrnet_w18_smal
 import torch
 
 from base.base_model import BaseModel
-from models.backbones import build_backbone
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
 from models.foreign_state import BESIDE, PREFIXES, foreign_state
-from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS
+from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS, build_pyramid
 from models.layers.resize import resize_to
 from models.published import Published
 
@@ -34,8 +33,7 @@ class HRNet(BaseModel):
                  align_corners: bool = False, norm: str = "batch", pretrained: bool = False):
         super().__init__()
         self.align_corners = align_corners
-        self.backbone = build_backbone(backbone, align_corners=align_corners, norm=norm,
-                                       pretrained=pretrained)
+        self.backbone = build_pyramid(backbone, align_corners, norm, pretrained)
         channels = sum(self.backbone.channels)
         self.head = classifier_head(channels, channels, num_classes, norm=norm)
 

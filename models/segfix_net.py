@@ -11,8 +11,7 @@ with `_bn` for files with plain batch norm.
 import torch
 
 from base.base_model import BaseModel
-from models.backbones import build_backbone
-from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS
+from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS, build_pyramid
 from models.foreign_state import BESIDE, PREFIXES, fold_in_place_norm, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
@@ -44,8 +43,7 @@ class SegFix(BaseModel):
         if directions not in (4, 8, 16, 32):
             raise ConfigError(f"directions must be 4, 8, 16 or 32, got {directions}",
                               "arch.args.directions")
-        self.backbone = build_backbone(backbone, align_corners=True, norm=norm,
-                                       pretrained=pretrained)
+        self.backbone = build_pyramid(backbone, True, norm, pretrained)
         features = sum(self.backbone.channels)
         options = dict(bias=False, classifier_bias=False, norm=norm, act=activation)
         self.mask_head = classifier_head(features, channels, 2, **options)

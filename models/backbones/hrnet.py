@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.backbones import Backbone
+from models.backbones import Backbone, build_backbone
 from models.backbones.resnet import BasicBlock, Bottleneck
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
@@ -115,6 +115,15 @@ class HRNetBackbone(Backbone):
         maps = self.transition2(self.stage2(maps))
         maps = self.transition3(self.stage3(maps))
         return self.stage4(maps)
+
+
+def build_pyramid(name: str, align_corners: bool, norm: str, pretrained: bool) -> Backbone:
+    """The encoder called `name` at its own stride, for a head that joins all its maps.
+
+    align_corners goes to those that resize inside; the others have no such option.
+    """
+    options = {"align_corners": align_corners} if name.startswith(("hrnet", "hrnext")) else {}
+    return build_backbone(name, norm=norm, pretrained=pretrained, **options)
 
 
 class FusingModule(nn.Module):

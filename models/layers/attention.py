@@ -24,8 +24,10 @@ class SelfAttention(nn.Module):
     """Every pixel attends to every pixel; (N, C, H, W) -> (N, C, H, W).
 
     Keys and queries are two 1x1 convolutions with norm each, values one without.
-    project_norm: the last 1x1 convolution has norm and activation; without, it
-    starts at zero, so that the block adds nothing at first.
+    project_norm: the last 1x1 convolution has norm and activation; without, its
+    weights start at 1e-3, so that the block adds next to nothing at first. (The
+    published code starts them at zero, which also keeps the gradient from
+    everything before it in the first step.)
     """
 
     def __init__(self, channels: int, key_channels: int, value_channels: int, *,
@@ -42,7 +44,7 @@ class SelfAttention(nn.Module):
             self.project = conv_norm_act(value_channels, channels, **options)
         else:
             self.project = nn.Conv2d(value_channels, channels, 1, bias=bias)
-            nn.init.zeros_(self.project.weight)
+            nn.init.normal_(self.project.weight, std=1e-3)
             if bias:
                 nn.init.zeros_(self.project.bias)
 
