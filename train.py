@@ -52,14 +52,17 @@ def main(argv=None):
         return run.print_config()
     device = start_processes(run, args)
     try:
-        from dataloader.loader import make_loaders
+        from dataloader.loader import make_loader
         from trainer import Trainer
         from utils.config import build
         from utils.criterion import Criterion
         from utils.normalize import Normalize
 
         config = run.config
-        train_loader, val_loader = make_loaders(config)
+        common = {"ignore_index": config["ignore_index"], "seed": config["seed"],
+                  "rank": distributed.rank(), "world_size": distributed.world_size()}
+        train_loader = make_loader(config["train_loader"], training=True, **common)
+        val_loader = config["val_loader"] and make_loader(config["val_loader"], **common)
         dataset = train_loader.dataset
         model = build("models", config["arch"], num_classes=dataset.num_classes)
         criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],

@@ -168,7 +168,7 @@ class Trainer(BaseTrainer):
         self.window.zero_()
         self.window_steps = 0
         lr = self.optimizer.param_groups[0]["lr"]
-        speed, waited = self.clock.lap(self.step)
+        speed, waited = self.clock.lap()
         memory = memory_in_use(self.device)
         values = {"train/loss": means[0], "train/grad_norm": means[1],
                   "train/images_per_s": speed, "train/data_time_share": waited,
