@@ -47,6 +47,22 @@ README = """{
 }"""
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    | st.sampled_from(["CE", "PSPNet", "MixedLoss", "max", "auto", "type", "args", "~", "${X"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["type", "args", "losses", "out", "aux", "lr", "weight"])
+                      | st.text(max_size=3), inner, max_size=3), max_leaves=8)
+
+
+def places_in(value, path=()):
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) \
+        if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places_in(item, (*path, key))
+
+
 class VOC:
     """A dataset of 21 classes without files."""
 
@@ -173,6 +189,31 @@ def test_a_missing_parent_is_named_with_the_chain_that_led_to_it(write):
     assert re.search(r"c\.json -> .*a\.json -> .*none\.json", str(caught.value))
 
 
+def test_a_section_replaced_by_another_kind_of_value_is_reported_where_it_is_written(write):
+    write("a.json", small(loss=["CE", "CE"], loss_weights=[1, 0.4]))
+    path = write("c.json", '{"extends": "a.json",\n"loss_weights": {"out": 1}, "trainer": []}')
+    weights, trainer = mistakes(load_config(path))
+    assert re.match(r"loss_weights: expected list of float or null, .*c\.json:2", weights)
+    assert re.match(r"trainer: expected an object .*c\.json:2", trainer)
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_parents_merge_and_every_key_knows_its_place(tmp_path, data):
+    section = st.dictionaries(st.sampled_from(["type", "args", "x"]), JSON, max_size=3)
+    config = st.dictionaries(st.sampled_from(["loss", "arch", "a"]), JSON | section, max_size=3)
+    for name, extends in [("a", []), ("b", []), ("c", ["a.json", "b.json"])]:
+        text = json.dumps({**data.draw(config), "extends": extends}).replace("NaN", "0")
+        (tmp_path / f"{name}.json").write_text(text.replace("Infinity", "1"))
+    try:
+        loaded = load_config(tmp_path / "c.json")
+    except ConfigError as error:
+        assert "is not set" in str(error)
+        return
+    assert set(loaded.places) == {place for place in places_in(loaded) if place}
+
+
 @pytest.mark.parametrize("parents", [1, [1], {"a": 1}, None])
 def test_extends_takes_paths_alone(write, parents):
     with pytest.raises(ConfigError, match=r"path or a list of paths(.|\n)*c\.json:1"):
@@ -289,7 +330,8 @@ def test_five_mistakes_at_five_levels_give_one_message_of_five_lines(write):
     assert len(lines) == 5
     for start, near, file in [
             ("trianer", "trainer", "c.json"), ("arch.args.bakcbone", "backbone", "c.json"),
-            ("optimizer.tpye", "type", "c.json"), ("trainer.eary_stop", "early_stop", "base.json:2"),
+            ("optimizer.tpye", "type", "c.json"),
+            ("trainer.eary_stop", "early_stop", "base.json:2"),
             ("loss.args.losses[1].args.smoth", "smooth", "c.json")]:
         line = next(line for line in lines if line.startswith(f"  {start}: unknown key."))
         assert f"Did you mean {near!r}?" in line and file in line
@@ -312,7 +354,8 @@ def test_five_mistakes_at_five_levels_give_one_message_of_five_lines(write):
     ("arch.args.bins", {"a": 1}, "expected list"),
     ("arch.args", [], "expected an object with the arguments, found []"),
     ("arch.type", 5, "expected a name, found 5 (int)"),
-    ("arch", [], "expected {"), ("arch", None, "expected {"), ("trainer", "x", "expected an object"),
+    ("arch", [], "expected {"), ("arch", None, "expected {"),
+    ("trainer", "x", "expected an object"),
     ("seed", -1, "at least 0"), ("n_gpu", -1, "at least 0"), ("seed", 1.0, "expected int"),
     ("n_gpu", "all", "expected int or null"),
     ("loss_weights", [1, "a"], "expected list of float or null"),
@@ -533,6 +576,8 @@ def test_the_list_of_everything_names_every_component():
 def test_the_list_of_a_kind_shows_arguments_types_and_defaults(kind):
     text = describe(kind)
     for cls in components(kind).values():
+        if kind == "backbones" and not cls.aliases:
+            continue        # chosen by a prefix, not by name
         assert (inspect.getdoc(cls) or "").partition("\n")[0] in text
         for name in Component(kind).fields(cls)[0]:
             assert re.search(rf"^    {name} +\S", text, re.M), (cls, name)
@@ -570,8 +615,9 @@ def test_the_schema_is_valid_and_accepts_what_the_program_accepts():
 
 
 @pytest.mark.parametrize("override", [
-    "trianer=1", "trainer.eary_stop=1", "trainer.epochs=2.5", "trainer.amp=bf15", "arch.type=PSPnet",
-    "arch.args.bakcbone=x", "optimizer.args.lr=true", "optimizer.tpye=SGD", "loss=CEE",
+    "trianer=1", "trainer.eary_stop=1", "trainer.epochs=2.5", "trainer.amp=bf15",
+    "arch.type=PSPnet", "arch.args.bakcbone=x", "optimizer.args.lr=true", "optimizer.tpye=SGD",
+    "loss=CEE",
     "train_loader.args.num_classes=3", "lr_scheduler.type=Polly", "predict.mode=slide",
     'loss={"type":"MixedLoss","args":{"losses":[{"type":"CE","args":{"x":1}}]}}',
 ])
@@ -606,7 +652,6 @@ def test_every_argument_has_a_type_and_a_default_that_fits_it(kind):
         assert inspect.Parameter.VAR_KEYWORD not in kinds, f"{name} swallows misspelt arguments"
         for key, (annotation, default) in parameters(cls).items():
             if key not in provided:
-                assert annotation is not parameters.__annotations__, name
                 assert key in inspect.get_annotations(cls.__init__), f"{name}: {key} has no type"
                 if default is not REQUIRED:
                     assert fits(default, annotation), f"{name}: {key} = {default!r}"
@@ -616,8 +661,9 @@ def test_one_flat_section_has_one_default_for_a_shared_key():
     for kind in ("models", "datasets"):
         for name, cls in components(kind).items():
             seen = {}
+            provided = Component(kind).fields(cls)[1]
             for function in section_callables(kind, cls):
-                for key, field in fields(function, leave_out=Component(kind).fields(cls)[1]).items():
+                for key, field in fields(function, leave_out=provided).items():
                     assert seen.setdefault(key, field.default) == field.default, (name, key)
 
 
@@ -662,22 +708,6 @@ def _umask():
 
 
 # --- anything at all ---
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-    | st.sampled_from(["CE", "PSPNet", "MixedLoss", "max", "auto", "type", "args", "~", "${X"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["type", "args", "losses", "out", "aux", "lr", "weight"])
-                      | st.text(max_size=3), inner, max_size=3), max_leaves=8)
-
-
-def places_in(value, path=()):
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) \
-        if isinstance(value, list) else ()
-    for key, item in items:
-        yield from places_in(item, (*path, key))
-
 
 @given(st.data())
 @settings(max_examples=250, deadline=None,

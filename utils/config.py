@@ -11,8 +11,9 @@ import os
 import re
 import tempfile
 
+from utils.config_checks import names_outputs
 from utils.config_docs import describe, json_schema
-from utils.config_schema import (names_outputs, path_name, resolve_config, section_callables)
+from utils.config_schema import path_name, resolve_config, section_callables
 from utils.errors import ConfigError, UserError
 from utils.jsonc import parse_jsonc, read_jsonc
 from utils.registry import components, lookup, unknown

@@ -38,6 +38,8 @@ def describe(kind: str | None = None, name: str | None = None) -> str:
         return _describe_class(kind, name, classes[name])
     blocks = [_block(", ".join(names), cls, _own_fields(kind, cls))
               for names, cls in _grouped(_classes(kind))]
+    if kind == "backbones":
+        blocks.append("timm/NAME\n  Any encoder of timm, where timm is installed.")
     return "\n\n".join(blocks + _shared_blocks(kind, f"all {kind} also take"))
 
 

@@ -3,13 +3,14 @@
 `experiment` is the schema of the top level, and the constructors of the
 components are the schema of their "args": every level is an annotated
 signature. Sections that need more than a type carry one of the classes below
-in their annotation. Each resolves its part of a config (defaults written out,
-mistakes noted) and gives the matching JSON Schema.
+in their annotation; each resolves its part of a config: defaults written out,
+mistakes noted.
 """
 import copy
 import json
 from typing import Annotated, Literal, get_args, get_origin
 
+from utils.config_checks import check_across, check_backbone, names_outputs
 from utils.errors import ConfigError
 from utils.registry import components, load, nearest, unknown
 from utils.signature import Field, as_json, fields, literals, provided_by, value_name
@@ -29,7 +30,6 @@ SHARED = {
     "models": ("base.base_model:BaseModel.freeze",),
     "datasets": ("dataloader.transforms:Augmentation", "dataloader.loader:build_loader"),
 }
-LOADERS = ("train_loader", "val_loader", "test_loader")
 # How torch computes a step is no part of a recipe: the defaults differ between
 # machines and versions, so a resolved config leaves them to the program.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
@@ -55,7 +55,7 @@ class Component:
             value = {"type": value}
         if not report.is_object(value, path, f'{{"type": NAME, "args": {{...}}}}'
                                              f'{" or a name" if self.short else ""}'):
-            return None
+            return {}
         rest = {key: item for key, item in value.items() if key not in ("type", "args")}
         extra = report.keys(rest, path, self.extra, also=("type", "args"))
         cls = self.find(value, path, report)
@@ -85,7 +85,7 @@ class Component:
             resolved["losses"] = [MIXED.resolve(item, (*path, "losses", i), report)
                                   for i, item in enumerate(nested)]
         if self.kind == "models" and isinstance(resolved.get("backbone"), str):
-            _check_backbone(resolved["backbone"], (*path, "backbone"), report)
+            check_backbone(resolved["backbone"], (*path, "backbone"), report)
         if self.kind == "optimizers":
             resolved = {key: item for key, item in resolved.items()
                         if key in args or key not in _IMPLEMENTATION}
@@ -115,7 +115,7 @@ class Keys:
 
     def resolve(self, value, path, report):
         if not report.is_object(value, path, "an object {...}"):
-            return None
+            return {}
         functions = list(map(load, self.functions))
         hidden = {name for function in functions for name in provided_by(function)}
         before = len(report.mistakes)
@@ -218,7 +218,7 @@ def resolve_config(config: dict, source: str = "config") -> dict:
     resolved = report.keys(config, (), fields(experiment))
     if resolved.get("lr_scheduler", ...) is None:
         resolved["lr_scheduler"] = copy.deepcopy(CONSTANT)
-    _check_across(resolved, report)
+    check_across(resolved, report)
     report.raise_mistakes()
     return resolved
 
@@ -306,129 +306,10 @@ def section_of(annotation):
     return next(filter(None, map(section_of, get_args(annotation))), None)
 
 
-def names_outputs(section) -> bool:
-    """Whether a loss section is the form {"out": ..., "aux": ...}."""
-    return isinstance(section, dict) and bool(section) and not {"type", "args"} & set(section)
-
-
 def path_name(path: tuple) -> str:
     """("loss", "losses", 0, "type") -> "loss.losses[0].type"."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.lstrip(".")
-
-
-def _check_across(config, report):
-    """Mistakes in the combination of keys, as far as they show without data."""
-    for key, lowest in (("seed", 0), ("n_gpu", 0)):
-        if type(config.get(key)) is int and config[key] < lowest:
-            report.note((key,), f"expected an int of at least {lowest}, found {config[key]}")
-    _check_splits(config, report)
-    _check_labels(config, report)
-    _check_outputs(config, report)
-    _check_predict(config, report)
-    if config.get("val_loader", ...) is None and (config.get("trainer") or {}).get("val") is True:
-        report.note(("trainer", "val"), "is true, but there is no val_loader; add one or set it to "
-                                        "false")
-    weights, loss = config.get("loss_weights"), config.get("loss")
-    if weights is not None and not isinstance(loss, list):
-        report.note(("loss_weights",), "has an effect only when loss is a list; write \"weight\" "
-                                       "beside the type of each loss")
-    elif isinstance(weights, list) and len(weights) != len(loss):
-        report.note(("loss_weights",), f"expected {len(loss)} weights, one per loss, found "
-                                       f"{len(weights)}")
-
-
-def _check_splits(config, report):
-    for key in LOADERS:
-        splits = _static(config, key, "datasets", "splits")
-        args = config[key].get("args") if splits else None
-        split = args.get("split") if isinstance(args, dict) else None
-        if isinstance(split, str) and split not in splits:
-            report.note((key, "args", "split"), unknown("split", split, splits))
-
-
-def _check_labels(config, report):
-    counts = {key: _static(config, key, "datasets", "num_classes") for key in LOADERS}
-    counts = {key: count for key, count in counts.items() if type(count) is int}
-    train = counts.get("train_loader")
-    for key, count in counts.items():
-        if train and count != train:
-            report.note((key, "type"), f"{config[key]['type']} has {count} classes, the training "
-                                       f"set {config['train_loader']['type']} has {train}")
-    ignored = config.get("ignore_index")
-    if type(ignored) is int and 0 <= ignored < max(counts.values(), default=0):
-        report.note(("ignore_index",), f"{ignored} is a class of the dataset (0 to "
-                                       f"{max(counts.values()) - 1}); expected another value")
-
-
-def _check_outputs(config, report):
-    """The outputs a loss names, against the model's where the class states them."""
-    section = config.get("loss")
-    outputs = _static(config, "arch", "models", "output_weights")
-    base = load("base.base_model:BaseModel")
-    if not isinstance(outputs, dict) or outputs is base.output_weights:
-        return      # decided in the constructor: the criterion checks the built model
-    if isinstance(section, list) and len(section) > len(outputs):
-        report.note(("loss",), f"{len(section)} losses; {config['arch']['type']} has "
-                               f"{len(outputs)} outputs: {', '.join(outputs)}")
-    if names_outputs(section):
-        for entry in section:
-            for name in entry.split("+"):
-                if name not in outputs:
-                    report.note(("loss", entry), unknown("output", name, outputs))
-
-
-def _check_predict(config, report):
-    """Settings that the decision rules and the predictor refuse, found by making them."""
-    predict = config.get("predict")
-    known = PREDICT.fields()
-    if not isinstance(predict, dict) or not all(field.fits(predict.get(name, field.default))
-                                                for name, field in known.items()):
-        return
-    _check_classes_of_interest(predict["CoI"], config, report)
-    options, predictor = (load(name) for name in PREDICT.functions)
-    build_decision = load("utils.decision:build_decision")
-    given = [{name: predict[name] for name in fields(function)}
-             for function in (options, predictor)]
-    attempts = [lambda: options(**given[0]), lambda: predictor(None, None, **given[1])]
-    attempts += [lambda phase=phase: build_decision(predict[phase], options=predict)
-                 for phase in ("train", "val", "test")]
-    found = set()
-    for attempt in attempts:
-        try:
-            attempt()
-        except ConfigError as error:
-            if error.what not in found:
-                found.add(error.what)
-                key = (error.where or error.what.split(" ")[0]).rpartition(".")[2]
-                report.note(("predict", key) if key in known else ("predict",), error.what)
-
-
-def _check_classes_of_interest(classes, config, report):
-    count = _static(config, "train_loader", "datasets", "num_classes")
-    limit = count if type(count) is int else float("inf")
-    if isinstance(classes, str) and classes != "all":
-        report.note(("predict", "CoI"), f'expected "all" or a list of classes, found {classes!r}')
-    elif isinstance(classes, list):
-        wrong = [one for one in classes if type(one) is not int or not 0 <= one < limit]
-        if wrong or not classes:
-            bound = f" from 0 to {limit - 1}" if type(count) is int else ""
-            report.note(("predict", "CoI"), f"expected classes{bound}, found "
-                                            f"{', '.join(map(value_name, wrong)) or 'none'}")
-
-
-def _check_backbone(name, path, report):
-    names = load("models.backbones:backbone_names")()
-    if name not in names and not name.startswith("timm/"):
-        report.note(path, unknown("backbone", name, names))
-
-
-def _static(config, key, kind, attribute):
-    """A class attribute of the component that a section names, or None."""
-    section = config.get(key)
-    name = section.get("type") if isinstance(section, dict) else None
-    cls = components(kind).get(name) if isinstance(name, str) else None
-    return getattr(cls, attribute, None)
 
 
 def _unknown_key(key, known):

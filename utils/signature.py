@@ -16,7 +16,8 @@ _SEQUENCES = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 _NAMES = {bool: "bool", int: "int", float: "float", str: "string", dict: "object",
           types.NoneType: "null", list: "list", tuple: "list"}
 # Names that torch's modules import for type checkers alone.
-_TYPING_NAMES = {**vars(collections.abc), **{name: getattr(typing, name) for name in typing.__all__}}
+_TYPING_NAMES = {name: getattr(module, name) for module in (typing, collections.abc)
+                 for name in module.__all__}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,133 @@
+"""Mistakes in a config that show only between keys, or in a value's range.
+
+They need neither data nor a network: what a class states is compared with what
+the rest of the config says of it.
+"""
+from utils.errors import ConfigError
+from utils.registry import components, load, unknown
+from utils.signature import fields, value_name
+
+LOADERS = ("train_loader", "val_loader", "test_loader")
+_RULES, _PREDICTOR = "utils.decision:predict_options", "utils.predictor:Predictor"
+
+
+def check_across(config, report):
+    """Note every contradiction in a resolved config; parts of it may be wrong already."""
+    for key, lowest in (("seed", 0), ("n_gpu", 0)):
+        if type(config.get(key)) is int and config[key] < lowest:
+            report.note((key,), f"expected an int of at least {lowest}, found {config[key]}")
+    _check_splits(config, report)
+    _check_labels(config, report)
+    _check_outputs(config, report)
+    _check_predict(config, report)
+    if config.get("val_loader", ...) is None and (config.get("trainer") or {}).get("val") is True:
+        report.note(("trainer", "val"), "is true, but there is no val_loader; add one or set it to "
+                                        "false")
+    weights, loss = config.get("loss_weights"), config.get("loss")
+    if weights is not None and not isinstance(loss, list):
+        report.note(("loss_weights",), "has an effect only when loss is a list; write \"weight\" "
+                                       "beside the type of each loss")
+    elif isinstance(weights, list) and len(weights) != len(loss):
+        report.note(("loss_weights",), f"expected {len(loss)} weights, one per loss, found "
+                                       f"{len(weights)}")
+
+
+def check_backbone(name, path, report):
+    """Note a backbone that no encoder answers to."""
+    names = load("models.backbones:backbone_names")()
+    if name not in names and not name.startswith("timm/"):
+        report.note(path, unknown("backbone", name, names))
+
+
+def names_outputs(section) -> bool:
+    """Whether a loss section is the form {"out": ..., "aux": ...}."""
+    return isinstance(section, dict) and bool(section) and not {"type", "args"} & set(section)
+
+
+def _check_splits(config, report):
+    for key in LOADERS:
+        splits = _static(config, key, "datasets", "splits")
+        args = config[key].get("args") if splits else None
+        split = args.get("split") if isinstance(args, dict) else None
+        if isinstance(split, str) and split not in splits:
+            report.note((key, "args", "split"), unknown("split", split, splits))
+
+
+def _check_labels(config, report):
+    counts = {key: _static(config, key, "datasets", "num_classes") for key in LOADERS}
+    counts = {key: count for key, count in counts.items() if type(count) is int}
+    train = counts.get("train_loader")
+    for key, count in counts.items():
+        if train and count != train:
+            report.note((key, "type"), f"{config[key]['type']} has {count} classes, the training "
+                                       f"set {config['train_loader']['type']} has {train}")
+    ignored = config.get("ignore_index")
+    if type(ignored) is int and 0 <= ignored < max(counts.values(), default=0):
+        report.note(("ignore_index",), f"{ignored} is a class of the dataset (0 to "
+                                       f"{max(counts.values()) - 1}); expected another value")
+
+
+def _check_outputs(config, report):
+    """The outputs a loss names, against the model's where the class states them."""
+    section = config.get("loss")
+    outputs = _static(config, "arch", "models", "output_weights")
+    base = load("base.base_model:BaseModel")
+    if not isinstance(outputs, dict) or outputs is base.output_weights:
+        return      # decided in the constructor: the criterion checks the built model
+    if isinstance(section, list) and len(section) > len(outputs):
+        report.note(("loss",), f"{len(section)} losses; {config['arch']['type']} has "
+                               f"{len(outputs)} outputs: {', '.join(outputs)}")
+    if names_outputs(section):
+        for entry in section:
+            for name in entry.split("+"):
+                if name not in outputs:
+                    report.note(("loss", entry), unknown("output", name, outputs))
+
+
+def _check_predict(config, report):
+    """Settings that the decision rules and the predictor refuse, found by making them."""
+    predict = config.get("predict")
+    options, predictor = load(_RULES), load(_PREDICTOR)
+    known = fields(options, predictor)
+    if not isinstance(predict, dict) or not all(field.fits(predict.get(name, field.default))
+                                                for name, field in known.items()):
+        return
+    _check_classes_of_interest(predict["CoI"], config, report)
+    build_decision = load("utils.decision:build_decision")
+    given = [{name: predict[name] for name in fields(function)}
+             for function in (options, predictor)]
+    attempts = [lambda: options(**given[0]), lambda: predictor(None, None, **given[1])]
+    attempts += [lambda phase=phase: build_decision(predict[phase], options=predict)
+                 for phase in ("train", "val", "test")]
+    found = set()
+    for attempt in attempts:
+        try:
+            attempt()
+        except ConfigError as error:
+            if error.what not in found:
+                found.add(error.what)
+                key = (error.where or error.what.split(" ")[0]).rpartition(".")[2]
+                report.note(("predict", key) if key in known else ("predict",), error.what)
+
+
+def _check_classes_of_interest(classes, config, report):
+    count = _static(config, "train_loader", "datasets", "num_classes")
+    limit = count if type(count) is int else float("inf")
+    if isinstance(classes, str) and classes != "all":
+        report.note(("predict", "CoI"), f'expected "all" or a list of classes, found {classes!r}')
+    elif isinstance(classes, list):
+        wrong = [one for one in classes if type(one) is not int or not 0 <= one < limit]
+        if wrong or not classes:
+            bound = f" from 0 to {limit - 1}" if type(count) is int else ""
+            report.note(("predict", "CoI"), f"expected classes{bound}, found "
+                                            f"{', '.join(map(value_name, wrong)) or 'none'}")
+
+
+def _static(config, key, kind, attribute):
+    """A class attribute of the component that a section names, or None."""
+    section = config.get(key)
+    name = section.get("type") if isinstance(section, dict) else None
+    cls = components(kind).get(name) if isinstance(name, str) else None
+    return getattr(cls, attribute, None)
+
+
