@@ -21,6 +21,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     import torch
+
     from benchmarks.measure import interleaved, ratio, table
     torch.set_num_threads(args.threads)
     for classes in (19, 150):
@@ -40,6 +41,7 @@ def main(argv=None):
 
 def _candidates(classes):
     import torch
+
     from utils.metrics import DatasetMetrics, ImageMetrics, count_pixels
     target, prediction = _labels(classes)
     wide_target, wide_prediction = target.long(), prediction.long()

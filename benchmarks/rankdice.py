@@ -26,6 +26,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     import torch
+
     from benchmarks.measure import interleaved, ratio, table
     torch.set_num_threads(args.threads)
     timed = interleaved if args.device == "cpu" else _interleaved_on_gpu
@@ -112,6 +113,7 @@ def _quality(probs, candidates):
     """Second-order expected Dice of the masks of each candidate, in float64."""
     import torch
     import torch.nn.functional as F
+
     from utils.expected_score import Objective
     objective = Objective("dice", 0.0)
     active = (probs.amax((2, 3)) > 0.5).cpu()

@@ -89,10 +89,11 @@ class ImageMetrics:
             (mIoU^C, mDice^C). Classes_Averaged: how many classes these average.
         Pixel_Accuracy: mean over images; of label maps correct / valid pixels, of masks
             agreeing / all valid (pixel, class) pairs. Binary_Accuracy: the latter for both.
+            masks: whether any prediction was masks, so that the former must not be compared.
         Images: images scored.
-        img_index, img_iou, img_dice (images x C), img_miou, img_mdice, img_pixacc: the
-            images one by one, by index. img_hits, img_predicted, img_labelled: their pixels
-            of P & T, P and T (images x C).
+        img_index, img_iou, img_dice (images x C), img_miou, img_mdice, img_pixacc,
+            img_binacc: the images one by one, by index. img_hits, img_predicted,
+            img_labelled: their pixels of P & T, P and T (images x C).
         published: whether these are the scores of the published code.
 
         The means are correctly rounded sums, so the order of the images does not matter.
@@ -125,6 +126,7 @@ class ImageMetrics:
             "img_miou": miou.tolist(), "img_mdice": mdice.tolist(),
             "img_pixacc": accuracy.tolist(), "img_hits": hits.tolist(),
             "img_predicted": predicted.tolist(), "img_labelled": labelled.tolist(),
+            "img_binacc": binary.tolist(), "masks": bool((masks > 0).any()),
             "published": self.published,
         }
 

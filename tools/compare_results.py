@@ -1,0 +1,108 @@
+"""Is the difference between two results real? A paired bootstrap over the images.
+
+examples:
+  python -m tools.compare_results saved/a/results.json saved/b/results.json
+  python -m tools.compare_results saved/a/results.json saved/a/results.json --rule max rankdice
+  python -m tools.compare_results a_image_scores.csv b_image_scores.csv --json
+
+Takes results.json, which names the image scores that lie beside it, or those CSV files
+themselves. The two results must share images; only those count.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from utils import console
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(prog="python -m tools.compare_results", description=__doc__,
+                                     epilog=console.EXIT_STATUSES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("first", help="results.json or image scores (CSV)")
+    add("second", help="what is compared with it")
+    add("--rule", nargs="+", metavar="RULE",
+        help="rule to take from each results.json (one for both, or two)")
+    add("--level", type=float, default=0.95, help="of the intervals (default 0.95)")
+    add("--draws", type=int, default=2000, help="bootstrap samples (default 2000)")
+    add("--seed", type=int, default=0)
+    add("--json", action="store_true", help="print one JSON object instead of a table")
+    add("--debug", action="store_true", help="show the traceback of every error")
+    args = parser.parse_args(argv)
+    if args.rule and len(args.rule) > 2:
+        parser.error("--rule takes one or two rules")
+    if not 0 < args.level < 1 or args.draws < 100:
+        parser.error("--level must lie between 0 and 1, --draws must be at least 100")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    from utils.metrics.bootstrap import compare
+    rules = args.rule or [None]
+    first, first_title = open_scores(args.first, rules[0])
+    second, second_title = open_scores(args.second, rules[-1])
+    table = compare(first, second, args.level, args.draws, args.seed)
+    images = len(set(first.ids) & set(second.ids))
+    if images < max(len(first.ids), len(second.ids)):
+        console.warn(f"only the {images} images in both results are compared "
+                     f"({len(first.ids)} and {len(second.ids)} are there)")
+    print(json.dumps(_as_json(table, images), allow_nan=False) if args.json
+          else _as_text(table, images, first_title, second_title, args.level))
+
+
+def open_scores(path, rule=None):
+    """(ImageScores, title) of a results.json or CSV file; DataError if it has none."""
+    from utils.errors import DataError
+    from utils.metrics.image_scores import read_image_scores
+    path = Path(path)
+    if path.suffix.lower() != ".json":
+        return read_image_scores(path), str(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        runs = [document] if rule is None else [
+            run for run in [document, *reversed(document.get("runs", []))]
+            if run.get("procedure") == rule]
+        known = sorted({run["procedure"] for run in [document, *document.get("runs", [])]})
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror or error}", str(path)) from None
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"is no results file: {error!r}", str(path)) from None
+    if not runs:
+        raise DataError(f"has no result of rule {rule!r}; it has {', '.join(known)}", str(path))
+    if not runs[0].get("image_scores"):
+        raise DataError("names no image scores", str(path), "run test.py again")
+    scores = read_image_scores(path.parent / runs[0]["image_scores"])
+    if runs[0].get("classes_of_interest"):
+        scores.classes_of_interest = list(runs[0]["classes_of_interest"])
+    return scores, f"{path} ({runs[0]['procedure']})"
+
+
+def _as_json(table, images):
+    return {"images": images, "metrics": {
+        name: {"first": a, "second": b, "difference": interval.value, "low": interval.low,
+               "high": interval.high, "p": interval.p}
+        for name, (a, b, interval) in table.items()}}
+
+
+def _as_text(table, images, first, second, level):
+    from utils.metrics.table import percent
+    rows = [("", "first", "second", "difference", f"{100 * level:g} % interval", "p", "")]
+    for name, (a, b, interval) in table.items():
+        clear = interval.low > 0 or interval.high < 0
+        rows.append((name, percent(a), percent(b), f"{100 * interval.value:+.2f}",
+                     f"{100 * interval.low:+.2f} .. {100 * interval.high:+.2f}",
+                     f"{interval.p:.3f}", "differ" if clear else "no clear difference"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [f"first:  {first}", f"second: {second}",
+             f"{images} images, per cent, difference = second - first", ""]
+    lines += ["  ".join(cell.ljust(width) if i in (0, 6) else cell.rjust(width)
+                        for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
+              for row in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))

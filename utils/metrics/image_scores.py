@@ -1,0 +1,111 @@
+"""The scores of single images as a table: written as CSV, read again, compared.
+
+One row per scored image: id, mIoU_I, mDice_I, Pixel_Accuracy (empty for masks,
+which have none), Binary_Accuracy, then for each class its IoU and Dice in that
+image (empty where the class is in neither target nor prediction) and its
+pixels: hits (P & T), predicted (P), labelled (T). From the pixels every
+dataset-level score follows, of any subset of the images.
+"""
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import DataError
+from utils.image_io import write_bytes
+
+OF_IMAGE = ("mIoU_I", "mDice_I", "Pixel_Accuracy", "Binary_Accuracy")
+OF_CLASS = ("IoU", "Dice", "hits", "predicted", "labelled")
+
+
+@dataclasses.dataclass
+class ImageScores:
+    """ids: N names. image: (N, 4) the columns OF_IMAGE, nan where undefined.
+
+    pixels: (N, 3, C) hits, predicted, labelled; None for scores of the published code, whose
+        counts hold ignored pixels too.
+    classes_of_interest: the classes that dataset-level means run over.
+    class_names: C names.
+    """
+    ids: list[str]
+    image: np.ndarray
+    pixels: np.ndarray | None
+    classes_of_interest: list[int]
+    class_names: list[str]
+
+
+def image_scores(results: dict, ids: Sequence[str], class_names: Sequence[str],
+                 classes_of_interest: Sequence[int] | str | None = None) -> ImageScores:
+    """The table of one rule.
+
+    results: of utils.evaluate.evaluate for the rule, or {"image": ImageMetrics.compute()}.
+    ids: of all images by position in the dataset.
+    """
+    image = results["image"]
+    pixels = np.array([image[f"img_{name}"] for name in ("hits", "predicted", "labelled")],
+                      np.int64).reshape(3, -1, len(class_names)).swapaxes(0, 1)
+    everything = classes_of_interest is None or classes_of_interest == "all"
+    return ImageScores(
+        [ids[i] for i in image["img_index"]],
+        np.array(_of_image(image), np.float64).T,
+        None if image["published"] else pixels,
+        list(range(len(class_names)) if everything else classes_of_interest), list(class_names))
+
+
+def write_image_scores(path, results: dict, ids: Sequence[str], class_names: Sequence[str]):
+    """Writes the CSV of one rule; the arguments are those of `image_scores`."""
+    image = results["image"]
+    kept = OF_CLASS[:2] if image["published"] else OF_CLASS
+    columns = [np.array(image[f"img_{name.lower()}"]).reshape(-1, len(class_names))
+               for name in kept]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", *OF_IMAGE,
+                     *(f"{name} {label}" for label in class_names for name in kept)])
+    for row, (index, *of_image) in enumerate(zip(image["img_index"], *_of_image(image))):
+        of_class = (column[row, k].item() for k in range(len(class_names)) for column in columns)
+        writer.writerow([ids[index], *map(_cell, of_image), *map(_cell, of_class)])
+    write_bytes(path, text.getvalue().encode())
+
+
+def read_image_scores(path) -> ImageScores:
+    """A CSV that `write_image_scores` has written. DataError if it is none."""
+    path = Path(path)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        of_class = header[1 + len(OF_IMAGE):]
+        kept = OF_CLASS if f"hits {of_class[0].partition(' ')[2]}" in of_class else OF_CLASS[:2]
+        names = [column.partition(" ")[2] for column in of_class[::len(kept)]]
+        if tuple(header[:1 + len(OF_IMAGE)]) != ("id", *OF_IMAGE) or \
+                of_class != [f"{name} {label}" for label in names for name in kept]:
+            raise ValueError(f"unexpected columns {header[:6]} ...")
+        values = np.array([[float(cell) if cell else math.nan for cell in row[1:]]
+                           for row in rows]).reshape(len(rows), len(header) - 1)
+        by_class = values[:, len(OF_IMAGE):].reshape(len(rows), len(names), len(kept))
+        pixels = by_class[:, :, 2:].astype(np.int64).transpose(0, 2, 1) \
+            if kept == OF_CLASS else None
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror or error}", str(path)) from None
+    except (ValueError, IndexError) as error:
+        raise DataError(f"no table of image scores: {error}", str(path),
+                        "give a CSV or results.json that test.py has written") from None
+    return ImageScores([row[0] for row in rows], values[:, :len(OF_IMAGE)], pixels,
+                       list(range(len(names))), names)
+
+
+def _of_image(image):
+    accuracy = image["img_pixacc"]
+    if image["masks"]:
+        accuracy = [math.nan] * len(accuracy)
+    return image["img_miou"], image["img_mdice"], accuracy, image["img_binacc"]
+
+
+def _cell(value):
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    return repr(value)
