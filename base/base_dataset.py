@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from utils.console import warn
 from utils.errors import ConfigError, DataError
-from utils.image_io import (IMAGE_SUFFIXES, LABEL_SUFFIXES, read_header, read_image, read_label,
-                            read_pair, shown)
+from utils.image_io import (IMAGE_SUFFIXES, LABEL_SUFFIXES, picture_files, read_header,
+                            read_image, read_label, read_pair, shown)
 
 CHECK_ALL_BELOW = 5000     # pairs; of larger datasets a sample of SPOT_CHECKS headers is read
 SPOT_CHECKS = 1000
@@ -140,34 +140,50 @@ class BaseDataset(Dataset, ABC):
         return [(number, line) for number, line in lines if line]
 
     def listed_file(self, name: str, list_path: Path, number: int) -> Path | None:
-        """The file a split list names, relative to the root; a problem is noted if it is missing."""
-        path = self.root / name.lstrip("/")
-        if not path.exists():
-            path = Path(name) if name.startswith("/") and Path(name).exists() else None
-        if path is None:
-            self.problem(f"{shown(list_path)}:{number}: no such file: {shown(name)}")
-        return path
+        """The file a split list names, relative to the root, with this or another extension.
 
-    def pair_by_stem(self, image_dir: Path, label_dir: Path,
-                     id_prefix: str = "") -> Iterator[Sample]:
+        A leading slash counts for nothing. A missing file is noted as a problem.
+        """
+        path = self.root / name.lstrip("/")
+        candidates = [path, Path(name), *(path.with_suffix(end) for end in IMAGE_SUFFIXES)]
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
+        self.problem(f"{shown(list_path)}:{number}: no such file: {shown(name)}")
+        return None
+
+    def pair_by_stem(self, image_dir: Path, label_dir: Path, image_ending: str = "",
+                     label_ending: str = "", stems: list | None = None) -> Iterator[Sample]:
         """Pair pictures with labels by their path below the two folders, extension aside.
 
+        image_ending, label_ending: ends of the names before the extension that
+        differ, such as "_leftImg8bit" and "_gtFine_labelIds"; other files are
+        not looked at. stems: take these only, as (place in a list, stem) pairs.
         A picture without label, a label without picture and two files of one
         name are noted as problems.
         """
-        images = self._by_stem(image_dir, IMAGE_SUFFIXES)
-        labels = self._by_stem(label_dir, LABEL_SUFFIXES)
-        for stem in sorted(images.keys() - labels.keys()):
-            self.problem(f"{shown(images[stem])}: no label {shown(label_dir / stem)}.png")
-        for stem in sorted(labels.keys() - images.keys()):
-            self.problem(f"{shown(labels[stem])}: a label without an image in {shown(image_dir)}")
-        for stem in sorted(images.keys() & labels.keys()):
-            yield Sample(id_prefix + stem, images[stem], labels[stem])
+        images = self._by_stem(image_dir, image_ending, IMAGE_SUFFIXES)
+        labels = self._by_stem(label_dir, label_ending, LABEL_SUFFIXES)
+        if stems is None:
+            for stem in sorted(labels.keys() - images.keys()):
+                self.problem(f"{shown(labels[stem])}: a label without an image in "
+                             f"{shown(image_dir)}")
+            stems = [(shown(images[stem]), stem) for stem in sorted(images)]
+        for place, stem in stems:
+            if stem not in images:
+                self.problem(f"{place}: no image {shown(stem)} in {shown(image_dir)}")
+            elif stem not in labels:
+                self.problem(f"{place}: no label {shown(label_dir / stem)}{label_ending}.png")
+            else:
+                yield Sample(stem, images[stem], labels[stem])
 
-    def _by_stem(self, folder, suffixes):
+    def _by_stem(self, folder, ending, suffixes):
         found = {}
         for path in picture_files(folder, suffixes):
             stem = os.path.splitext(path.relative_to(folder).as_posix())[0]
+            if not stem.endswith(ending):
+                continue
+            stem = stem.removesuffix(ending)
             if stem in found:
                 self.problem(f"{shown(path)}: same name as {shown(found[stem])}")
             found.setdefault(stem, path)
@@ -300,25 +316,6 @@ class _Table(NamedTuple):
     ids: np.ndarray
     invalid: int
     border: int | None
-
-
-def picture_files(folder: str | os.PathLike, suffixes: tuple = IMAGE_SUFFIXES) -> list[Path]:
-    """Every file below a folder with one of the suffixes, sorted.
-
-    Linked folders are entered, each real one once; hidden files are left out.
-    """
-    found, entered = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in entered:
-            folders.clear()
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith(".")
-                            and not name.lower().endswith(suffixes))
-        found += [Path(place, name) for name in names
-                  if name.lower().endswith(suffixes) and not name.startswith(".")]
-    return sorted(found)
 
 
 def _problem_of(sample):

@@ -5,11 +5,13 @@ depends on the number of workers: they hold no state, and every key they are
 given names the epoch and the sample.
 """
 import atexit
+import contextlib
 import os
 import shutil
 import signal
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Literal
@@ -20,11 +22,11 @@ from torch.utils.data import DataLoader, default_collate
 from base.base_dataset import BaseDataset
 from dataloader.samplers import BatchPlan, EpochOrder
 from dataloader.transforms import Augmentation
+from utils.config import split_args
 from utils.console import notice, warn
 from utils.errors import ConfigError, DataError, UserError
 from utils.image_io import UnreadableFile, shown
-from utils.registry import components, lookup, unknown
-from utils.signature import parameters
+from utils.registry import components, lookup
 
 LISTED_FILES = 8
 LINGER = 30        # seconds a worker outlives a SIGTERM to its process group, see _start_worker
@@ -57,9 +59,11 @@ class Loader:
         self._position = 0
         # Own generator: the default one would draw a seed from torch's at every epoch, and
         # training would depend on how often it was interrupted.
-        self._loader = DataLoader(_Batches(dataset, plan.training, on_corrupt == "skip"),
-                                  batch_sampler=plan, collate_fn=_as_it_is,
-                                  pin_memory=pin_memory, generator=torch.Generator(), **workers)
+        with _without_worker_advice():
+            self._loader = DataLoader(_Batches(dataset, plan.training, on_corrupt == "skip"),
+                                      batch_sampler=plan, collate_fn=_as_it_is,
+                                      pin_memory=pin_memory, generator=torch.Generator(),
+                                      **workers)
 
     def __len__(self):
         return len(self.plan)
@@ -69,7 +73,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict]:
         self._position = self.plan.start
-        batches = iter(self._loader)
+        with _without_worker_advice():
+            batches = iter(self._loader)
         if self.num_workers:
             _watch_workers(self)
         while True:
@@ -154,17 +159,10 @@ def make_loader(section: dict, *, ignore_index: int, seed: int = 0, rank: int = 
     `args` is one flat dict for the dataset class, Augmentation and build_loader;
     each key goes to whoever declares it.
     """
-    place = "train_loader" if training else "loader"
-    dataset_class = lookup(section["type"], components("datasets"), f"{place}.type")
-    given = section.get("args", {})
-    parts = []
-    for part in (dataset_class, Augmentation, build_loader):
-        declared = parameters(part).keys() - set(getattr(part, "provided", ()))
-        parts.append({key: value for key, value in given.items() if key in declared})
-    known = set().union(*(parameters(part) for part in (dataset_class, Augmentation, build_loader)))
-    for key in given.keys() - set().union(*parts):
-        raise ConfigError(unknown("key", key, known), f"{place}.args.{key}")
-    dataset_args, augmentation_args, loader_args = parts
+    place = "train_loader.type" if training else "val_loader.type"
+    dataset_class = lookup(section["type"], components("datasets"), place)
+    dataset_args, augmentation_args, loader_args = split_args(section, dataset_class, Augmentation,
+                                                              build_loader)
     dataset = dataset_class(**dataset_args, ignore_index=ignore_index, seed=seed,
                             augmentation=Augmentation(**augmentation_args))
     return build_loader(dataset, **loader_args, seed=seed, rank=rank, world_size=world_size,
@@ -226,6 +224,14 @@ def _collate(samples, training):
         else:
             batch[key] = default_collate(values) if isinstance(value, torch.Tensor) else values
     return batch
+
+
+@contextlib.contextmanager
+def _without_worker_advice():
+    """A config names the workers of the machine it was written on; that is no mistake."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
 
 
 def _as_it_is(batch):

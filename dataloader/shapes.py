@@ -4,8 +4,8 @@ A camera drives down a street: boxes, ellipses and bars in true perspective,
 painted from far to near, so that near things hide far ones. Made to be hard in
 the ways that real streets are: poles a pixel wide, people a few pixels high,
 road and pavement of almost one grey, cars and houses of one colour, haze,
-shade, blur and noise; and very unequal class sizes. The bonnet of the car and
-the frame's far haze carry no label.
+shade, blur and noise; and very unequal class sizes. The bonnet of the camera's
+car carries no label.
 """
 import math
 import random
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
+from utils.errors import ConfigError
 
 ROAD, PAVEMENT, BUILDING, POLE, SIGN, TREE, SKY, PERSON, CAR = range(9)
 VOID = 255
@@ -43,8 +44,8 @@ class Shapes(BaseDataset):
         self.height, self.width = size
         self.length = DEFAULT_LENGTH.get(split, 0) if length is None else length
         if min(size) < 16 or self.length < 0:
-            raise ValueError(f"size must be at least 16x16 and length positive, got {size}, "
-                             f"{length}")
+            raise ConfigError(f"size must be at least 16x16 and length positive, got {size}, "
+                              f"{length}", "size")
         super().__init__(data_dir, split, ignore_index, seed, augmentation)
         self._grain = _noise(self.height, self.width)
 

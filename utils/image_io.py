@@ -74,7 +74,8 @@ def read_label(path: str | os.PathLike, palette: list | None = None) -> np.ndarr
     """The stored values of a label map, (H, W), uint8 or uint16.
 
     Grey and palette files hold the values themselves. A colour file needs
-    `palette`, a list of [r, g, b]: the value is the place of the colour in it.
+    `palette`, a list of [r, g, b]: the value is the place of the colour in it
+    (None holds a place that no colour has).
     """
     return _oriented(*_read_label(path, palette))
 
@@ -107,6 +108,17 @@ def read_header(path: str | os.PathLike) -> Header:
             header = Header(*image.size, _orientation(image))
     _refuse_bomb(header.width, header.height, path)
     return header
+
+
+def read_label_colours(path: str | os.PathLike) -> dict[tuple, int] | None:
+    """{(r, g, b): pixels} of a label stored in colour; None for one that holds ids."""
+    image, _ = _open_label(path)
+    if isinstance(image, np.ndarray) or image.mode not in ("RGB", "RGBA"):
+        return None
+    rgb = np.array(image.convert("RGB"))
+    codes, counts = np.unique(_codes(rgb), return_counts=True)
+    return {(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255): int(n)
+            for c, n in zip(codes, counts)}
 
 
 def write_label(path: str | os.PathLike, labels: np.ndarray, palette: list):
@@ -162,6 +174,25 @@ def write_bytes(path: str | os.PathLike, data):
                         "check that the folder exists, is writable and has room") from None
 
 
+def picture_files(folder: str | os.PathLike, suffixes: tuple = IMAGE_SUFFIXES) -> list[Path]:
+    """Every file below a folder with one of the suffixes, sorted.
+
+    Linked folders are entered, each real one once; hidden files are left out.
+    """
+    found, entered = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith(".")
+                            and not name.lower().endswith(suffixes))
+        found += [Path(place, name) for name in names
+                  if name.lower().endswith(suffixes) and not name.startswith(".")]
+    return sorted(found)
+
+
 def shown(path) -> str:
     """A path as text that any terminal can print: odd characters are escaped."""
     text = os.fsdecode(path) if isinstance(path, (bytes, os.PathLike)) else str(path)
@@ -200,6 +231,14 @@ def _read_image(path):
 
 def _read_label(path, palette):
     """(stored values (H, W), orientation)."""
+    image, probe = _open_label(path)
+    if isinstance(image, np.ndarray):
+        return image, 1
+    return _label_values(image, probe, palette, path), _orientation(image)
+
+
+def _open_label(path):
+    """A label as stored: an array of values (ordinary grey PNG) or a loaded Pillow image."""
     import cv2
     data = _read_bytes(path)
     probe = _probe(data)
@@ -209,11 +248,11 @@ def _read_label(path, palette):
         if probe.kind == "png" and probe.grey and probe.bits >= 8 and not probe.tagged:
             values = _cv2_decode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
             if values is not None:
-                return values, 1
+                return values, probe
     image = _pillow_open(io.BytesIO(data), path)
     _refuse_bomb(*image.size, path)
     _pillow_load(image, path, len(data))
-    return _label_values(image, probe, palette, path), _orientation(image)
+    return image, probe
 
 
 def _label_values(image, probe, palette, path):
@@ -241,8 +280,8 @@ def _label_values(image, probe, palette, path):
 
 
 def _indices_of_colours(rgb, palette, path):
-    codes = (rgb[..., 0].astype(np.int32) << 16) | (rgb[..., 1].astype(np.int32) << 8) | rgb[..., 2]
-    table, missing = _colour_table(tuple(map(tuple, palette)))
+    codes = _codes(rgb)
+    table, missing = _colour_table(tuple(c and tuple(c) for c in palette))
     values = table[codes]
     wrong = values == missing
     if wrong.any():
@@ -257,13 +296,21 @@ def _indices_of_colours(rgb, palette, path):
     return values
 
 
+def _codes(rgb):
+    """One number per colour."""
+    return rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+
+
 @functools.lru_cache(maxsize=4)
 def _colour_table(palette):
     """A table of all 2^24 colours -> index, and the value that marks an unknown colour."""
-    kind = np.uint8 if len(palette) < 255 else np.uint16
+    kind = np.uint8 if len(palette) <= 255 else np.uint16
     missing = np.iinfo(kind).max
     table = np.full(1 << 24, missing, kind)
-    for index, (r, g, b) in enumerate(palette):
+    for index, colour in enumerate(palette):
+        if colour is None:
+            continue
+        r, g, b = colour
         code = r << 16 | g << 8 | b
         if table[code] != missing:
             raise DataError(f"the palette has colour ({r}, {g}, {b}) twice, for {table[code]} and "
