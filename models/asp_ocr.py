@@ -34,7 +34,7 @@ class ASPOCR(BaseModel):
                  channels: int = 256, rates: tuple = (12, 24, 36), dropout: float = 0.1,
                  activation: str = "relu", norm: str = "batch", pretrained: bool = False):
         super().__init__()
-        self.backbone = build_backbone(backbone, output_stride=8, norm=norm,
+        self.backbone = build_backbone(backbone, levels=2, output_stride=8, norm=norm,
                                        pretrained=pretrained)
         c3, c4 = self.backbone.channels[-2:]
         options = dict(bias=True, norm=norm, act=activation)

@@ -33,7 +33,7 @@ class OCR(BaseModel):
                  mid_channels: int = 512, key_channels: int = 256, dropout: float = 0.05,
                  activation: str = "relu", norm: str = "batch", pretrained: bool = False):
         super().__init__()
-        self.backbone = build_backbone(backbone, output_stride=8, norm=norm,
+        self.backbone = build_backbone(backbone, levels=2, output_stride=8, norm=norm,
                                        pretrained=pretrained)
         c3, c4 = self.backbone.channels[-2:]
         options = dict(bias=True, dropout=dropout, norm=norm, act=activation)

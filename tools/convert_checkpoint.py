@@ -1,0 +1,186 @@
+"""Turn a published checkpoint into one that test.py and inference.py take.
+
+Weights, input normalisation, channel order, class names and colours end up in
+one file; nothing else is needed to use it.
+
+examples:
+  python -m tools.convert_checkpoint --list
+  python -m tools.convert_checkpoint hrnet_ocr_w48 hrnet_ocr_cs_8162_torch11.pth ocr.pth \\
+      --dataset Cityscapes
+  python -m tools.convert_checkpoint paddle_mscale_ocrnet_w48 model.pdparams mscale.pth \\
+      --dataset Cityscapes
+  python inference.py -r ocr.pth -i photos -o segmented
+  python test.py -r ocr.pth test_loader.args.data_dir=/data/cityscapes
+"""
+import argparse
+import inspect
+import sys
+from pathlib import Path
+
+from utils import console
+from utils.errors import CheckpointError, ConfigError
+
+SEGFIX_CLASSES = ["no border", "border", "left", "up left", "up", "up right", "right",
+                  "down right", "down", "down left"]
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.convert_checkpoint", description=__doc__,
+        epilog=console.EXIT_STATUSES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("name", nargs="?", help="which published network it is; see --list")
+    add("source", nargs="?", help="the downloaded file: .pth, .pth.tar or .pdparams")
+    add("out", nargs="?", help="the checkpoint to write")
+    add("--dataset", help="whose classes the network knows: a dataset of train.py --list datasets "
+                          "(default: numbered classes)")
+    add("--data-dir", help="where test.py looks for that dataset (default: data/NAME)")
+    add("--num-classes", type=int, metavar="N",
+        help="build the network for N classes and leave the published classifiers out")
+    add("--overwrite", action="store_true", help="replace OUT if it is there")
+    add("--list", action="store_true", help="print every name with its files and scores")
+    add("--debug", action="store_true", help="show the traceback of every error")
+    args = parser.parse_args(argv)
+    if not args.list and not args.out:
+        parser.error("name, source and out are needed (or --list)")
+    if args.num_classes is not None and args.num_classes < 1:
+        parser.error("--num-classes must be at least 1")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    from models.published import load_published, published
+    if args.list:
+        return _print_list(published())
+    out = Path(args.out)
+    if out.exists() and not args.overwrite:
+        raise CheckpointError("the file is there already", str(out),
+                              "choose another name or give --overwrite")
+    if not out.parent.is_dir():
+        raise CheckpointError("no such folder", str(out.parent), "create it first")
+    network = load_published(args.name, args.source, num_classes=args.num_classes)
+    entry = published()[args.name]
+    if entry.imagenet:
+        raise ConfigError(f"{args.name} is an ImageNet encoder, not a segmentation network",
+                          fix=f"train from it: trainer.finetune_from={args.source}")
+
+    from utils.checkpoint import model_from_checkpoint, write_checkpoint
+    checkpoint = make_checkpoint(args.name, network, args.dataset, args.data_dir)
+    checkpoint["versions"]["source"] = Path(args.source).name
+    model_from_checkpoint(checkpoint, where=args.source)     # proves that the config rebuilds it
+    write_checkpoint(out, checkpoint)
+    norm = checkpoint["normalization"]
+    console.notice(f"{len(checkpoint['model'])} tensors, {len(checkpoint['class_names'])} classes, "
+                   f"input {norm['order']} / {norm['scale']:g} - {norm['mean']} / {norm['std']}")
+    print(out)
+    return 0
+
+
+def make_checkpoint(name: str, network, dataset: str | None = None,
+                    data_dir: str | None = None) -> dict:
+    """A Segwright checkpoint of a network that load_published(name, ...) returned.
+
+    dataset: the type name of the dataset whose classes it knows; None numbers
+    the classes. Raises ConfigError where the numbers of classes differ.
+    """
+    import torch
+
+    from models.published import published
+    from utils.config import resolve_config
+    entry = published()[name]
+    arch, num_classes = _arch_section(entry, network)
+    names, palette, loaders = _classes(arch["type"], num_classes, dataset, data_dir)
+    loss = "SegFixLoss" if arch["type"] == "SegFix" else "CrossEntropyLoss2d"
+    config = resolve_config({
+        "name": name, "arch": arch, **loaders, "loss": loss,
+        "optimizer": {"type": "SGD", "args": {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}},
+        "trainer": {"epochs": 1}}, name)
+    return {"format": 1, "model": network.state_dict(), "ema": None, "config": config,
+            "class_names": names, "palette": palette,
+            "normalization": {"mean": list(entry.mean), "std": list(entry.std),
+                              "order": entry.order, "scale": entry.scale},
+            "activation": "softmax", "epoch": None,
+            "versions": {"torch": str(torch.__version__), "published": name,
+                         "score": entry.score}}
+
+
+def _arch_section(entry, network):
+    """({"type", "args"} that rebuilds the network, its number of classes).
+
+    An entry builds its network in a function; what it hands to the constructor
+    is seen by letting it build once more under watch.
+    """
+    import torch
+
+    cls, calls = type(network), []
+
+    def watch(self, *args, **kwargs):
+        calls.append(inspect.signature(original).bind(self, *args, **kwargs).arguments)
+        return original(self, *args, **kwargs)
+
+    original, num_classes = cls.__init__, _num_classes(network)
+    cls.__init__ = watch
+    try:
+        with torch.device("meta"):
+            entry.build(num_classes)
+    finally:
+        cls.__init__ = original
+    arguments = {key: list(value) if isinstance(value, tuple) else value
+                 for key, value in list(calls[0].items())[1:] if key != "num_classes"}
+    return {"type": cls.__name__, "args": arguments}, num_classes
+
+
+def _num_classes(network):
+    import torch
+    training = network.training
+    with torch.no_grad():
+        channels = network.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+    network.train(training)
+    return channels
+
+
+def _classes(arch, num_classes, dataset, data_dir):
+    """(class names, palette, loader sections) for the config."""
+    from utils.palette import voc_palette
+    from utils.registry import components, lookup
+    if arch == "SegFix":
+        names = SEGFIX_CLASSES if num_classes == 10 else [f"class {i}" for i in range(num_classes)]
+        dataset = None
+    if dataset is None:
+        names = names if arch == "SegFix" else [f"class {i}" for i in range(num_classes)]
+        args = {"data_dir": data_dir or "data", "class_names": names}
+        section = {"type": "Folder", "args": args}
+        return names, voc_palette(num_classes), {"train_loader": section, "val_loader": section}
+    cls = lookup(dataset, components("datasets"), "--dataset")
+    names, palette = getattr(cls, "class_names", None), getattr(cls, "palette", None)
+    if not isinstance(names, list) or not isinstance(palette, list):
+        raise ConfigError(f"{dataset} knows its classes only when it is opened", "--dataset",
+                          "leave --dataset out: the classes are numbered then")
+    if len(names) != num_classes:
+        raise ConfigError(f"the network has {num_classes} classes, {dataset} has {len(names)}",
+                          "--dataset", "name the dataset that the checkpoint was trained on")
+    folder = data_dir or f"data/{dataset.lower()}"
+    train, val = _splits(cls)
+    loaders = {f"{key}_loader": {"type": dataset, "args": {"data_dir": folder, "split": split}}
+               for key, split in (("train", train), ("val", val))}
+    return list(names), [list(map(int, colour)) for colour in palette], loaders
+
+
+def _splits(cls):
+    """The dataset's names for training and validation data."""
+    splits = list(getattr(cls, "splits", ("train", "val")))
+    val = next((split for split in splits if "val" in split and "train" not in split), splits[-1])
+    train = next((split for split in splits if "train" in split), splits[0])
+    return train, val
+
+
+def _print_list(entries):
+    for name, entry in sorted(entries.items()):
+        files = ", ".join(entry.files) or "no published file"
+        print(f"{name}: {files}" + (f" ({entry.score})" if entry.score else "")
+              + (" [ImageNet encoder, for trainer.finetune_from]" if entry.imagenet else ""))
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))
