@@ -135,7 +135,7 @@ def write_label(path: str | os.PathLike, labels: np.ndarray, palette: list):
     else:
         image = Image.fromarray(labels.astype(np.uint8))
         colours = np.zeros((256, 3), np.uint8)
-        colours[:min(len(palette), 256)] = np.asarray(palette, np.uint8)[:256]
+        colours[:min(len(palette), 256)] = np.reshape(np.asarray(palette, np.uint8), (-1, 3))[:256]
         image.putpalette(colours.tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=4)

@@ -1,0 +1,172 @@
+"""CPU time of sample preparation: the pipeline of the sources against ours.
+
+    python -m benchmarks.data
+
+Both run in one process on one thread, in turn, with their own random draws; the
+figures are means of CPU time per sample. The pipeline of the sources is restated
+here from its description: arrays of float32 and int32 from the start, the whole
+picture resized, turned, padded, cut, mirrored and blurred one after the other,
+ids mapped by one comparison each, floats to the device.
+"""
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from base.base_dataset import BaseDataset
+from dataloader.folder import Folder
+from dataloader.shapes import Shapes
+from dataloader.transforms import Augmentation
+from utils.image_io import write_bytes, write_image, write_label
+
+IDS = 35                              # stored values of a Cityscapes label
+FILES = 4
+CLASSES = 19
+
+
+def main():
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    image, label = Shapes(size=(1024, 2048), length=1).load(0)
+    label = _stored_ids(label)
+    print(f"{'':44s}{'source':>9s}{'ours':>9s}{'ratio':>8s}{'goal':>7s}")
+    for base, goal in ((1024, 4.0), (2048, 12.0)):
+        _augmentation(image, label, base, goal)
+    with tempfile.TemporaryDirectory() as folder:
+        street, photo = Path(folder, "street"), Path(folder, "photo")
+        _write(street, ".png", (1024, 2048))
+        _write(photo, ".jpg", (375, 500))
+        for name, place, base, crop, goal in (("PNG 1024x2048, base 1024", street, 1024, 512, 1.8),
+                                              ("PNG 1024x2048, base 2048", street, 2048, 512, 2.4),
+                                              ("JPEG 375x500, base 400", photo, 400, 380, 2.2)):
+            _whole_item(name, place, base, crop, goal)
+
+
+def _augmentation(image, label, base, goal):
+    """Arrays in memory to the crop; each pipeline gets the types it loads."""
+    floats, ints = image.astype(np.float32), label.astype(np.int32)
+    rng = np.random.default_rng(0)
+    ours = _ours(base, 512)
+    source_time, our_time = _interleaved(
+        lambda i: _source_augmentation(floats, ints, base, 512, rng),
+        lambda i: ours(image, label, np.random.default_rng(i), image_border=(73, 83, 72),
+                       label_border=0), 60)
+    _print(f"augmentation 1024x2048 to 512, base {base}", source_time, our_time, goal)
+
+
+def _whole_item(name, place, base, crop, goal):
+    """Files to tensors."""
+    dataset = Folder(str(place), num_classes=CLASSES, label_map=_label_map(),
+                     augmentation=_ours(base, crop))
+    rng = np.random.default_rng(0)
+    source_time, our_time = _interleaved(
+        lambda i: _source_item(dataset, i % FILES, base, crop, rng),
+        lambda i: dataset[i, i % FILES], 24)
+    _print(f"item from {name}, crop {crop}", source_time, our_time, goal)
+    if place.name == "street" and base == 1024:
+        source = _bytes(_source_item(dataset, 0, base, crop, rng))
+        ours = _bytes([v for v in dataset[0].values() if isinstance(v, torch.Tensor)])
+        print(f"{'bytes to the device':44s}{source / 2**20:7.2f}MB{ours / 2**20:7.2f}MB"
+              f"{source / ours:7.1f}x{4.0:6.1f}x")
+
+
+def _ours(base, crop):
+    return Augmentation(base_size=base, crop_size=crop, augment=True, scale=True, flip=True,
+                        rotate=True, blur=True)
+
+
+def _source_item(dataset: BaseDataset, index, base, crop, rng):
+    sample = dataset.samples[index]
+    image = np.asarray(Image.open(sample.image).convert("RGB"), dtype=np.float32)
+    stored = np.asarray(Image.open(sample.label), dtype=np.int32)
+    label = stored.copy()
+    for value in range(-1, IDS - 1):
+        label[stored == value] = value % CLASSES if value > 6 else 255
+    image, label = _source_augmentation(image, label, base, crop, rng)
+    tensor = torch.from_numpy(np.uint8(image)).permute(2, 0, 1).contiguous().float().div(255)
+    mean = torch.tensor(dataset.mean)[:, None, None]
+    std = torch.tensor(dataset.std)[:, None, None]
+    return tensor.sub_(mean).div_(std), torch.from_numpy(np.array(label, dtype=np.int32)).long()
+
+
+def _source_augmentation(image, label, base, crop, rng):
+    height, width = label.shape
+    long_side = int(rng.integers(int(0.5 * base), int(2.0 * base) + 1))
+    if height > width:
+        height, width = long_side, int(width * long_side / height + 0.5)
+    else:
+        height, width = int(height * long_side / width + 0.5), long_side
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), int(rng.integers(-10, 11)), 1.0)
+    image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
+    label = cv2.warpAffine(label, matrix, (width, height), flags=cv2.INTER_NEAREST)
+    below, beside = max(crop - height, 0), max(crop - width, 0)
+    if below or beside:
+        image = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
+        label = cv2.copyMakeBorder(label, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
+    top = int(rng.integers(0, label.shape[0] - crop + 1))
+    left = int(rng.integers(0, label.shape[1] - crop + 1))
+    image, label = (a[top:top + crop, left:left + crop] for a in (image, label))
+    if rng.random() < 0.5:
+        image, label = np.fliplr(image).copy(), np.fliplr(label).copy()
+    sigma = rng.random()
+    side = int(3.3 * sigma)
+    side += side % 2 == 0
+    return cv2.GaussianBlur(image, (side, side), sigmaX=sigma, sigmaY=sigma,
+                            borderType=cv2.BORDER_REFLECT_101), label
+
+
+def _interleaved(source, ours, count):
+    """Mean CPU seconds of each, called in turn; the first round warms up."""
+    spent = np.zeros(2)
+    for i in range(-2, count):
+        for k, function in enumerate((source, ours)):
+            start = time.process_time()
+            function(max(i, 0))
+            if i >= 0:
+                spent[k] += time.process_time() - start
+    return spent / count
+
+
+def _print(what, source, ours, goal):
+    print(f"{what:44s}{1000 * source:7.2f}ms{1000 * ours:7.2f}ms{source / ours:7.1f}x{goal:6.1f}x",
+          flush=True)
+
+
+def _bytes(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _stored_ids(label):
+    """Class ids as values between 7 and 33, as Cityscapes stores them."""
+    return np.where(label < CLASSES, label + 7, 0).astype(np.uint8)
+
+
+def _label_map():
+    return {str(v): v % CLASSES if v > 6 else "ignore" for v in range(IDS - 1)}
+
+
+def _write(folder, suffix, size):
+    scenes = Shapes(size=size, length=FILES)
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for index in range(FILES):
+        image, label = scenes.load(index)
+        image = cv2.GaussianBlur(image, (0, 0), 1.5)       # drawn grain is finer than a camera's
+        if suffix == ".png":
+            done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
+                                      [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_ALL_FILTERS,
+                                       cv2.IMWRITE_PNG_COMPRESSION, 6])
+            write_bytes(folder / "images" / f"{index}.png", data)
+        else:
+            write_image(folder / "images" / f"{index}{suffix}", image)
+        write_label(folder / "labels" / f"{index}.png", _stored_ids(label), [])
+
+
+if __name__ == "__main__":
+    main()
