@@ -22,11 +22,13 @@ class FCN8(BaseModel):
     """Classifiers on pool3, pool4 and the convolutional form of VGG's last layers, summed.
 
     x: (N, 3, H, W) normalised RGB, any H and W. backbone: vgg11 … vgg19, with
-    or without _bn. pretrained: also the two fully connected layers.
+    or without _bn. channels: of the two layers that VGG calls fully connected; with
+    pretrained, 4096 channels start from its weights too.
     eval: logits (N, C, H, W); train: {"out": logits}.
     """
 
-    def __init__(self, num_classes: int, backbone: str = "vgg16", pretrained: bool = False):
+    def __init__(self, num_classes: int, backbone: str = "vgg16", pretrained: bool = False,
+                 channels: int = 4096):
         super().__init__()
         if not backbone.startswith("vgg"):
             raise ConfigError(f"FCN8 needs a vgg backbone, got {backbone!r}",
@@ -35,13 +37,13 @@ class FCN8(BaseModel):
         self.adj_pool3 = nn.Conv2d(256, num_classes, 1)
         self.adj_pool4 = nn.Conv2d(512, num_classes, 1)
         self.output = nn.Sequential(
-            nn.Conv2d(512, 4096, 7), nn.ReLU(inplace=True), nn.Dropout(),
-            nn.Conv2d(4096, 4096, 1), nn.ReLU(inplace=True), nn.Dropout(),
-            nn.Conv2d(4096, num_classes, 1))
+            nn.Conv2d(512, channels, 7), nn.ReLU(inplace=True), nn.Dropout(),
+            nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True), nn.Dropout(),
+            nn.Conv2d(channels, num_classes, 1))
         self.up_output = _bilinear(num_classes, 4, 2)
         self.up_pool4_out = _bilinear(num_classes, 4, 2)
         self.up_final = _bilinear(num_classes, 16, 8)
-        if pretrained:
+        if pretrained and channels == 4096:
             state = torchvision_state(backbone)
             with torch.no_grad():
                 for ours, theirs in ((0, 0), (3, 3)):

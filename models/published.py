@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from models.foreign_state import rename
 from utils.errors import CheckpointError
 from utils.registry import unknown
 
@@ -147,12 +148,7 @@ def translate(state: Mapping, entry: Published) -> dict[str, torch.Tensor]:
     state = {k: v for k, v in state.items() if not any(re.search(p, k) for p in entry.drop)}
     if entry.convert is not None:
         state = entry.convert(state)
-    renamed = {}
-    for key, value in state.items():
-        for pattern, replacement in entry.rename:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = value
-    return renamed
+    return rename(state, entry.rename)
 
 
 def load_strictly(network: nn.Module, state: Mapping, where: str | None = None):

@@ -1,4 +1,5 @@
-"""SegNet's idea on ResNet-50: a mirrored residual decoder and one unpooling.
+"""SegNet's idea (Badrinarayanan et al., 2017, arXiv:1511.00561) on ResNet-50: a
+mirrored residual decoder and one unpooling.
 
 The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
 `yassouali_segresnet`. No weights are published.

@@ -9,8 +9,9 @@ resnet50s … resnet152s  three 3x3 convolutions (64, 64, 128): conv1.{0,1,3,4,6
                         `resnet152s-36670e8b.pth` (PyTorch-Encoding, used by
                         yassouali/pytorch-segmentation).
 deepbase_resnet50 …     the same three convolutions as resinit.{conv,bn}{1,2,3},
-                        and a max pooling that rounds up: odd sizes come out one
-                        larger. openseg's `resnet101-imagenet.pth`.
+                        and a max pooling that rounds up: maps come out one pixel
+                        larger where ceil(H/2) is even. openseg's
+                        `resnet101-imagenet.pth`.
 """
 import itertools
 from collections import OrderedDict

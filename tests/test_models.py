@@ -1,0 +1,263 @@
+"""The contract that every architecture keeps; a new file in models/ is tested without more ado."""
+import functools
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from base.base_model import BaseModel
+from models.layers.norm import NORMS
+from utils.errors import ConfigError
+from utils.registry import components
+
+ARCHITECTURES = {name: cls for name, cls in sorted(components("models").items())
+                 if name == cls.__name__}
+# Encoders to try, smallest first: an architecture is tested on the first that it takes.
+SMALL = ("resnet18", "mobilenet_v3_small", "densenet121", "vgg11_bn", "hrnet_w18_small_v1",
+         "deepbase_resnet18", "hrnext20", "resnet50")
+BACKBONES = ("resnet34", "resnet50s", "mobilenet_v3_large", "densenet121", "vgg16_bn", "vgg11",
+             "xception", "hrnet_w18_small_v2", "deepbase_resnet50")
+# What else makes a network small enough for tests.
+SMALLER = {"FCN8": {"channels": 64}}
+
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def construct(name, **options):
+    """The architecture on the smallest encoder that it takes, and its number of channels."""
+    cls, options = ARCHITECTURES[name], SMALLER.get(name, {}) | options
+    parameters = inspect.signature(cls).parameters
+    classes = parameters["num_classes"].default
+    classes = 5 if classes is inspect.Parameter.empty else classes
+    torch.manual_seed(0)
+    if "backbone" not in parameters or "backbone" in options:
+        return cls(num_classes=classes, **options), classes
+    for backbone in SMALL:
+        try:
+            return cls(num_classes=classes, backbone=backbone, **options), classes
+        except ConfigError:
+            continue
+    return cls(num_classes=classes, **options), classes
+
+
+@functools.lru_cache(maxsize=None)
+def built(name):
+    return construct(name)
+
+
+def scalar(outputs):
+    """A sum of all outputs in which no two values weigh the same."""
+    return sum((value * torch.linspace(0.5, 1.5, value.numel()).view_as(value)).sum()
+               for value in outputs.values())
+
+
+@every_architecture
+@pytest.mark.parametrize("size", [(33, 47), (63, 95), (64, 64), (5, 3), (1, 1)])
+def test_logits_of_one_image_have_the_size_of_the_input(name, size):
+    model, classes = built(name)
+    with torch.no_grad():
+        out = model.eval()(torch.randn(1, 3, *size))
+    assert out.shape == (1, classes, *size) and out.isfinite().all()
+
+
+@every_architecture
+def test_training_gives_the_outputs_that_have_a_weight_and_all_parameters_learn(name):
+    model, classes = built(name)
+    outputs = model.train()(torch.randn(2, 3, 33, 47))
+    assert outputs.keys() == model.output_weights.keys()
+    assert all(value.shape == (2, classes, 33, 47) for value in outputs.values())
+    scalar(outputs).backward()
+    idle = [key for key, p in model.named_parameters() if p.requires_grad and (
+        p.grad is None or not p.grad.isfinite().all())]
+    model.zero_grad(set_to_none=True)
+    assert not idle
+
+
+@every_architecture
+def test_the_flag_of_the_top_module_alone_exposes_the_outputs(name):
+    model, _ = built(name)
+    model.eval().training = True
+    with torch.no_grad():
+        outputs = model(torch.randn(1, 3, 33, 47))
+    model.eval()
+    assert outputs.keys() == model.output_weights.keys()
+
+
+@every_architecture
+def test_one_image_alone_gives_the_logits_it_has_in_a_batch(name):
+    model, _ = built(name)
+    images = torch.randn(2, 3, 33, 47)
+    with torch.no_grad():
+        both, one = model.eval()(images), model(images[1:])
+    assert (both[1:] - one).abs().max() <= 1e-4 * both.abs().max()
+
+
+@every_architecture
+def test_the_constructor_is_a_schema(name):
+    parameters = list(inspect.signature(ARCHITECTURES[name]).parameters.values())
+    assert parameters[0].name == "num_classes"
+    for parameter in parameters:
+        assert parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        assert parameter.annotation is not inspect.Parameter.empty
+        assert parameter.name == "num_classes" or parameter.default is not inspect.Parameter.empty
+    assert not any(p.name.startswith("freeze") for p in parameters)
+
+
+@every_architecture
+def test_the_input_stays_as_it_was(name):
+    model, _ = built(name)
+    image = torch.randn(1, 3, 33, 47)
+    before = image.clone()
+    with torch.no_grad():
+        model.eval()(image)
+    assert torch.equal(image, before)
+
+
+@every_architecture
+def test_backbone_and_head_share_no_parameter_and_leave_none_out(name):
+    model, _ = built(name)
+    backbone = {id(p) for p in model.backbone_parameters()}
+    head = {id(p) for p in model.head_parameters()}
+    assert not backbone & head and backbone | head == {id(p) for p in model.parameters()}
+
+
+@every_architecture
+def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics(name):
+    model, _ = built(name)
+    if not model.backbone_modules():
+        pytest.skip("there is no encoder to freeze")
+    fixed = {id(p) for p in model.parameters() if not p.requires_grad}
+    model.freeze(freeze_backbone=True).train()
+    before = {k: v.clone() for module in model.backbone_modules()
+              for k, v in module.named_buffers()}
+    scalar(model(torch.randn(2, 3, 33, 47))).backward()
+    touched = [p for p in model.backbone_parameters() if p.grad is not None]
+    after = {k: v for module in model.backbone_modules() for k, v in module.named_buffers()}
+    model.zero_grad(set_to_none=True)
+    model.freeze()
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) not in fixed)
+    assert not touched and all(torch.equal(before[k], after[k]) for k in before)
+
+
+@every_architecture
+def test_bf16_and_channels_last_change_the_logits_only_a_little(name):
+    model, _ = built(name)
+    image = torch.randn(1, 3, 33, 47)
+    with torch.no_grad():
+        plain = model.eval()(image)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            fast = model(image.to(memory_format=torch.channels_last)).float()
+        other = model(image.to(memory_format=torch.channels_last))
+    assert (other - plain).abs().max() <= 1e-4 * plain.abs().max()
+    assert fast.isfinite().all()
+    # 8 bits of mantissa; deep networks with fresh weights add up some dozens of roundings.
+    assert (fast - plain).abs().mean() <= 0.1 * plain.abs().mean() + 0.02 * plain.abs().max()
+
+
+def with_norm(names):
+    return [n for n in names if "norm" in inspect.signature(ARCHITECTURES[n]).parameters]
+
+
+def check_norm(name, norm):
+    model, classes = construct(name, norm=norm)
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 3, 33, 47)).isfinite().all()
+    outputs = model.train()(torch.randn(2, 3, 64, 64))
+    scalar(outputs).backward()
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["DeepLabV3", "ENet", "PSPNet"])
+def test_networks_train_with_every_norm(name, norm):
+    check_norm(name, norm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", with_norm(ARCHITECTURES))
+def test_all_networks_train_with_every_norm(name, norm):
+    check_norm(name, norm)
+
+
+@pytest.mark.slow
+@every_architecture
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_backbone_works_or_is_refused_with_a_reason(name, backbone):
+    if "backbone" not in inspect.signature(ARCHITECTURES[name]).parameters:
+        pytest.skip("it has no choice of encoder")
+    try:
+        model, classes = construct(name, backbone=backbone)
+    except ConfigError as error:
+        assert backbone in str(error)
+        return
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 3, 65, 97)).shape == (1, classes, 65, 97)
+
+
+@pytest.mark.slow
+@every_architecture
+def test_twenty_steps_bring_the_loss_down(name):
+    model, classes = construct(name)
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 64, 64)
+    target = (images.mean(1) > 0).long() + 2 * (torch.arange(64) > 32)[None, None].long()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01,
+                                momentum=0.9)
+    losses = []
+    for _ in range(20):
+        outputs = model.train()(images)
+        loss = sum(model.output_weights[k] * nn.functional.cross_entropy(v, target)
+                   for k, v in outputs.items())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.slow
+@every_architecture
+def test_torch_can_export_it(name):
+    model, _ = construct(name)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        exported = torch.export.export(model.eval(), (image,)).module()
+        assert (exported(image) - model(image)).abs().max() <= 1e-5 * model(image).abs().max()
+
+
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if "use_aux" in
+                                  inspect.signature(ARCHITECTURES[n]).parameters])
+def test_an_auxiliary_head_that_is_off_is_not_built(name):
+    model, _ = construct(name, use_aux=False)
+    assert model.output_weights == {"out": 1.0} and model.train()(
+        torch.randn(2, 3, 33, 47)).keys() == {"out"}
+    assert not any(key.startswith("aux") for key in model.state_dict())
+
+
+def test_every_architecture_says_where_it_comes_from():
+    for name, cls in ARCHITECTURES.items():
+        assert issubclass(cls, BaseModel) and cls.__doc__, name
+        module = inspect.getmodule(cls)
+        assert module.__doc__ and "20" in module.__doc__, f"{name}: no paper with its year"
+
+
+def test_a_mistaken_argument_is_a_config_error():
+    for name, options in (("FCN8", {"backbone": "resnet50"}), ("SegNet", {"backbone": "vgg16"}),
+                          ("GCN", {"kernel_size": 4}), ("DeepLab", {"output_stride": 32}),
+                          ("PSPNet", {"norm": "bacht"}), ("PSPNet", {"output_stride": 4})):
+        with pytest.raises(ConfigError):
+            ARCHITECTURES[name](num_classes=3, **options)
+
+
+def test_segnets_of_the_fork_share_weights_between_encoder_and_decoder():
+    shared, _ = construct("SegNet", shared_decoder=True)
+    own, _ = construct("SegNet")
+    count = [sum(p.numel() for p in model.parameters()) for model in (shared, own)]
+    assert count[0] < 0.75 * count[1]
+    assert any(shared.decoder[0][0] is module for module in shared.backbone.features)
