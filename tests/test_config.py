@@ -361,7 +361,7 @@ def test_five_mistakes_at_five_levels_give_one_message_of_five_lines(write):
     ("loss_weights", [1, "a"], "expected list of float or null"),
     ("loss", 3, 'expected {"type": NAME, "args": {...}} or a name'),
     ("loss", {}, 'missing key "type"'),
-    ("val_loader", 1, "expected {"),
+    ("val_loader", 1, "expected {"), ("predict", None, "expected an object"),
 ])
 def test_a_value_of_the_wrong_type_is_shown_with_what_was_expected(path, value, words):
     config = small()

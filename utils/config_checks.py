@@ -86,11 +86,10 @@ def _check_outputs(config, report):
 
 def _check_predict(config, report):
     """Settings that the decision rules and the predictor refuse, found by making them."""
-    predict = config.get("predict")
+    predict = config.get("predict", {})
     options, predictor = load(_RULES), load(_PREDICTOR)
     known = fields(options, predictor)
-    if not isinstance(predict, dict) or not all(field.fits(predict.get(name, field.default))
-                                                for name, field in known.items()):
+    if not all(name in predict and field.fits(predict[name]) for name, field in known.items()):
         return
     _check_classes_of_interest(predict["CoI"], config, report)
     build_decision = load("utils.decision:build_decision")
