@@ -1,4 +1,4 @@
-"""U-Net with a ResNet encoder.
+"""U-Net (Ronneberger et al., MICCAI 2015, arXiv:1505.04597) with a ResNet encoder.
 
 The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
 `yassouali_unet_resnet50`. No weights are published. As there, the encoder is

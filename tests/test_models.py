@@ -53,7 +53,9 @@ def scalar(outputs):
 
 
 @every_architecture
-@pytest.mark.parametrize("size", [(33, 47), (63, 95), (64, 64), (5, 3), (1, 1)])
+@pytest.mark.parametrize("size", [(33, 47), (5, 3), *(
+    pytest.param(size, marks=pytest.mark.slow) for size in ((1, 1), (63, 95), (64, 64), (66, 98),
+                                                           (200, 31)))])
 def test_logits_of_one_image_have_the_size_of_the_input(name, size):
     model, classes = built(name)
     with torch.no_grad():
