@@ -33,8 +33,8 @@ class BootstrappedCrossEntropyLoss(nn.Module):
         enough = many > self.min_K                                      # (N,)
         hard = (loss * above).sum(1) / many.clamp_min(1)
         if loss.device.type == "cpu" and bool(enough.all()):
-            return hard.mean()
+            return hard.sum() / max(1, len(hard))
         # Unlabelled pixels have loss 0: they come last and add nothing.
         kept = valid.flatten(1).sum(1).clamp(1, self.min_K)
         top = loss.topk(min(self.min_K, loss.shape[1]), sorted=False).values.sum(1) / kept
-        return torch.where(enough, hard, top).mean()
+        return torch.where(enough, hard, top).sum() / max(1, len(hard))

@@ -71,7 +71,7 @@ class ClassDiceLoss(nn.Module):
             sums = [term.sum(0, keepdim=True) for term in sums]
         hit, predicted, labels = sums
         loss = 1 - (2 * hit + self.smooth) / (predicted + labels + self.smooth + self.eps)
-        loss = loss.mean(0)
+        loss = loss.sum(0) / max(1, len(loss))
         if self.weight is not None:
             loss = loss * self.weight.to(loss)
         return loss.mean().to(cross_entropy.dtype)
