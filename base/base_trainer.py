@@ -2,6 +2,7 @@
 
 A subclass writes the two loops, `_train_epoch` and `_valid_epoch`.
 """
+import inspect
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -80,8 +81,8 @@ class BaseTrainer(ABC):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
         model = model.to(device, memory_format=self.memory_format)
-        if config["use_synch_bn"] and distributed.world_size() > 1:
-            model = convert_sync_batchnorm(model)
+        if distributed.world_size() > 1:
+            model = convert_sync_batchnorm(model, every=config["use_synch_bn"])
         self.model = model                      # the network itself: weights are saved from here
         self.criterion, self.normalize = criterion.to(device), normalize.to(device)
         self.val_loss = (build_loss(config["val_loss"], config["ignore_index"]).to(device)
@@ -224,10 +225,14 @@ class BaseTrainer(ABC):
         if compile:
             model = torch.compile(model)
         if distributed.world_size() > 1:
+            parallel = torch.nn.parallel.DistributedDataParallel
             # Buffers are sent before each validation; between two of them nobody reads them.
-            model = torch.nn.parallel.DistributedDataParallel(
-                model, device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True)
+            # torch 2.15 renamed the switch.
+            names = inspect.signature(parallel).parameters
+            switch = ("forward_sync_buffers" if "forward_sync_buffers" in names
+                      else "broadcast_buffers")
+            model = parallel(model, device_ids=[self.device] if self.device.type == "cuda" else None,
+                             gradient_as_bucket_view=True, static_graph=True, **{switch: False})
         return model
 
 

@@ -4,15 +4,20 @@ from torch import nn
 
 from tests.ranks import on_ranks
 from utils import distributed
-from utils.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
+from utils.sync_batchnorm import CPUSyncBatchNorm, SyncBatchNorm, convert_sync_batchnorm
 
 
 def test_conversion_keeps_keys_values_and_mode():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=1e-3)).eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     net = convert_sync_batchnorm(net)
-    assert isinstance(net[1], SyncBatchNorm) and not net[1].training and net[1].eps == 1e-3
+    assert isinstance(net[1], CPUSyncBatchNorm) and not net[1].training and net[1].eps == 1e-3
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_without_every_only_those_that_ask_are_converted():
+    net = convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(4), SyncBatchNorm(4)), every=False)
+    assert type(net[0]) is nn.BatchNorm2d and isinstance(net[1], CPUSyncBatchNorm)
 
 
 def test_alone_it_is_an_ordinary_batch_norm():

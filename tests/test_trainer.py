@@ -77,7 +77,7 @@ def make(folder, *overrides, model=None, batch_size=2, checkpoint=None, val=True
         "lr_scheduler.type=Poly", "trainer.epochs=3", "trainer.val_per_epochs=1",
         "trainer.tensorboard=false", *overrides]))
     torch.manual_seed(0)
-    model = model or Net()
+    model = model() if model else Net()
     data = Data(8)
     return Trainer(model, Criterion(config["loss"], model.output_weights),
                    Normalize(data.mean, data.std), loader or Loader(batch_size=batch_size),
@@ -117,11 +117,10 @@ def test_training_equals_a_plain_loop(tmp_path):
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, stop):
     settings = ["trainer.ema=0.9", "lr_scheduler.type=OneCycle"]
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    whole = make(tmp_path / "a", *settings, model=Net(dropout=0.5))
+    whole = make(tmp_path / "a", *settings, model=lambda: Net(dropout=0.5))
     whole.train()
 
-    torch.manual_seed(0)
-    first = make(tmp_path / "b", *settings, model=Net(dropout=0.5))
+    first = make(tmp_path / "b", *settings, model=lambda: Net(dropout=0.5))
     update = first._update
 
     def stopping(*args):
@@ -133,7 +132,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, stop):
         first.train()
     assert stopped.value.signum == 15 and "train.py -r" in str(stopped.value)
     torch.rand(17)      # whatever happened to the generators in between
-    second = make(tmp_path / "b", *settings, model=Net(dropout=0.5),
+    second = make(tmp_path / "b", *settings, model=lambda: Net(dropout=0.5),
                   checkpoint=read_checkpoint(tmp_path / "b" / "last.pth"))
     second.train()
     assert same(weights(whole), weights(second))
@@ -153,9 +152,8 @@ def test_accumulated_micro_batches_equal_one_batch(tmp_path):
     results = []
     for name, batch, accumulate in (("a", 4, 1), ("b", 2, 2)):
         (tmp_path / name).mkdir()
-        torch.manual_seed(0)
         trainer = make(tmp_path / name, f"trainer.accumulate={accumulate}", batch_size=batch,
-                       model=Plain())
+                       model=Plain)
         trainer.train()
         results.append(weights(trainer))
     for key in results[0]:
@@ -217,9 +215,8 @@ def test_a_checkpoint_holds_only_tensors_and_plain_types(tmp_path):
 
 
 def test_a_frozen_backbone_keeps_weights_and_statistics(tmp_path):
-    model = Net().freeze(freeze_backbone=True)
-    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
-    trainer = make(tmp_path, model=model)
+    trainer = make(tmp_path, model=lambda: Net().freeze(freeze_backbone=True))
+    before = {k: v.clone() for k, v in trainer.model.backbone.state_dict().items()}
     trainer.train()
     assert same(before, trainer.model.backbone.state_dict())
 

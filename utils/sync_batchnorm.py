@@ -1,22 +1,35 @@
 """Batch norm over the batches of all ranks, on GPUs and on CPUs.
 
-torch's SyncBatchNorm does the work on GPUs but refuses CPU tensors. On CPUs
-the same sums go through a differentiable all-reduce here, so that a gloo run
-trains what one process with the whole batch would.
+torch's SyncBatchNorm does the work on GPUs but refuses CPUs. There the same
+sums go through a differentiable all-reduce, so that a gloo run trains what one
+process with the whole batch would.
 """
 import torch
 from torch import nn
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch.nn.SyncBatchNorm that also works on CPU tensors. x: (N, C, …)."""
+class SyncBatchNorm(nn.BatchNorm2d):
+    """A batch norm that asks to be synchronised (norm "sync"), whatever use_synch_bn says.
+
+    An ordinary batch norm until `convert_sync_batchnorm` replaces it by the form
+    its device needs.
+    """
+
+
+class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """torch.nn.SyncBatchNorm for CPUs, affine and with running statistics. x: (N, C, …).
+
+    Not a subclass of torch's, which DistributedDataParallel refuses on CPUs.
+    """
+
+    def _check_input_dim(self, x):
+        if x.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {x.dim()}")
 
     def forward(self, x):
         dist = torch.distributed
-        if x.device.type != "cpu":
-            return super().forward(x)
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
-            return nn.modules.batchnorm._BatchNorm.forward(self, x)
+            return super().forward(x)
         self.num_batches_tracked.add_(1)
         axes = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
@@ -35,18 +48,20 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         return (out * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
 
 
-def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """`module` with every ordinary BatchNorm replaced by a synchronised one; keys stay the same."""
+def convert_sync_batchnorm(module: nn.Module, every: bool = True) -> nn.Module:
+    """`module` with its batch norms synchronised over the ranks; keys stay the same.
+
+    every: all of them; otherwise only those that ask for it (SyncBatchNorm).
+    """
     for name, child in module.named_children():
-        setattr(module, name, convert_sync_batchnorm(child))
-    ordinary = isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(
-        module, nn.SyncBatchNorm) and module.affine and module.track_running_stats
-    if not ordinary:
+        setattr(module, name, convert_sync_batchnorm(child, every))
+    wanted = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) if every else SyncBatchNorm
+    if not (isinstance(module, wanted) and module.affine and module.track_running_stats):
         return module
-    new = SyncBatchNorm(module.num_features, module.eps, module.momentum)
-    new.weight, new.bias = module.weight, module.bias
-    new.running_mean, new.running_var = module.running_mean, module.running_var
-    new.num_batches_tracked = module.num_batches_tracked
+    if module.weight.is_cuda:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    new = CPUSyncBatchNorm(module.num_features, module.eps, module.momentum)
+    new.load_state_dict(module.state_dict())
     return new.train(module.training)
 
 
