@@ -198,7 +198,7 @@ def test_a_section_replaced_by_another_kind_of_value_is_reported_where_it_is_wri
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None,
+@settings(max_examples=60, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_parents_merge_and_every_key_knows_its_place(tmp_path, data):
     section = st.dictionaries(st.sampled_from(["type", "args", "x"]), JSON, max_size=3)
