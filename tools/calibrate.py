@@ -1,0 +1,124 @@
+"""Fit the temperature of a checkpoint on labelled images and draw how far it can be trusted.
+
+examples:
+  python -m tools.calibrate -r saved/camvid/model_best.pth
+  python -m tools.calibrate -r model_best.pth --split val --write model_calibrated.pth
+  python test.py -r model_best.pth -p rankdice predict.temperature=1.31
+
+Fit on validation images, never on those that the final score is taken from. `max` gives the
+same labels at any temperature; T, rankdice and rankiou do not.
+"""
+import argparse
+import json
+import os
+import sys
+
+from utils import console
+from utils.predict_arguments import add_prediction_arguments, predict_options
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(prog="python -m tools.calibrate", description=__doc__,
+                                     epilog=console.EXIT_STATUSES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH",
+        help="checkpoint to calibrate")
+    add("-c", "--config", help="config to use in place of the checkpoint's own")
+    add("-s", "--split", choices=("val", "test", "train"), default="val",
+        help="which loader of the config (default: val)")
+    add("--pixels", type=int, default=500_000,
+        help="labelled pixels to fit on, the same number of every image (default 500000)")
+    add("--bins", type=int, default=15, help="of the reliability diagram (default 15)")
+    add_prediction_arguments(parser)
+    add("-o", "--output", metavar="PNG",
+        help="reliability diagram (default: reliability.png beside the checkpoint)")
+    add("--write", metavar="PATH",
+        help="also write the checkpoint with the temperature in its config")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add("--debug", action="store_true", help="show the traceback of every error")
+    add("overrides", nargs="*", metavar="KEY=VALUE",
+        help="config keys, e.g. val_loader.args.data_dir=/data/camvid")
+    args = parser.parse_intermixed_args(argv)
+    if args.pixels < 1 or args.bins < 2:
+        parser.error("--pixels must be at least 1, --bins at least 2")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    from utils.calibration import fit_temperature, reliability, reliability_diagram
+    from utils.checkpoint import read_checkpoint, write_checkpoint
+    from utils.checkpoint_config import loader_section, with_config
+    from utils.image_io import write_image
+    stored = read_checkpoint(args.checkpoint)
+    checkpoint = with_config(stored, args.config, args.overrides)
+    config = checkpoint["config"]
+    _, section = loader_section(config, args.split)
+    logits, labels, activation, images = _sample(args, checkpoint, section)
+    temperature = fit_temperature(logits, labels, activation)
+    result = {"temperature": temperature, "images": images, "pixels": len(labels),
+              "activation": activation}
+    diagrams = {}
+    for name, t in (("before", 1.0), ("after", temperature)):
+        of_top = reliability(logits, labels, activation, t, args.bins)
+        of_all = reliability(logits, labels, activation, t, args.bins, top=False)
+        diagrams[f"{name}, T = {t:.3f}, most likely class"] = of_top
+        diagrams[f"{name}, T = {t:.3f}, every class"] = of_all
+        result[name] = {"ece": of_top.ece, "class_ece": of_all.ece, "log_loss": of_top.log_loss}
+    output = args.output or os.path.join(os.path.dirname(os.path.abspath(args.checkpoint)),
+                                         "reliability.png")
+    write_image(output, reliability_diagram(diagrams))
+    if args.write:
+        predict = {**stored["config"].get("predict", {}), "temperature": temperature}
+        write_checkpoint(args.write, {**stored, "config": {**stored["config"],
+                                                           "predict": predict}})
+    print(json.dumps(result) if args.json else _text(result))
+    console.notice(f"the reliability diagram is in {output}"
+                   + (f", the calibrated checkpoint in {args.write}" if args.write else ""))
+
+
+def _sample(args, checkpoint, section):
+    """Logits and labels of random pixels of the split."""
+    import torch
+    from tqdm import tqdm
+
+    from dataloader.loader import make_loader
+    from utils import distributed
+    from utils.calibration import PixelSample
+    from utils.open_model import open_model
+    config = checkpoint["config"]
+    device = distributed.start(args.device)
+    try:
+        loader = make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
+                             rank=0, world_size=1, training=False)
+        opened = open_model(checkpoint, device, args.checkpoint)
+        opened.require_classes(loader.dataset.class_names)
+        predictor = opened.predictor(predict_options(config["predict"], args))
+        images = len(loader.dataset)
+        sample = PixelSample(len(opened.class_names), -(-args.pixels // max(images, 1)),
+                             config["ignore_index"], config["seed"])
+        with torch.inference_mode():
+            for batch in tqdm(loader, desc="logits", leave=False, disable=None):
+                for image, label in zip(batch["image"], batch["label"]):
+                    sample.add(predictor(image[None].to(device)), label[None].to(device))
+    finally:
+        distributed.stop()
+    return *sample.tensors(), opened.activation, images
+
+
+def _text(result):
+    lines = [f"temperature {result['temperature']:.4f}, fitted on {result['pixels']} pixels of "
+             f"{result['images']} images", "",
+             "                              T = 1   fitted"]
+    for title, key, factor in (("ECE of the most likely class, %", "ece", 100),
+                               ("ECE of every class, %", "class_ece", 100),
+                               ("log loss", "log_loss", 1)):
+        before, after = (factor * result[when][key] for when in ("before", "after"))
+        lines.append(f"{title:<28}{before:>8.4f} {after:>8.4f}")
+    lines += ["", f"use it: predict.temperature={result['temperature']:.4f}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))
