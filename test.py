@@ -73,8 +73,7 @@ def main(argv=None):
             entries = score_entries(results, opened, predictor, key, section, names)
             print("\n".join(map(json.dumps, entries)) if args.json
                   else score_text(results, entries, names))
-            write_scores(folder, results, entries, names)
-            console.notice(f"results.json, results.txt and confusion_matrix.png are in {folder}")
+            console.notice("written: " + ", ".join(write_scores(folder, results, entries, names)))
     finally:
         distributed.stop()
 

@@ -43,7 +43,7 @@ def score_entries(results: dict[str, dict], opened: OpenModel, predictor: Predic
         entries.append(_plain({
             "schema": SCHEMA, "dataset": section["type"],
             "split": section.get("args", {}).get("split", loader_key), "loader": loader_key,
-            "n_images": scores["images"], "procedure": rule, **predictor.describe(),
+            "data": section, "n_images": scores["images"], "procedure": rule, **predictor.describe(),
             **{name: scores[name] for name in SCORES if name in scores}, "classes": classes,
             "image_level": {name: image[name] for name in IMAGE_SCORES if name in image},
             "confusion": scores["confusion"],
@@ -61,11 +61,16 @@ def score_text(results: dict[str, dict], entries: list[dict], class_names: list[
     return "\n\n".join(tables)
 
 
-def write_scores(folder, results: dict[str, dict], entries: list[dict], class_names: list[str]):
-    """Add the scores to the three files in `folder`. Raises DataError if that cannot be done."""
+def write_scores(folder, results: dict[str, dict], entries: list[dict],
+                 class_names: list[str]) -> list[str]:
+    """Add the scores to the files in `folder`; returns the paths of those that were written.
+
+    Raises DataError if that cannot be done.
+    """
     folder = Path(folder)
-    runs = [run for run in _earlier(folder / "results.json")
-            if all(_identity(run) != _identity(entry) for entry in entries)] + entries
+    measured = {_title(entry) for entry in entries}
+    runs = [run for run in _earlier(folder / "results.json") if _title(run) not in measured]
+    runs += entries
     text = json.dumps({**entries[0], "runs": runs}, indent=1, allow_nan=False)
     write_bytes(folder / "results.json", (text + "\n").encode())
     sections = _earlier_sections(folder / "results.txt")
@@ -75,20 +80,15 @@ def write_scores(folder, results: dict[str, dict], entries: list[dict], class_na
         f"== {title}\n{table}" for title, table in sections.items()).encode() + b"\n")
     confusion = next((results[entry["procedure"]]["confusion"] for entry in entries
                       if entry["confusion"]), None)
+    written = [folder / "results.json", folder / "results.txt"]
     if confusion:
-        write_image(folder / "confusion_matrix.png", confusion_picture(confusion, class_names))
-
-
-def _identity(run):
-    """What makes two scores the same measurement."""
-    return (run.get("checkpoint", {}).get("path", "").rpartition("/")[2],
-            *(json.dumps(run.get(key)) for key in (
-                "dataset", "split", "loader", "procedure", "mode", "scales", "flip", "average",
-                "crop_size", "overlap", "tiling", "amp")))
+        written.append(folder / "confusion_matrix.png")
+        write_image(written[-1], confusion_picture(confusion, class_names))
+    return list(map(str, written))
 
 
 def _title(entry):
-    """The line that names a score, unique for its identity."""
+    """The line that names a score: two scores with one title are the same measurement."""
     way = entry["mode"]
     if entry["mode"] == "sliding":
         crop = entry["crop_size"]
@@ -98,8 +98,10 @@ def _title(entry):
         way += " at " + ", ".join(f"{scale:.4g}" for scale in entry["scales"])
     way += " + flip" * entry["flip"] + f" mean of {entry['average']}" * (
         entry["average"] != "logits") + (f" {entry['amp']}" if entry["amp"] else "")
+    place = entry["data"].get("args", {}).get("data_dir")
     return (f"{Path(entry['checkpoint']['path']).name}, {entry['dataset']} {entry['split']} "
-            f"({entry['loader']}, {entry['n_images']} images), rule {entry['procedure']}, {way}")
+            f"({entry['loader']}, {entry['n_images']} images{f' in {place}' if place else ''}), "
+            f"rule {entry['procedure']}, {way}")
 
 
 def _earlier(path):
@@ -107,8 +109,8 @@ def _earlier(path):
         return json.loads(path.read_text(encoding="utf-8"))["runs"]
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise DataError(f"is not a results file of this program ({error}); it would be replaced",
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"is no results file of this program ({type(error).__name__}: {error})",
                         str(path), "move it away, or choose another folder with "
                                    "--output") from None
 
