@@ -1,5 +1,6 @@
 """Losses: the contract of every one, golden values, and probe numbers for a lone clone."""
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,14 @@ def golden():
         pytest.skip("the golden values (../shared/losses) are not here")
     with np.load(GOLDEN) as file:
         return dict(file)
+
+
+@pytest.fixture
+def as_on_a_device(monkeypatch):
+    """The losses take the path that never reads a value, on the CPU."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("utils.losses.") and hasattr(module, "reads_are_free"):
+            monkeypatch.setattr(module, "reads_are_free", lambda tensor: False)
 
 
 def build(name, ignore_index=255, **args):
@@ -269,6 +278,16 @@ def test_a_loss_on_a_device_never_waits_for_it_and_equals_the_cpu(name):
         assert (gradient.cpu() - reference).abs().max() <= 1e-3 * reference.abs().max()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_on_a_device_needs_no_value_from_it(name):
+    # Tensors of the meta device have no values: reading one, or a shape that depends on one, fails.
+    loss = build(name).to("meta")
+    logits, targets = inputs_of(loss)
+    logits = [x.detach().to("meta").requires_grad_() for x in logits]
+    value, gradients = value_and_gradients(loss, logits, [t.to("meta") for t in targets])
+    assert value.shape == () and all(g.shape == x.shape for g, x in zip(gradients, logits))
+
+
 # --- golden values -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype, rtol, gradient_rtol",
@@ -289,6 +308,18 @@ def test_values_and_gradients_are_the_golden_ones(golden, name, dtype, rtol, gra
             assert (gradient - slope).abs().max() <= gradient_rtol * slope.abs().max(), case
             compared += 1
     assert compared >= 12
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN_CONFIGS if name.startswith(
+    ("lovasz", "ohem", "bootstrapped", "topk", "dc_topk", "rmi", "wrmi"))])
+def test_the_way_taken_on_devices_gives_the_golden_values(golden, name, as_on_a_device):
+    for case in map(str, golden["cases"]):
+        value, gradient = golden_result(golden, case, name, torch.float64)
+        expected = float(golden[f"{case}/{name}/correct/value"])
+        assert abs(value - expected) <= 1e-9 * abs(expected) + 1e-15, case
+        if not saturated_ranking(case, name):
+            slope = torch.tensor(golden[f"{case}/{name}/correct/grad"]).double()
+            assert (gradient - slope).abs().max() <= 1e-6 * slope.abs().max(), case
 
 
 def golden_result(golden, case, name, dtype, ignore_index=255):
@@ -400,6 +431,11 @@ def probe(name):
 
 @pytest.mark.parametrize("name", GOLDEN_CONFIGS)
 def test_the_probe_values_hold(name):
+    assert probe(name) == pytest.approx(PROBES[name], rel=1e-8)
+
+
+@pytest.mark.parametrize("name", GOLDEN_CONFIGS)
+def test_the_probe_values_hold_the_way_they_are_computed_on_devices(name, as_on_a_device):
     assert probe(name) == pytest.approx(PROBES[name], rel=1e-8)
 
 

@@ -6,7 +6,7 @@ with fewer of them than min_K is allowed.
 import torch
 from torch import nn
 
-from utils.losses.pixels import cross_entropy_map, labelled
+from utils.losses.pixels import cross_entropy_map, labelled, reads_are_free
 
 
 class BootstrappedCrossEntropyLoss(nn.Module):
@@ -32,7 +32,7 @@ class BootstrappedCrossEntropyLoss(nn.Module):
         many = above.sum(1)
         enough = many > self.min_K                                      # (N,)
         hard = (loss * above).sum(1) / many.clamp_min(1)
-        if loss.device.type == "cpu" and bool(enough.all()):
+        if reads_are_free(loss) and bool(enough.all()):
             return hard.sum() / max(1, len(hard))
         # Unlabelled pixels have loss 0: they come last and add nothing.
         kept = valid.flatten(1).sum(1).clamp(1, self.min_K)

@@ -52,8 +52,9 @@ class DC_CE(nn.Module):  # noqa: N801 (the name that the published configs use)
             if dice.shape[1] < 2:
                 raise ValueError("without class 0 a Dice over one class is empty: set do_bg")
             dice = dice[:, 1:]
+        dice = dice.sum() / max(1, dice.numel())
         pixels = self._pixels(cross_entropy, valid)
-        return self.weight_ce * pixels - (self.weight_dice * dice.mean()).to(pixels.dtype)
+        return self.weight_ce * pixels - (self.weight_dice * dice).to(pixels.dtype)
 
     def _pixels(self, cross_entropy, valid):
         return mean_over(cross_entropy, valid.sum())

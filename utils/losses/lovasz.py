@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.losses.pixels import full_precision, labelled
+from utils.losses.pixels import full_precision, labelled, reads_are_free
 
 # Errors that are sorted at once on a device: bounds the memory beside the logits.
 _SORTED_AT_ONCE = 1 << 23
@@ -58,7 +58,7 @@ class _Lovasz(torch.autograd.Function):
         images, num_classes = p.shape[:2]
         chosen = list(range(num_classes)) if isinstance(classes, str) else list(classes)
         slope = torch.zeros_like(p, memory_format=torch.contiguous_format)
-        add = _add_on_cpu if p.device.type == "cpu" else _add_on_device
+        add = _add_on_cpu if reads_are_free(p) else _add_on_device
         parts = range(images) if per_image else [slice(None)]
         total = p.new_zeros((), dtype=torch.float64)
         for part in parts:
@@ -163,7 +163,9 @@ def _add_on_device(p, labels, chosen, only_present, slope, divisor):
         size = own.sum(1, keepdim=True)
         found = is_own.cumsum(1)
         union = torch.arange(1, 1 + len(labels), device=p.device) + size - found
-        m = torch.where(is_own, 1.0, (size - found) / (union - 1).clamp_min(1)).to(pc.dtype) / union
+        left = (size - found).to(pc.dtype)      # pixels of the class that are still to come
+        m = torch.where(is_own, 1, left / (union - 1).clamp_min(1)) / union
+        # An absent class weighs its largest error only.
         m[:, :1] = torch.where(size == 0, 1, m[:, :1])
         m = torch.where(errors >= 0, m, 0)
         total = total + ((m * errors).sum(1).double() * scale[part]).sum()

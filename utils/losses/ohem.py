@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from utils.class_weights import class_weights
-from utils.losses.pixels import class_weight_map, cross_entropy_map, labelled, mean_over
+from utils.losses.pixels import (class_weight_map, cross_entropy_map, labelled, mean_over,
+                                 reads_are_free)
 
 
 class OhemCrossEntropy(nn.Module):
@@ -50,7 +51,7 @@ class OhemCrossEntropy(nn.Module):
         if loss.numel() <= self.min_kept:
             return valid
         hard = (loss > floor) & valid
-        if loss.device.type == "cpu" and int(hard.sum()) > self.min_kept:
+        if reads_are_free(loss) and int(hard.sum()) > self.min_kept:
             return hard
         # Unlabelled pixels rank below all others: when the bound falls among them,
         # every labelled pixel is kept.

@@ -1,8 +1,11 @@
 """What the losses share: labelled pixels, their cross-entropy, sums per class.
 
 Everything here is free of host synchronisation: no value travels from the
-device, no shape depends on the labels.
+device, no shape depends on the labels. A loss that is cheaper where the host
+knows a count asks `reads_are_free` first.
 """
+import contextlib
+
 import torch
 import torch.nn.functional as F
 
@@ -68,9 +71,18 @@ def class_weight_map(weight: torch.Tensor, index: torch.Tensor, valid: torch.Ten
     return weight.to(like)[index] * valid
 
 
+def reads_are_free(tensor: torch.Tensor) -> bool:
+    """Whether reading a value of this tensor waits for no device: the host may then branch on it.
+    """
+    return tensor.device.type == "cpu"
+
+
 def no_autocast(tensor: torch.Tensor):
     """A context in which matrix products keep the precision of their operands."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    kind = tensor.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 class _SoftmaxTerms(torch.autograd.Function):

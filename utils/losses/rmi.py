@@ -14,7 +14,8 @@ from torch import nn
 
 from utils.class_weights import class_weights
 from utils.losses.binary import binary_cross_entropy_sums, warn_sigmoid
-from utils.losses.pixels import class_weight_map, full_precision, labelled, no_autocast
+from utils.losses.pixels import (class_weight_map, full_precision, labelled, no_autocast,
+                                 reads_are_free)
 from utils.losses.warning import warn_once
 
 _STRIDES = {"max": 3, "avg": 4, "interp": 2, "none": 1}
@@ -188,7 +189,7 @@ def _pairs(index, valid, num_classes):
     How many there are is known on the device only, and reading it would wait for it.
     """
     images = len(index)
-    if index.device.type != "cpu":
+    if not reads_are_free(index):
         every = torch.arange(images * num_classes, device=index.device)
         return every // num_classes, every % num_classes
     slot = index + torch.arange(images)[:, None, None] * num_classes
@@ -198,7 +199,7 @@ def _pairs(index, valid, num_classes):
 
 
 def _parts(q, rows):
-    limit = _STACKED_ON_CPU if q.device.type == "cpu" else _STACKED_ON_DEVICE
+    limit = _STACKED_ON_CPU if reads_are_free(q) else _STACKED_ON_DEVICE
     step = max(1, limit // max(1, rows * q.shape[1] * q.shape[2]))
     return [slice(start, start + step) for start in range(0, len(q), step)]
 
