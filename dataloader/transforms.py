@@ -138,7 +138,8 @@ class View(NamedTuple):
             for _ in range(self._halvings()):
                 image = _halved(image)
             image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
-            label = _nearest(label, rows, columns)
+            # Plain INTER_NEAREST aligns corners, this one pixel centres, as INTER_LINEAR does.
+            label = cv2.resize(label, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
         below, beside = self.size[0] - rows, self.size[1] - columns
         if below or beside:
             image = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_CONSTANT,
@@ -152,11 +153,12 @@ class View(NamedTuple):
     def _warp(self, image, label, image_border, label_border):
         to_source = self._matrix(image.shape[:2])
         size = self.size[::-1]
-        region, to_region = self._needed_region(image, to_source)
-        image = cv2.warpAffine(region, to_region, size,
+        image, to_image = self._needed_region(image, to_source, self._halvings())
+        label, to_label = self._needed_region(label, to_source, 0)
+        image = cv2.warpAffine(image, to_image, size,
                                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                                borderMode=cv2.BORDER_CONSTANT, borderValue=image_border)
-        label = cv2.warpAffine(label, to_source, size,
+        label = cv2.warpAffine(label, to_label, size,
                                flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
                                borderMode=cv2.BORDER_CONSTANT, borderValue=label_border)
         return image, label
@@ -175,11 +177,8 @@ class View(NamedTuple):
         shrink = np.diag([1 / sx, 1 / sy, 1])
         return (_translation(-0.5, -0.5) @ shrink @ centre @ turn @ back @ place @ mirror)[:2]
 
-    def _needed_region(self, image, to_source):
+    def _needed_region(self, image, to_source, halvings):
         """The part of the image the crop looks at, halved, and the matrix into it."""
-        halvings = self._halvings()
-        if not halvings:
-            return image, to_source
         height, width = self.size
         corners = to_source @ np.array([[-1, width, -1, width], [-1, -1, height, height],
                                         [1, 1, 1, 1]])
@@ -252,14 +251,6 @@ def _span(length, crop, zoom, place):
     block = 2 ** max(0, math.floor(-math.log2(zoom) + 1e-9))     # halving is fast on whole blocks
     taken = min(length, max(1, block * round(needed / block)))
     return Span(int(place * (length - taken + 1)), taken, crop)
-
-
-def _nearest(label, rows, columns):
-    """Nearest-neighbour resize with pixel centres aligned (cv2.INTER_NEAREST aligns corners)."""
-    height, width = label.shape
-    y = ((np.arange(rows) + 0.5) * (height / rows)).astype(np.intp)
-    x = ((np.arange(columns) + 0.5) * (width / columns)).astype(np.intp)
-    return label[y][:, x]
 
 
 def _halved(image):
