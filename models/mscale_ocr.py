@@ -131,9 +131,9 @@ class MscaleOCR(BaseModel):
     def _scaled(self, x, scale):
         if scale == 1.0:
             return x
-        size = [max(1, math.floor(n * scale)) for n in x.shape[2:]]
-        if self.recompute_ratio or 1 in size:
-            return resize_to(x, size, self.align_corners)
+        size = [math.floor(n * scale) for n in x.shape[2:]]
+        if self.recompute_ratio or min(size) < 1:
+            return resize_to(x, [max(1, n) for n in size], self.align_corners)
         return F.interpolate(x, scale_factor=float(scale), mode="bilinear", align_corners=False,
                              recompute_scale_factor=False)
 

@@ -1,0 +1,212 @@
+"""HRNet, Higher-HRNet and the plain head: structure, resizing, start weights, goldens."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.backbones import build_backbone
+from models.backbones.hrnet import VARIANTS, HRNetBackbone, drop_classifier
+from models.hrnet_ocr import HRNetOCR
+from models.hrnet_seg import HRNet
+from models.published import load_published
+from models.segfix_net import SegFix
+from tests.made_up import (distance_to_golden, needs_goldens, picture, published_keys,
+                           published_weights, waves)
+from utils.checkpoint import compare
+from utils.errors import CheckpointError, ConfigError
+
+SMALL = "hrnet_w18_small_v1"
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "hrnext20"])
+def test_maps_have_the_promised_channels_and_strides(name):
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+        maps = backbone(torch.zeros(1, 3, 65, 97))
+    for feature, channels, stride in zip(maps, backbone.channels, backbone.strides, strict=True):
+        assert feature.shape == (1, channels, -(-65 // stride), -(-97 // stride))
+
+
+def test_small_v1_is_16_wide_in_spite_of_its_name():
+    with torch.device("meta"):
+        assert build_backbone(SMALL).channels == [16, 32, 64, 128]
+
+
+@pytest.mark.parametrize("network, parameters", [
+    (lambda: HRNet(19), 65_859_379), (lambda: HRNet(19, "hrnet_w18_small_v2"), 3_939_579),
+    (lambda: HRNet(19, SMALL), 1_540_819), (lambda: SegFix(backbone="hrnext20"), 47_406_208)])
+def test_networks_have_the_published_number_of_parameters(network, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in network().parameters()) == parameters
+
+
+@pytest.mark.parametrize("align_corners, probes", [
+    (False, [3.59682, 0.01938, -0.53965]), (True, [3.61181, 0.0277, -0.53388])])
+def test_logits_of_made_up_weights_are_the_known_ones(align_corners, probes):
+    network = waves(HRNet(3, SMALL, align_corners=align_corners))
+    with torch.no_grad():
+        out = network(picture(61, 83))
+    assert out[0, :, 30, 41].tolist() == pytest.approx(probes, abs=2e-4)
+
+
+def test_segfix_logits_of_made_up_weights_are_the_known_ones():
+    network = waves(SegFix(backbone=SMALL, channels=16))
+    with torch.no_grad():
+        out = network(picture(61, 83))
+    assert out[0, :5, 30, 41].tolist() == pytest.approx(
+        [0.83483, -0.25648, -2.07351, -1.91167, 1.74089], abs=2e-4)
+
+
+def test_a_coarse_branch_is_resized_to_the_actual_size_of_the_finer_one():
+    module = HRNetBackbone(SMALL).stage2[0].eval()
+    fine, coarse = torch.randn(1, 16, 9, 13), torch.randn(1, 32, 5, 7)
+    with torch.no_grad():
+        got = module([fine, coarse])[0]
+        a, b = module.branches[0](fine), module.branches[1](coarse)
+        expected = F.relu(a + F.interpolate(module.fuse_layers[0][1](b), (9, 13), mode="bilinear"))
+    assert torch.allclose(got, expected, atol=1e-6)
+
+
+def test_fusing_leaves_the_maps_of_the_branches_alone():
+    module = HRNetBackbone(SMALL).stage2[0].eval()
+    fine, coarse = torch.randn(1, 16, 8, 8), torch.randn(1, 32, 4, 4)
+    before = fine.clone(), coarse.clone()
+    with torch.no_grad():
+        first = module([fine, coarse])
+        second = module([fine, coarse])
+    assert torch.equal(fine, before[0]) and torch.equal(coarse, before[1])
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_the_imagenet_network_resizes_by_nearest_neighbour():
+    nearest, bilinear = (waves(HRNetBackbone(SMALL, upsample=how)) for how in
+                         ("nearest", "bilinear"))
+    with torch.no_grad():
+        a, b = nearest(picture(32, 64)), bilinear(picture(32, 64))
+    assert not torch.allclose(a[0], b[0], atol=1e-3)
+
+
+def test_an_unknown_way_to_resize_is_refused():
+    with pytest.raises(ConfigError, match="upsample must be"):
+        HRNetBackbone(SMALL, upsample="cubic")
+
+
+def test_segfix_gives_mask_and_direction_to_its_loss_and_both_in_eval():
+    network = SegFix(backbone=SMALL).train()
+    outputs = network(torch.randn(2, 3, 33, 50))
+    assert {name: tuple(value.shape) for name, value in outputs.items()} == {
+        "mask": (2, 2, 33, 50), "direction": (2, 8, 33, 50)}
+    network.eval()
+    network.training = True
+    with torch.no_grad():
+        parts = network(picture(33, 50))
+        network.training = False
+        both = network(picture(33, 50))
+    assert torch.equal(both, torch.cat([parts["mask"], parts["direction"]], 1))
+
+
+def test_segfix_knows_4_8_16_and_32_directions_only():
+    with torch.device("meta"), pytest.raises(ConfigError, match="directions"):
+        SegFix(backbone=SMALL, directions=9)
+
+
+def test_higher_hrnet_has_no_download_and_says_what_to_do():
+    with torch.device("meta"), pytest.raises(ConfigError, match="finetune_from"):
+        build_backbone("hrnext20", pretrained=True)
+
+
+def test_an_imagenet_state_dict_starts_the_encoder_and_its_classifier_is_left_over():
+    with torch.device("meta"):
+        network, encoder = HRNet(7, SMALL), HRNetBackbone(SMALL)
+        head = torch.empty(3)
+    state = encoder.state_dict() | {"classifier.weight": head, "incre_modules.0.0.conv1.weight": head,
+                                    "downsamp_modules.0.0.bias": head, "final_layer.0.bias": head}
+    report = compare(network, network.rename_foreign(state))
+    assert len(report.loaded) == len(encoder.state_dict())
+    assert len(report.unexpected) == 4 and not report.mismatched
+    assert drop_classifier(state).keys() == encoder.state_dict().keys()
+
+
+def test_our_own_keys_stay_as_they_are():
+    for network in (HRNet(7, SMALL), SegFix(backbone=SMALL)):
+        state = network.state_dict()
+        assert network.rename_foreign(state).keys() == state.keys()
+
+
+def test_paddleseg_s_ordinary_hrnet_is_refused():
+    with torch.device("meta"):
+        network = HRNet(7, SMALL)
+        state = {"backbone.conv_layer1_1._conv.weight": torch.empty(64, 3, 3, 3),
+                 "backbone.conv_layer1_1._batch_norm._mean": torch.empty(64)}
+    with pytest.raises(CheckpointError, match="one side"):
+        network.rename_foreign(state)
+
+
+@needs_goldens
+@pytest.mark.parametrize("name, loaded", [
+    ("hrnet_cls_w48", 1830), ("hrnet_w48", 1837), ("hrnet_ocr_w48", 1830), ("mic_hrnet_ocr", 1830),
+    ("nvidia_ocrnet_hrnet_mscale", 1830), ("openseg_hrnet48_ocr_bn", 1830),
+    ("openseg_hrnet48_ocr", 1525), ("paddle_mscale_ocrnet_w48", 1525)])
+def test_every_source_of_start_weights_fills_the_encoder(name, loaded):
+    with torch.device("meta"):
+        network = HRNet(7)
+    report = compare(network, network.rename_foreign(published_keys(name)))
+    assert len(report.loaded) == loaded, str(report)
+
+
+@needs_goldens
+def test_a_plain_hrnet_starts_the_auxiliary_head_of_an_ocr_network():
+    with torch.device("meta"):
+        network = HRNetOCR(19)
+    report = compare(network, network.rename_foreign(published_keys("hrnet_w48")))
+    assert len(report.loaded) == 1839 and not report.unexpected
+
+
+@needs_goldens
+@pytest.mark.parametrize("name", ["hrnet_w18_small_v1", "hrnet_w18_small_v2", pytest.param(
+    "hrnet_w48", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("golden", ["golden", "golden_align_corners"])
+def test_plain_hrnet_equals_the_original(name, golden):
+    weights, image = published_weights(name)
+    plain = load_published(name, weights)
+    network = HRNet(19, name, align_corners=golden == "golden_align_corners").eval()
+    network.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        assert distance_to_golden(network(image), name, golden, "out_full") < 1e-4
+
+
+@needs_goldens
+@pytest.mark.parametrize("name", ["hrnet_cls_w18_small_v2", pytest.param(
+    "hrnet_cls_w48", marks=pytest.mark.slow)])
+def test_the_imagenet_encoder_equals_the_original(name):
+    weights, image = published_weights(name)
+    with torch.no_grad():
+        maps = load_published(name, weights)(image)
+    for i, feature in enumerate(maps):
+        assert distance_to_golden(feature, name, "golden", f"stage4_branch{i}") < 1e-4
+
+
+@needs_goldens
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["openseg_segfix_hrnet48", "openseg_segfix_hrnet48_bn",
+                                  "openseg_segfix_hrnext20", "openseg_segfix_hrnext20_bn"])
+@pytest.mark.parametrize("golden", ["golden", "golden_negative_gamma"])
+def test_segfix_heads_equal_the_originals(name, golden):
+    if name.endswith("_bn") and golden != "golden":
+        pytest.skip("plain batch norm has no second golden")
+    weights, image = published_weights(
+        name, negative_gamma if golden != "golden" else lambda weights: weights)
+    network, heads = load_published(name, weights), {}
+    for key, head in (("mask", network.mask_head), ("dir", network.direction_head)):
+        head.register_forward_hook(lambda _, __, out, key=key: heads.update({key: out}))
+    with torch.no_grad():
+        network(image)
+    for key, logits in heads.items():
+        assert distance_to_golden(logits, name, golden, key) < 1e-4
+
+
+def negative_gamma(weights):
+    """The change of golden_negative_gamma: every seventh norm weight from the fourth on."""
+    for key, value in weights.items():
+        if key.endswith(".weight") and value.ndim == 1:
+            value[3::7] *= -1
+    return weights
