@@ -101,9 +101,13 @@ class _Callable:
 class _ArrayType(_Callable):
     """numpy.ndarray, which is only ever handed to `_reconstruct`."""
 
+    __slots__ = ()
+
 
 class _Reconstruct(_Callable):
     """numpy's _reconstruct(ndarray, (0,), b"b"): an empty array, to be filled by its state."""
+
+    __slots__ = ()
 
     def __call__(self, kind, shape, code):
         if not isinstance(kind, _ArrayType):
@@ -128,6 +132,8 @@ class _Array:
 
 
 class _MakeDtype(_Callable):
+    __slots__ = ()
+
     def __call__(self, code, *flags):
         code = str(code).lstrip("<>|=")
         if code not in _KINDS:
@@ -149,6 +155,8 @@ class _Dtype:
 class _Encode(_Callable):
     """_codecs.encode(text, "latin1"), how protocol 2 writes bytes."""
 
+    __slots__ = ()
+
     def __call__(self, text, encoding="latin1"):
         if encoding not in ("latin1", "latin-1"):
             raise _refused(f"the encoding {encoding!r}")
@@ -156,11 +164,15 @@ class _Encode(_Callable):
 
 
 class _MakeTuple(_Callable):
+    __slots__ = ()
+
     def __call__(self, items=()):
         return tuple(items)
 
 
 class _MakeDict(_Callable):
+    __slots__ = ()
+
     def __call__(self, items=()):
         return dict(items)
 
