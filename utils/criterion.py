@@ -50,18 +50,17 @@ class Criterion(nn.Module):
         super().__init__()
         self.ignore_index = ignore_index
         sections = _sections(loss_section, dict(output_weights), loss_weights)
-        self.losses = nn.ModuleDict()
+        self.losses = nn.ModuleList()       # a ModuleDict takes no name like "half" or "a.b"
         self.weights, self._plans = {}, {}
         for name, (section, weight, where) in sections.items():
             loss = build_loss({key: section[key] for key in ("type", "args") if key in section},
                               ignore_index, where)
             if num_classes is not None:
                 _check_num_classes(loss, num_classes, where)
-            self.losses[name] = loss
+            self.losses.append(loss)
             self.weights[name] = float(section.get("weight", weight))
             self._plans[name] = _plan(name, section, loss, where)
-        main = "out" if "out" in self.losses else next(iter(self.losses))
-        self.activation = self.losses[main].activation
+        self.activation = (self._loss("out") or self.losses[0]).activation
 
     def forward(self, outputs: dict[str, torch.Tensor], batch: dict) \
             -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -72,8 +71,7 @@ class Criterion(nn.Module):
         adds them as "name.part".
         """
         total, parts = 0.0, {}
-        for name, loss in self.losses.items():
-            inputs, targets, resize = self._plans[name]
+        for loss, (name, (inputs, targets, resize)) in zip(self.losses, self._plans.items()):
             missing = [key for key in inputs if key not in outputs]
             if missing:
                 raise ConfigError(f"the loss {name!r} needs the output {missing[0]!r}; the model "
@@ -96,11 +94,14 @@ class Criterion(nn.Module):
         """The loss of "out" for a validation without a `val_loss` of its own; None where "out"
         has none, or one that reads further outputs or targets."""
         inputs, targets, _ = self._plans.get("out", (None, None, None))
-        return self.losses["out"] if (inputs, targets) == (("out",), ("label",)) else None
+        return self._loss("out") if (inputs, targets) == (("out",), ("label",)) else None
 
     def valid_pixels(self, batch: dict) -> torch.Tensor:
         """The number of labelled pixels of `batch["label"]`, a scalar on its device."""
         return (batch["label"] != self.ignore_index).sum()
+
+    def _loss(self, name):
+        return dict(zip(self._plans, self.losses)).get(name)
 
 
 def _sections(section, output_weights, loss_weights):

@@ -32,7 +32,7 @@ class CrossEntropyLoss2d(nn.Module):
         loss = cross_entropy_map(logits, index, valid)
         mass = valid
         if self.weight is not None:
-            mass = class_weight_map(self.weight, index, valid, loss)
+            mass = class_weight_map(self.weight, index, valid, logits)
             loss = loss * mass
         return loss.sum() if self.reduction == "sum" else mean_over(loss, mass.sum())
 

@@ -69,7 +69,7 @@ class CE_DiceLoss(DiceLoss):  # noqa: N801 (the name that the published configs 
         loss = cross_entropy_map(logits, index, valid)
         dice, mass = self._dice(loss, valid), valid
         if self.weight is not None:
-            mass = class_weight_map(self.weight, index, valid, loss)
+            mass = class_weight_map(self.weight, index, valid, logits)
             loss = loss * mass
         return dice + (loss.sum() if self.reduction == "sum" else mean_over(loss, mass.sum()))
 

@@ -36,5 +36,5 @@ class FocalLoss(nn.Module):
         missed = (-torch.expm1(-loss)).clamp_min(torch.finfo(loss.dtype).tiny)
         loss = missed ** self.gamma * loss
         if self.weight is not None:
-            loss = loss * class_weight_map(self.weight, index, valid, loss)
+            loss = loss * class_weight_map(self.weight, index, valid, logits)
         return loss.sum() if self.reduction == "sum" else mean_over(loss, valid.sum())

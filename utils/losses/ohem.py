@@ -42,7 +42,7 @@ class OhemCrossEntropy(nn.Module):
         loss = cross_entropy_map(logits, index, valid)
         hard = self._hard(loss.detach(), valid)
         if self.weight is not None:
-            loss = loss * class_weight_map(self.weight, index, valid, loss)
+            loss = loss * class_weight_map(self.weight, index, valid, logits)
         return mean_over(loss * hard, hard.sum())
 
     def _hard(self, loss, valid):

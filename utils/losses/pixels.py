@@ -9,6 +9,8 @@ import contextlib
 import torch
 import torch.nn.functional as F
 
+from utils.errors import ConfigError
+
 
 def full_precision(logits: torch.Tensor) -> torch.Tensor:
     """The logits in float32, or as they are where they are float64."""
@@ -66,9 +68,11 @@ def mean_over(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
 
 
 def class_weight_map(weight: torch.Tensor, index: torch.Tensor, valid: torch.Tensor,
-                     like: torch.Tensor) -> torch.Tensor:
+                     logits: torch.Tensor) -> torch.Tensor:
     """The weight (N, H, W) of every pixel's class, 0 where it is not labelled."""
-    return weight.to(like)[index] * valid
+    if len(weight) != logits.shape[1]:
+        raise ConfigError(f"{len(weight)} class weights for {logits.shape[1]} classes")
+    return weight.to(full_precision(logits[:0]))[index] * valid
 
 
 def reads_are_free(tensor: torch.Tensor) -> bool:

@@ -73,7 +73,7 @@ class RMI(nn.Module):
         valid, index = labelled(target, self.ignore_index)
         at_label = None
         if self.weight is not None:
-            at_label = class_weight_map(self.weight, index, valid, full_precision(logits[:0]))
+            at_label = class_weight_map(self.weight, index, valid, logits)
         sums = binary_cross_entropy_sums(logits, index, valid, at_label)
         bce = sums.sum() / (valid.sum() + 1)
         if not self.do_rmi:

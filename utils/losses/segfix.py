@@ -69,7 +69,7 @@ def _balanced(logits, index, valid):
     loss = cross_entropy_map(logits, index, valid)
     counts = sum_by_class(valid.to(loss.dtype), index, valid, logits.shape[1]).sum(0)
     weight = 1 - counts / counts.sum().clamp_min(1)
-    weight = class_weight_map(weight, index, valid, loss)
+    weight = class_weight_map(weight, index, valid, logits)
     return mean_over(loss * weight, weight.sum())
 
 
