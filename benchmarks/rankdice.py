@@ -1,6 +1,7 @@
 """RankDice against argmax and against what is published, side by side.
 
     python -m benchmarks.rankdice [--rounds 7] [--threads 1] [--device cpu]
+    python -m benchmarks.rankdice --checkpoint PATH      # whole evaluation, rankdice / max
 
 Maps are smoothed random logits. "city": 1x19x512x1024, every class active, sure of most
 pixels; "voc": 2x21x480x480, 5 active classes an image.
@@ -10,7 +11,8 @@ otherwise its sort-based first-order form restated plainly.
 
 Goals, against max(dim=1): masks <= 6 (city; stretch 4) and 2.5 (voc), below argmax(dim=1)
 on city; labels <= 7 and 5.5; (softmax + masks) / (softmax + max) <= 2.2 and 1.4; at least
-15 times quicker than the package's default; never below its expected Dice by more than 1e-6.
+15 times quicker than the package's default; never below its expected Dice by more than 1e-6;
+the evaluation of a checkpoint with rankdice at most 1.10 times that with max.
 """
 import argparse
 import statistics
@@ -23,6 +25,7 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--checkpoint", metavar="PATH")
     args = parser.parse_args(argv)
 
     import torch
@@ -30,6 +33,14 @@ def main(argv=None):
     from benchmarks.measure import interleaved, ratio, table
     torch.set_num_threads(args.threads)
     timed = interleaved if args.device == "cpu" else _interleaved_on_gpu
+    if args.checkpoint:
+        candidates = _evaluations(args.checkpoint, args.device)
+        seconds = timed(candidates, args.rounds)
+        table(f"evaluation of {args.checkpoint}, {args.device}, {args.threads} thread(s)", [
+            ("rule", "s", "x max"),
+            *((rule, f"{statistics.median(seconds[rule]):.2f}",
+               f"{ratio(seconds, rule, 'max'):.3f}") for rule in candidates)])
+        return
     for name, logits in maps(args.device).items():
         probs = logits.softmax(1)
         candidates = _candidates(logits, probs)
@@ -49,6 +60,32 @@ def main(argv=None):
         table("between the others", rows)
         table("expected Dice, mean over active classes, and the worst class against rankdice",
               _quality(probs, candidates))
+
+
+def _evaluations(path, device):
+    """rule -> one evaluation of the checkpoint's validation split, as test.py runs it."""
+    from dataloader.loader import make_loader
+    from utils.checkpoint import read_checkpoint
+    from utils.checkpoint_config import loader_section
+    from utils.decision import build_decision
+    from utils.evaluate import evaluate
+    from utils.open_model import open_model
+    checkpoint = read_checkpoint(path)
+    config = checkpoint["config"]
+    _, section = loader_section(config, "val")
+    # Without workers, so that reading the images is part of the time in every case.
+    section = {**section, "args": {**section["args"], "num_workers": 0}}
+    loader = make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
+                         rank=0, world_size=1, training=False)
+    opened = open_model(checkpoint, device, path)
+    predictor = opened.predictor()
+
+    def run(rule):
+        decision = build_decision(rule, opened.activation, config["predict"])
+        evaluate(predictor, loader, [decision], num_classes=len(opened.class_names),
+                 ignore_index=config["ignore_index"], device=device)
+
+    return {rule: lambda rule=rule: run(rule) for rule in ("max", "T", "rankdice", "rankiou")}
 
 
 def maps(device="cpu"):

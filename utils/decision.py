@@ -162,6 +162,8 @@ def probabilities(logits: torch.Tensor, activation: str = "softmax",
         logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
+    # Softmax over scattered channels is several times slower than a copy and softmax.
+    logits = logits.contiguous()
     return logits.softmax(1) if activation == "softmax" else logits.sigmoid()
 
 
