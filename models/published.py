@@ -158,7 +158,8 @@ def load_strictly(network: nn.Module, state: Mapping, where: str | None = None):
     num_batches_tracked, which old files lack, may be missing.
     """
     own = network.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    needed = [k for k in own if not k.endswith("num_batches_tracked")]
+    missing = [k for k in needed if k not in state]
     extra = [k for k in state if k not in own]
     shapes = [f"{k} {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
               for k in own if k in state and state[k].shape != own[k].shape]
@@ -168,9 +169,10 @@ def load_strictly(network: nn.Module, state: Mapping, where: str | None = None):
               _group_keys("of another shape", shapes), _group_keys("of another kind", kinds)]
     report = [line for line in report if line]
     if report:
-        fits = len(own) - len(missing) - len(shapes) - len(kinds)
+        unfit = {*missing, *(line.split(" ")[0] for line in shapes + kinds)}
+        fits = sum(k not in unfit for k in needed)
         raise CheckpointError(
-            f"the checkpoint does not fit: {fits} of {len(own)} tensors match\n  "
+            f"the checkpoint does not fit: {fits} of {len(needed)} tensors match\n  "
             + "\n  ".join(report), where=where,
             fix="check the network's name, its backbone and the number of classes")
     network.load_state_dict(dict(state), strict=False)

@@ -1,0 +1,154 @@
+"""Our networks beside the same networks of torchvision and segmentation_models_pytorch.
+
+    python -m benchmarks.models [NAME ...] [--size 256x256] [--batch 2] [--repeats 7]
+
+Each pair runs in turns within one process: forward in eval mode, then forward
+and backward. Printed are the medians of the CPU time ratios of neighbouring
+turns (ours over theirs) and the ratio of the peak memory that tensors take
+beyond the weights. 1.00 is equal; less is better for us. Pairs whose package is
+not installed are named and left out.
+"""
+import argparse
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from utils.registry import components
+
+CLASSES = 21
+# name -> arguments of ours, how to build the other, whether both are one network. Where they
+# are not, the ratio is divided by that of the FLOPs.
+PAIRS = {
+    "DeepLabV3": ({"backbone": "resnet50"}, lambda: _torchvision("deeplabv3_resnet50"), True),
+    "FCNResNet": ({"backbone": "resnet50"}, lambda: _torchvision("fcn_resnet50"), True),
+    "LRASPP": ({}, lambda: _torchvision("lraspp_mobilenet_v3_large"), True),
+    "PSPNet": ({"backbone": "resnet50", "use_aux": False}, lambda: _smp(
+        "PSPNet", encoder_depth=5, psp_out_channels=512), False),
+    "UNet": ({}, lambda: _smp("Unet", encoder_name="vgg13_bn"), False),
+    "UperNet": ({"backbone": "resnet50", "output_stride": 32}, lambda: _smp("UPerNet"), False),
+    "DeepLab": ({"backbone": "resnet50"}, lambda: _smp("DeepLabV3Plus"), False),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(PAIRS), metavar="NAME",
+                        help="of " + ", ".join(PAIRS))
+    parser.add_argument("--size", default="256x256", help="height x width (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=2, help="images (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="turns (default: %(default)s)")
+    options = parser.parse_args()
+    height, width = map(int, options.size.split("x"))
+    torch.manual_seed(0)
+    images = torch.randn(options.batch, 3, height, width)
+    print(f"{'network':12} {'FLOPs':>6} {'params':>7} | {'forward':>8} {'memory':>7} | "
+          f"{'fwd+bwd':>8} {'memory':>7}   (ours / theirs, per FLOP where the networks differ)")
+    for name in options.names:
+        arguments, other, same = PAIRS[name]
+        try:
+            theirs = other()
+        except ImportError as error:
+            print(f"{name:12} left out: {error}")
+            continue
+        ours = components("models")[name](num_classes=CLASSES, **arguments)
+        compare(name, ours, theirs, images, options.repeats, same)
+
+
+def compare(name, ours, theirs, images, repeats, same):
+    """Print one line."""
+    flops = _flops(ours, images) / _flops(theirs, images)
+    params = _count(ours) / _count(theirs)
+    divisor = 1.0 if same else flops
+    cells = []
+    for step, train in ((_forward, False), (_forward_backward, True)):
+        ours.train(train), theirs.train(train)
+        ratios = []
+        for turn in range(repeats + 1):
+            pair = (ours, theirs) if turn % 2 else (theirs, ours)
+            spent = {network: _cpu_time(step, network, images) for network in pair}
+            if turn:                    # the first one warms up
+                ratios.append(spent[ours] / spent[theirs] / divisor)
+        memory = _peak(step, ours, images) / _peak(step, theirs, images)
+        cells += [statistics.median(ratios), memory]
+    print(f"{name:12} {flops:6.2f} {params:7.2f} | {cells[0]:8.3f} {cells[1]:7.3f} | "
+          f"{cells[2]:8.3f} {cells[3]:7.3f}", flush=True)
+
+
+def _forward(network, images):
+    with torch.no_grad():
+        network(images)
+
+
+def _forward_backward(network, images):
+    out = network(images)
+    total = sum(v.mean() for v in (out.values() if isinstance(out, dict) else (out,)))
+    total.backward()
+    network.zero_grad(set_to_none=True)
+
+
+def _cpu_time(step, network, images):
+    start = time.process_time()
+    step(network, images)
+    return time.process_time() - start
+
+
+def _peak(step, network, images):
+    """The most bytes of tensors alive at one time during a step, beyond those before it."""
+    from torch.profiler import ProfilerActivity, profile
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        step(network, images)
+    alive = peak = 0
+    changes = [event for event in trace.profiler.kineto_results.events()
+               if event.name() == "[memory]"]
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+def _flops(network, images):
+    from torch.utils.flop_counter import FlopCounterMode
+    network.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images)
+    return counter.get_total_flops()
+
+
+def _count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def _torchvision(name):
+    from torchvision.models.segmentation import __dict__ as builders
+    options = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
+    if "lraspp" not in name:
+        options["aux_loss"] = True
+    return _OnlyLogits(builders[name](**options))
+
+
+def _smp(name, encoder_name="resnet50", **options):
+    import segmentation_models_pytorch
+    return getattr(segmentation_models_pytorch, name)(
+        encoder_name=encoder_name, encoder_weights=None, classes=CLASSES, **options)
+
+
+class _OnlyLogits(nn.Module):
+    """torchvision's networks give a dict in eval mode too; as ours, without the unused head."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        if self.training:
+            return self.network(x)
+        aux, self.network.aux_classifier = getattr(self.network, "aux_classifier", None), None
+        out = self.network(x)["out"]
+        self.network.aux_classifier = aux
+        return out
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Loading foreign checkpoints: wrappers, prefixes, refusals, and what the report says."""
+import collections
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from models.enet import ENet
+from models.published import load_published, published, read_torch_file
+from models.unet import UNet
+from utils.errors import CheckpointError
+
+NAME = "yassouali_enet"
+
+
+@pytest.fixture(scope="module")
+def weights():
+    torch.manual_seed(0)
+    return ENet(num_classes=7).state_dict()
+
+
+def logits(source, num_classes=None):
+    image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return load_published(NAME, source, num_classes)(image)
+
+
+WRAPPED = {
+    "bare": lambda s: s,
+    "DataParallel": lambda s: {"module." + k: v for k, v in s.items()},
+    "yassouali's trainer": lambda s: {
+        "arch": "DataParallel", "epoch": 80, "monitor_best": np.float64(0.7), "config": {"a": [1]},
+        "optimizer": {"state": {}}, "state_dict": {"module." + k: v for k, v in s.items()}},
+    "Lightning": lambda s: {"state_dict": {"model." + k: v for k, v in s.items()}, "epoch": 3},
+    "hoya012's trainer": lambda s: {"epoch": 1, "model_state_dict": s, "best_miou": 0.5},
+    "model": lambda s: {"model": s, "optimizer": {}},
+    "compiled": lambda s: {"_orig_mod." + k: v for k, v in s.items()},
+    "without counters": lambda s: {k: v for k, v in s.items() if "num_batches" not in k},
+    "ordered": lambda s: collections.OrderedDict(s),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED.keys())
+def test_the_weights_are_found_in_every_wrapper(wrap, weights, tmp_path):
+    torch.save(wrap(dict(weights)), tmp_path / "file.pth")
+    out = logits(tmp_path / "file.pth")
+    assert out.shape == (1, 7, 32, 32) and torch.equal(out, logits(weights))
+    assert torch.equal(out, logits(wrap(dict(weights))))
+
+
+def test_the_network_comes_in_eval_mode_and_the_source_stays_as_it_was(weights):
+    before = {k: v.clone() for k, v in weights.items()}
+    network = load_published(NAME, weights)
+    assert not any(module.training for module in network.modules())
+    assert all(torch.equal(weights[k], before[k]) for k in before)
+
+
+def test_another_number_of_classes_is_an_error_with_both_shapes(weights):
+    with pytest.raises(CheckpointError, match=r"fullconv.weight \(16, 7, 3, 3\), expected "
+                                              r"\(16, 21, 3, 3\)"):
+        load_published(NAME, weights, num_classes=21)
+
+
+def test_the_report_counts_by_part_and_names_five(weights):
+    spoilt = {k: v for k, v in weights.items() if not k.startswith("bottleneck31.")}
+    spoilt |= {"extra.weight": torch.zeros(1)}
+    with pytest.raises(CheckpointError) as error:
+        load_published(NAME, spoilt)
+    message = str(error.value)
+    assert "20 missing (bottleneck31: 20)" in message
+    assert "1 not known to the network (extra: 1): extra.weight" in message
+    assert message.count("bottleneck31.") == 5 and NAME in message
+
+
+def test_a_checkpoint_of_another_network_is_refused():
+    state = UNet(num_classes=3).state_dict()
+    with pytest.raises(CheckpointError, match="no fullconv.weight"):
+        load_published(NAME, state)
+    with pytest.raises(CheckpointError, match="0 of .* tensors match"):
+        load_published(NAME, state, num_classes=3)
+
+
+def test_an_integer_tensor_in_place_of_weights_is_refused(weights):
+    spoilt = weights | {"initial.conv.weight": weights["initial.conv.weight"].int()}
+    with pytest.raises(CheckpointError, match="initial.conv.weight torch.int32"):
+        load_published(NAME, spoilt)
+
+
+def test_a_giant_tensor_of_stride_zero_is_refused_before_it_is_copied(weights):
+    spoilt = weights | {"initial.bn.weight": torch.zeros(1).expand(10 ** 6, 10 ** 6)}
+    with pytest.raises(CheckpointError, match="initial.bn.weight"):
+        load_published(NAME, spoilt)
+
+
+def test_an_unknown_name_is_told_with_the_nearest():
+    with pytest.raises(CheckpointError, match="Did you mean 'yassouali_enet'"):
+        load_published("yassouali_enett", {})
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}, [1, 2], None])
+def test_a_file_without_weights_is_refused(content):
+    with pytest.raises(CheckpointError, match="no state dict"):
+        load_published(NAME, content)
+
+
+class Hostile:
+    def __init__(self, sentinel):
+        self.sentinel = str(sentinel)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.sentinel}",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_hostile_file_is_refused_and_nothing_of_it_runs(tmp_path, legacy):
+    path, sentinel = tmp_path / "x.pth", tmp_path / "ran"
+    torch.save({"state_dict": Hostile(sentinel)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match="refused: the file asks to run .*system") as error:
+        load_published(NAME, path)
+    assert not sentinel.exists() and "weights_only" not in str(error.value)
+
+
+def test_a_hostile_bare_pickle_is_refused(tmp_path):
+    path, sentinel = tmp_path / "x.pth", tmp_path / "ran"
+    path.write_bytes(pickle.dumps(Hostile(sentinel), protocol=2))
+    with pytest.raises(CheckpointError):
+        load_published(NAME, path)
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -50])
+def test_a_truncated_file_is_named(tmp_path, weights, keep):
+    path = tmp_path / "cut.pth"
+    torch.save(weights, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="cannot read(.|\n)*cut.pth"):
+        read_torch_file(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file(.|\n)*nothing.pth"):
+        load_published(NAME, tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), np.int64(3)])
+def test_numpy_scalars_of_older_trainers_are_let_in(tmp_path, value):
+    torch.save({"monitor_best": value}, tmp_path / "old.pth")
+    assert read_torch_file(tmp_path / "old.pth")["monitor_best"] == value
+
+
+def test_every_entry_states_how_its_input_is_normalised():
+    for name, entry in published().items():
+        assert len(entry.mean) == len(entry.std) == 3 and entry.order in ("RGB", "BGR"), name
+        assert entry.scale in (1.0, 255.0) and (entry.imagenet or entry.classes
+                                                or "segfix" in name), name
+
+
+def test_no_file_name_is_promised_by_two_networks():
+    files = [file for entry in published().values() for file in entry.files]
+    assert len(files) == len(set(files))
