@@ -64,7 +64,7 @@ def main(argv=None):
         train_loader = make_loader(config["train_loader"], training=True, **common)
         val_loader = config["val_loader"] and make_loader(config["val_loader"], **common)
         dataset = train_loader.dataset
-        model = build("models", config["arch"], num_classes=dataset.num_classes)
+        model = build("models", run.arch, num_classes=dataset.num_classes)
         criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
                               config["loss_weights"], dataset.num_classes)
         normalize = Normalize(dataset.mean, dataset.std)

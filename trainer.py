@@ -196,13 +196,20 @@ class Trainer(BaseTrainer):
         results = evaluate(predictor, self.val_loader, [rule], num_classes=self.num_classes,
                            ignore_index=self.config["ignore_index"],
                            classes_of_interest=predict["CoI"], loss=self.val_loss,
-                           device=self.device, progress=f"validation {epoch}")[rule.name]
+                           device=self.device, progress=f"validation {epoch}",
+                           published=predict["published"],
+                           on_batch=self._heed_signal)[rule.name]
         dataset = self.val_loader.dataset
         self.logger.say(f"epoch {epoch} validation on {results['images']} images of "
                         f"{type(dataset).__name__} ({rule.name}, {predictor.mode})\n"
                         + format_table(results, dataset.class_names))
         self._record_validation(epoch, results, predictor, rule)
         return results
+
+    def _heed_signal(self, *_):
+        # Ranks have different numbers of batches here, so several ranks first finish.
+        if distributed.world_size() == 1:
+            self.stop_if_asked()
 
     def _record_validation(self, epoch, results, predictor, rule):
         names = self.val_loader.dataset.class_names

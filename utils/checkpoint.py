@@ -105,11 +105,17 @@ def model_from_checkpoint(checkpoint: dict, device="cpu", where: str = "checkpoi
     """The network a checkpoint describes, with its weights (the averaged ones
     where the run kept an average), on `device`, in eval mode."""
     from utils.config import build
-    model = build("models", checkpoint["config"]["arch"],
+    model = build("models", without_download(checkpoint["config"]["arch"]),
                   num_classes=len(checkpoint["class_names"]))
     load_exact(model, checkpoint.get("ema") or checkpoint["model"],
                checkpoint["config"]["arch"]["type"], where)
     return model.to(device).eval()
+
+
+def without_download(arch: dict) -> dict:
+    """An `arch` section that fetches no weights: a checkpoint is about to replace them."""
+    args = {key: value for key, value in (arch.get("args") or {}).items() if key != "pretrained"}
+    return {**arch, "args": args}
 
 
 def load_exact(model, state: dict, saved_arch: str, where: str):

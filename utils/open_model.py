@@ -47,7 +47,7 @@ class OpenModel:
                               config.get("loss_weights"), len(self.class_names))
         if config.get("val_loss"):
             return build_loss(config["val_loss"], config["ignore_index"]).to(self.device)
-        return criterion.main_loss.to(self.device)
+        return criterion.main_loss and criterion.main_loss.to(self.device)
 
     def require_classes(self, class_names: list[str]):
         """ConfigError unless a dataset with these classes can be scored with this network."""

@@ -19,6 +19,12 @@ class Run:
     checkpoint: dict | None = None
     checkpoint_path: Path | None = None
 
+    @property
+    def arch(self) -> dict:
+        """The `arch` section; without pretrained weights where a checkpoint brings its own."""
+        from utils.checkpoint import without_download
+        return without_download(self.config["arch"]) if self.checkpoint else self.config["arch"]
+
     def folder(self) -> Path:
         """The run's folder: the checkpoint's, or a new one. The resolved config lies in it."""
         if self.checkpoint_path:
