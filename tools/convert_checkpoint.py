@@ -52,20 +52,24 @@ def main(argv=None):
     args = parse(argv)
     from models.published import load_published, published
     if args.list:
-        return _print_list(published())
+        _print_list(published())
+        return 0
     out = Path(args.out)
     if out.exists() and not args.overwrite:
         raise CheckpointError("the file is there already", str(out),
                               "choose another name or give --overwrite")
     if not out.parent.is_dir():
         raise CheckpointError("no such folder", str(out.parent), "create it first")
-    network = load_published(args.name, args.source, num_classes=args.num_classes)
-    entry = published()[args.name]
+    network, entry = load_published(args.name, args.source), published()[args.name]
     if entry.imagenet:
         raise ConfigError(f"{args.name} is an ImageNet encoder, not a segmentation network",
                           fix=f"train from it: trainer.finetune_from={args.source}")
 
-    from utils.checkpoint import model_from_checkpoint, write_checkpoint
+    from utils.checkpoint import load_partial, model_from_checkpoint, write_checkpoint
+    if args.num_classes:
+        published_network, network = network, entry.build(args.num_classes).eval()
+        report = load_partial(network, published_network.state_dict(), args.source)
+        console.notice(f"classifiers for {args.num_classes} classes start anew\n{report}")
     checkpoint = make_checkpoint(args.name, network, args.dataset, args.data_dir)
     checkpoint["versions"]["source"] = Path(args.source).name
     model_from_checkpoint(checkpoint, where=args.source)     # proves that the config rebuilds it
@@ -133,11 +137,9 @@ def _arch_section(entry, network):
 
 def _num_classes(network):
     import torch
-    training = network.training
+    device = next(network.parameters()).device
     with torch.no_grad():
-        channels = network.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
-    network.train(training)
-    return channels
+        return network.eval()(torch.zeros(1, 3, 64, 64, device=device)).shape[1]
 
 
 def _classes(arch, num_classes, dataset, data_dir):

@@ -70,8 +70,9 @@ def gather_objects(features: torch.Tensor, class_logits: torch.Tensor) -> torch.
     autocast the sum runs in float32: a weight of one in 100 000 pixels is
     below what float16 resolves.
     """
-    if torch.is_autocast_enabled(features.device.type):
-        with torch.autocast(features.device.type, enabled=False):
+    device = features.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
             return gather_objects(features.float(), class_logits.float())
     weights = class_logits.flatten(2).softmax(dim=2)                 # (N, K, HW)
     objects = weights @ features.flatten(2).transpose(1, 2)          # (N, K, C)
