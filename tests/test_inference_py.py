@@ -142,6 +142,33 @@ def test_one_bad_image_does_not_stop_the_others(checkpoint, tmp_path, capsys):
     assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--skip-bad") == 0
 
 
+def test_a_header_that_claims_a_gigapixel_is_refused_and_the_rest_is_done(checkpoint, tmp_path,
+                                                                          capsys):
+    picture(f"{tmp_path}/in/a.png")
+    data = bytearray(open(f"{tmp_path}/in/a.png", "rb").read())
+    data[16:24] = (40000).to_bytes(4, "big") * 2
+    open(f"{tmp_path}/in/bomb.png", "wb").write(data)
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out") == 3
+    assert "1 ok, 1 failed" in capsys.readouterr().err
+
+
+def test_an_image_the_network_cannot_take_is_reported_and_the_rest_is_done(checkpoint, tmp_path,
+                                                                           capsys, monkeypatch):
+    for name, height in (("a", 24), ("b", 50), ("c", 24)):
+        picture(f"{tmp_path}/in/{name}.png", height)
+    from utils.predictor import Predictor
+    whole = Predictor.__call__
+
+    def limited(self, image):
+        if image.shape[2] > 40:
+            raise RuntimeError("not enough memory: you tried to allocate 9 bytes\nand more")
+        return whole(self, image)
+    monkeypatch.setattr(Predictor, "__call__", limited)
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out") == 3
+    message = capsys.readouterr().err
+    assert "2 ok, 1 failed" in message and "fails on 40x50" in message and "sliding" in message
+
+
 def test_the_json_report_is_all_there_is_on_stdout(checkpoint, tmp_path, capsys):
     picture(f"{tmp_path}/in/a.png")
     open(f"{tmp_path}/in/b.png", "wb").close()

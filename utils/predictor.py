@@ -142,8 +142,9 @@ class Predictor:
         """The window size (h, w) for an image, and the first rows and columns of its windows."""
         source = self.tiling == "source"
         tile = self.crop_size or tuple(max(1, int(size // 2.5)) for size in (height, width))
-        # 1e-9: the share of a whole number of pixels must not round up to one more.
-        stride = [max(1, math.ceil(size * (1 - self.overlap) - 1e-9)) for size in tile]
+        # A whole number of pixels must not round up to one more, though the source's does.
+        slack = 0 if source else 1e-9
+        stride = [max(1, math.ceil(size * (1 - self.overlap) - slack)) for size in tile]
         if source:
             stride[1] = min(stride[0], tile[1])
         starts = []
