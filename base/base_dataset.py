@@ -112,7 +112,7 @@ class BaseDataset(Dataset, ABC):
                 image_border=self.border_colour, label_border=table.border)
         ids = self._to_train_ids(label, stored, index)
         if flipped and self.flip_label_pairs:
-            ids = self._mirror_table[ids]
+            ids = _swapped(ids, self.flip_label_pairs)
         return {"image": torch.from_numpy(image).permute(2, 0, 1),
                 "label": torch.from_numpy(ids), "id": self.samples[index].id}
 
@@ -221,14 +221,6 @@ class BaseDataset(Dataset, ABC):
             invalid, kind = np.iinfo(np.int16).min, np.int16
         return _Table(np.where(valid | ignored, ids, invalid).astype(kind), invalid, border)
 
-    @functools.cached_property
-    def _mirror_table(self):
-        kind = self._table(np.dtype(np.uint8)).ids.dtype
-        table = np.arange(np.iinfo(kind).max + 1).astype(kind)
-        for left, right in self.flip_label_pairs:
-            table[[left, right]] = table[[right, left]]
-        return table
-
     def _range_error(self, stored, index):
         values, counts = np.unique(stored, return_counts=True)
         table = self._table(stored.dtype)
@@ -336,6 +328,15 @@ def _problem_of(sample):
         return None
     return (f"{shown(sample.image)} is {image.size[1]}x{image.size[0]} but its label "
             f"{shown(sample.label)} is {label.size[1]}x{label.size[0]}")
+
+
+def _swapped(ids, pairs):
+    """`ids` with the two classes of each pair exchanged."""
+    result = ids.copy()
+    for left, right in pairs:
+        result[ids == left] = right
+        result[ids == right] = left
+    return result
 
 
 def _spread(items, count):

@@ -160,8 +160,7 @@ def _write(folder, suffix, size):
         image = cv2.GaussianBlur(image, (0, 0), 1.5)       # drawn grain is finer than a camera's
         if suffix == ".png":
             done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
-                                      [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_ALL_FILTERS,
-                                       cv2.IMWRITE_PNG_COMPRESSION, 6])
+                                      [cv2.IMWRITE_PNG_COMPRESSION, 6])
             write_bytes(folder / "images" / f"{index}.png", data)
         else:
             write_image(folder / "images" / f"{index}{suffix}", image)

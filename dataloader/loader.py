@@ -46,7 +46,7 @@ class Loader:
     def __init__(self, dataset: BaseDataset, plan: BatchPlan, num_workers: int, timeout: float,
                  prefetch_factor: int, pin_memory: bool, on_corrupt: str):
         self.dataset, self.plan, self.batch_size = dataset, plan, plan.batch_size
-        self.num_workers, self.skipped = num_workers, set()
+        self.num_workers, self.skipped, self.broken = num_workers, set(), False
         workers = {}
         if num_workers:
             workers = {"num_workers": num_workers, "persistent_workers": True,
@@ -56,7 +56,7 @@ class Loader:
                 # Forked workers start in a tenth of a second; the others import torch again.
                 workers["multiprocessing_context"] = "fork"
         self._ahead = num_workers * prefetch_factor if num_workers else 1
-        self._position = 0
+        self._position, self._iterator = 0, None
         # Own generator: the default one would draw a seed from torch's at every epoch, and
         # training would depend on how often it was interrupted.
         with _without_worker_advice():
@@ -74,27 +74,32 @@ class Loader:
     def __iter__(self) -> Iterator[dict]:
         self._position = self.plan.start
         with _without_worker_advice():
-            batches = iter(self._loader)
+            self._iterator = iter(self._loader)
         if self.num_workers:
             _watch_workers(self)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader" not in str(error):
-                    raise
-                raise _worker_error(error, [self]) from None
-            if isinstance(batch, UserError):
-                raise batch
+        while (batch := self._next()) is not None:
             self._position += 1
             self._report(batch.pop("skipped"))
             yield batch
 
     def close(self):
         """End the worker processes. The loader cannot be used afterwards."""
-        self._loader = None
+        # Both are dropped here and now: collected later as part of a reference cycle, torch's
+        # iterator would wait for workers that its queues no longer reach.
+        self._iterator = self._loader = None
+
+    def _next(self):
+        """The next batch, None at the end; after an error the workers are gone."""
+        try:
+            batch = next(self._iterator, None)
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            batch = _worker_error(error, [self])
+        if isinstance(batch, UserError):
+            self.close()
+            raise batch
+        return batch
 
     def waiting_for(self, everything: bool = True) -> list[str]:
         """Files of the batch that comes next, or of all batches that the workers may be reading."""
@@ -272,7 +277,9 @@ def _watch_workers(loader):
         try:
             torch_handler(signum, frame)
         except RuntimeError as error:
-            raise _worker_error(error, list(_with_workers)) from None
+            # Once is enough: the others are being ended, by us or for the same reason.
+            if not any(loader.broken for loader in _with_workers):
+                raise _worker_error(error, list(_with_workers)) from None
 
     handler.translates = True
     signal.signal(signal.SIGCHLD, handler)
@@ -287,6 +294,8 @@ def _close(reference):
 def _worker_error(error, loaders):
     """The DataError for a worker that died or does not answer."""
     late = "timed out" in str(error)
+    for loader in loaders:
+        loader.broken = True
     files = [text for loader in loaders for text in loader.waiting_for(everything=not late)]
     listed = ", ".join(files[:LISTED_FILES])
     more = f" and {len(files) - LISTED_FILES} more" if len(files) > LISTED_FILES else ""
@@ -305,8 +314,7 @@ def _worker_error(error, loaders):
 
 def _kill_workers(loader):
     """A worker stuck in a read does not hear a polite request."""
-    iterator = getattr(loader._loader, "_iterator", None)
-    for worker in getattr(iterator, "_workers", ()):
+    for worker in getattr(loader._iterator, "_workers", ()):
         worker.kill()
 
 

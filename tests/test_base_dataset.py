@@ -92,11 +92,16 @@ def test_random_draws_depend_on_seed_epoch_and_index_alone(three):
     assert set(first.values()).isdisjoint(images(1, keys).values())
 
 
-def test_mirroring_swaps_left_and_right_classes(tmp_path):
-    root = fill(tmp_path, {n: np.array([[0, 1, 2, 3, 4, 255]], np.uint8) for n in "abc"})
-    data = People(root, "train", augmentation=Augmentation(augment=True, scale=False, flip=True))
+@pytest.mark.parametrize("ignore", [255, -1])
+def test_mirroring_swaps_left_and_right_classes(ignore, tmp_path):
+    class Limbs(People):
+        def train_ids(self, raw):
+            return np.where(raw == 9, self.ignore_index, raw)
+    root = fill(tmp_path, {n: np.array([[0, 1, 2, 3, 4, 9]], np.uint8) for n in "abc"})
+    data = Limbs(root, "train", ignore_index=ignore,
+                 augmentation=Augmentation(augment=True, scale=False, flip=True))
     seen = {tuple(data[e, 0]["label"][0].tolist()) for e in range(12)}
-    assert seen == {(0, 1, 2, 3, 4, 255), (255, 3, 4, 1, 2, 0)}
+    assert seen == {(0, 1, 2, 3, 4, ignore), (ignore, 3, 4, 1, 2, 0)}
 
 
 def test_a_value_out_of_range_names_file_values_and_counts(tmp_path):
@@ -140,13 +145,16 @@ def test_everything_wrong_with_the_files_is_listed_at_once(tmp_path):
     write_image(tmp_path / "images" / "good.jpg", np.zeros((12, 16, 3), np.uint8))
     (tmp_path / "images" / "other.png").unlink()
     os.mkfifo(tmp_path / "images" / "other.png")
+    (tmp_path / "images" / "folder.jpg").mkdir()
+    write_label(tmp_path / "labels" / "folder.png", np.zeros((3, 3), np.uint8), [])
     with pytest.raises(DataError) as caught:
         Plain(root, "train")
     message = str(caught.value)
-    assert "6 files are wrong" in message
+    assert "7 files are wrong" in message
     for part in ("nolabel.png: no label", "orphan.png: a label without an image",
                  "bad.png: the file is empty", "small.png is 16x12 but its label",
-                 "is 3x3", "good.png: same name as", "other.png: not a regular file"):
+                 "is 3x3", "good.png: same name as", "other.png: not a regular file",
+                 "folder.jpg: not a regular file"):
         assert part in message, part
 
 

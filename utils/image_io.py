@@ -175,9 +175,10 @@ def write_bytes(path: str | os.PathLike, data):
 
 
 def picture_files(folder: str | os.PathLike, suffixes: tuple = IMAGE_SUFFIXES) -> list[Path]:
-    """Every file below a folder with one of the suffixes, sorted.
+    """Everything below a folder whose name has one of the suffixes, sorted.
 
     Linked folders are entered, each real one once; hidden files are left out.
+    Names are all that is looked at: a folder x.jpg is listed, for others to refuse.
     """
     found, entered = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -186,10 +187,10 @@ def picture_files(folder: str | os.PathLike, suffixes: tuple = IMAGE_SUFFIXES) -
             folders.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
+        found += [Path(place, name) for name in (*names, *folders)
+                  if name.lower().endswith(suffixes) and not name.startswith(".")]
         folders[:] = sorted(name for name in folders if not name.startswith(".")
                             and not name.lower().endswith(suffixes))
-        found += [Path(place, name) for name in names
-                  if name.lower().endswith(suffixes) and not name.startswith(".")]
     return sorted(found)
 
 
