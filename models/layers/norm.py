@@ -26,7 +26,7 @@ from torch import nn
 
 from utils.errors import ConfigError
 from utils.registry import unknown
-from utils.sync_batchnorm import CPUSyncBatchNorm
+from utils.sync_batchnorm import SyncBatchNorm
 
 
 def norm_layer(name: str):
@@ -128,8 +128,7 @@ def _group(channels, linear=False):
 
 _NORMS = {
     "batch": lambda channels, linear=False: nn.BatchNorm2d(channels),
-    "sync": lambda channels, linear=False: (
-        nn.SyncBatchNorm if torch.cuda.is_available() else CPUSyncBatchNorm)(channels),
+    "sync": lambda channels, linear=False: SyncBatchNorm(channels),
     "instance": lambda channels, linear=False: InstanceNorm(channels),
     "group": _group,
     "evo_s0": lambda channels, linear=False: (Affine if linear else EvoNormS0)(channels),
