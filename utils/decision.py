@@ -110,6 +110,7 @@ class ThresholdDecision(Decision):
             raise ConfigError(f"threshold must lie in 0..1, got {threshold}", "predict.threshold")
         self.threshold = values
         self.activation, self.temperature = activation, temperature
+        self._values = None       # the thresholds as a tensor where they were last used
 
     def __call__(self, logits):
         probs = probabilities(logits, self.activation, self.temperature)
@@ -128,10 +129,9 @@ class ThresholdDecision(Decision):
         if len(self.threshold) != probs.shape[1]:
             raise ConfigError(f"{len(self.threshold)} thresholds for {probs.shape[1]} classes",
                               "predict.threshold", "give one number, or one per class")
-        values = torch.tensor(self.threshold, dtype=probs.dtype)
-        if probs.is_cuda:
-            values = values.pin_memory().to(probs.device, non_blocking=True)
-        return values.view(-1, 1, 1)
+        if self._values is None or self._values.device != probs.device:
+            self._values = torch.tensor(self.threshold, device=probs.device).view(-1, 1, 1)
+        return self._values
 
 
 class RankDecision(Decision):

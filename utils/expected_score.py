@@ -58,7 +58,7 @@ class Objective:
         rest: sums of q, q^2, q^3 ... over the pixels that are no candidates: enough powers of
             faint probabilities to stand for their part of the product.
         scale: about size + volume + g of the best mask; places the nodes.
-        precise: three times the nodes: 1e-12 instead of 1e-7.
+        precise: three times the nodes: 1e-14 instead of 1e-8 near the best size.
         """
         nodes, weights = quadrature(scale, self.smooth, 0.1 if precise else 0.3)
         size = np.arange(len(q) + 1.0)

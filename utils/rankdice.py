@@ -47,6 +47,7 @@ SAMPLE = 64
 BLOCK = 2 ** 15          # pixels of all classes that are labelled at a time
 PARALLEL = 2 ** 18       # probabilities from which several threads pay
 TOLERANCE = 1e-3         # relative change of the threshold that asks for another pass
+PASSES = 20              # Newton passes at most; more than six were never needed
 
 
 @dataclasses.dataclass
@@ -83,7 +84,7 @@ def rank_dice(probs: torch.Tensor, smooth: float = 0.0, metric: str = "dice",
                          f"{tuple(probs.shape)}")
     check_settings(smooth, metric, pruning, solver)
     problem = _Problem(Objective(metric, smooth), pruning, solver)
-    flat = probs.contiguous().flatten(2)                 # (N, C, n)
+    flat = probs.detach().contiguous().flatten(2)        # (N, C, n)
     if probs.is_cuda and solver != "exact":
         masks, labels, info = solve_batched(flat, problem.objective, pruning, solver, overlap)
         result, info = masks if overlap else labels, RankInfo(*info)
@@ -192,12 +193,13 @@ def _solve(row, problem, scratch, prune):
 def _newton(row, volume, problem, scratch):
     threshold = _warm_start(row, problem.objective)
     buffer = np.empty_like(row)
-    while True:
+    for _ in range(PASSES):
         chosen, size = _above(row, threshold, scratch, buffer)
         previous, threshold = threshold, float(problem.objective.threshold(chosen, size, volume))
         if abs(threshold - previous) <= TOLERANCE * threshold:
-            expected = float(problem.objective.first_order(chosen, size, volume))
-            return _Answer(threshold, expected, chosen, size, volume)
+            break
+    expected = float(problem.objective.first_order(chosen, size, volume))
+    return _Answer(threshold, expected, chosen, size, volume)
 
 
 def _warm_start(row, objective):
@@ -210,7 +212,7 @@ def _warm_start(row, objective):
     scaled = dataclasses.replace(objective, smooth=objective.smooth / STRIDE)
     volume, threshold = float(sample.sum()), 0.5
     scratch, buffer = np.empty(len(sample), bool), np.empty_like(sample)
-    for _ in range(10):
+    for _ in range(PASSES):
         chosen, size = _above(sample, threshold, scratch, buffer)
         previous, threshold = threshold, float(scaled.threshold(chosen, size, volume))
         if abs(threshold - previous) <= TOLERANCE * threshold:

@@ -52,7 +52,7 @@ class DatasetMetrics:
         self._totals = totals if self._totals is None else self._totals + totals
 
     def reduce(self):
-        """Adds up the counts of all processes of torch.distributed, if there are several."""
+        """Adds up the counts of all processes of torch.distributed, if there are several; once."""
         size = 3 * self.num_classes + 1 + self.num_classes * (self.num_classes + 1)
         totals = torch.zeros(size, dtype=torch.int64) if self._totals is None else self._totals
         images = torch.tensor([self._label_images, self._mask_images])

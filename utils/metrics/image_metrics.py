@@ -73,7 +73,7 @@ class ImageMetrics:
         self._notes += [(int(i), masks, one_hot) for i in index]
 
     def reduce(self):
-        """Collects the images of all processes of torch.distributed, if there are several."""
+        """Collects the images of all processes of torch.distributed, if there are several; once."""
         table = all_gather(torch.from_numpy(self._table()))
         table = table.numpy()
         self._rows = [torch.from_numpy(table[:, 3:].copy())]
