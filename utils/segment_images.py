@@ -3,6 +3,7 @@
 One image that cannot be read or segmented is noted and the others go on.
 """
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils.console import Interrupted
 from utils.decision import Decision, probabilities
 from utils.distributed import is_main
 from utils.errors import DataError
@@ -89,6 +91,11 @@ def segment_images(sources: list[Source], outputs: list[dict[str, str]], opened:
             writers.shutdown(cancel_futures=True)
             raise DataError(f"{error.what} ({len(report.done)} of {len(jobs)} images were done)",
                             error.where, error.fix) from None
+        except KeyboardInterrupt:
+            while writing:
+                _finish(writing.popleft(), report)
+            raise Interrupted(signal.SIGINT, f"{len(report.done)} of {len(jobs)} images are done; "
+                                             "go on with --skip-existing") from None
     report.seconds = time.perf_counter() - start
     return report
 
