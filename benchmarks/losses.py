@@ -1,7 +1,7 @@
 """CPU time and peak memory of every loss, forward + backward, beside three yardsticks.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.losses [--rounds 7] [--sizes 19x4 150x1] [--losses DC ...]
-                                                  [--confident] [--no-memory]
+    OMP_NUM_THREADS=1 python -m benchmarks.losses [--rounds 7] [--sizes 19x4 150x1]
+                                                  [--losses DC ...] [--confident] [--no-memory]
 
 Yardsticks, interleaved with the loss in one process: torch's cross-entropy; the published
 form restated plainly (benchmarks.published_losses); the twin in segmentation_models_pytorch
@@ -30,7 +30,8 @@ IGNORE = 255
 # name: (config section, published form, class in segmentation_models_pytorch.losses and its
 # arguments, the bar on time over cross-entropy, the bar on published over ours (19, 150 classes))
 LOSSES = {
-    "CrossEntropyLoss2d": ("CE", None, ("SoftCrossEntropyLoss", {"smooth_factor": 0.0}), None, None),
+    "CrossEntropyLoss2d": ("CE", None, ("SoftCrossEntropyLoss", {"smooth_factor": 0.0}), None,
+                           None),
     "OhemCrossEntropy": ("OhemCrossEntropy", published.ohem, None, 1.15, None),
     "TOPK": ("TOPK", published.topk, None, 1.3, None),
     "Bootstrapped": ("BootstrappedCrossEntropyLoss", published.bootstrapped, None, 1.3, None),
@@ -68,8 +69,8 @@ def main(argv=None):
         print(_extra_memory(*args.one_memory, args.confident))
         return
     for size in args.sizes:
-        rows = [("loss", "ms", "/ CE", "bar", "published / ours", "bar", "smp / ours", "extra memory",
-                 "CE's")]
+        rows = [("loss", "ms", "/ CE", "bar", "published / ours", "bar", "smp / ours",
+                 "extra memory", "CE's")]
         ce_memory = None if args.no_memory else _memory("cross-entropy", size, args.confident)
         for name in args.losses:
             rows.append(_row(name, size, args, ce_memory))

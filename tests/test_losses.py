@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.ranks import on_ranks
 from utils.errors import ConfigError
 from utils.losses import build_loss
 from utils.losses.segfix import segfix_targets
@@ -442,7 +443,8 @@ def test_the_probe_values_hold_the_way_they_are_computed_on_devices(name, as_on_
 # --- known values --------------------------------------------------------------------------------
 
 def test_cross_entropy_of_equal_logits_is_the_logarithm_of_the_number_of_classes():
-    loss = build_loss("CE")(torch.zeros(1, 7, 3, 3, dtype=torch.float64), torch.ones(1, 3, 3).long())
+    logits = torch.zeros(1, 7, 3, 3, dtype=torch.float64)
+    loss = build_loss("CE")(logits, torch.ones(1, 3, 3).long())
     assert loss.item() == pytest.approx(np.log(7), rel=1e-15)
 
 
@@ -570,6 +572,30 @@ def test_segfix_without_a_predicted_boundary_has_no_direction_loss():
     value = loss(mask, way, target, target)
     value.backward()
     assert value.isfinite() and loss.last_parts["direction"] == 0 and (way.grad == 0).all()
+
+
+@pytest.mark.slow
+def test_synchronised_dice_over_two_ranks_equals_the_whole_batch(tmp_path):
+    on_ranks(_rank_of_dice, 2, tmp_path / "gradients.pt")
+    loss = build_loss({"type": "DC_CE", "args": {"sync": True, "weight_ce": 0}})
+    logits, (target,) = inputs_of(loss)
+    value, (gradient,) = value_and_gradients(loss, logits, [target])
+    found = torch.load(tmp_path / "gradients.pt")
+    torch.testing.assert_close(found["value"], value)
+    torch.testing.assert_close(found["gradient"], gradient, rtol=1e-4, atol=1e-8)
+
+
+def _rank_of_dice(rank, world, path):
+    loss = build_loss({"type": "DC_CE", "args": {"sync": True, "weight_ce": 0}})
+    logits, (target,) = inputs_of(loss)
+    own = logits[0].detach()[rank:rank + 1].requires_grad_()
+    value = loss(own, target[rank:rank + 1])
+    value.backward()
+    # DistributedDataParallel divides the ranks' gradients by their number.
+    parts = [torch.empty_like(own) for _ in range(world)]
+    torch.distributed.all_gather(parts, own.grad / world)
+    if rank == 0:
+        torch.save({"value": value.detach(), "gradient": torch.cat(parts)}, path)
 
 
 # --- names, arguments, warnings ------------------------------------------------------------------

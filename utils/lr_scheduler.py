@@ -11,6 +11,7 @@ gradient scaler skipped the step. A schedule that has run out stays at its end.
 """
 import inspect
 import math
+from typing import Literal
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -119,8 +120,9 @@ class Poly(_StepSchedule):
 
     def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int,
                  power: float = 0.9, warmup_epochs: float = 0, warmup_steps: int = 0,
-                 warmup: str = "jump", warmup_power: float = 1.0, warmup_start_lr: float = 0.0,
-                 end_lr: float = 0.0, from_zero: bool = False, per_epoch: bool = False):
+                 warmup: Literal["jump", "scale", "restart"] = "jump", warmup_power: float = 1.0,
+                 warmup_start_lr: float = 0.0, end_lr: float = 0.0, from_zero: bool = False,
+                 per_epoch: bool = False):
         if power <= 0:
             raise ValueError(f"power must be positive, found {power}")
         if warmup not in ("jump", "scale", "restart"):

@@ -6,6 +6,8 @@ Differs from the fork's code: ignored pixels are left out (there they are traine
 as "no class"), the focal factor acts on every element (there on the mean), and
 BDiceLoss takes label maps like every other loss.
 """
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,7 +28,7 @@ class BCEWithLogitsLoss2d(nn.Module):
     activation = "sigmoid"
 
     def __init__(self, weight: list | str | None = None, class_pixels: list | str | None = None,
-                 reduction: str = "mean", ignore_index: int = 255):
+                 reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
         super().__init__()
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
@@ -51,8 +53,8 @@ class BCEWithLogitsFocalLoss2d(nn.Module):
 
     activation = "sigmoid"
 
-    def __init__(self, gamma: float = 2.0, alpha: list | None = None, reduction: str = "mean",
-                 ignore_index: int = 255):
+    def __init__(self, gamma: float = 2.0, alpha: list | None = None,
+                 reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
         super().__init__()
         if gamma < 0:
             raise ValueError(f"gamma must not be negative, found {gamma}")

@@ -2,6 +2,8 @@
 
 Milletari et al., V-Net, 3DV 2016, arXiv:1606.04797.
 """
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -23,8 +25,9 @@ class DC(nn.Module):
 
     activation = "softmax"
 
-    def __init__(self, smooth: float = 0.0, eps: float = 1e-7, average: str = "all",
-                 log_loss: bool = False, ignore_index: int = 255):
+    def __init__(self, smooth: float = 0.0, eps: float = 1e-7,
+                 average: Literal["all", "present"] = "all", log_loss: bool = False,
+                 ignore_index: int = 255):
         super().__init__()
         if average not in ("all", "present"):
             raise ValueError(f'average must be "all" or "present", found {average!r}')

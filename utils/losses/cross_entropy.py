@@ -1,4 +1,6 @@
 """Cross-entropy of the softmax, with optional class weights."""
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -20,7 +22,7 @@ class CrossEntropyLoss2d(nn.Module):
     aliases = ("CE",)
 
     def __init__(self, weight: list | str | None = None, class_pixels: list | str | None = None,
-                 reduction: str = "mean", ignore_index: int = 255):
+                 reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
         super().__init__()
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
@@ -43,5 +45,5 @@ class wCE(CrossEntropyLoss2d):  # noqa: N801 (the name that the published config
     aliases = ("weighted_ce",)
 
     def __init__(self, weight: list | str = "table", class_pixels: list | str | None = None,
-                 reduction: str = "mean", ignore_index: int = 255):
+                 reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
         super().__init__(weight, class_pixels, reduction, ignore_index)

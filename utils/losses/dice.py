@@ -8,6 +8,7 @@ Differs from that code: ignored pixels are left out, where it relabels them in
 place as the lowest class of the batch and trains on them.
 """
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +57,8 @@ class CE_DiceLoss(DiceLoss):  # noqa: N801 (the name that the published configs 
     cross-entropy, one number per class.
     """
 
-    def __init__(self, smooth: float = 1.0, weight: list | None = None, reduction: str = "mean",
-                 ignore_index: int = 255):
+    def __init__(self, smooth: float = 1.0, weight: list | None = None,
+                 reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
         super().__init__(smooth, ignore_index)
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')

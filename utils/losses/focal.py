@@ -1,4 +1,6 @@
 """Focal loss of the softmax. Lin et al., ICCV 2017, arXiv:1708.02002."""
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -18,8 +20,8 @@ class FocalLoss(nn.Module):
     activation = "softmax"
 
     def __init__(self, gamma: float = 2.0, alpha: list | str | None = None,
-                 class_pixels: list | str | None = None, reduction: str = "mean",
-                 ignore_index: int = 255):
+                 class_pixels: list | str | None = None,
+                 reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
         super().__init__()
         if gamma < 0:
             raise ValueError(f"gamma must not be negative, found {gamma}")

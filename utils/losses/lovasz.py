@@ -12,6 +12,8 @@ Differs from the published code: the gradient is written down with the value (th
 weights are constants), there is no loop over classes on a device, and a batch
 with one labelled pixel or none is allowed.
 """
+from typing import Literal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -35,8 +37,8 @@ class LovaszSoftmax(nn.Module):
 
     activation = "softmax"
 
-    def __init__(self, classes: str | list = "present", per_image: bool = False,
-                 ignore_index: int = 255):
+    def __init__(self, classes: Literal["present", "all"] | list = "present",
+                 per_image: bool = False, ignore_index: int = 255):
         super().__init__()
         if isinstance(classes, str) and classes not in ("present", "all"):
             raise ValueError(f'classes must be "present", "all" or a list, found {classes!r}')

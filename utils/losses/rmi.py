@@ -7,6 +7,7 @@ triangular solves instead of inverses, and only the classes that an image shows 
 computed: the others contribute a constant without a gradient.
 """
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,15 +41,16 @@ class RMI(nn.Module):
     A class that an image lacks contributes ln(sqrt(alpha) + 1e-8), so values of
     different batches cannot be compared; `last_parts` has both terms apart.
     Covariances are float64: float32 fails as soon as predictions are confident.
-    Memory beside the logits: their gradient, and on a device a copy of the sigmoids.
+    Memory: two to four logit-sized tensors beside input and gradient, by the pooling.
     """
 
     activation = "sigmoid"
 
-    def __init__(self, pool: str = "max", stride: int | None = None, radius: int = 3,
-                 loss_weight_lambda: float = 0.5, lambda_way: int = 1, alpha: float = 5e-4,
-                 do_rmi: bool = True, weight: list | str | None = None,
-                 class_pixels: list | str | None = None, ignore_index: int = 255):
+    def __init__(self, pool: Literal["max", "avg", "interp", "none"] = "max",
+                 stride: int | None = None, radius: int = 3, loss_weight_lambda: float = 0.5,
+                 lambda_way: Literal[0, 1] = 1, alpha: float = 5e-4, do_rmi: bool = True,
+                 weight: list | str | None = None, class_pixels: list | str | None = None,
+                 ignore_index: int = 255):
         super().__init__()
         if pool not in _STRIDES:
             raise ValueError(f"pool must be one of {', '.join(_STRIDES)}, found {pool!r}")
@@ -135,10 +137,11 @@ class RMI(nn.Module):
 class wRMI(RMI):  # noqa: N801 (the name that the published configs use)
     """RMI with the Cityscapes table as its default weights (MIC-DKFZ)."""
 
-    def __init__(self, pool: str = "max", stride: int | None = None, radius: int = 3,
-                 loss_weight_lambda: float = 0.5, lambda_way: int = 1, alpha: float = 5e-4,
-                 do_rmi: bool = True, weight: list | str = "table",
-                 class_pixels: list | str | None = None, ignore_index: int = 255):
+    def __init__(self, pool: Literal["max", "avg", "interp", "none"] = "max",
+                 stride: int | None = None, radius: int = 3, loss_weight_lambda: float = 0.5,
+                 lambda_way: Literal[0, 1] = 1, alpha: float = 5e-4, do_rmi: bool = True,
+                 weight: list | str = "table", class_pixels: list | str | None = None,
+                 ignore_index: int = 255):
         super().__init__(pool, stride, radius, loss_weight_lambda, lambda_way, alpha, do_rmi,
                          weight, class_pixels, ignore_index)
 
