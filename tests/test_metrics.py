@@ -13,7 +13,7 @@ from utils.errors import ConfigError, DataError
 from utils.metrics import BoundaryMetrics, DatasetMetrics, ImageMetrics, count_pixels
 from utils.metrics.bootstrap import compare, intervals
 from utils.metrics.image_scores import image_scores, read_image_scores, write_image_scores
-from utils.metrics.table import format_rules, format_table
+from utils.metrics.table import format_intervals, format_rules, format_table
 
 GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "metrics" / "cases.npz"
 CASES = 15
@@ -357,6 +357,12 @@ def test_intervals_hold_the_scores_of_the_whole():
     assert table["Mean_IoU"].value == pytest.approx(results["Mean_IoU"], abs=1e-12)
     assert table["mDice_I"].value == pytest.approx(results["image"]["Mean_Dice"], abs=1e-12)
     assert all(i.low < i.value < i.high for i in table.values())
+
+
+def test_intervals_are_printed_in_per_cent():
+    table = intervals(image_scores(results_of(0.2), IDS, NAMES), draws=200)
+    assert format_intervals(table).splitlines()[0].split()[0] == "Mean_IoU"
+    assert f"{100 * table['mIoU_I'].low:.2f} .. " in format_intervals(table)
 
 
 def test_a_large_difference_is_clear_and_none_is_not():

@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+EXACT_VOLUME = 64        # expected pixels of a class below which its score is taken exactly
 TINY = 1e-300            # keeps 0 / 0 at 0
 BLOCK = 2 ** 18          # nodes x candidates held at once by the quadrature
 

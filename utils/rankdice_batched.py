@@ -5,13 +5,12 @@ of steps, so that nothing is read back from the device.
 """
 import torch
 
-from utils.expected_score import TINY, Objective, quadrature
+from utils.expected_score import EXACT_VOLUME, TINY, Objective, quadrature
 
 ELEMENTS = 2 ** 24       # probabilities worked on at a time; bounds the temporary memory
 STEPS = 8                # Newton steps; from 0.5 three to six reach the fixed point
 CANDIDATES = 2048        # largest probabilities kept of a class of small volume
 POWERS = 5               # sums of powers that stand for the other pixels of such a class
-EXACT_VOLUME = 64        # expected pixels of a class below which the score is exact
 
 
 def solve_batched(flat: torch.Tensor, objective: Objective, pruning: float, solver: str,

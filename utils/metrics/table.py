@@ -65,6 +65,13 @@ def format_rules(results: dict, class_names: list) -> str:
     return "\n".join(lines)
 
 
+def format_intervals(table: dict) -> str:
+    """Scores with their bounds, one a line; table: of `utils.metrics.bootstrap.intervals`."""
+    rows = [[name, percent(one.value), f"{percent(one.low)} .. {percent(one.high)}"]
+            for name, one in table.items() if not math.isnan(one.value)]
+    return "\n".join(_aligned(rows)) if rows else ""
+
+
 def percent(value: float | None) -> str:
     """0.5 -> "50.00"; nan and None -> "-"."""
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
