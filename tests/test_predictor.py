@@ -1,10 +1,15 @@
 """The predictor against plain restatements of what it computes."""
+import json
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from base.base_model import BaseModel
+from models.published import load_published
+from tests.made_up import PARITY, needs_goldens, published_weights
 from utils.errors import ConfigError
 from utils.predictor import Predictor, resize_rows
 
@@ -201,3 +206,17 @@ def test_what_the_model_returned_is_left_unchanged():
 def test_a_wrong_option_is_one_clear_message(net, options):
     with pytest.raises(ConfigError, match=list(options)[-1]):
         Predictor(net, normalize, **options)
+
+
+@pytest.mark.slow
+@needs_goldens
+def test_eight_scales_and_flips_equal_the_published_evaluation():
+    name = "hoya012_deeplabv3_resnet50_batch"
+    weights, image = published_weights(name)
+    scales = tuple(json.loads((PARITY / name / "golden_multiscale.json").read_text())["scales"])
+    predictor = Predictor(load_published(name, weights), lambda x: x, mode="multiscale",
+                          scales=scales, flip=True, align_corners=True)
+    golden = np.load(PARITY / name / "golden_multiscale.npz")
+    logits = predictor(image)
+    close(logits[..., ::2, ::2], torch.from_numpy(golden["score"]))
+    assert np.array_equal(logits.argmax(1).numpy(), golden["argmax"])
