@@ -12,6 +12,7 @@ any extension. Stored 11 (void) is ignored.
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
+from utils.image_io import shown
 
 CONTAINER_PREFIX = "/SegNet/CamVid/"    # where the tutorial's container had the data
 
@@ -39,7 +40,8 @@ class CamVid(BaseDataset):
         for number, line in self.read_list(list_file):
             names = [name.removeprefix(CONTAINER_PREFIX) for name in line.split()]
             if len(names) != 2:
-                self.problem(f"{list_file}:{number}: expected an image and a label, got {line!r}")
+                self.problem(f"{shown(list_file)}:{number}: expected an image and a label, got "
+                             f"{shown(line)!r}")
                 continue
             image = self.listed_file(names[0], list_file, number)
             label = self.listed_file(names[1], list_file, number)

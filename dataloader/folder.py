@@ -14,6 +14,7 @@ import numpy as np
 
 from base.base_dataset import BaseDataset
 from utils.errors import ConfigError
+from utils.image_io import shown
 from utils.jsonc import read_jsonc
 from utils.palette import voc_palette
 
@@ -77,10 +78,10 @@ class Folder(BaseDataset):
     def find_samples(self):
         for folder, key in ((self.image_dir, "image_dir"), (self.label_dir, "label_dir")):
             if not folder.is_dir():
-                self.problem(f"{folder}: no such folder ({key})")
+                self.problem(f"{shown(folder)}: no such folder ({key})")
                 return
         if self.list_file.is_file():
-            stems = [(f"{self.list_file}:{number}", self._stem(line))
+            stems = [(f"{shown(self.list_file)}:{number}", self._stem(line))
                      for number, line in self.read_list(self.list_file)]
             yield from self.pair_by_stem(self.image_dir, self.label_dir, *self.endings, stems)
         elif self.split == EVERYTHING:
@@ -89,9 +90,9 @@ class Folder(BaseDataset):
             yield from self.pair_by_stem(self.image_dir / self.split, self.label_dir / self.split,
                                          *self.endings)
         else:
-            self.problem(f"split {self.split!r}: neither {self.list_file} nor "
-                         f"{self.image_dir / self.split}/ exists (split \"{EVERYTHING}\" takes "
-                         "every pair)")
+            self.problem(f"split {self.split!r}: neither {shown(self.list_file)} nor "
+                         f"{shown(self.image_dir / self.split)}/ exists (split "
+                         f"\"{EVERYTHING}\" takes every pair)")
 
     def train_ids(self, raw):
         """By label_map; what it does not name stands for itself, if its id is free."""

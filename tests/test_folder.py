@@ -166,3 +166,16 @@ def test_a_wrong_class_file_is_named(content, tmp_path):
     with pytest.raises(ConfigError) as caught:
         Folder(str(tmp_path), classes="classes.json")
     assert "classes.json" in str(caught.value)
+
+
+def test_names_that_are_not_utf_8_can_be_trained_on(tmp_path):
+    import os
+    name = os.fsdecode(b"latin\xe9 \n1")
+    put(tmp_path, name, [[0, 1]])
+    dataset = Folder(str(tmp_path), num_classes=2)
+    assert dataset[0]["id"] == name and dataset[0]["label"].tolist() == [[0, 1]]
+    put(tmp_path, name, [[0, 9]])
+    with pytest.raises(DataError) as caught:
+        Folder(str(tmp_path), num_classes=2)
+    str(caught.value).encode("utf-8")
+    assert r"latin\udce9 \n1" in str(caught.value)

@@ -309,3 +309,16 @@ def test_the_voc_palette_is_the_published_one():
 def test_colorize_shows_ids_outside_the_palette_in_the_other_colour():
     picture = colorize(np.array([[0, 1, 255, -1]]), [[1, 2, 3], [4, 5, 6]], other=(9, 9, 9))
     assert picture.tolist() == [[[1, 2, 3], [4, 5, 6], [9, 9, 9], [9, 9, 9]]]
+
+
+@pytest.mark.parametrize("place", [33, -12])
+def test_a_png_may_carry_its_exif_tag_before_or_after_the_pixels(place, tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    body = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = (struct.pack(">I", len(body)) + b"eXIf" + body
+             + struct.pack(">I", zlib.crc32(b"eXIf" + body)))
+    data = encoded(RGB, "PNG")
+    path = tmp_path / "tagged.png"
+    path.write_bytes(data[:place] + chunk + data[place:])
+    np.testing.assert_array_equal(read_image(path), np.rot90(RGB, -1))

@@ -31,6 +31,7 @@ MAX_PIXELS_KEY = "SEGWRIGHT_MAX_PIXELS"
 MAX_PIXELS = int(os.environ.get(MAX_PIXELS_KEY) or 178_956_970)
 
 _HEAD_BYTES = 65536
+_TAIL_BYTES = 4096
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -324,8 +325,10 @@ def _probe(data) -> _Probe | None:
     """What the first bytes say, for the formats OpenCV reads faster; None for others."""
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 33:
         width, height, bits, colours = struct.unpack(">IIBB", data[16:26])
-        return _Probe(width, height, "png", bits >= 8 and colours in (0, 2, 4, 6),
-                      b"eXIf" in data, bits, grey=colours == 0)
+        # The tag stands before or after the picture data, which is not worth searching.
+        tagged = data.find(b"eXIf", 0, data.find(b"IDAT")) > 0 or b"eXIf" in data[-_TAIL_BYTES:]
+        return _Probe(width, height, "png", bits >= 8 and colours in (0, 2, 4, 6), tagged, bits,
+                      grey=colours == 0)
     if data[:2] == b"\xff\xd8":
         return _probe_jpeg(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
