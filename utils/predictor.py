@@ -297,10 +297,10 @@ def _crop(x, top, left, tile, mirrored):
 
 def _cover(starts, window, size, device):
     """How many windows cover each position of one axis, float32 (size,)."""
-    count = torch.zeros(size)
+    count = torch.zeros(size, device=device)
     for start in starts:
         count[start:start + window] += 1
-    return count.to(device)
+    return count
 
 
 def _is_channels_last(model):
