@@ -11,9 +11,12 @@ not installed are named and left out.
 import argparse
 import statistics
 import time
+import weakref
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from utils.registry import components
 
@@ -96,16 +99,39 @@ def _cpu_time(step, network, images):
 
 def _peak(step, network, images):
     """The most bytes of tensors alive at one time during a step, beyond those before it."""
-    from torch.profiler import ProfilerActivity, profile
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+    with _AliveBytes() as counter:
         step(network, images)
-    alive = peak = 0
-    changes = [event for event in trace.profiler.kineto_results.events()
-               if event.name() == "[memory]"]
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
-    return peak
+    return counter.peak
+
+
+class _AliveBytes(TorchDispatchMode):
+    """Adds up the storages that operations create, each until it is freed."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):    # inputs that were there before
+                self.known.add(tensor.untyped_storage()._cdata)
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage):
+        if storage._cdata not in self.known:
+            self.known.add(storage._cdata)
+            self.alive += storage.nbytes()
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+
+    def _free(self, address, size):
+        self.known.discard(address)
+        self.alive -= size
 
 
 def _flops(network, images):

@@ -41,6 +41,7 @@ class DeepLab(BaseModel):
                                        pretrained=pretrained, norm=norm,
                                        **uniform_dilation(backbone))
         rates = (6, 12, 18) if output_stride == 16 else (12, 24, 36)
+        self.backbone.keep(0, -1)
         self.aspp = ASPP(self.backbone.channels[-1], 256, rates, norm=norm)
         self.low_level = conv_norm_relu(self.backbone.channels[0], 48, 1, norm=norm)
         self.decoder = nn.Sequential(*conv_norm_relu(48 + 256, 256, norm=norm),

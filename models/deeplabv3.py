@@ -38,6 +38,7 @@ class DeepLabV3(BaseModel):
         super().__init__()
         self.backbone = build_backbone(backbone, levels=2, output_stride=output_stride,
                                        pretrained=pretrained, norm=norm)
+        self.backbone.keep(-1, *([self.backbone.aux_level] if use_aux else []))
         aux, last = self.backbone.channels[self.backbone.aux_level], self.backbone.channels[-1]
         self.head = nn.Sequential(ASPP(last, 256, (12, 24, 36), norm=norm),
                                   *conv_norm_relu(256, 256, norm=norm),

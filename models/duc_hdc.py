@@ -39,6 +39,7 @@ class DUC_HDC(BaseModel):
         self.backbone = build_backbone(backbone, levels=2, output_stride=8,
                                        pretrained=pretrained, norm=norm, rates3=RATES3,
                                        rates4=RATES4)
+        self.backbone.keep(0, -1)
         self.aspp = ASPP(self.backbone.channels[-1], 256, (6, 12, 18, 24, 36), norm=norm)
         self.low_level = conv_norm_relu(self.backbone.channels[0], 48, 1, norm=norm)
         self.up = _DenseUpsampling(256, 256, 2, norm)

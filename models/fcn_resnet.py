@@ -27,6 +27,7 @@ class FCNResNet(BaseModel):
         super().__init__()
         self.backbone = build_backbone(backbone, levels=2, output_stride=output_stride,
                                        pretrained=pretrained, norm=norm)
+        self.backbone.keep(-1, *([self.backbone.aux_level] if use_aux else []))
         aux, last = self.backbone.channels[self.backbone.aux_level], self.backbone.channels[-1]
         self.head = fcn_head(last, last // 4, num_classes, norm=norm)
         self.aux_head = fcn_head(aux, aux // 4, num_classes, norm=norm) if use_aux else None

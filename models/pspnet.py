@@ -35,6 +35,7 @@ class PSPNet(BaseModel):
         super().__init__()
         self.backbone = build_backbone(backbone, levels=2, output_stride=output_stride,
                                        pretrained=pretrained, norm=norm)
+        self.backbone.keep(-1, *([self.backbone.aux_level] if use_aux else []))
         aux, last = self.backbone.channels[self.backbone.aux_level], self.backbone.channels[-1]
         self.head = nn.Sequential(PyramidPooling(last, last // 4, bins, norm=norm),
                                   nn.Conv2d(last // 4, num_classes, 1))

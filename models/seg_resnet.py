@@ -39,6 +39,7 @@ class SegResNet(BaseModel):
                               where="arch.args.backbone", fix="take resnet50, 101 or 152")
         self.source_unpooling = source_unpooling
         self.backbone = build_backbone(backbone, pretrained=pretrained, norm=norm)
+        self.backbone.keep(-1)
         stages = []
         for i in (4, 3, 2, 1):
             layer = self.backbone.get_submodule(f"layer{i}")

@@ -27,8 +27,14 @@ class Backbone(nn.Module):
 
     aliases: tuple = ()
     aux_level: int = -2
+    unused: frozenset = frozenset()
     channels: list[int]
     strides: list[int]
+
+    def keep(self, *levels: int):
+        """Say which maps will be used: the others may come as None, which frees memory early."""
+        count = len(self.channels)
+        self.unused = frozenset(range(count)) - {level % count for level in levels}
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         raise NotImplementedError

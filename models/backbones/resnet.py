@@ -96,9 +96,9 @@ class ResNet(Backbone):
     def stages(self, x):
         """The pooled stem -> the four feature maps."""
         maps = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+        for i, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             x = layer(x)
-            maps.append(x)
+            maps.append(None if i in self.unused else x)
         return maps
 
     def forward(self, x):
@@ -135,8 +135,10 @@ class BasicBlock(nn.Module):
         self.relu_out = activation(norm, after_sum=True)
 
     def forward(self, x):
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
+        out = self.conv1(x)             # one step a line: a nested call would keep its input alive
+        out = self.relu(self.bn1(out))
+        out = self.conv2(out)
+        out = self.bn2(out)
         out += x if self.downsample is None else self.downsample(x)
         return self.relu_out(out)
 
@@ -160,9 +162,12 @@ class Bottleneck(nn.Module):
         self.relu_out = activation(norm, after_sum=True)
 
     def forward(self, x):
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
+        out = self.conv1(x)             # one step a line: a nested call would keep its input alive
+        out = self.relu(self.bn1(out))
+        out = self.conv2(out)
+        out = self.relu(self.bn2(out))
+        out = self.conv3(out)
+        out = self.bn3(out)
         out += x if self.downsample is None else self.downsample(x)
         return self.relu_out(out)
 
