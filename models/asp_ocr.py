@@ -15,7 +15,7 @@ from models.foreign_state import ROW, foreign_state
 from models.layers.conv_norm_act import classifier_head, conv_norm_act
 from models.layers.ocr import OCR_KEYS, ObjectContext
 from models.layers.resize import resize_to
-from models.openseg import BACKBONE_KEYS, openseg_entry
+from models.openseg import backbone_keys, openseg_entry
 
 
 class ASPOCR(BaseModel):
@@ -59,19 +59,19 @@ class ASPOCR(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet's and openseg's files in this network's keys."""
-        return super().rename_foreign(foreign_state(state, FOREIGN_KEYS))
+        return super().rename_foreign(foreign_state(state, HEAD_KEYS + backbone_keys(self)))
 
 
-FOREIGN_KEYS = (
+HEAD_KEYS = (
     (r"^head\.(?=weight$|bias$)", "classifier.1."),
     (r"^asp_ocr_head\.context\.([01])(?:\.0)?\.(?=\w+$)", r"reduce.\1."),
     (r"^asp_ocr_head\.context\.2\.object_context_block\.", "context."),
     (r"^asp_ocr_head\.conv([2-5])" + ROW, lambda m: f"branches.{int(m[1]) - 2}.{m[2]}."),
     (r"^asp_ocr_head\.conv_bn_dropout" + ROW, r"fuse.\1."),
-) + BACKBONE_KEYS + OCR_KEYS
+) + OCR_KEYS
 
 PUBLISHED = {
-    name: openseg_entry(ASPOCR, FOREIGN_KEYS, "head.weight", in_place, files)
+    name: openseg_entry(ASPOCR, HEAD_KEYS, "head.weight", in_place, files)
     for name, in_place, files in (
         ("openseg_r101_aspocr", True,
          ("spatial_asp_ocrnet_deepbase_resnet101_dilated8_1_latest.pth",)),

@@ -15,7 +15,7 @@ from models.foreign_state import ROW, foreign_state
 from models.layers.attention import ATTENTION_KEYS, SelfAttention
 from models.layers.conv_norm_act import classifier_head, conv_norm_act
 from models.layers.resize import resize_to
-from models.openseg import AUX_KEYS, BACKBONE_KEYS, openseg_entry
+from models.openseg import AUX_KEYS, backbone_keys, openseg_entry
 
 
 class BaseOC(BaseModel):
@@ -56,10 +56,10 @@ class BaseOC(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet's and openseg's files in this network's keys."""
-        return super().rename_foreign(foreign_state(state, FOREIGN_KEYS))
+        return super().rename_foreign(foreign_state(state, HEAD_KEYS + backbone_keys(self)))
 
 
-FOREIGN_KEYS = BACKBONE_KEYS + (
+HEAD_KEYS = (
     (r"^oc_module_pre" + ROW, r"reduce.\1."),
     (r"^oc_module\.stages\.0\.", "attention."),
     *ATTENTION_KEYS,
@@ -68,7 +68,7 @@ FOREIGN_KEYS = BACKBONE_KEYS + (
 ) + AUX_KEYS
 
 PUBLISHED = {
-    name: openseg_entry(BaseOC, FOREIGN_KEYS, "cls.weight", in_place, files, score)
+    name: openseg_entry(BaseOC, HEAD_KEYS, "cls.weight", in_place, files, score)
     for name, in_place, files, score in (
         ("openseg_r101_baseoc", True, ("base_oc_deepbase_resnet101_dilated8",),
          "Cityscapes val mIoU 79.49"),

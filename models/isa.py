@@ -15,7 +15,7 @@ from models.foreign_state import ROW, foreign_state
 from models.layers.attention import ATTENTION_KEYS, InterlacedAttention
 from models.layers.conv_norm_act import classifier_head, conv_norm_act
 from models.layers.resize import resize_to
-from models.openseg import AUX_KEYS, BACKBONE_KEYS, openseg_entry
+from models.openseg import AUX_KEYS, backbone_keys, openseg_entry
 
 
 class ISA(BaseModel):
@@ -59,10 +59,10 @@ class ISA(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet's and openseg's files in this network's keys."""
-        return super().rename_foreign(foreign_state(state, FOREIGN_KEYS))
+        return super().rename_foreign(foreign_state(state, HEAD_KEYS + backbone_keys(self)))
 
 
-FOREIGN_KEYS = BACKBONE_KEYS + (
+HEAD_KEYS = (
     (r"^isa_head\.([01])(?:\.0)?\.(?=\w+$)", r"reduce.\1."),
     (r"^isa_head\.2\.stages\.0\.(long|short)_range_sa\.", r"attention.\1_range."),
     *ATTENTION_KEYS,
@@ -71,6 +71,6 @@ FOREIGN_KEYS = BACKBONE_KEYS + (
 ) + AUX_KEYS
 
 PUBLISHED = {
-    name: openseg_entry(ISA, FOREIGN_KEYS, "cls_head.weight", in_place)
+    name: openseg_entry(ISA, HEAD_KEYS, "cls_head.weight", in_place)
     for name, in_place in (("openseg_r101_isa", True), ("openseg_r101_isa_bn", False))
 }

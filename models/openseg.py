@@ -1,20 +1,26 @@
 """What openseg's networks on ResNet-101 have in common: key names and published entries."""
 from collections.abc import Callable
 
+from torch import nn
+
 from models.foreign_state import BESIDE, PREFIXES, fold_in_place_norm
 from models.published import Published
 
-# openseg's keys, and those of its ImageNet start (the 3x3 stem at the top level) -> ours.
-BACKBONE_KEYS = (
-    (r"^(resinit|layer\d)\.", r"backbone.\1."),
-    (r"^((?:conv|bn)[123])\.", r"backbone.resinit.\1."),
-)
 AUX_KEYS = (
     (r"^(?:dsn_head|dsn)\.([01])(?:\.0)?\.(?=\w+$)", r"aux_head.0.\1."),
     (r"^(?:dsn_head|dsn)\.[23]\.", "aux_head.2."),
 )
 # BGR in 0..255 less the mean of Caffe's ImageNet models.
 MEAN = (102.9801, 115.9465, 122.7717)
+
+
+def backbone_keys(network: nn.Module) -> tuple:
+    """Rules for an encoder's weights at the top level of a file: openseg's ImageNet start,
+    whose 3x3 stem becomes `resinit`, or any ResNet with the names that `network` has."""
+    own = getattr(network.backbone, "resinit", None)
+    stem = "backbone." if own is None else "backbone.resinit."
+    return ((r"^(resinit|layer\d)\.", r"backbone.\1."),
+            (r"^((?:conv|bn)[123])\.", stem + r"\1."))
 
 
 def openseg_entry(network: Callable, rename: tuple, classes: str, in_place: bool,

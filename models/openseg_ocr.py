@@ -14,7 +14,7 @@ from models.foreign_state import foreign_state
 from models.layers.conv_norm_act import classifier_head
 from models.layers.ocr import OCR_KEYS, OCRHead
 from models.layers.resize import resize_to
-from models.openseg import BACKBONE_KEYS, openseg_entry
+from models.openseg import backbone_keys, openseg_entry
 
 
 class OCR(BaseModel):
@@ -50,10 +50,10 @@ class OCR(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet's and openseg's files in this network's keys."""
-        return super().rename_foreign(foreign_state(state, BACKBONE_KEYS + OCR_KEYS))
+        return super().rename_foreign(foreign_state(state, OCR_KEYS + backbone_keys(self)))
 
 
 PUBLISHED = {
-    name: openseg_entry(OCR, BACKBONE_KEYS + OCR_KEYS, "head.weight", in_place)
+    name: openseg_entry(OCR, OCR_KEYS, "head.weight", in_place)
     for name, in_place in (("openseg_r101_ocr", True), ("openseg_r101_ocr_bn", False))
 }

@@ -42,7 +42,7 @@ CLASSIFIER_PARTS = ("incre_modules.", "downsamp_modules.", "final_layer.", "clas
 
 # Official names of an HRNet that stands at the top level, and Paddle's names -> those of a
 # network's `backbone`. Paddle counts from 1; a branch that a transition adds has one level more.
-BACKBONE_KEYS = ((r"^(conv[12]|bn[12]|layer1|transition\d|stage\d)\.", r"backbone.\1."),)
+BACKBONE_KEYS = ((r"^(conv[12]|bn[12]|resinit|layer\d|transition\d|stage\d)\.", r"backbone.\1."),)
 PADDLE_KEYS = (
     (r"^(ocrnet\.backbone\.)?(?=(conv_layer1|la1|tr\d|st\d)(_|\.))", "backbone."),
     (r"\._mean$", ".running_mean"),
