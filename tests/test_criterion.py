@@ -1,4 +1,6 @@
 """The criterion: forms of the section, several outputs, sizes, golden totals."""
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from utils.criterion import Criterion
 from utils.errors import ConfigError
 from utils.losses import build_loss
 from utils.losses.segfix import segfix_targets
+from utils.registry import components
 
 GOLDEN = Path(__file__).resolve().parents[1].parent / "shared/losses/cases.npz"
 TWO = {"out": 1.0, "aux": 0.4}
@@ -248,3 +251,30 @@ def test_segfix_gives_the_golden_total_on_small_outputs(golden):
     total, _ = criterion(outputs, {"label": golden["segfix/seg_label"], "boundary": boundary,
                                    "direction": direction})
     assert total.item() == pytest.approx(golden["segfix/value"].item(), rel=1e-9)
+
+
+# --- the loss lines of docs/losses.md --------------------------------------------------------------
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs/losses.md"
+LINES = re.findall(r"```json\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("text", LINES)
+def test_a_loss_line_of_the_document_builds_and_gives_a_loss(text):
+    config = json.loads(text)
+    section, count = config["loss"], 2
+    if isinstance(section, list):
+        count = len(section)
+    weights = dict(zip(("out", "aux", "pred_05x", "pred_10x"), [1.0, 0.4, 0.05, 0.05][:count]))
+    num_classes = 3 if "class_pixels" in text else 19
+    criterion = Criterion(section, weights, 255, config.get("loss_weights"), num_classes)
+    outputs, batch = outputs_and_batch(weights, num_classes, (12, 15))
+    total, parts = criterion(outputs, batch)
+    total.backward()
+    assert total.isfinite() and set(weights) <= set(parts)
+
+
+def test_the_document_names_every_loss():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert [name for name, cls in components("losses").items()
+            if name == cls.__name__ and f"`{name}`" not in text] == []
