@@ -48,13 +48,16 @@ class Trainer(BaseTrainer):
                 outputs, parts = self._step(batches)
                 self.step += 1
                 self.batches_done += len(batches)
-                if self.step % self.log_per_iter == 0 or self.step == self.total_steps:
+                logged = self.step % self.log_per_iter == 0 or self.step == self.total_steps
+                if logged:
                     label = batches[-1]["label"]
                     metrics.update(train_rule(outputs["out"].detach().float()), label)
                     self._log_step(epoch, bar, parts)
                 if self.save_every and self.step % self.save_every == 0:
                     self.save("last.pth")
-                self.stop_if_asked()
+                # Several GPUs agree on stopping where they are read anyway.
+                if logged or distributed.world_size() == 1 or self.device.type == "cpu":
+                    self.stop_if_asked()
         if self.window_steps:
             self._log_step(epoch, None, parts)
         metrics.reduce()

@@ -145,7 +145,8 @@ class BaseDataset(Dataset, ABC):
         A leading slash counts for nothing. A missing file is noted as a problem.
         """
         path = self.root / name.lstrip("/")
-        candidates = [path, Path(name), *(path.with_suffix(end) for end in IMAGE_SUFFIXES)]
+        candidates = [path, *([Path(name)] if name.startswith("/") else []),
+                      *(path.with_suffix(end) for end in IMAGE_SUFFIXES)]
         for candidate in candidates:
             if candidate.is_file():
                 return candidate

@@ -231,8 +231,11 @@ class BaseTrainer(ABC):
             names = inspect.signature(parallel).parameters
             switch = ("forward_sync_buffers" if "forward_sync_buffers" in names
                       else "broadcast_buffers")
+            # Both find parameters that no output depends on; a static graph costs nothing
+            # per step but does not know `no_sync`.
+            unused = "static_graph" if self.accumulate == 1 else "find_unused_parameters"
             model = parallel(model, device_ids=[self.device] if self.device.type == "cuda" else None,
-                             gradient_as_bucket_view=True, static_graph=True, **{switch: False})
+                             gradient_as_bucket_view=True, **{switch: False, unused: True})
         return model
 
 

@@ -55,6 +55,7 @@ def _ours(name, batch):
     config = resolve_config(load_config("config.json", ["optimizer.type=SGD",
                                                         'optimizer.args={"lr":0.01,"momentum":0.9,'
                                                         '"weight_decay":1e-4}',
+                                                        "loss=CrossEntropyLoss2d",
                                                         "trainer.val=false",
                                                         "trainer.tensorboard=false"]))
     model = _network(name)

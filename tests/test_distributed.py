@@ -69,6 +69,52 @@ def _train(rank, world, folder):
                    f"{folder}/{world}.pth")
 
 
+def _accumulate(rank, world, folder):
+    from tests.test_trainer import Loader, make
+    trainer = make(folder, "trainer.accumulate=3", loader=Loader(8, 2))
+    trainer._valid_epoch = lambda epoch: {"Mean_IoU": 0.5}
+    trainer.train()
+    assert trainer.step == 6      # 4 batches in steps of 3 and 1, three epochs
+    for value in trainer.model.parameters():
+        total = distributed.all_reduce_(value.detach().clone())
+        torch.testing.assert_close(total / world, value)
+
+
+def test_accumulated_steps_exchange_gradients_once_and_keep_ranks_equal(tmp_path):
+    on_ranks(_accumulate, 2, str(tmp_path))
+
+
+def _score(rank, world, folder):
+    """Evaluate 7 images in batches of 2 over `world` ranks; rank 0 leaves the results."""
+    import json
+
+    from dataloader.loader import make_loader
+    from models.enet import ENet
+    from utils.decision import build_decision
+    from utils.evaluate import evaluate
+    from utils.normalize import Normalize
+    from utils.predictor import Predictor
+    torch.manual_seed(0)
+    loader = make_loader({"type": "Shapes", "args": {"split": "val", "length": 7, "size": [40, 56],
+                                                     "batch_size": 2, "num_workers": 0}},
+                         ignore_index=255, rank=rank, world_size=world)
+    dataset = loader.dataset
+    predictor = Predictor(ENet(dataset.num_classes).eval(), Normalize(dataset.mean, dataset.std))
+    results = evaluate(predictor, loader, [build_decision("max"), build_decision("T")],
+                       num_classes=dataset.num_classes, ignore_index=255, device="cpu",
+                       loss=torch.nn.CrossEntropyLoss(ignore_index=255))
+    if rank == 0:
+        with open(f"{folder}/{world}.json", "w") as stream:
+            json.dump(results, stream, default=lambda value: value.tolist())
+
+
+def test_a_score_is_the_same_for_one_and_two_ranks_to_the_last_digit(tmp_path):
+    on_ranks(_score, 2, str(tmp_path))
+    on_ranks(_score, 1, str(tmp_path))
+    one, two = ((tmp_path / f"{world}.json").read_text() for world in (1, 2))
+    assert "Mean_IoU" in one and one == two
+
+
 def test_two_ranks_with_synchronised_norms_train_like_one_process(tmp_path):
     for world in (1, 2):
         os.mkdir(tmp_path / str(world))

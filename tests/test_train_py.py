@@ -56,7 +56,7 @@ def test_resuming_a_finished_run_changes_nothing(trained, capsys):
 
 def test_resume_names_the_settings_that_differ(trained, capsys):
     run("-r", trained / "last.pth", "optimizer.args.lr=0.5", "--dry-run")
-    assert "optimizer.args.lr was 0.006, is 0.5" in capsys.readouterr().err
+    assert "optimizer.args.lr was 0.004, is 0.5" in capsys.readouterr().err
 
 
 def test_auto_without_a_checkpoint_starts_fresh_and_says_so(tmp_path, capsys):
@@ -139,7 +139,7 @@ def write(path, picture):
 
 def on_camvid(folder):
     loader = '{"data_dir": "%s", "split": "%s", "batch_size": 2, "num_workers": 0}'
-    return ["-c", "config.json", "train_loader.type=CamVid", "val_loader.type=CamVid",
+    return ["-c", "config.json", "loss=CE", "train_loader.type=CamVid", "val_loader.type=CamVid",
             "train_loader.args=" + loader % (folder, "train"),
             "val_loader.args=" + loader % (folder, "val"), "trainer.epochs=1",
             "trainer.tensorboard=false", f"trainer.save_dir={folder / 'runs'}"]
