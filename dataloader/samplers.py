@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 
 class EpochOrder:
-    """The order in which an epoch visits `length` samples: as stored, or shuffled by (seed, epoch)."""
+    """The order in which an epoch visits the samples: as stored, or shuffled by (seed, epoch)."""
 
     def __init__(self, length: int, shuffle: bool, seed: int = 0):
         self.length, self.shuffle, self.seed = length, shuffle, seed

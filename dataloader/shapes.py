@@ -296,12 +296,9 @@ class _Scene:
         self._box(x - half, x - 0.6 * half, 0, 0.5, z, dark, CAR)
         self._box(x + 0.6 * half, x + half, 0, 0.5, z, dark, CAR)
         self._box(x - half, x + half, 0.25, 0.6 * tall, z, paint, CAR)
-        roof = [self._at(x - 0.9 * half, 0.58 * tall, z), self._at(x - 0.65 * half, tall, z),
-                self._at(x + 0.65 * half, tall, z), self._at(x + 0.9 * half, 0.58 * tall, z)]
-        self._fill([roof], paint, CAR)
-        pane = [self._at(x - 0.75 * half, 0.62 * tall, z), self._at(x - 0.58 * half, 0.92 * tall, z),
-                self._at(x + 0.58 * half, 0.92 * tall, z), self._at(x + 0.75 * half, 0.62 * tall, z)]
-        self._fill([pane], self._hazy(self._grey(30, 150), z), None)
+        self._fill([self._gable(x, z, 0.9 * half, 0.58 * tall, 0.65 * half, tall)], paint, CAR)
+        self._fill([self._gable(x, z, 0.75 * half, 0.62 * tall, 0.58 * half, 0.92 * tall)],
+                   self._hazy(self._grey(30, 150), z), None)
         for side in (-1, 1):
             self._blob(x + side * 0.8 * half, 0.45 * tall, z, 0.12, 0.09,
                        draw.choice([(200, 40, 30), (230, 225, 200)]), None)
@@ -331,6 +328,11 @@ class _Scene:
         """The pixel of a point."""
         scale = self.focal / z
         return (int(self.centre + x * scale), int(self.horizon + (self.eye - y) * scale))
+
+    def _gable(self, x, z, half_below, low, half_above, high):
+        """An upright trapezoid around x."""
+        return [self._at(x - half_below, low, z), self._at(x - half_above, high, z),
+                self._at(x + half_above, high, z), self._at(x + half_below, low, z)]
 
     def _strip(self, left, right, colour, label, near=1.0, far=400.0):
         """A piece of the ground; without a label it only changes colour."""

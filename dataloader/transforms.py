@@ -36,9 +36,9 @@ class Augmentation:
     crop_size: the short side is resized to it and the centre is cut out. With
     neither: the whole image (resized to base_size, if one is given).
 
-    base_size: length of the long side before the random scale; None keeps the image's own.
+    base_size: long side of the image before the random scale; None keeps its own.
     crop_size: side of a square, or [height, width]; None gives crops of the size
-        the image has at base_size.
+        the image has at base_size. Under val it decides alone, whatever base_size.
     scale: false, true for 0.5 to 2, or [smallest, largest] factor.
     rotate: false, true for up to 10 degrees, or the largest angle in degrees.
     blur: false, true for a Gaussian of sigma up to 1 pixel, or the largest sigma.

@@ -144,7 +144,7 @@ def write_label(path: str | os.PathLike, labels: np.ndarray, palette: list):
 
 
 def write_image(path: str | os.PathLike, rgb: np.ndarray):
-    """Write uint8 (H, W, 3) RGB or (H, W) grey, in the format of the suffix; whole or not at all."""
+    """Write uint8 (H, W, 3) RGB or (H, W) grey in the format of the suffix, whole or not at all."""
     import cv2
     suffix = Path(path).suffix.lower()
     picture = rgb if rgb.ndim == 2 else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)

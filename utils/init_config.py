@@ -97,8 +97,8 @@ def _find_pairs(images, labels):
              if _usable(pair := Pair(stem, found["image"][stem + endings[0]],
                                      found["label"][stem + endings[1]]))]
     if len(pairs) < 2:
-        raise DataError(f"{len(pairs)} pairs: image names such as {_example(found['image'])}, label "
-                        f"names such as {_example(found['label'])}", f"{shown(images)}, "
+        raise DataError(f"{len(pairs)} pairs: image names such as {_example(found['image'])}, "
+                        f"label names such as {_example(found['label'])}", f"{shown(images)}, "
                         f"{shown(labels)}", "a label needs the name of its image, the extension "
                         "and one fixed ending aside, and its size")
     return pairs, endings
@@ -248,7 +248,7 @@ def _class_file(classes, mean, std):
     parts += [("mean", mean), ("std", std)]
     body = ",\n".join(f'  "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in parts)
     return ("// Class i is the i-th of each list. label_ids: the stored value(s) of each class,\n"
-            "// where they are not 0, 1, 2, …; ignore_ids, ignore_colors: what belongs to no class.\n"
+            "// where they are not 0, 1, 2, …; ignore_ids, ignore_colors: what is no class.\n"
             f"{{\n{body}\n}}\n")
 
 
