@@ -253,7 +253,7 @@ def test_segfix_gives_the_golden_total_on_small_outputs(golden):
     assert total.item() == pytest.approx(golden["segfix/value"].item(), rel=1e-9)
 
 
-# --- the loss lines of docs/losses.md --------------------------------------------------------------
+# --- the loss lines of docs/losses.md ---------------------------------------------------------
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/losses.md"
 LINES = re.findall(r"```json\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)

@@ -71,7 +71,8 @@ class Criterion(nn.Module):
         adds them as "name.part".
         """
         total, parts = 0.0, {}
-        for loss, (name, (inputs, targets, resize)) in zip(self.losses, self._plans.items()):
+        plans = zip(self.losses, self._plans.items(), strict=True)
+        for loss, (name, (inputs, targets, resize)) in plans:
             missing = [key for key in inputs if key not in outputs]
             if missing:
                 raise ConfigError(f"the loss {name!r} needs the output {missing[0]!r}; the model "
@@ -101,7 +102,7 @@ class Criterion(nn.Module):
         return (batch["label"] != self.ignore_index).sum()
 
     def _loss(self, name):
-        return dict(zip(self._plans, self.losses)).get(name)
+        return dict(zip(self._plans, self.losses, strict=True)).get(name)
 
 
 def _sections(section, output_weights, loss_weights):
@@ -150,7 +151,7 @@ def _listed(section, output_weights, loss_weights):
         raise ConfigError(f"{len(weights)} weights for {len(names)} outputs ({', '.join(names)})",
                           "loss_weights")
     return {name: (_section(entry, f"loss[{i}]"), weight, f"loss[{i}]")
-            for i, (name, entry, weight) in enumerate(zip(names, section, weights))}
+            for i, (name, entry, weight) in enumerate(zip(names, section, weights, strict=True))}
 
 
 def _section(section, where):

@@ -89,11 +89,14 @@ class _StepSchedule(LRScheduler):
         if len(self.base_lrs) != len(self.optimizer.param_groups):
             raise ValueError(f"the schedule was saved with {len(self.base_lrs)} parameter groups, "
                              f"the optimizer has {len(self.optimizer.param_groups)}")
-        # Torch counts a step when it sets the rates.
-        self.last_epoch = state_dict["last_epoch"] - 1
-        self._step_count = state_dict["last_epoch"]
-        self._update_lr()
-        self._step_count = state_dict["last_epoch"] + 1
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = self.last_epoch + 1      # torch's own, counted from the constructor
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def _of_largest_rate(self, rate):
         """An absolute rate as a factor: of the group with the largest rate."""

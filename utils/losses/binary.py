@@ -9,7 +9,6 @@ BDiceLoss takes label maps like every other loss.
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from utils.class_weights import class_weights

@@ -115,7 +115,7 @@ def _add_on_cpu(p, labels, chosen, only_present, slope, divisor):
 
 def _weigh_errors(pc, labels, c, own, weights):
     """The loss of one class with pixels `own`; d/dp goes to `weights`."""
-    error = 1 - pc[own]
+    error = np.abs(1 - pc[own])     # p may exceed 1 by a rounding
     others = np.flatnonzero((pc >= error.min()) & (labels != c) & (labels >= 0))
     pixels = np.concatenate((own, others))
     errors = np.concatenate((error, pc[others]))
