@@ -36,6 +36,7 @@ class ASPOCR(BaseModel):
         super().__init__()
         self.backbone = build_backbone(backbone, levels=2, output_stride=8, norm=norm,
                                        pretrained=pretrained)
+        self.backbone.keep(-2, -1)
         c3, c4 = self.backbone.channels[-2:]
         options = dict(bias=True, norm=norm, act=activation)
         self.aux_head = classifier_head(c3, 512, num_classes, 3, dropout=dropout, **options)
@@ -49,7 +50,7 @@ class ASPOCR(BaseModel):
 
     def forward(self, x: torch.Tensor):
         *_, f3, f4 = self.backbone(x)                    # (N, c3|c4, H/8, W/8)
-        aux = self.aux_head(f3)
+        aux = resize_to(self.aux_head(f3), f4)        # of one size in the published network
         parts = [self.context(self.reduce(f4), aux)] + [branch(f4) for branch in self.branches]
         out = self.classifier(self.fuse(torch.cat(parts, dim=1)))
         out = resize_to(out, x, align_corners=True)

@@ -26,24 +26,31 @@ class BaseOC(BaseModel):
     eval:  logits (N, C, H, W)
     train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
 
-    activation: that of the heads, "leaky_relu" in what openseg's first branch released.
+    use_aux: whether the auxiliary head is built. activation: that of the heads,
+    "leaky_relu" in what openseg's first branch released.
     """
 
     output_weights = {"out": 1.0, "aux": 0.4}
 
     def __init__(self, num_classes: int, backbone: str = "deepbase_resnet101",
                  channels: int = 512, key_channels: int = 256, dropout: float = 0.05,
-                 activation: str = "relu", norm: str = "batch", pretrained: bool = False):
+                 use_aux: bool = True, activation: str = "relu", norm: str = "batch",
+                 pretrained: bool = False):
         super().__init__()
         self.backbone = build_backbone(backbone, levels=2, output_stride=8, norm=norm,
                                        pretrained=pretrained)
+        self.backbone.keep(-1, *([-2] if use_aux else []))
         c3, c4 = self.backbone.channels[-2:]
         options = dict(norm=norm, act=activation)
         self.reduce = conv_norm_act(c4, channels, 3, bias=True, **options)
         self.attention = SelfAttention(channels, key_channels, key_channels, **options)
         self.fuse = conv_norm_act(2 * channels, channels, bias=True, **options)
         self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
-        self.aux_head = classifier_head(c3, 512, num_classes, 3, **options)
+        self.aux_head = None
+        if use_aux:
+            self.aux_head = classifier_head(c3, 512, num_classes, 3, **options)
+        else:
+            self.output_weights = {"out": 1.0}
 
     def forward(self, x: torch.Tensor):
         *_, f3, f4 = self.backbone(x)                    # (N, c3|c4, H/8, W/8)
@@ -52,6 +59,8 @@ class BaseOC(BaseModel):
         out = resize_to(self.classifier(features), x, align_corners=True)
         if not self.training:
             return out
+        if self.aux_head is None:
+            return {"out": out}
         return {"out": out, "aux": resize_to(self.aux_head(f3), x, align_corners=True)}
 
     def rename_foreign(self, state: dict) -> dict:

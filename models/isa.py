@@ -34,19 +34,24 @@ class ISA(BaseModel):
 
     def __init__(self, num_classes: int, backbone: str = "deepbase_resnet101",
                  channels: int = 512, key_channels: int = 256, step: int = 8,
-                 dropout: float = 0.05, activation: str = "relu", norm: str = "batch",
-                 pretrained: bool = False):
+                 dropout: float = 0.05, use_aux: bool = True, activation: str = "relu",
+                 norm: str = "batch", pretrained: bool = False):
         super().__init__()
         self.backbone = build_backbone(backbone, levels=2, output_stride=8, norm=norm,
                                        pretrained=pretrained)
+        self.backbone.keep(-1, *([-2] if use_aux else []))
         c3, c4 = self.backbone.channels[-2:]
         options = dict(norm=norm, act=activation)
         self.reduce = conv_norm_act(c4, channels, 3, **options)
         self.attention = InterlacedAttention(channels, key_channels, channels, step, **options)
         self.fuse = conv_norm_act(2 * channels, channels, **options)
         self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
-        self.aux_head = classifier_head(c3, 512, num_classes, 3, bias=False, dropout=dropout,
-                                        **options)
+        self.aux_head = None
+        if use_aux:
+            self.aux_head = classifier_head(c3, 512, num_classes, 3, bias=False, dropout=dropout,
+                                            **options)
+        else:
+            self.output_weights = {"out": 1.0}
 
     def forward(self, x: torch.Tensor):
         *_, f3, f4 = self.backbone(x)                    # (N, c3|c4, H/8, W/8)
@@ -55,6 +60,8 @@ class ISA(BaseModel):
         out = resize_to(self.classifier(features), x, align_corners=True)
         if not self.training:
             return out
+        if self.aux_head is None:
+            return {"out": out}
         return {"out": out, "aux": resize_to(self.aux_head(f3), x, align_corners=True)}
 
     def rename_foreign(self, state: dict) -> dict:

@@ -35,6 +35,7 @@ class OCR(BaseModel):
         super().__init__()
         self.backbone = build_backbone(backbone, levels=2, output_stride=8, norm=norm,
                                        pretrained=pretrained)
+        self.backbone.keep(-2, -1)
         c3, c4 = self.backbone.channels[-2:]
         options = dict(bias=True, dropout=dropout, norm=norm, act=activation)
         self.aux_head = classifier_head(c3, 512, num_classes, 3, **options)
@@ -42,7 +43,7 @@ class OCR(BaseModel):
 
     def forward(self, x: torch.Tensor):
         *_, f3, f4 = self.backbone(x)                    # (N, c3|c4, H/8, W/8)
-        aux = self.aux_head(f3)
+        aux = resize_to(self.aux_head(f3), f4)        # of one size in the published network
         out = resize_to(self.head(f4, aux)[0], x, align_corners=True)
         if not self.training:
             return out

@@ -108,8 +108,11 @@ def test_the_list_names_every_published_network(capsys):
     assert [line.split(":")[0] for line in lines] == sorted(published())
 
 
-@pytest.mark.parametrize("name", [NAME, "yassouali_enet", "openseg_r101_isa", "mic_hrnet_ocr_ms"] + [pytest.param(
-                                      name, marks=pytest.mark.slow) for name in NETWORKS])
+QUICK = (NAME, "yassouali_enet", "openseg_r101_isa", "mic_hrnet_ocr_ms")
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow)
+                                            for name in NETWORKS if name not in QUICK)])
 def test_the_config_inside_rebuilds_the_network(name):
     entry = published()[name]
     classes = 10 if "segfix" in name else 7
@@ -131,7 +134,8 @@ def test_the_config_inside_rebuilds_the_network(name):
 
 @pytest.mark.parametrize("name, expected", [
     ("openseg_r101_ocr", ("BGR", 1.0, 102.9801)), ("openseg_hrnet48_ocr", ("BGR", 255.0, 0.485)),
-    ("hrnet_ocr_w48", ("RGB", 255.0, 0.485)), ("yassouali_pspnet_resnet50", ("RGB", 255.0, 0.45734706))])
+    ("hrnet_ocr_w48", ("RGB", 255.0, 0.485)),
+    ("yassouali_pspnet_resnet50", ("RGB", 255.0, 0.45734706))])
 def test_the_input_is_what_the_weights_expect(name, expected):
     entry = published()[name]
     assert (entry.order, entry.scale, entry.mean[0]) == expected

@@ -118,8 +118,9 @@ def test_an_imagenet_state_dict_starts_the_encoder_and_its_classifier_is_left_ov
     with torch.device("meta"):
         network, encoder = HRNet(7, SMALL), HRNetBackbone(SMALL)
         head = torch.empty(3)
-    state = encoder.state_dict() | {"classifier.weight": head, "incre_modules.0.0.conv1.weight": head,
-                                    "downsamp_modules.0.0.bias": head, "final_layer.0.bias": head}
+    state = encoder.state_dict() | dict.fromkeys((
+        "classifier.weight", "incre_modules.0.0.conv1.weight", "downsamp_modules.0.0.bias",
+        "final_layer.0.bias"), head)
     report = compare(network, network.rename_foreign(state))
     assert len(report.loaded) == len(encoder.state_dict())
     assert len(report.unexpected) == 4 and not report.mismatched

@@ -86,6 +86,13 @@ def test_exported_network_gives_the_same_logits(name):
         assert torch.allclose(exported(image), network(image), atol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", [BaseOC, ISA])
+def test_an_auxiliary_head_that_is_not_wanted_is_not_built(architecture):
+    network = architecture(3, "resnet18", channels=16, key_channels=8, use_aux=False)
+    assert network.output_weights == {"out": 1.0} and network.aux_head is None
+    assert list(network.train()(torch.randn(2, 3, 33, 47))) == ["out"]
+
+
 def test_gathering_weighs_the_pixels_of_each_class_not_the_classes_of_each_pixel():
     features, logits = torch.randn(2, 4, 3, 5), torch.randn(2, 6, 3, 5)
     got = gather_objects(features, logits)
@@ -137,7 +144,8 @@ def test_self_attention_is_a_softmax_over_all_pixels():
     block = SelfAttention(4, 2, 3).eval()
     x = torch.randn(1, 4, 3, 5)
     with torch.no_grad():
-        query, key, value = (part(x)[0].flatten(1) for part in (block.query, block.key, block.value))
+        query, key, value = (part(x)[0].flatten(1)
+                             for part in (block.query, block.key, block.value))
         weights = (query.T @ key / math.sqrt(2)).softmax(dim=1)
         expected = block.project((value @ weights.T).reshape(1, 3, 3, 5))
         assert torch.allclose(block(x), expected, atol=1e-5)
