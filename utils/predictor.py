@@ -167,9 +167,10 @@ class Predictor:
             scaled = self._rescale(x, scale)
             for mirrored in mirrors:
                 view = self._slide(scaled) if sliding else self._view(scaled, mirrored)
-                if total is None:
-                    total = _zeros(view, (*view.shape[:2], *size))
-                self._add(total, view, weight, activate=not sliding)
+                first = total is None
+                if first:
+                    total = _empty(view, (*view.shape[:2], *size))
+                self._add(total, view, weight, activate=not sliding, first=first)
                 del view    # before the next forward: one view at a time
         return self._as_logits(total)
 
@@ -192,7 +193,7 @@ class Predictor:
             crops = [_crop(x, top, left, tile, mirrored) for top, left, mirrored in group]
             views = self._forward(torch.cat(crops) if len(crops) > 1 else crops[0])
             if total is None:
-                total = _zeros(views, (n, views.shape[1], height, width))
+                total = _empty(views, (n, views.shape[1], height, width)).zero_()
             for (top, left, mirrored), view in zip(group, views.split(n), strict=True):
                 view = self._unmirror(view) if mirrored else view
                 view = self._probs(view.float()) if self.average == "probs" else view
@@ -227,8 +228,11 @@ class Predictor:
         return x.contiguous(memory_format=torch.channels_last if self.channels_last
                             else torch.contiguous_format)
 
-    def _add(self, total, view, weight, activate):
-        """total += weight * view resized to it, piece by piece so that no second map exists."""
+    def _add(self, total, view, weight, activate, first):
+        """total += weight * view resized to it, piece by piece so that no second map exists.
+
+        first: `total` holds nothing yet and is written over.
+        """
         n, classes, height, width = total.shape
         probs = activate and self.average == "probs"
         pixels = CHUNK_BYTES.get(total.device.type, CHUNK_BYTES["cuda"]) // (4 * n)
@@ -239,15 +243,15 @@ class Predictor:
                 if piece.shape[-2:] != (height, width):
                     piece = F.interpolate(piece, (height, width), mode="bilinear",
                                           align_corners=self.align_corners)
-                total[:, c:c + step].add_(piece, alpha=weight)
+                _accumulate(total[:, c:c + step], piece, weight, first)
             return
         # A softmax needs all classes of a pixel, and channels-last memory has them side by side.
         step = max(1, pixels // (classes * width))
         for top in range(0, height, step):
             rows = range(top, min(top + step, height))
             piece = resize_rows(view, (height, width), rows, self.align_corners)
-            total[:, :, rows.start:rows.stop].add_(self._probs(piece) if probs else piece,
-                                                   alpha=weight)
+            _accumulate(total[:, :, rows.start:rows.stop], self._probs(piece) if probs else piece,
+                        weight, first)
 
     def _probs(self, logits):
         return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
@@ -308,11 +312,18 @@ def _is_channels_last(model):
     return any(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
 
-def _zeros(like, shape):
+def _accumulate(area, piece, weight, first):
+    if first:
+        torch.mul(piece, weight, out=area)
+    else:
+        area.add_(piece, alpha=weight)
+
+
+def _empty(like, shape):
     layout = (torch.contiguous_format if like.is_contiguous()
               else torch.channels_last if like.is_contiguous(memory_format=torch.channels_last)
               else torch.contiguous_format)
-    return torch.empty(shape, dtype=torch.float32, device=like.device, memory_format=layout).zero_()
+    return torch.empty(shape, dtype=torch.float32, device=like.device, memory_format=layout)
 
 
 def _one_of(name, value, choices):
