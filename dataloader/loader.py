@@ -87,6 +87,7 @@ class Loader:
         # Both are dropped here and now: collected later as part of a reference cycle, torch's
         # iterator would wait for workers that its queues no longer reach.
         self._iterator = self._loader = None
+        _with_workers.discard(self)
 
     def _next(self):
         """The next batch, None at the end; after an error the workers are gone."""
