@@ -10,10 +10,10 @@ Published checkpoints: HRNet-Semantic-Segmentation (`hrnet_w48`, `hrnet_w18_smal
 import torch
 
 from base.base_model import BaseModel
+from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS, build_pyramid
+from models.foreign_state import BESIDE, PREFIXES, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
-from models.foreign_state import BESIDE, PREFIXES, foreign_state
-from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS, build_pyramid
 from models.layers.resize import resize_to
 from models.published import Published
 
