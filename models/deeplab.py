@@ -16,7 +16,7 @@ from models.backbones.resnet import YASSOUALI_KEYS, uniform_dilation
 from models.layers.heads import ASPP, conv_norm_relu
 from models.layers.init import he_init
 from models.layers.resize import resize_to
-from models.published import Published
+from models.published import Published, from_published
 from utils.errors import ConfigError
 
 
@@ -56,6 +56,10 @@ class DeepLab(BaseModel):
         out = self.decoder(torch.cat([low, high], dim=1))
         out = resize_to(out, x, align_corners=True)
         return {"out": out} if self.training else out
+
+    def rename_foreign(self, state: dict) -> dict:
+        """An ImageNet encoder or a published checkpoint in this network's keys."""
+        return super().rename_foreign(from_published(state, PUBLISHED))
 
 
 # Keys of yassouali's DeepLab and DUC_HDC -> ours.

@@ -18,7 +18,7 @@ from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.layers.heads import ASPP, conv_norm_relu, fcn_head
 from models.layers.resize import resize_to
-from models.published import Published
+from models.published import Published, from_published
 
 
 class DeepLabV3(BaseModel):
@@ -56,6 +56,10 @@ class DeepLabV3(BaseModel):
             return {"out": out}
         aux = self.aux_head(maps[self.backbone.aux_level])
         return {"out": out, "aux": resize_to(aux, x)}
+
+    def rename_foreign(self, state: dict) -> dict:
+        """An ImageNet encoder or a published checkpoint in this network's keys."""
+        return super().rename_foreign(from_published(state, PUBLISHED))
 
 
 ASPP_KEYS = ((r"^classifier\.0\.convs\.4\.1\.", "head.0.image.0."),

@@ -20,7 +20,7 @@ from models.layers.heads import ASPP, conv_norm_relu
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
 from models.layers.resize import resize_to
-from models.published import Published
+from models.published import Published, from_published
 
 RATES3, RATES4 = (1, 2, 3) * 7 + (2, 2), (3, 4, 5)     # the paper's "Dilation-RF"
 
@@ -56,6 +56,10 @@ class DUC_HDC(BaseModel):
         out = self.up_out(self.decoder(torch.cat([low, high], dim=1)))
         out = resize_to(out, x, align_corners=True)
         return {"out": out} if self.training else out
+
+    def rename_foreign(self, state: dict) -> dict:
+        """An ImageNet encoder or a published checkpoint in this network's keys."""
+        return super().rename_foreign(from_published(state, PUBLISHED))
 
 
 class _DenseUpsampling(nn.Module):

@@ -14,7 +14,8 @@ from torch import nn
 from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.download import torchvision_state
-from models.published import Published
+from models.layers.init import he_init
+from models.published import Published, from_published
 from utils.errors import ConfigError
 
 
@@ -40,6 +41,7 @@ class FCN8(BaseModel):
             nn.Conv2d(512, channels, 7), nn.ReLU(inplace=True), nn.Dropout(),
             nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True), nn.Dropout(),
             nn.Conv2d(channels, num_classes, 1))
+        he_init(self.output)
         self.up_output = _bilinear(num_classes, 4, 2)
         self.up_pool4_out = _bilinear(num_classes, 4, 2)
         self.up_final = _bilinear(num_classes, 16, 8)
@@ -59,6 +61,10 @@ class FCN8(BaseModel):
         out = self.up_final(_crop(self.adj_pool3(0.0001 * pool3), 9, out.shape) + out)
         out = _crop(out, 31, x.shape).contiguous()
         return {"out": out} if self.training else out
+
+    def rename_foreign(self, state: dict) -> dict:
+        """An ImageNet encoder or a published checkpoint in this network's keys."""
+        return super().rename_foreign(from_published(state, PUBLISHED))
 
 
 def _crop(x, start, shape):

@@ -8,7 +8,7 @@ from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.layers.heads import fcn_head
 from models.layers.resize import resize_to
-from models.published import Published
+from models.published import Published, from_published
 
 
 class FCNResNet(BaseModel):
@@ -43,6 +43,10 @@ class FCNResNet(BaseModel):
             return {"out": out}
         aux = self.aux_head(maps[self.backbone.aux_level])
         return {"out": out, "aux": resize_to(aux, x)}
+
+    def rename_foreign(self, state: dict) -> dict:
+        """An ImageNet encoder or a published checkpoint in this network's keys."""
+        return super().rename_foreign(from_published(state, PUBLISHED))
 
 
 PUBLISHED = {

@@ -18,7 +18,7 @@ from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.init import he_init
 from models.layers.resize import resize_to
-from models.published import Published
+from models.published import Published, from_published
 from utils.errors import ConfigError
 
 
@@ -53,6 +53,10 @@ class GCN(BaseModel):
         up = self._up_by_deconvolution if self.use_deconv else self._up_by_resize
         out = self.final_conv(up(x))
         return {"out": out} if self.training else out
+
+    def rename_foreign(self, state: dict) -> dict:
+        """An ImageNet encoder or a published checkpoint in this network's keys."""
+        return super().rename_foreign(from_published(state, PUBLISHED))
 
     def _refined(self, x):
         """The class maps of the four scales, high to low resolution."""

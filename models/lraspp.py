@@ -10,7 +10,7 @@ from models.backbones import build_backbone
 from models.deeplabv3 import MOBILENET_KEYS
 from models.layers.heads import conv_norm_relu
 from models.layers.resize import resize_to
-from models.published import Published
+from models.published import Published, from_published
 
 
 class LRASPP(BaseModel):
@@ -38,6 +38,10 @@ class LRASPP(BaseModel):
         out = self.low_classifier(low) + self.high_classifier(resize_to(gated, low))
         out = resize_to(out, x)
         return {"out": out} if self.training else out
+
+    def rename_foreign(self, state: dict) -> dict:
+        """An ImageNet encoder or a published checkpoint in this network's keys."""
+        return super().rename_foreign(from_published(state, PUBLISHED))
 
 
 PUBLISHED = {

@@ -13,7 +13,7 @@ from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.heads import PyramidPooling, fcn_head
 from models.layers.init import he_init
 from models.layers.resize import resize_to
-from models.published import Published
+from models.published import Published, from_published
 
 
 class PSPNet(BaseModel):
@@ -55,6 +55,10 @@ class PSPNet(BaseModel):
         if self.aux_head is None:
             return {"out": out}
         return {"out": out, "aux": resize_to(self.aux_head(maps[self.backbone.aux_level]), x)}
+
+    def rename_foreign(self, state: dict) -> dict:
+        """An ImageNet encoder or a published checkpoint in this network's keys."""
+        return super().rename_foreign(from_published(state, PUBLISHED))
 
 
 # Keys of yassouali's PSPNet and PSPDenseNet -> ours.

@@ -19,12 +19,10 @@ import torch
 from torch import nn
 
 from models.foreign_state import rename
+from utils.checkpoint import read_state as read_torch_file
+from utils.checkpoint import unwrap
 from utils.errors import CheckpointError
 from utils.registry import unknown
-
-# What training programs wrap a state dict in, and put before its keys.
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,6 @@ class Published:
     mean, std, order, scale: the input normalisation the weights expect:
               (image / scale - mean) / std, channels in that order.
     read:     path -> whatever the file holds, for formats other than torch's.
-    prefixes: further prefixes to remove from all keys.
     """
 
     build: Callable[[int], nn.Module]
@@ -61,7 +58,6 @@ class Published:
     order: str = "RGB"
     scale: float = 255.0
     read: Callable[[str], object] | None = None
-    prefixes: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -94,53 +90,12 @@ def load_published(name: str, source, num_classes: int | None = None) -> nn.Modu
     if isinstance(source, (str, os.PathLike)):
         where = f"{name}, {os.fspath(source)}"
         source = (entry.read or read_torch_file)(source)
-    state = unwrap(source, entry.prefixes, where)
+    state = unwrap(source, where)
     if num_classes is None:
         num_classes = _count_classes(entry, state, where)
     network = entry.build(num_classes)
     load_strictly(network, translate(state, entry), where)
     return network.eval()
-
-
-def read_torch_file(path) -> object:
-    """What a torch checkpoint holds, read without running anything from it.
-
-    Beyond tensors and plain containers only numpy's scalars are let in, which
-    older trainers stored as their best score.
-    """
-    try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError("there is no such file", where=os.fspath(path)) from error
-    except Exception as error:      # torch raises several kinds, EOFError among them
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        refused = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
-        if refused:
-            reason = f"refused: the file asks to run {refused[1]}"
-        raise CheckpointError(f"cannot read the checkpoint: {reason}", where=os.fspath(path),
-                              fix="take a file that holds nothing but tensors") from error
-
-
-def unwrap(source, prefixes: tuple = (), where: str | None = None) -> dict[str, torch.Tensor]:
-    """The bare state dict inside a checkpoint: wrappers opened, prefixes removed."""
-    while isinstance(source, Mapping):
-        inner = next((source[k] for k in WRAPPERS if isinstance(source.get(k), Mapping)), None)
-        if inner is None:
-            break
-        source = inner
-    state = {k: v for k, v in source.items() if isinstance(v, torch.Tensor)} if isinstance(
-        source, Mapping) else {}
-    if not state:
-        raise CheckpointError("no state dict was found in the checkpoint", where=where)
-    again = True
-    while again:
-        again = False
-        for prefix in (*prefixes, *PREFIXES):
-            if all(key.startswith(prefix) for key in state):
-                state = {key[len(prefix):]: value for key, value in state.items()}
-                again = True
-    return state
 
 
 def translate(state: Mapping, entry: Published) -> dict[str, torch.Tensor]:
@@ -149,6 +104,15 @@ def translate(state: Mapping, entry: Published) -> dict[str, torch.Tensor]:
     if entry.convert is not None:
         state = entry.convert(state)
     return rename(state, entry.rename)
+
+
+def from_published(state: Mapping, entries: Mapping[str, Published]) -> Mapping:
+    """`state` in our keys if it has those of one of the entries, else as it is.
+
+    For fine-tuning, where it may also be an encoder's or one of ours.
+    """
+    entry = next((e for e in entries.values() if e.classes in state), None)
+    return state if entry is None else translate(state, entry)
 
 
 def load_strictly(network: nn.Module, state: Mapping, where: str | None = None):
@@ -195,12 +159,3 @@ def _count_classes(entry, state, where):
         raise CheckpointError(f"the checkpoint has no {entry.classes}", where=where,
                               fix="check that the file belongs to this network")
     return state[entry.classes].shape[entry.classes_dim]
-
-
-def _numpy_scalars():
-    import numpy
-    # NumPy 1 and 2 call one function by two names; files of both are about.
-    scalar = numpy._core.multiarray.scalar
-    return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"),
-            numpy.dtype, type(numpy.dtype("float64")), type(numpy.dtype("float32")),
-            type(numpy.dtype("int64"))]

@@ -19,7 +19,7 @@ from models.backbones import build_backbone
 from models.backbones.resnet import Bottleneck
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
-from models.published import Published
+from models.published import Published, from_published
 from utils.errors import ConfigError
 
 
@@ -69,6 +69,10 @@ class SegResNet(BaseModel):
             top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
         out = x[..., top:top + height, left:left + width]
         return {"out": out} if self.training else out
+
+    def rename_foreign(self, state: dict) -> dict:
+        """An ImageNet encoder or a published checkpoint in this network's keys."""
+        return super().rename_foreign(from_published(state, PUBLISHED))
 
 
 class _Widen(nn.Module):

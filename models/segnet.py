@@ -18,7 +18,7 @@ from models.backbones import build_backbone
 from models.backbones.vgg import WIDTHS
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
-from models.published import Published
+from models.published import Published, from_published
 from utils.errors import ConfigError
 
 
@@ -75,6 +75,10 @@ class SegNet(BaseModel):
             x = stage(F.max_unpool2d(x, positions, 2, output_size=size))
         out = x[..., :height, :width]
         return {"out": out} if self.training else out
+
+    def rename_foreign(self, state: dict) -> dict:
+        """An ImageNet encoder or a published checkpoint in this network's keys."""
+        return super().rename_foreign(from_published(state, PUBLISHED))
 
 
 def _share(state):

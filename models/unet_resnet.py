@@ -14,7 +14,7 @@ from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.init import he_init
 from models.layers.resize import resize_to
-from models.published import Published
+from models.published import Published, from_published
 
 
 class UNetResnet(BaseModel):
@@ -31,35 +31,34 @@ class UNetResnet(BaseModel):
         self.backbone = build_backbone(backbone, levels=4, output_stride=output_stride,
                                        pretrained=pretrained, norm=norm)
         c1, c2, c3, c4 = self.backbone.channels[-4:]
-        self.conv1, self.upconv1 = nn.Conv2d(c4, 192, 3, padding=1), _double(192, 128)
-        self.conv2, self.upconv2 = nn.Conv2d(128 + c3, 128, 3, padding=1), _double(128, 96)
-        self.conv3, self.upconv3 = nn.Conv2d(96 + c2, 96, 3, padding=1), _double(96, 64)
-        self.conv4, self.upconv4 = nn.Conv2d(64 + c1, 64, 3, padding=1), _double(64, 48)
-        self.conv5, self.upconv5 = nn.Conv2d(48, 48, 3, padding=1), _double(48, 32)
-        self.conv6 = nn.Conv2d(32, 32, 3, padding=1)
-        self.conv7 = nn.Conv2d(32, num_classes, 1, bias=False)
-        he_init(*(child for name, child in self.named_children() if name != "backbone"))
+        widths = ((c4, 192), (128 + c3, 128), (96 + c2, 96), (64 + c1, 64), (48, 48), (32, 32))
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in widths)
+        self.upconvs = nn.ModuleList(
+            nn.ConvTranspose2d(*pair, 4, stride=2, padding=1, bias=False)
+            for pair in ((192, 128), (128, 96), (96, 64), (64, 48), (48, 32)))
+        self.classifier = nn.Conv2d(32, num_classes, 1, bias=False)
+        he_init(self.convs, self.classifier)
 
     def forward(self, x):
-        x1, x2, x3, x4 = self.backbone(x)[-4:]
-        out = self.upconv1(self.conv1(x4))
-        out = self.upconv2(self.conv2(_beside(out, x3)))
-        out = self.upconv3(self.conv3(_beside(out, x2)))
-        out = self.upconv4(self.conv4(_beside(out, x1)))
-        out = resize_to(self.upconv5(self.conv5(out)), x, align_corners=True)
-        out = self.conv7(self.conv6(out))
+        *skips, out = self.backbone(x)[-4:]
+        for conv, up in zip(self.convs, self.upconvs):
+            out = up(conv(out))                      # twice the size
+            if skips:
+                skip = skips.pop()
+                out = torch.cat([resize_to(out, skip, align_corners=True), skip], dim=1)
+        out = resize_to(out, x, align_corners=True)
+        out = self.classifier(self.convs[-1](out))
         return {"out": out} if self.training else out
 
-
-def _double(in_channels, channels):
-    return nn.ConvTranspose2d(in_channels, channels, 4, stride=2, padding=1, bias=False)
-
-
-def _beside(x, skip):
-    return torch.cat([resize_to(x, skip, align_corners=True), skip], dim=1)
+    def rename_foreign(self, state: dict) -> dict:
+        """An ImageNet encoder or a published checkpoint in this network's keys."""
+        return super().rename_foreign(from_published(state, PUBLISHED))
 
 
 PUBLISHED = {
-    "yassouali_unet_resnet50": Published(build=lambda classes: UNetResnet(classes, "resnet50s"),
-                                         rename=YASSOUALI_KEYS, classes="conv7.weight"),
+    "yassouali_unet_resnet50": Published(
+        build=lambda classes: UNetResnet(classes, "resnet50s"), classes="conv7.weight",
+        rename=((r"^conv7\.", "classifier."),
+                *((rf"^(up)?conv{i}\.", rf"\1convs.{i - 1}.") for i in range(1, 7)),
+                *YASSOUALI_KEYS)),
 }

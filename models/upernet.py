@@ -19,7 +19,7 @@ from models.backbones.resnet import YASSOUALI_KEYS, uniform_dilation
 from models.layers.heads import PyramidPooling, conv_norm_relu
 from models.layers.init import he_init
 from models.layers.resize import resize_to
-from models.published import Published
+from models.published import Published, from_published
 
 
 class UperNet(BaseModel):
@@ -56,6 +56,10 @@ class UperNet(BaseModel):
         merged = [resize_to(level, merged[0], align_corners=True) for level in merged]
         out = resize_to(self.head(self.fuse(torch.cat(merged, dim=1))), x)
         return {"out": out} if self.training else out
+
+    def rename_foreign(self, state: dict) -> dict:
+        """An ImageNet encoder or a published checkpoint in this network's keys."""
+        return super().rename_foreign(from_published(state, PUBLISHED))
 
 
 PUBLISHED = {

@@ -208,6 +208,8 @@ def test_a_backbone_works_or_is_refused_with_a_reason(name, backbone):
 @every_architecture
 def test_twenty_steps_bring_the_loss_down(name):
     model, classes = construct(name)
+    if "out" not in model.output_weights:
+        pytest.skip("it is trained on other targets")
     torch.manual_seed(0)
     images = torch.randn(2, 3, 64, 64)
     target = (images.mean(1) > 0).long() + 2 * (torch.arange(64) > 32)[None, None].long()

@@ -10,6 +10,7 @@ import torch
 from models.enet import ENet
 from models.published import load_published, published, read_torch_file
 from models.unet import UNet
+from models.unet_resnet import UNetResnet
 from utils.errors import CheckpointError
 
 NAME = "yassouali_enet"
@@ -101,7 +102,7 @@ def test_an_unknown_name_is_told_with_the_nearest():
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}, [1, 2], None])
 def test_a_file_without_weights_is_refused(content):
-    with pytest.raises(CheckpointError, match="no state dict"):
+    with pytest.raises(CheckpointError, match="holds no tensors|holds a (list|NoneType)"):
         load_published(NAME, content)
 
 
@@ -117,7 +118,7 @@ class Hostile:
 def test_a_hostile_file_is_refused_and_nothing_of_it_runs(tmp_path, legacy):
     path, sentinel = tmp_path / "x.pth", tmp_path / "ran"
     torch.save({"state_dict": Hostile(sentinel)}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match="refused: the file asks to run .*system") as error:
+    with pytest.raises(CheckpointError, match="refused: the file asks for more than .*system") as error:
         load_published(NAME, path)
     assert not sentinel.exists() and "weights_only" not in str(error.value)
 
@@ -130,17 +131,17 @@ def test_a_hostile_bare_pickle_is_refused(tmp_path):
     assert not sentinel.exists()
 
 
-@pytest.mark.parametrize("keep", [0, 1, 100, -50])
+@pytest.mark.parametrize("keep", [0, 100, -50])
 def test_a_truncated_file_is_named(tmp_path, weights, keep):
     path = tmp_path / "cut.pth"
     torch.save(weights, path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="cannot read(.|\n)*cut.pth"):
+    with pytest.raises(CheckpointError, match="(damaged|incomplete)(.|\n)*cut.pth"):
         read_torch_file(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="no such file(.|\n)*nothing.pth"):
+    with pytest.raises(CheckpointError, match="no such checkpoint(.|\n)*nothing.pth"):
         load_published(NAME, tmp_path / "nothing.pth")
 
 
@@ -148,6 +149,20 @@ def test_a_missing_file_is_named(tmp_path):
 def test_numpy_scalars_of_older_trainers_are_let_in(tmp_path, value):
     torch.save({"monitor_best": value}, tmp_path / "old.pth")
     assert read_torch_file(tmp_path / "old.pth")["monitor_best"] == value
+
+
+def test_fine_tuning_takes_the_published_keys_and_leaves_others_alone():
+    model = UNetResnet(num_classes=3, backbone="resnet18")
+    own = model.state_dict()
+    theirs = {"conv7.weight": own["classifier.weight"], "initial.0.weight":
+              own["backbone.conv1.weight"], "upconv5.weight": own["upconvs.4.weight"],
+              "layer2.0.conv1.weight": own["backbone.layer2.0.conv1.weight"]}
+    encoder = {k.removeprefix("backbone."): v for k, v in own.items() if "backbone." in k}
+    renamed = model.rename_foreign(theirs)
+    assert renamed.keys() == {"classifier.weight", "backbone.conv1.weight", "upconvs.4.weight",
+                              "backbone.layer2.0.conv1.weight"}
+    assert model.rename_foreign(own).keys() == own.keys()
+    assert model.rename_foreign(encoder).keys() == {f"backbone.{k}" for k in encoder}
 
 
 def test_every_entry_states_how_its_input_is_normalised():
