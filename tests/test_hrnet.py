@@ -142,6 +142,30 @@ def test_paddleseg_s_ordinary_hrnet_is_refused():
         network.rename_foreign(state)
 
 
+def official(network):
+    """The state dict of an HRNet under its authors' keys."""
+    state = {}
+    for key, value in network.state_dict().items():
+        key = key.removeprefix("backbone.").replace("head.0.", "last_layer.")
+        state[key.replace("head.2.", "last_layer.3.")] = value
+    return state
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda s: {"model." + k: v for k, v in s.items()} | {"loss.criterion.weight": torch.ones(3)},
+    lambda s: {"state_dict": {"model." + k: v for k, v in s.items()}
+               | {"best_metric_score": torch.tensor(0.5)}, "epoch": 3},
+    lambda s: {"state_dict": {"module." + k: v for k, v in s.items()}
+               | {"module.criterion.weight": torch.ones(3)}, "mean_iu": 0.1},
+    lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")}],
+    ids=["HRNet", "MIC-DKFZ", "NVIDIA", "torch 0.4"])
+def test_what_a_training_program_saves_beside_the_network_is_left_out(wrap):
+    network = waves(HRNet(3, SMALL))
+    loaded = load_published(SMALL, wrap(official(network)))
+    with torch.no_grad():
+        assert torch.equal(loaded(picture(20, 30)), network(picture(20, 30)))
+
+
 @needs_goldens
 @pytest.mark.parametrize("name, loaded", [
     ("hrnet_cls_w48", 1830), ("hrnet_w48", 1837), ("hrnet_ocr_w48", 1830), ("mic_hrnet_ocr", 1830),
