@@ -27,7 +27,8 @@ def parse(argv):
     add("-c", "--config", help="config to use in place of the checkpoint's own")
     add("-e", "--extension", default="", metavar="LIST",
         help="take only these from folders, e.g. jpg or jpg,png (default: every image type)")
-    add("-p", "--predict", metavar="RULE", help="max, T, rankdice or rankiou (default: the config's)")
+    add("-p", "--predict", metavar="RULE",
+        help="max, T, rankdice or rankiou (default: the config's)")
     add("--overlay", action="store_true", help="also write the colours over the image")
     add("--side-by-side", action="store_true", help="also write the image beside that")
     add("--probabilities", action="store_true", help="also write .npz: uint8 (C, H, W), 255 is 1")

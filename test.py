@@ -28,7 +28,7 @@ def parse(argv):
         help="which loader of the config (default: test_loader, else val_loader)")
     add_prediction_arguments(parser)
     add("-o", "--output", metavar="DIR",
-        help="folder of results.json, results.txt, confusion_matrix.png (default: the checkpoint's)")
+        help="folder of results.json, results.txt, confusion_matrix.png (default: beside it)")
     add("--json", action="store_true", help="print one JSON object per rule instead of tables")
     add("--debug", action="store_true", help="show the traceback of every error")
     add("overrides", nargs="*", metavar="KEY=VALUE",

@@ -106,7 +106,8 @@ def test_averaged_probabilities_come_back_through_the_activation(net, activation
     def probs(logits):
         return logits.softmax(1) if activation == "softmax" else logits.sigmoid()
     x = normalize(picture())
-    views = [probs(logits_of(net, x)), probs(resized(logits_of(net, resized(x, (18, 26))), (37, 53)))]
+    half = logits_of(net, resized(x, (18, 26)))
+    views = [probs(logits_of(net, x)), probs(resized(half, (37, 53)))]
     out = Predictor(net, normalize, mode="multiscale", scales=(1, 0.5), average="probs",
                     activation=activation)(picture())
     close(probs(out), (views[0] + views[1]) / 2)

@@ -105,7 +105,7 @@ def prepare_folder(folder: str):
 
 
 def _walk(folder, wanted, own):
-    """Images below a folder; linked folders too, but none of them twice (links may go in circles)."""
+    """Images below a folder; linked folders too, none of them twice (links may go in circles)."""
     seen = set()
 
     def failed(error):

@@ -43,7 +43,8 @@ def score_entries(results: dict[str, dict], opened: OpenModel, predictor: Predic
         entries.append(_plain({
             "schema": SCHEMA, "dataset": section["type"],
             "split": section.get("args", {}).get("split", loader_key), "loader": loader_key,
-            "data": section, "n_images": scores["images"], "procedure": rule, **predictor.describe(),
+            "data": section, "n_images": scores["images"], "procedure": rule,
+            **predictor.describe(),
             **{name: scores[name] for name in SCORES if name in scores}, "classes": classes,
             "image_level": {name: image[name] for name in IMAGE_SCORES if name in image},
             "confusion": scores["confusion"],
