@@ -13,7 +13,7 @@ import torch
 from utils import distributed
 from utils.checkpoint import load_exact, load_foreign, remove_stale, write_checkpoint
 from utils.console import Interrupted, notice
-from utils.errors import ConfigError
+from utils.errors import CheckpointError, ConfigError
 from utils.logger import RunLogger
 from utils.losses import build_loss
 from utils.lr_scheduler import build_scheduler
@@ -199,6 +199,9 @@ class BaseTrainer(ABC):
 
     def _restore(self, checkpoint):
         where = str(self.folder)
+        if not checkpoint.get("optimizer"):
+            raise CheckpointError("the checkpoint holds weights, but no state of a training",
+                                  where, "start a training from it with trainer.finetune_from")
         load_exact(self.model, checkpoint["model"], checkpoint["config"]["arch"]["type"], where)
         if self.ema:
             load_exact(self.ema.module, checkpoint["ema"] or checkpoint["model"],

@@ -154,8 +154,9 @@ def load_partial(model, state: dict, where: str) -> "LoadReport":
 
 def load_foreign(model, path) -> "LoadReport":
     """Start `model` from a checkpoint of any origin (`trainer.finetune_from`)."""
-    state = model.rename_foreign(unwrap(read_state(path), str(path)))
-    return load_partial(model, state, str(path))
+    from utils.paddle_io import is_pdparams, read_pdparams
+    state = read_pdparams(path) if is_pdparams(path) else read_state(path)
+    return load_partial(model, model.rename_foreign(unwrap(state, str(path))), str(path))
 
 
 def unwrap(state, where: str = "checkpoint") -> dict:
