@@ -1,7 +1,7 @@
 """Segment images with a trained checkpoint.
 
 examples:
-  python inference.py -r saved/shapes/11-21_09-00-00/model_best.pth -i photos -o segmented
+  python inference.py -r auto -i photos -o segmented
   python inference.py -m model_best.pth -i "photos/**/*.jpg" -o segmented --mode sliding --overlay
   python inference.py -m model_best.pth -i list.txt -o segmented --scales 0.5:1.5:0.25 --flip
 """
@@ -18,8 +18,8 @@ def parse(argv):
         prog="inference.py", description=__doc__, epilog=console.EXIT_STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("-r", "-m", "--model", "--resume", dest="checkpoint", required=True, metavar="PATH",
-        help="checkpoint; colours and class names come from it")
+    add("-r", "-m", "--model", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
+        help="checkpoint, colours and class names come from it; auto: the newest best one in saved/")
     add("-i", "--images", nargs="+", required=True, metavar="PATH",
         help="folders, images, .txt lists or patterns")
     add("-o", "--output", default="outputs", metavar="DIR",
@@ -56,11 +56,12 @@ def main(argv=None):
     outputs = plan_outputs(sources, args.output, [name for name, on in products.items() if on])
 
     from utils import distributed
-    from utils.checkpoint import read_checkpoint
+    from utils.checkpoint import find_checkpoint, read_checkpoint
     from utils.checkpoint_config import with_config
     from utils.decision import build_decision
     from utils.open_model import open_model
     from utils.segment_images import segment_images
+    args.checkpoint = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(args.checkpoint), args.config)
     opened = open_model(checkpoint, distributed.start(args.device), args.checkpoint)
     options = predict_options(opened.config.get("predict", {}), args)

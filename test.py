@@ -1,7 +1,7 @@
 """Score a checkpoint; nothing but the checkpoint is needed.
 
 examples:
-  python test.py -r saved/shapes/11-21_09-00-00/model_best.pth
+  python test.py -r auto
   python test.py -r model_best.pth -p all --split val --mode sliding --flip
   python test.py -r model_best.pth test_loader.args.data_dir=/data/camvid --json | jq .Mean_IoU
 """
@@ -19,8 +19,8 @@ def parse(argv):
         prog="test.py", description=__doc__, epilog=console.EXIT_STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("-r", "-m", "--resume", "--model", dest="checkpoint", required=True, metavar="PATH",
-        help="checkpoint to score; its config names the data")
+    add("-r", "-m", "--resume", "--model", dest="checkpoint", required=True, metavar="PATH|auto",
+        help="checkpoint to score, its config names the data; auto: the newest best one in saved/")
     add("-c", "--config", help="config to use in place of the checkpoint's own")
     add("-p", "--predict", metavar="RULES",
         help="max, T, rankdice, rankiou, several with commas, or all (default: the config's)")
@@ -42,12 +42,13 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
-    from utils.checkpoint import read_checkpoint
+    from utils.checkpoint import find_checkpoint, read_checkpoint
     from utils.checkpoint_config import loader_section, with_config
     from utils.evaluate import build_rules, evaluate
     from utils.image_list import prepare_folder
     from utils.open_model import open_model
     from utils.score_report import score_entries, score_text, write_scores
+    args.checkpoint = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(args.checkpoint), args.config, args.overrides)
     config = checkpoint["config"]
     key, section = loader_section(config, args.split)
@@ -67,13 +68,17 @@ def main(argv=None):
         results = evaluate(predictor, loader, rules, num_classes=len(opened.class_names),
                            ignore_index=config["ignore_index"],
                            classes_of_interest=options["CoI"], published=options["published"],
-                           loss=opened.loss(), device=device, progress=key)
+                           boundary=options["boundary"], loss=opened.loss(), device=device,
+                           progress=key)
         if distributed.is_main():
             names = loader.dataset.class_names
-            entries = score_entries(results, opened, predictor, key, section, names)
+            entries = score_entries(results, opened, predictor, key, section, names,
+                                    options["CoI"])
             print("\n".join(map(json.dumps, entries)) if args.json
                   else score_text(results, entries, names))
-            console.notice("written: " + ", ".join(write_scores(folder, results, entries, names)))
+            ids = [sample.id for sample in loader.dataset.samples]
+            written = write_scores(folder, results, entries, names, ids)
+            console.notice("written: " + ", ".join(written))
     finally:
         distributed.stop()
 

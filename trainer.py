@@ -200,7 +200,7 @@ class Trainer(BaseTrainer):
                            ignore_index=self.config["ignore_index"],
                            classes_of_interest=predict["CoI"], loss=self.val_loss,
                            device=self.device, progress=f"validation {epoch}",
-                           published=predict["published"],
+                           published=predict["published"], boundary=predict["boundary"],
                            on_batch=self._heed_signal)[rule.name]
         dataset = self.val_loader.dataset
         self.logger.say(f"epoch {epoch} validation on {results['images']} images of "

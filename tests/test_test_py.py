@@ -66,13 +66,14 @@ def test_the_score_is_the_trainings_to_the_last_bit(checkpoint, capsys):
     assert scored["confusion"] == logged["confusion"]
 
 
-def test_table_on_stdout_and_three_files_beside_the_checkpoint(checkpoint, capsys):
+def test_table_on_stdout_and_four_files_beside_the_checkpoint(checkpoint, capsys):
     assert run(checkpoint) == 0
     out, err = capsys.readouterr()
     assert "pavement" in out and "mean IoU" in out and "written" in err
-    assert sorted(os.listdir(checkpoint.parent)) == [
-        "confusion_matrix.png", "model_best.pth", "results.json", "results.txt"]
     results = json.loads((checkpoint.parent / "results.json").read_text())
+    assert sorted(os.listdir(checkpoint.parent)) == [
+        "confusion_matrix.png", results["image_scores"], "model_best.pth", "results.json",
+        "results.txt"]
     assert results["split"] == "val" and results["n_images"] == 5
     assert results["procedure"] == "max" and results["mode"] == "whole"
     assert [c["name"] for c in results["classes"]][:2] == ["road", "pavement"]
@@ -174,3 +175,17 @@ def test_two_processes_give_the_score_of_one(checkpoint, capsys):
          "test.py", "-r", str(checkpoint), "-d", "cpu", "--json"], cwd=ROOT, text=True,
         capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     assert json.loads(done.stdout) == alone
+
+
+def test_image_scores_beside_the_results_can_be_compared(checkpoint, capsys):
+    from tools import compare_results
+    assert run(checkpoint, "-p", "max,T") == 0
+    results = str(checkpoint.parent / "results.json")
+    capsys.readouterr()
+    assert compare_results.main([results, results, "--rule", "max", "T", "--json"]) in (0, None)
+    assert "mIoU_I" in capsys.readouterr().out
+
+
+def test_boundary_scores_come_when_asked_for(checkpoint, capsys):
+    assert run(checkpoint, "--json", "predict.boundary=true") == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["Boundary_IoU"] <= 1

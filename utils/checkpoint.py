@@ -230,10 +230,21 @@ def compare(model, state: dict) -> LoadReport:
     return report
 
 
-def newest_checkpoint(folder) -> Path | None:
-    """The newest undamaged last.pth under `folder`, or None."""
+def find_checkpoint(text: str, folder: str = "saved") -> str:
+    """A path as it is; for "auto" the newest model_best.pth under `folder`."""
+    if text != "auto":
+        return text
+    found = newest_checkpoint(folder, "model_best.pth")
+    if found is None:
+        raise CheckpointError("there is no model_best.pth to take", folder,
+                              "train first, or give a path")
+    return str(found)
+
+
+def newest_checkpoint(folder, name: str = "last.pth") -> Path | None:
+    """The newest undamaged file called `name` under `folder`, or None."""
     from utils.console import warn
-    candidates = sorted(Path(folder).glob("**/last.pth"), key=lambda p: p.stat().st_mtime)
+    candidates = sorted(Path(folder).glob(f"**/{name}"), key=lambda p: p.stat().st_mtime)
     for path in reversed(candidates):
         try:
             _verify_zip(path)

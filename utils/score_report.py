@@ -1,4 +1,4 @@
-"""What test.py leaves behind: results.json, results.txt and confusion_matrix.png.
+"""What test.py leaves behind: results.json, results.txt, confusion_matrix.png and image scores.
 
 results.json holds the newest score at its top level, and under "runs" every
 score that was ever written there, one for each combination of checkpoint,
@@ -16,6 +16,7 @@ import torch
 
 from utils.errors import DataError
 from utils.image_io import write_bytes, write_image
+from utils.metrics.image_scores import write_image_scores
 from utils.metrics.table import format_rules, format_table
 from utils.open_model import OpenModel
 from utils.predictor import Predictor
@@ -23,13 +24,15 @@ from utils.visualize import confusion_picture
 
 SCHEMA = 1
 SCORES = ("Mean_IoU", "Mean_Dice", "Mean_Recall", "Mean_Precision", "Pixel_Accuracy",
-          "Binary_Accuracy", "FWIoU", "Classes_Averaged", "mIoU_I", "mDice_I", "loss")
+          "Binary_Accuracy", "FWIoU", "Classes_Averaged", "mIoU_I", "mDice_I", "Boundary_IoU", "Boundary_F",
+          "loss")
 IMAGE_SCORES = ("Mean_IoU", "Mean_Dice", "Mean_Class_IoU", "Mean_Class_Dice", "Pixel_Accuracy",
                 "Classes_Averaged", "Images", "published")
 
 
 def score_entries(results: dict[str, dict], opened: OpenModel, predictor: Predictor,
-                  loader_key: str, section: dict, class_names: list[str]) -> list[dict]:
+                  loader_key: str, section: dict, class_names: list[str],
+                  classes_of_interest: list[int] | str = "all") -> list[dict]:
     """One plain-JSON object per rule of utils.evaluate.evaluate's results; nan becomes None."""
     sha256 = hashlib.sha256(opened.path.read_bytes()).hexdigest()
     entries = []
@@ -48,6 +51,8 @@ def score_entries(results: dict[str, dict], opened: OpenModel, predictor: Predic
             **{name: scores[name] for name in SCORES if name in scores}, "classes": classes,
             "image_level": {name: image[name] for name in IMAGE_SCORES if name in image},
             "confusion": scores["confusion"],
+            **({} if classes_of_interest == "all" else {"classes_of_interest":
+                                                        list(classes_of_interest)}),
             "checkpoint": {"path": str(opened.path), "sha256": sha256, "epoch": opened.epoch},
             "versions": {"torch": str(torch.__version__), "device": str(opened.device)}}))
     return entries
@@ -62,13 +67,19 @@ def score_text(results: dict[str, dict], entries: list[dict], class_names: list[
     return "\n\n".join(tables)
 
 
-def write_scores(folder, results: dict[str, dict], entries: list[dict],
-                 class_names: list[str]) -> list[str]:
+def write_scores(folder, results: dict[str, dict], entries: list[dict], class_names: list[str],
+                 ids: list[str]) -> list[str]:
     """Add the scores to the files in `folder`; returns the paths of those that were written.
 
+    ids: of all images, by position in the dataset.
     Raises DataError if that cannot be done.
     """
     folder = Path(folder)
+    for entry in entries:
+        code = hashlib.sha256(_title(entry).encode()).hexdigest()[:6]
+        entry["image_scores"] = f"image_scores_{entry['procedure']}_{code}.csv"
+        write_image_scores(folder / entry["image_scores"], results[entry["procedure"]], ids,
+                           class_names)
     measured = {_title(entry) for entry in entries}
     runs = [run for run in _earlier(folder / "results.json") if _title(run) not in measured]
     runs += entries
@@ -81,7 +92,8 @@ def write_scores(folder, results: dict[str, dict], entries: list[dict],
         f"== {title}\n{table}" for title, table in sections.items()).encode() + b"\n")
     confusion = next((results[entry["procedure"]]["confusion"] for entry in entries
                       if entry["confusion"]), None)
-    written = [folder / "results.json", folder / "results.txt"]
+    written = [folder / "results.json", folder / "results.txt",
+               *(folder / entry["image_scores"] for entry in entries)]
     if confusion:
         written.append(folder / "confusion_matrix.png")
         write_image(written[-1], confusion_picture(confusion, class_names))

@@ -34,6 +34,9 @@ def format_table(results: dict, class_names: list, title: str | None = None) -> 
                      f"mDice_I {percent(image['Mean_Dice'])} ({image['Images']} images), "
                      f"over classes mIoU_C {percent(image['Mean_Class_IoU'])}, "
                      f"mDice_C {percent(image['Mean_Class_Dice'])}")
+    if "Boundary_IoU" in results:
+        lines.append(f"Outlines: boundary IoU {percent(results['Boundary_IoU'])}, "
+                     f"boundary F {percent(results['Boundary_F'])}")
     return "\n".join(lines)
 
 
