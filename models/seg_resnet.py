@@ -51,6 +51,7 @@ class SegResNet(BaseModel):
         self.last_conv = nn.Sequential(nn.ConvTranspose2d(64, 64, 2, stride=2, bias=False),
                                        nn.Conv2d(64, num_classes, 3, padding=1))
         he_init(self.decoder, mode="fan_out")
+        he_init(self.last_conv)
 
     def forward(self, x):
         height, width = x.shape[-2:]

@@ -118,7 +118,7 @@ class Hostile:
 def test_a_hostile_file_is_refused_and_nothing_of_it_runs(tmp_path, legacy):
     path, sentinel = tmp_path / "x.pth", tmp_path / "ran"
     torch.save({"state_dict": Hostile(sentinel)}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match="refused: the file asks for more than .*system") as error:
+    with pytest.raises(CheckpointError, match="refused: the file asks .*system") as error:
         load_published(NAME, path)
     assert not sentinel.exists() and "weights_only" not in str(error.value)
 
