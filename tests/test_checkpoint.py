@@ -45,7 +45,7 @@ def test_an_interrupted_write_keeps_the_old_file(saved):
     assert os.listdir(saved.parent) == ["last.pth"]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.999])
+@pytest.mark.parametrize("share", [0.0, 1e-4, 0.01, 0.5, 0.999])
 def test_a_truncated_file_is_named_as_damaged(saved, share):
     data = saved.read_bytes()
     saved.write_bytes(data[:int(len(data) * share)])
@@ -88,6 +88,7 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path, legacy):
     with pytest.raises(CheckpointError) as error:
         read_state(path)
     assert not sentinel.exists()
+    assert legacy or "asks to run posix.system" in str(error.value)
     assert "weights_only" not in str(error.value)
 
 

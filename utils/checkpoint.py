@@ -12,6 +12,7 @@ normalization, activation, versions. Every random draw of a run is a function
 of (seed, epoch, sample) or (seed, step, rank), so no generator state is stored.
 """
 import os
+import re
 import shutil
 import zipfile
 from collections import Counter
@@ -89,13 +90,11 @@ def read_state(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         text = str(error)
-        refused = [line.strip() for line in text.splitlines() if "GLOBAL" in line.upper()
-                   or "Unsupported" in line]
+        refused = re.search(r"(?:GLOBAL|global):? ([\w.]+)", text)
         if refused:
-            raise CheckpointError(f"refused: the file asks for more than tensors and plain "
-                                  f"types ({refused[0][:160]})", str(path),
-                                  "only load files you trust; save the bare state dict "
-                                  "with torch.save(model.state_dict(), …) instead") from None
+            raise CheckpointError(f"refused: the file asks to run {refused[1]}", str(path),
+                                  "load only what holds tensors and plain types, such as a bare "
+                                  "state dict") from None
         raise CheckpointError(f"checkpoint is damaged or no checkpoint "
                               f"({text.splitlines()[0][:120] if text else 'empty file'})",
                               str(path), "use another checkpoint of the run") from None
@@ -265,7 +264,7 @@ def _verify_zip(path):
         raise CheckpointError("checkpoint is damaged (0 bytes)", str(path),
                               "use another checkpoint of the run")
     with open(path, "rb") as stream:
-        zipped = stream.read(2) == b"PK"
+        zipped = b"PK".startswith(stream.read(2))
     if not zipped:
         return                      # a legacy file: the safe loader judges it
     try:

@@ -11,6 +11,7 @@ def resize_to(x: torch.Tensor, like_or_size, align_corners: bool = False) -> tor
     the published network, not of taste: a wrong choice moves the logits.
     """
     size = like_or_size.shape[-2:] if isinstance(like_or_size, torch.Tensor) else like_or_size
-    if tuple(x.shape[-2:]) == tuple(size):
+    # An exporter would take the comparison for a promise about the sizes.
+    if not torch.compiler.is_exporting() and tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
