@@ -13,13 +13,14 @@ from torch.utils.data import Dataset
 
 from utils.console import warn
 from utils.errors import ConfigError, DataError
-from utils.image_io import (IMAGE_SUFFIXES, LABEL_SUFFIXES, picture_files, read_header,
-                            read_image, read_label, read_pair, shown)
+from utils.image_io import (IMAGE_SUFFIXES, LABEL_SUFFIXES, Header, picture_files,
+                            read_header, read_image, read_label, read_pair, shown)
 
 CHECK_ALL_BELOW = 5000     # pairs; of larger datasets a sample of SPOT_CHECKS headers is read
 SPOT_CHECKS = 1000
 LABELS_READ_AT_START = 8   # whole labels, evenly spread, so that a wrong id map shows at once
 SHOWN_PROBLEMS = 10
+NO_CLASS = -2 ** 62        # train id of a stored value that means nothing
 PADDING_16_BITS = 65535    # stored value that means "outside the picture" in 16-bit labels
 
 
@@ -59,6 +60,7 @@ class BaseDataset(Dataset, ABC):
     split_sizes: dict = {}                    # published number of images of each split
     flip_label_pairs: tuple = ()              # train ids that mirroring swaps: (left, right), ...
     label_palette: list | None = None         # colours of labels that are stored in colour
+    label_suffixes: tuple = LABEL_SUFFIXES    # what pair_by_stem takes for a label
 
     provided = ("ignore_index", "seed", "augmentation")    # by the program, not by a config
 
@@ -73,10 +75,9 @@ class BaseDataset(Dataset, ABC):
         self.split, self.ignore_index, self.seed = split, ignore_index, seed
         self.augmentation = augmentation
         self.root = Path(data_dir).expanduser()
-        self._problems, self._tables = [], {}
+        self.problems, self._tables = [], {}
         self.samples = list(self.find_samples())
-        self._check_files()
-        self._check_labels()
+        self.check()
 
     @abstractmethod
     def find_samples(self) -> Iterable[Sample]:
@@ -85,6 +86,22 @@ class BaseDataset(Dataset, ABC):
     def train_ids(self, raw: np.ndarray) -> np.ndarray:
         """Train ids of stored label values (int64); anything out of range is reported as such."""
         return raw
+
+    def check(self):
+        """Raise one DataError for everything that is wrong with `self.samples`.
+
+        A tool that reports on every file by itself overrides it.
+        """
+        self._check_files()
+        self._check_labels()
+
+    def read_label(self, path: Path) -> np.ndarray:
+        """A label as stored, (H, W); overridden where labels are no pictures."""
+        return read_label(path, self.label_palette)
+
+    def label_header(self, path: Path) -> Header:
+        """The size of a label; overridden where labels are no pictures."""
+        return read_header(path)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The image, uint8 (H, W, 3), and its label as stored, (H, W)."""
@@ -128,7 +145,7 @@ class BaseDataset(Dataset, ABC):
 
     def problem(self, text: str):
         """Called by find_samples: add to the list of what is wrong, raised once all is known."""
-        self._problems.append(text)
+        self.problems.append(text)
 
     def read_list(self, path: Path) -> list[tuple[int, str]]:
         """(line number, text) of each non-empty line of a split file."""
@@ -138,6 +155,32 @@ class BaseDataset(Dataset, ABC):
             raise DataError(f"split file cannot be read: {error.strerror}", shown(path)) from None
         lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
         return [(number, line) for number, line in lines if line]
+
+    def read_stems(self, path: Path) -> list[tuple[str, str]]:
+        """(place in the list, name without extension) of each line of a list of pictures.
+
+        An empty list is noted as a problem.
+        """
+        lines = self.read_list(path)
+        if not lines:
+            self.problem(f"{shown(path)}: the list is empty")
+        return [(f"{shown(path)}:{number}", _without_suffix(line)) for number, line in lines]
+
+    def first_folder(self, *candidates: str) -> Path | None:
+        """The first of these folders below the root; it is a problem if there is none.
+
+        "" is the root itself.
+        """
+        if not self.root.is_dir():
+            self.problem(f"{shown(self.root)}: no such folder (data_dir)")
+            return None
+        for candidate in candidates:
+            if (self.root / candidate).is_dir():
+                return self.root / candidate
+        listed = ", ".join(c or "." for c in candidates)
+        self.problem(f"{shown(self.root)}: no such folder in it: "
+                     f"{'one of ' if len(candidates) > 1 else ''}{listed}")
+        return None
 
     def listed_file(self, name: str, list_path: Path, number: int) -> Path | None:
         """The file a split list names, relative to the root, with this or another extension.
@@ -154,18 +197,22 @@ class BaseDataset(Dataset, ABC):
         return None
 
     def pair_by_stem(self, image_dir: Path, label_dir: Path, image_ending: str = "",
-                     label_ending: str = "", stems: list | None = None) -> Iterator[Sample]:
+                     label_ending: str = "", stems: list | None = None,
+                     without: tuple = ()) -> Iterator[Sample]:
         """Pair pictures with labels by their path below the two folders, extension aside.
 
         image_ending, label_ending: ends of the names before the extension that
         differ, such as "_leftImg8bit" and "_gtFine_labelIds"; other files are
         not looked at. stems: take these only, as (place in a list, stem) pairs.
-        A picture without label, a label without picture and two files of one
-        name are noted as problems.
+        without: stems to leave out. A picture without label, a label without
+        picture, two files of one name and two folders without any are noted as
+        problems.
         """
-        images = self._by_stem(image_dir, image_ending, IMAGE_SUFFIXES)
-        labels = self._by_stem(label_dir, label_ending, LABEL_SUFFIXES)
+        images = self._by_stem(image_dir, image_ending, IMAGE_SUFFIXES, without)
+        labels = self._by_stem(label_dir, label_ending, self.label_suffixes, without)
         if stems is None:
+            if image_dir.is_dir() and not images and not labels:
+                self.problem(f"{shown(image_dir)}: no images")
             for stem in sorted(labels.keys() - images.keys()):
                 self.problem(f"{shown(labels[stem])}: a label without an image in "
                              f"{shown(image_dir)}")
@@ -174,17 +221,41 @@ class BaseDataset(Dataset, ABC):
             if stem not in images:
                 self.problem(f"{place}: no image {shown(stem)} in {shown(image_dir)}")
             elif stem not in labels:
-                self.problem(f"{place}: no label {shown(label_dir / stem)}{label_ending}.png")
+                self.problem(f"{place}: no label {shown(label_dir / stem)}{label_ending}"
+                             f"{self.label_suffixes[0]}")
             else:
                 yield Sample(stem, images[stem], labels[stem])
 
-    def _by_stem(self, folder, ending, suffixes):
+    def images_only(self, folder: Path, ending: str = "",
+                    stems: list | None = None) -> Iterator[Sample]:
+        """The pictures of a split that has no labels; arguments as those of pair_by_stem."""
+        images = self._by_stem(folder, ending, IMAGE_SUFFIXES)
+        if stems is None:
+            if not images:
+                self.problem(f"{shown(folder)}: no images")
+            stems = [(shown(images[stem]), stem) for stem in sorted(images)]
+        for place, stem in stems:
+            if stem in images:
+                yield Sample(stem, images[stem], None)
+            else:
+                self.problem(f"{place}: no image {shown(stem)} in {shown(folder)}")
+
+    def by_table(self, raw: np.ndarray, table: dict[int, int | None]) -> np.ndarray:
+        """Train ids by {stored value: train id, or None for ignored}; other values are mistakes."""
+        ids = np.full(raw.shape, NO_CLASS, np.int64)
+        for value, train_id in table.items():
+            ids[raw == value] = self.ignore_index if train_id is None else train_id
+        return ids
+
+    def _by_stem(self, folder, ending, suffixes, without=()):
         found = {}
         for path in picture_files(folder, suffixes):
             stem = os.path.splitext(path.relative_to(folder).as_posix())[0]
             if not stem.endswith(ending):
                 continue
             stem = stem.removesuffix(ending)
+            if stem in without:
+                continue
             if stem in found:
                 self.problem(f"{shown(path)}: same name as {shown(found[stem])}")
             found.setdefault(stem, path)
@@ -244,7 +315,7 @@ class BaseDataset(Dataset, ABC):
 
     def _check_files(self):
         """Raise one DataError for everything that names and headers show to be wrong."""
-        problems = self._problems
+        problems = self.problems
         place = shown(self.root)
         if not self.samples and not problems:
             reason = "is empty" if self.root.is_dir() else "does not exist"
@@ -260,7 +331,7 @@ class BaseDataset(Dataset, ABC):
         with_files = [sample for sample in self.samples if sample.image is not None]
         for sample in _spread(with_files, len(with_files) if len(with_files) <= CHECK_ALL_BELOW
                               else SPOT_CHECKS):
-            found = _problem_of(sample)
+            found = _problem_of(sample, self.label_header)
             if found:
                 problems.append(found)
         if problems:
@@ -281,7 +352,7 @@ class BaseDataset(Dataset, ABC):
         values = set()
         for index in _spread(labelled, LABELS_READ_AT_START):
             try:
-                stored = read_label(self.samples[index].label, self.label_palette)
+                stored = self.read_label(self.samples[index].label)
             except DataError:
                 continue            # reported, or replaced, when the sample is read
             if stored.dtype == np.uint8 and self._table(stored.dtype).border is None:
@@ -311,7 +382,7 @@ class _Table(NamedTuple):
     border: int | None
 
 
-def _problem_of(sample):
+def _problem_of(sample, label_header):
     """What the headers of one pair show to be wrong, or None."""
     try:
         for path in (sample.image, sample.label):
@@ -320,7 +391,7 @@ def _problem_of(sample):
         image = read_header(sample.image)
         if sample.label is None:
             return None
-        label = read_header(sample.label)
+        label = label_header(sample.label)
     except DataError as error:
         return f"{error.where}: {error.what}"
     except OSError as error:
@@ -338,6 +409,12 @@ def _swapped(ids, pairs):
         result[ids == left] = right
         result[ids == right] = left
     return result
+
+
+def _without_suffix(name):
+    """A file name without the extension of a picture; other dots belong to the name."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def _spread(items, count):
