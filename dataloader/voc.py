@@ -1,0 +1,122 @@
+"""PASCAL VOC 2012, 21 classes. Everingham et al., The PASCAL VOC challenge, IJCV 2010.
+
+    VOCdevkit/VOC2012/JPEGImages/ID.jpg
+    VOCdevkit/VOC2012/SegmentationClass/ID.png        2913 pictures
+    VOCdevkit/VOC2012/SegmentationClassAug/ID.png     12031, with the labels of SBD
+    VOCdevkit/VOC2012/ImageSets/Segmentation/SPLIT.txt
+
+SBD: Hariharan et al., Semantic contours from inverse detectors, ICCV 2011, either as the folder
+SegmentationClassAug with its lists, or as it was released (class SBD).
+"""
+import re
+
+from base.base_dataset import BaseDataset, Sample
+from dataloader.mat_labels import MatLabels
+from utils.console import warn
+from utils.image_io import shown
+from utils.palette import voc_palette
+
+CLASS_NAMES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat",
+               "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant",
+               "sheep", "sofa", "train", "tvmonitor"]
+STORED = {**{value: value for value in range(21)}, 255: None}     # 255: object borders
+# PaddleSeg's name: the labels of VOC where it has them, those of SBD elsewhere.
+MERGED = {"trainaug": ("train", "aug")}
+
+
+class VOC(BaseDataset):
+    """VOC 2012: data_dir holds VOCdevkit/, or is VOCdevkit or VOC2012 itself.
+
+    Splits with "aug" take SegmentationClassAug; test and test_aug have no
+    labels. A list has one id per line, or the paths of image and label below
+    VOC2012 (with a leading slash).
+    """
+
+    num_classes = 21
+    class_names = CLASS_NAMES
+    palette = voc_palette(21)
+    mean = [0.45734706, 0.43338275, 0.40058118]
+    std = [0.23965294, 0.23532275, 0.2398498]
+    splits = ("train", "val", "trainval", "test", "train_aug", "val_aug", "trainval_aug",
+              "test_aug", "trainaug", "aug")
+    split_sizes = {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456, "train_aug": 10582,
+                   "val_aug": 1449, "trainval_aug": 12031, "test_aug": 1456, "trainaug": 10582,
+                   "aug": 9118}
+
+    def find_samples(self):
+        devkit = self.first_folder("VOCdevkit/VOC2012",
+                                   "VOCtrainval_11-May-2012/VOCdevkit/VOC2012", "VOC2012", "")
+        if devkit is None:
+            return
+        self.root = devkit              # the lists name files below it
+        lists = devkit / "ImageSets" / "Segmentation"
+        for name in MERGED.get(self.split, (self.split,)):
+            yield from self._listed(lists / f"{name}.txt", name)
+        if self.split in ("train_aug", "trainaug", "aug"):
+            self._warn_of_validation_images(lists)
+
+    def train_ids(self, raw):
+        """Stored 0..20 are the classes, 255 is the border of an object."""
+        return self.by_table(raw, STORED)
+
+    def _listed(self, path, name):
+        labels = "SegmentationClassAug" if "aug" in name else "SegmentationClass"
+        lines = self.read_list(path)
+        if not lines:
+            self.problem(f"{shown(path)}: the list is empty")
+        for number, line in lines:
+            files = _columns(line)
+            if len(files) == 1 and "/" not in line:
+                files = [f"JPEGImages/{line}.jpg", f"{labels}/{line}.png"]
+            if name.startswith("test"):
+                files = files[:1]
+            elif len(files) != 2:
+                self.problem(f"{shown(path)}:{number}: expected an id, or an image and a label, "
+                             f"got {shown(line)!r}")
+                continue
+            found = [self.listed_file(file, path, number) for file in files]
+            if all(found):
+                yield Sample(found[0].stem, found[0], found[1] if len(found) == 2 else None)
+
+    def _warn_of_validation_images(self, lists):
+        """SBD's own training list holds pictures of VOC's validation split."""
+        if not (lists / "val.txt").is_file():
+            return
+        held_out = {line for _, line in self.read_list(lists / "val.txt")}
+        for name in MERGED.get(self.split, (self.split,)):
+            ids = {_columns(line)[0].rpartition("/")[2].removesuffix(".jpg")
+                   for _, line in self.read_list(lists / f"{name}.txt")}
+            if shared := ids & held_out:
+                warn(f"{shown(lists / name)}.txt: {len(shared)} images are in val.txt too (such as "
+                     f"{shown(min(shared))}): scores on val will be too high")
+
+
+class SBD(MatLabels):
+    """SBD as released: data_dir is benchmark_RELEASE/dataset, or holds it.
+
+    Its train and val are not VOC's: train and VOC's val share pictures,
+    train_noval leaves those out. There is no border value.
+    """
+
+    num_classes = 21
+    class_names = CLASS_NAMES
+    palette = voc_palette(21)
+    mean, std = VOC.mean, VOC.std
+    splits = ("train", "val", "train_noval")
+    split_sizes = {"train": 8498, "val": 2857, "train_noval": 5623}
+    mat_variable = "GTcls.Segmentation"
+
+    def find_samples(self):
+        images = self.first_folder("img", "dataset/img", "benchmark_RELEASE/dataset/img")
+        if images:
+            stems = self.read_stems(images.parent / f"{self.split}.txt")
+            yield from self.pair_by_stem(images, images.parent / "cls", stems=stems)
+
+    def train_ids(self, raw):
+        """Stored 0..20 are the classes."""
+        return self.by_table(raw, STORED)
+
+
+def _columns(line):
+    """The paths in a line; those that start with a slash may hold blanks."""
+    return re.split(r"\s+(?=/)", line) if line.startswith("/") else line.split()
