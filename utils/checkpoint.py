@@ -95,8 +95,9 @@ def read_state(path):
             raise CheckpointError(f"refused: the file asks to run {refused[1]}", str(path),
                                   "load only what holds tensors and plain types, such as a bare "
                                   "state dict") from None
-        raise CheckpointError(f"checkpoint is damaged or no checkpoint "
-                              f"({text.splitlines()[0][:120] if text else 'empty file'})",
+        # torch's own text would advise to switch the protection off.
+        raise CheckpointError(f"checkpoint is damaged, or no checkpoint of tensors and plain "
+                              f"types ({path.stat().st_size} bytes)",
                               str(path), "use another checkpoint of the run") from None
 
 
