@@ -13,8 +13,8 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Literal
 
 import torch
 from torch.utils.data import DataLoader, default_collate
@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, default_collate
 from base.base_dataset import BaseDataset
 from dataloader.samplers import BatchPlan, EpochOrder
 from dataloader.transforms import Augmentation
-from utils.config import split_args
+from utils.config import build, split_args
+from utils.config_schema import Components
 from utils.console import notice, warn
 from utils.errors import ConfigError, DataError, UserError
 from utils.image_io import UnreadableFile, shown
@@ -41,10 +42,14 @@ class Loader:
 
     len() is the number of batches of a whole epoch on this rank. Call
     set_epoch before each training epoch; start_batch continues one in the middle.
+    batch_transforms: for the trainer to call, in order, on each batch that has
+    arrived on its device.
     """
 
     def __init__(self, dataset: BaseDataset, plan: BatchPlan, num_workers: int, timeout: float,
-                 prefetch_factor: int, pin_memory: bool, on_corrupt: str):
+                 prefetch_factor: int, pin_memory: bool, on_corrupt: str,
+                 batch_transforms: Sequence[Callable[[dict], dict]] = ()):
+        self.batch_transforms = list(batch_transforms)
         self.dataset, self.plan, self.batch_size = dataset, plan, plan.batch_size
         self.num_workers, self.skipped, self.broken = num_workers, set(), False
         workers = {}
@@ -118,7 +123,8 @@ class Loader:
 def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = False,
                  num_workers: int = 2, drop_last: bool | None = None,
                  pin_memory: bool | None = None, prefetch_factor: int = 2,
-                 timeout: float = 120, on_corrupt: Literal["error", "skip"] = "error", *,
+                 timeout: float = 120, on_corrupt: Literal["error", "skip"] = "error",
+                 batch_transforms: Annotated[list, Components("batch_transforms")] = (), *,
                  seed: int = 0, rank: int = 0, world_size: int = 1,
                  training: bool = False) -> Loader:
     """A Loader over `dataset`.
@@ -128,7 +134,8 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
     null does so in training. pin_memory: null does so where there is a GPU.
     prefetch_factor: batches each worker reads ahead. timeout: seconds to wait
     for a batch of the workers before giving up. on_corrupt: "skip" replaces an
-    unreadable training image by the next one and says so.
+    unreadable training image by the next one and says so. batch_transforms:
+    operations on a whole training batch, in order (`--list batch_transforms`).
     """
     if batch_size < 1 or num_workers < 0 or prefetch_factor < 1 or timeout < 0:
         raise ConfigError(f"batch_size {batch_size} and prefetch_factor {prefetch_factor} must be "
@@ -142,6 +149,11 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
     if not training and on_corrupt == "skip":
         raise ConfigError("a score over other images is another score: on_corrupt \"skip\" is for "
                           "training", "val_loader.args.on_corrupt", "remove it")
+    if not training and batch_transforms:
+        raise ConfigError("batch_transforms are for training",
+                          "val_loader.args.batch_transforms", "remove them")
+    mixing = [build("batch_transforms", section, num_classes=dataset.num_classes)
+              for section in batch_transforms]
     group = batch_size * world_size
     if training and drop_last is not False:
         drop_last = len(dataset) >= group
@@ -152,7 +164,8 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
                      world_size, training)
     if pin_memory is None:
         pin_memory = torch.cuda.is_available()
-    return Loader(dataset, plan, num_workers, timeout, prefetch_factor, pin_memory, on_corrupt)
+    return Loader(dataset, plan, num_workers, timeout, prefetch_factor, pin_memory, on_corrupt,
+                  mixing)
 
 
 build_loader.provided = ("dataset", "seed", "rank", "world_size", "training")

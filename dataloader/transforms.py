@@ -8,17 +8,22 @@ label drifts by up to a pixel and is resampled twice); below half size the image
 is halved by averaging first, which removes aliasing.
 """
 import math
-from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import cv2
 import numpy as np
 
+from dataloader.pixel_transforms import GaussianBlur
+from utils.config import build
+from utils.config_schema import Components
 from utils.errors import ConfigError
 
 SCALE = (0.5, 2.0)       # of base_size
+ASPECT = (0.9, 1.1)      # width over height, relative to the image's own
 ANGLE = 10.0             # degrees
 SIGMA = 1.0              # pixels
+REDRAWS = 10             # of a crop in which one class takes too much
+PROBE = 8                # every so many pixels of a crop are looked at for that
 
 
 class Crop(NamedTuple):
@@ -42,13 +47,21 @@ class Augmentation:
     scale: false, true for 0.5 to 2, or [smallest, largest] factor.
     rotate: false, true for up to 10 degrees, or the largest angle in degrees.
     blur: false, true for a Gaussian of sigma up to 1 pixel, or the largest sigma.
+    aspect: false, true for 0.9 to 1.1, or [smallest, largest] factor by which the
+        proportion width : height changes; the area stays.
+    cat_max_ratio: the largest share of the labelled pixels of a crop that one class may
+        have: the place of the crop is drawn anew, up to 10 times, until it shows two
+        classes and none exceeds the share (0.75 is common). 1: off.
+    transforms: further operations on the crop, in order (`--list transforms`).
 
     scale, flip, rotate and blur are options of `augment`: without it they rest.
     """
 
     def __init__(self, base_size: int | None = None, crop_size: int | list[int] | None = None,
                  augment: bool = False, scale: bool | list[float] = True, flip: bool = False,
-                 rotate: bool | float = False, blur: bool | float = False, val: bool = False):
+                 rotate: bool | float = False, blur: bool | float = False, val: bool = False,
+                 aspect: bool | tuple[float, float] = False, cat_max_ratio: float = 1.0,
+                 transforms: Annotated[list, Components("transforms")] = ()):
         if augment and val:
             raise ConfigError("augment and val are both true: crops are random or central",
                               "augment", "set one of them to false")
@@ -56,26 +69,45 @@ class Augmentation:
             raise ConfigError(f"crop_size {crop_size} has no effect without augment or val",
                               "crop_size", "\"augment\": true crops at random, \"val\": true at the "
                               "centre; leave crop_size out for whole images")
+        if not 0 < cat_max_ratio <= 1:
+            raise ConfigError("cat_max_ratio must be above 0 and at most 1, got "
+                              f"{cat_max_ratio}", "cat_max_ratio")
+        for key, given in (("aspect", aspect), ("cat_max_ratio", cat_max_ratio < 1),
+                           ("transforms", transforms)):
+            if given and not augment:
+                raise ConfigError(f"{key} has no effect without augment", key,
+                                  f"set \"augment\": true, or leave {key} out")
         if base_size is not None and base_size < 1:
             raise ConfigError(f"base_size must be at least 1, got {base_size}", "base_size")
         self.base_size, self.crop_size = base_size, _size(crop_size)
         self.augment, self.val = augment, val
-        self.scale = _scale_range(scale) if augment else (1.0, 1.0)
+        self.scale = _factors(scale, SCALE, "scale") if augment else (1.0, 1.0)
+        self.aspect = _factors(aspect, ASPECT, "aspect")
+        self.cat_max_ratio = cat_max_ratio
         self.flip = augment and flip
         self.max_angle = _amount(rotate, ANGLE, "rotate") if augment else 0.0
         max_sigma = _amount(blur, SIGMA, "blur") if augment else 0.0
         self.pixel_transforms = [GaussianBlur(max_sigma)] if max_sigma else []
+        self.pixel_transforms += [build("transforms", section) for section in transforms]
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator, *,
-                 image_border: tuple, label_border: int) -> Crop:
-        """image uint8 (H, W, 3), label uint8 or uint16 (H, W); neither is changed."""
-        view = self.draw_view(label, rng)
+                 image_border: tuple, label_border: int,
+                 train_ids: np.ndarray | None = None) -> Crop:
+        """image uint8 (H, W, 3), label uint8 or uint16 (H, W) as stored; neither is changed.
+
+        image_border, label_border: what is shown outside the image; label_border is the
+        stored value of an ignored pixel. train_ids: table from stored values to classes,
+        for cat_max_ratio; None: they are the classes.
+        """
+        view = self.draw_view(label, rng, label_border, train_ids)
         image, label = view.cut(image, label, image_border, label_border)
         for transform in self.pixel_transforms:
-            image, label = transform(image, label, rng, label_border)
+            image, label = transform(image, label, rng, image_border=image_border,
+                                     label_border=label_border)
         return Crop(image, label, view.flip)
 
-    def draw_view(self, label: np.ndarray, rng: np.random.Generator) -> "View":
+    def draw_view(self, label: np.ndarray, rng: np.random.Generator, label_border: int = 255,
+                  train_ids: np.ndarray | None = None) -> "View":
         """Which part of the image to show, and how; all geometric draws are made here."""
         height, width = label.shape
         zoom = self.base_size / max(height, width) if self.base_size else 1.0
@@ -91,10 +123,26 @@ class Augmentation:
         zoom *= rng.uniform(low, high)
         angle = rng.uniform(-self.max_angle, self.max_angle)
         down, right, mirrored = rng.random(3)
-        rows = _span(height, crop_height, zoom, down)
-        columns = _span(width, crop_width, zoom, right)
-        return View(rows, columns, (crop_height, crop_width), angle,
-                    bool(self.flip and mirrored < 0.5))
+        stretch = math.sqrt(rng.uniform(*self.aspect)) if self.aspect != (1.0, 1.0) else 1.0
+        tries = REDRAWS if self.cat_max_ratio < 1 else 0
+        while True:
+            rows = _span(height, crop_height, zoom / stretch, down)
+            columns = _span(width, crop_width, zoom * stretch, right)
+            view = View(rows, columns, (crop_height, crop_width), angle,
+                        bool(self.flip and mirrored < 0.5))
+            if not tries or self._is_mixed(view.probe(label), label_border, train_ids):
+                return view
+            tries -= 1
+            down, right = rng.random(2)
+
+    def _is_mixed(self, stored, label_border, train_ids):
+        """Whether stored values show two classes, none above cat_max_ratio."""
+        ids, ignored = stored, label_border
+        if train_ids is not None:
+            ids, ignored = train_ids[stored], train_ids[label_border]
+        classes, counts = np.unique(ids, return_counts=True)
+        counts = counts[classes != ignored]
+        return len(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum()
 
 
 class Span(NamedTuple):
@@ -129,6 +177,14 @@ class View(NamedTuple):
         if self.angle:
             return self._warp(image, label, image_border, label_border)
         return self._resize(image, label, image_border, label_border)
+
+    def probe(self, label: np.ndarray, step: int = PROBE) -> np.ndarray:
+        """The values of label (H, W) at every step-th pixel of the crop that is not border."""
+        v, u = np.mgrid[step // 2:self.size[0]:step, step // 2:self.size[1]:step]
+        x, y = self._matrix(label.shape) @ np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
+        x, y = np.rint(x).astype(int), np.rint(y).astype(int)
+        inside = (x >= 0) & (x < label.shape[1]) & (y >= 0) & (y < label.shape[0])
+        return label[y[inside], x[inside]]
 
     def _resize(self, image, label, image_border, label_border):
         (top, height, rows), (left, width, columns) = self.rows, self.columns
@@ -207,38 +263,6 @@ class View(NamedTuple):
         return max(0, math.floor(-math.log2(scale) + 1e-9))
 
 
-class PixelTransform(ABC):
-    """An operation on the crop that leaves every pixel in its place.
-
-    To add one: a subclass, and the argument of Augmentation that puts it into
-    `pixel_transforms`. Draw from `rng` only. `label_border` is the stored label
-    value that means "ignored", for operations that hide a part of the image.
-    """
-
-    @abstractmethod
-    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
-                 label_border: int) -> tuple[np.ndarray, np.ndarray]:
-        """image uint8 (h, w, 3), label (h, w) as stored -> both; the inputs may be changed."""
-
-
-class GaussianBlur(PixelTransform):
-    """A Gaussian of sigma drawn from [0, max_sigma) on a kernel of about 3.3 sigma.
-
-    A kernel of one pixel (sigma below 0.61) changes nothing, as in the sources.
-    """
-
-    def __init__(self, max_sigma: float):
-        self.max_sigma = max_sigma
-
-    def __call__(self, image, label, rng, label_border):
-        sigma = rng.uniform(0, self.max_sigma)
-        side = int(3.3 * sigma) | 1
-        if side > 1:
-            image = cv2.GaussianBlur(image, (side, side), sigma,
-                                     borderType=cv2.BORDER_REFLECT_101)
-        return image, label
-
-
 def _span(length, crop, zoom, place):
     """The part of an axis that `crop` pixels show at this zoom; `place` in [0, 1) says where.
 
@@ -279,13 +303,14 @@ def _size(crop_size):
     return tuple(size)
 
 
-def _scale_range(scale):
-    if isinstance(scale, bool):
-        return SCALE if scale else (1.0, 1.0)
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-        raise ConfigError(f"scale must be true, false or [smallest, largest] factor above 0, got "
-                          f"{scale}", "scale")
-    return tuple(scale)
+def _factors(value, default, key):
+    """The range of a factor: none for false, the default for true, or as given."""
+    if isinstance(value, bool):
+        return default if value else (1.0, 1.0)
+    if len(value) != 2 or not 0 < value[0] <= value[1]:
+        raise ConfigError(f"{key} must be true, false or [smallest, largest] factor above 0, got "
+                          f"{value}", key)
+    return tuple(value)
 
 
 def _amount(value, default, key):

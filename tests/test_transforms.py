@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataloader.transforms import Augmentation, Crop, GaussianBlur, Span, View
+from dataloader.pixel_transforms import GaussianBlur
+from dataloader.transforms import Augmentation, Crop, Span, View
 from utils.errors import ConfigError
 
 BORDERS = {"image_border": (115, 117, 116), "label_border": 255}
@@ -204,8 +205,8 @@ def test_the_inputs_are_not_changed():
 
 def test_blur_changes_pixels_only_above_a_kernel_of_one():
     image, label = scene()
-    changed = [not np.array_equal(GaussianBlur(1.0)(image.copy(), label,
-                                                    np.random.default_rng(i), 255)[0], image)
+    changed = [not np.array_equal(GaussianBlur(1.0)(image, label, np.random.default_rng(i),
+                                                    **BORDERS)[0], image)
                for i in range(200)]
     assert 0.3 < np.mean(changed) < 0.5                   # sigma above 2 / 3.3
 
@@ -218,10 +219,99 @@ def test_labels_of_sixteen_bits_survive_the_warp():
     assert set(np.unique(crop.label)) == {40000, 65535}
 
 
+def test_a_chain_of_the_sources_options_draws_as_it_always_did():
+    # A run that was begun before a new option existed resumes with the same samples.
+    image, label = scene()
+    chain = Augmentation(crop_size=64, augment=True, flip=True, rotate=True, blur=True)
+    rng, same = np.random.default_rng(5), np.random.default_rng(5)
+    chain(image, label, rng, **BORDERS)
+    same.uniform(0.5, 2.0), same.uniform(-10, 10), same.random(3), same.uniform(0, 1)
+    assert rng.bit_generator.state == same.bit_generator.state
+
+
+def test_aspect_stretches_the_proportion_and_keeps_the_area():
+    image, label = np.zeros((100, 100, 3), np.uint8), np.zeros((100, 100), np.uint8)
+    chain = Augmentation(base_size=400, crop_size=600, augment=True, scale=False, aspect=True)
+    shown = [chain(image, label, np.random.default_rng(i), **BORDERS).label == 0
+             for i in range(60)]
+    widths = np.array([one[0].sum() for one in shown])
+    heights = np.array([one[:, 0].sum() for one in shown])
+    ratios = widths / heights
+    assert 0.89 < ratios.min() < 0.93 and 1.07 < ratios.max() < 1.11
+    np.testing.assert_allclose(widths * heights, 400 * 400, rtol=0.004)
+
+
+def mostly_one_class():
+    """Class 0 but for a strip of class 1 on the right, and ignored pixels at the left."""
+    label = np.zeros((200, 400), np.uint8)
+    label[:, 300:] = 1
+    label[:, :100] = 255
+    return np.zeros((200, 400, 3), np.uint8), label
+
+
+def test_cat_max_ratio_draws_the_crop_anew_until_classes_are_mixed():
+    image, label = mostly_one_class()
+
+    def mixed(ratio, rotate=False):
+        chain = Augmentation(crop_size=80, augment=True, scale=False, cat_max_ratio=ratio,
+                             rotate=rotate)
+        found = 0
+        for i in range(60):
+            labels = chain(image, label, np.random.default_rng(i), **BORDERS).label
+            shares = np.bincount(labels[labels != 255], minlength=2) / max(1, (labels != 255).sum())
+            found += shares.max() < 0.8
+        return found / 60
+
+    # A crop of 80 has 21 to 59 columns of 80 on one side of the edge in 3 of 25 places;
+    # 11 draws miss that with probability 0.25.
+    assert mixed(1.0) < 0.3 < 0.5 < mixed(0.75) and mixed(0.75, rotate=5.0) > 0.5
+
+
+def test_cat_max_ratio_counts_classes_not_stored_values():
+    image, label = mostly_one_class()
+    chain = Augmentation(crop_size=80, augment=True, scale=False, cat_max_ratio=0.75)
+    table = np.zeros(256, np.uint8)     # stored 0 and 1 are one class, 255 is ignored
+    table[255] = 255
+    drawn = np.random.default_rng(3)
+    chain(image, label, drawn, **BORDERS, train_ids=table)
+    rng = np.random.default_rng(3)
+    rng.random(3 + 2 + 2 * 10)          # every one of the 10 redraws was used up
+    assert drawn.bit_generator.state == rng.bit_generator.state
+
+
+@pytest.mark.parametrize("angle", [0.0, -7.0, 40.0])
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_probe_of_a_view_sees_what_the_crop_shows(angle, flip):
+    image, label = scene(120, 120)
+    for span in (Span(10, 60, 60), Span(3, 100, 75), Span(40, 30, 80)):
+        view = View(span, span, (span.shown, span.shown), angle, flip)
+        _, shown = view.cut(image, label, (0, 0, 0), 255)
+        share = (shown == 1).sum() / (shown != 255).sum()
+        assert abs((view.probe(label, 1) == 1).mean() - share) < 0.01
+        assert abs((view.probe(label) == 1).mean() - share) < 0.08
+        assert view.probe(label).size <= (span.shown // 8 + 1) ** 2
+
+
+def test_transforms_of_a_list_follow_the_warp_in_order():
+    image, label = scene()
+    chain = Augmentation(augment=True, scale=False, transforms=[
+        {"type": "RGBShift", "args": {"limit": 5, "p": 1.0}},
+        {"type": "Cutout", "args": {"p": 1.0, "holes": [2, 3]}}])
+    crop = chain(image, label, np.random.default_rng(0), **BORDERS)
+    hidden = crop.label == 255
+    assert hidden.any() and (crop.image[hidden] == BORDERS["image_border"]).all()
+    shifts = crop.image.astype(int) - image
+    assert len(np.unique(shifts[~hidden & (label == 0)], axis=0)) == 1
+
+
 @pytest.mark.parametrize("options, key", [
     ({"augment": True, "val": True}, "augment"), ({"crop_size": 64}, "crop_size"),
     ({"augment": True, "scale": [2.0, 0.5]}, "scale"), ({"augment": True, "rotate": -3}, "rotate"),
     ({"augment": True, "crop_size": [0, 5]}, "crop_size"), ({"base_size": 0}, "base_size"),
+    ({"augment": True, "aspect": (1.1, 0.9)}, "aspect"), ({"aspect": True}, "aspect"),
+    ({"augment": True, "cat_max_ratio": 0.0}, "cat_max_ratio"),
+    ({"val": True, "crop_size": 8, "cat_max_ratio": 0.75}, "cat_max_ratio"),
+    ({"transforms": [{"type": "Cutout"}]}, "transforms"),
 ])
 def test_a_setting_that_contradicts_another_is_named(options, key):
     with pytest.raises(ConfigError) as caught:

@@ -6,8 +6,8 @@ import inspect
 import json
 import textwrap
 
-from utils.config_schema import (LOSS, MIXED, PROVIDED, Component, Keys, Loss, experiment,
-                                 section_callables, section_of)
+from utils.config_schema import (LOSS, MIXED, PROVIDED, Component, Components, Keys, Loss,
+                                 experiment, section_callables, section_of)
 from utils.errors import ConfigError
 from utils.registry import KINDS, components, load, unknown
 from utils.signature import annotation_schema, as_json, fields
@@ -83,6 +83,8 @@ def _object(schema, definitions):
 def _section_schema(section, definitions):
     if isinstance(section, Keys):
         return _object(section.fields(), definitions)
+    if isinstance(section, Components):
+        return {"type": "array", "items": _component_schema(section.item, definitions)}
     if isinstance(section, Loss):
         one = _component_schema(LOSS, definitions)
         outputs = {"type": "object", "additionalProperties": one, "minProperties": 1,

@@ -13,7 +13,8 @@ from typing import Annotated, Literal, get_args, get_origin
 from utils.config_checks import check_across, check_backbone, names_outputs
 from utils.errors import ConfigError
 from utils.registry import components, load, nearest, unknown
-from utils.signature import Field, as_json, fields, literals, provided_by, value_name
+from utils.signature import (Field, as_json, converted, fields, literals, provided_by,
+                             value_name)
 
 # Parameters that the program fills in; a config may not.
 PROVIDED = {
@@ -21,6 +22,7 @@ PROVIDED = {
     "backbones": ("name",),
     "datasets": ("dataset", "augmentation", "ignore_index", "seed", "rank", "world_size",
                  "training"),
+    "batch_transforms": ("num_classes",),
     "losses": ("ignore_index",),
     "optimizers": ("params",),
     "schedulers": ("optimizer", "last_epoch"),
@@ -105,6 +107,37 @@ class Component:
             annotations = tuple(one | None for one in schema[name].annotations)
             schema[name] = Field(name, annotations, None)
         return schema, hidden
+
+
+class Components:
+    """A list of sections {"type": NAME, "args": {...}}, each as a Component's, or a name.
+
+    For kinds that are made at no cost: a section without mistakes is made once, so that
+    a value its constructor refuses is noted here, with its path.
+    """
+
+    def __init__(self, kind: str):
+        self.kind, self.item = kind, Component(kind, short=True)
+
+    def resolve(self, value, path, report):
+        if not isinstance(value, (list, tuple)):
+            report.note(path, f'expected a list of {{"type": NAME, "args": {{...}}}}, found '
+                              f"{value_name(value)}")
+            return []
+        return [self._resolve_item(item, (*path, i), report) for i, item in enumerate(value)]
+
+    def _resolve_item(self, value, path, report):
+        before = len(report.mistakes)
+        section = self.item.resolve(value, path, report)
+        if len(report.mistakes) == before:
+            cls = components(self.kind)[section["type"]]
+            schema, _ = self.item.fields(cls)
+            try:
+                cls(**{key: converted(item, schema[key].annotations)
+                       for key, item in section["args"].items()})
+            except ValueError as error:
+                report.note((*path, "args"), str(error))
+        return section
 
 
 class Keys:
@@ -298,10 +331,10 @@ def section_callables(kind: str, cls) -> list:
 
 
 def section_of(annotation):
-    """The Component, Keys or Loss an annotation carries, or None."""
+    """The Component, Components, Keys or Loss an annotation carries, or None."""
     if get_origin(annotation) is Annotated:
         return next((one for one in annotation.__metadata__
-                     if isinstance(one, (Component, Keys, Loss))), None)
+                     if isinstance(one, (Component, Components, Keys, Loss))), None)
     # Python 3.10 wraps the annotation of a parameter with default None once more.
     return next(filter(None, map(section_of, get_args(annotation))), None)
 

@@ -18,6 +18,8 @@ KINDS = {
     "models": ("models", "base.base_model:BaseModel"),
     "backbones": ("models.backbones", "models.backbones:Backbone"),
     "datasets": ("dataloader", "base.base_dataset:BaseDataset"),
+    "transforms": ("dataloader", "dataloader.pixel_transforms:PixelTransform"),
+    "batch_transforms": ("dataloader", "dataloader.batch_transforms:BatchTransform"),
     "losses": ("utils.losses", "torch.nn:Module"),
     "schedulers": ("utils.lr_scheduler", "torch.optim.lr_scheduler:LRScheduler"),
     "optimizers": ("torch.optim", "torch.optim:Optimizer"),
