@@ -448,6 +448,25 @@ def test_cross_entropy_of_equal_logits_is_the_logarithm_of_the_number_of_classes
     assert loss.item() == pytest.approx(np.log(7), rel=1e-15)
 
 
+@pytest.mark.parametrize("num_classes", [2, 32, 33, 150])
+def test_cross_entropy_is_torchs_for_few_and_for_many_classes(num_classes):
+    logits, (target,) = inputs_of(build("CE"), num_classes=num_classes)
+    found, (gradient,) = value_and_gradients(build("CE"), logits, [target])
+    expected = torch.nn.functional.cross_entropy(logits[0], target, ignore_index=255)
+    slope, = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, slope, rtol=1e-4, atol=1e-8)
+
+
+def test_a_logit_of_minus_infinity_is_a_class_that_cannot_be():
+    logits, (target,) = inputs_of(build("CE"))
+    with torch.no_grad():
+        logits[0][:, 0] = -torch.inf
+    target[target == 0] = 1
+    value, (gradient,) = value_and_gradients(build("CE"), logits, [target])
+    assert value.isfinite() and gradient.isfinite().all() and (gradient[:, 0] == 0).all()
+
+
 def test_a_weighted_mean_divides_by_the_summed_weights():
     logits = torch.randn(1, 2, 1, 3, dtype=torch.float64)
     target = torch.tensor([[[0, 1, 255]]])

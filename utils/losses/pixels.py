@@ -11,6 +11,9 @@ import torch.nn.functional as F
 
 from utils.errors import ConfigError
 
+# Up to here two more reductions over the classes cost less than one more exponential.
+_FEW_CLASSES = 32
+
 
 def full_precision(logits: torch.Tensor) -> torch.Tensor:
     """The logits in float32, or as they are where they are float64."""
@@ -98,12 +101,18 @@ class _SoftmaxTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, index, valid, with_sums):
         dtype = full_precision(logits[:0]).dtype
-        p = F.log_softmax(logits, 1, dtype=dtype)
-        loss = p.gather(1, index[:, None])[:, 0].neg_().mul_(valid)
+        if logits.shape[1] <= _FEW_CLASSES:
+            p = F.softmax(logits, 1, dtype=dtype)
+            # -ln p of the label as (largest logit - its logit) - ln(largest p): exact where p
+            # vanishes, and without a second exponential over all classes.
+            loss = logits.amax(1).to(dtype) - logits.gather(1, index[:, None])[:, 0]
+            loss.sub_(p.amax(1).log_())
+        else:
+            p = F.log_softmax(logits, 1, dtype=dtype)
+            loss = p.gather(1, index[:, None])[:, 0].neg_()
+            p.exp_()
+        loss.masked_fill_(~valid, 0)
         ctx.with_sums, ctx.dtype = with_sums, logits.dtype
-        if not with_sums and not ctx.needs_input_grad[0]:
-            return loss, None
-        p.exp_()
         sums = None
         if with_sums:
             p.mul_(valid[:, None])
