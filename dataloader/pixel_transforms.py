@@ -273,13 +273,14 @@ def change_saturation(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def turn_hue(image: np.ndarray, share: float) -> np.ndarray:
-    """The hue of every pixel turned by `share` of the colour circle, to a 256th of it."""
-    turn = round(256 * share)
-    if turn == 0:
+    """The hue of every pixel turned by `share` of the colour circle."""
+    if share == 0:
         return image
-    table = np.repeat(np.arange(256)[:, None], 3, 1)
-    table[:, 0] = (table[:, 0] + turn) % 256
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL), table[None].astype(np.uint8))
+    table = np.repeat(np.arange(256.0)[:, None], 3, 1)
+    # OpenCV writes a circle as 256 steps and reads it as 255.
+    table[:, 0] = (table[:, 0] + 256 * share) % 256 * 255 / 256
+    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL),
+                  np.rint(table[None]).astype(np.uint8))
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
