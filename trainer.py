@@ -29,7 +29,18 @@ class Trainer(BaseTrainer):
     of the step, whatever their split into micro-batches and ranks.
     """
 
+    def _check(self):
+        if self.train_loader.smallest_batch == 1:
+            # A batch norm on pooled features fails on one image: now, not at the epoch's end.
+            buffers = [buffer.clone() for buffer in self.model.buffers()]
+            image = self.train_loader.dataset[1, 0]["image"][None].to(self.device)
+            with torch.no_grad():
+                self._forward(self.model.train(), self.normalize(image, self.memory_format))
+                for buffer, value in zip(self.model.buffers(), buffers):
+                    buffer.copy_(value)
+
     def _train_epoch(self, epoch):
+        self.stage = "training"
         self.train_model.train()
         self.train_loader.set_epoch(epoch, self.batches_done)
         self.clock = StepClock(self.train_loader.batch_size * distributed.world_size())
@@ -78,7 +89,7 @@ class Trainer(BaseTrainer):
             with self.train_model.no_sync() if wait else contextlib.nullcontext():
                 images = self.normalize(batch["image"], self.memory_format)
                 with self._autocast():
-                    outputs = self._forward(images)
+                    outputs = self._forward(self.train_model, images)
                     loss, parts = self.criterion(outputs, batch)
                 if share is not None:
                     loss = loss * share
@@ -133,14 +144,14 @@ class Trainer(BaseTrainer):
                              "trainer.clip_grad_norm to 1; the weights of the last checkpoint "
                              "are finite")
 
-    def _forward(self, images):
+    def _forward(self, model, images):
         try:
-            return self.train_model(images)
+            return model(images)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ConfigError(f"a batch norm got a single value per channel: the network pools "
-                              f"to 1x1 and this batch holds {len(images)} image",
+                              f"to 1x1 and a batch holds {len(images)} image",
                               "train_loader.args.batch_size",
                               "use a batch of at least 2 and drop_last true, or another "
                               "norm") from None
@@ -190,6 +201,7 @@ class Trainer(BaseTrainer):
             self.logger.say(f"epoch {epoch} step {self.step}/{self.total_steps}  {text}")
 
     def _valid_epoch(self, epoch):
+        self.stage = "validation"
         network = self.ema.module if self.ema else self.model
         distributed.broadcast_buffers(network)
         network.eval()

@@ -97,7 +97,7 @@ class BaseTrainer(ABC):
         self.scaler = torch.amp.GradScaler(device.type,
                                            enabled=self.autocast_dtype is torch.float16)
         self.ema = _average(model, ema) if ema else None
-        self.epoch, self.batches_done, self.step = 1, 0, 0
+        self.epoch, self.batches_done, self.step, self.stage = 1, 0, 0, "training"
         if checkpoint:
             self._restore(checkpoint)
         elif finetune_from:
@@ -128,6 +128,10 @@ class BaseTrainer(ABC):
         return problems
 
     @abstractmethod
+    def _check(self):
+        """Raise what would otherwise go wrong late in the first epoch."""
+
+    @abstractmethod
     def _train_epoch(self, epoch: int):
         """Take the optimizer steps of one epoch, from batch `self.batches_done` on."""
 
@@ -140,10 +144,14 @@ class BaseTrainer(ABC):
         self.logger.say(f"training {type(self.model).__name__} to epoch {self.epochs} "
                         f"({self.total_steps} steps) on {self.device}, from epoch {self.epoch} "
                         f"step {self.step}; run folder {self.folder}")
+        self._check()
         with self.stop_signal:
-            while self.epoch <= self.epochs and not self.monitor.exhausted:
-                self._train_epoch(self.epoch)
-                self._finish_epoch()
+            try:
+                while self.epoch <= self.epochs and not self.monitor.exhausted:
+                    self._train_epoch(self.epoch)
+                    self._finish_epoch()
+            except torch.OutOfMemoryError as error:
+                raise self._out_of_memory() from error
         if self.monitor.exhausted:
             self.logger.say(f"stopped: {self.monitor.waited} validations without a better "
                             f"{self.monitor.metric}")
@@ -223,6 +231,17 @@ class BaseTrainer(ABC):
         notice(f"resuming at epoch {self.epoch} step {self.step}, lr "
                f"{self.optimizer.param_groups[0]['lr']:.3g}, best {self.monitor.metric or ''} "
                f"{best}")
+
+    def _out_of_memory(self):
+        loader, key = ((self.train_loader, "train_loader") if self.stage == "training"
+                       else (self.val_loader, "val_loader"))
+        size = tuple(loader.dataset[1, 0]["image"].shape[1:])
+        free = "raise trainer.accumulate for it" if self.stage == "training" \
+            else "or set predict.mode to sliding"
+        return ConfigError(f"out of GPU memory in {self.stage} at epoch {self.epoch} step "
+                           f"{self.step}, with {loader.batch_size} images of about "
+                           f"{size[0]}x{size[1]}", f"{key}.args.batch_size",
+                           f"lower it, {free}; a smaller crop_size helps too")
 
     def _wrap(self, model, compile):
         if compile:

@@ -73,6 +73,11 @@ class Loader:
     def __len__(self):
         return len(self.plan)
 
+    @property
+    def smallest_batch(self) -> int:
+        """Images of the smallest batch of an epoch."""
+        return self.plan.smallest
+
     def set_epoch(self, epoch: int, start_batch: int = 0):
         self.plan.set_epoch(epoch, start_batch)
 

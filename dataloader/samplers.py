@@ -47,6 +47,11 @@ class BatchPlan(Sampler):
         """Batches of a whole epoch on this rank."""
         return len(self._mine)
 
+    @property
+    def smallest(self) -> int:
+        """Images of the smallest batch of this rank."""
+        return min(map(len, self._mine), default=0)
+
     def batch(self, number: int) -> list[tuple[int, int]]:
         """(epoch, index) of each sample of a batch; empty past the end of the epoch."""
         if number >= len(self._mine):

@@ -45,12 +45,15 @@ class Data:
     def __len__(self):
         return len(self.images)
 
-    def __getitem__(self, i):
+    def __getitem__(self, key):
+        i = key[1] if isinstance(key, tuple) else key
         return {"image": self.images[i], "label": self.labels[i], "id": str(i)}
 
 
 class Loader:
     """The contract of dataloader.loader.Loader over data in memory."""
+
+    smallest_batch = 2
 
     def __init__(self, size=8, batch_size=2):
         self.dataset, self.batch_size, self.start = Data(size), batch_size, 0
@@ -238,3 +241,13 @@ def test_clipping_bounds_the_gradient(tmp_path):
     trainer.train()
     moved = (trainer.model.head[1].weight - before["head.1.weight"]).norm()
     assert 0 < moved < 12 * 10 * 0.1 * 1e-6
+
+
+def test_running_out_of_gpu_memory_names_stage_size_and_setting(tmp_path):
+    trainer = make(tmp_path)
+
+    def full(epoch):
+        raise torch.OutOfMemoryError
+    trainer._train_epoch = full
+    with pytest.raises(ConfigError, match="training at epoch 1 step 0, with 2 images of .*8x8"):
+        trainer.train()
