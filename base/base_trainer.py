@@ -256,8 +256,9 @@ class BaseTrainer(ABC):
             # Both find parameters that no output depends on; a static graph costs nothing
             # per step but does not know `no_sync`.
             unused = "static_graph" if self.accumulate == 1 else "find_unused_parameters"
-            model = parallel(model, device_ids=[self.device] if self.device.type == "cuda" else None,
-                             gradient_as_bucket_view=True, **{switch: False, unused: True})
+            model = parallel(
+                model, device_ids=[self.device] if self.device.type == "cuda" else None,
+                gradient_as_bucket_view=True, **{switch: False, unused: True})
         return model
 
 

@@ -24,8 +24,8 @@ from utils.visualize import confusion_picture
 
 SCHEMA = 1
 SCORES = ("Mean_IoU", "Mean_Dice", "Mean_Recall", "Mean_Precision", "Pixel_Accuracy",
-          "Binary_Accuracy", "FWIoU", "Classes_Averaged", "mIoU_I", "mDice_I", "Boundary_IoU", "Boundary_F",
-          "loss")
+          "Binary_Accuracy", "FWIoU", "Classes_Averaged", "mIoU_I", "mDice_I", "Boundary_IoU",
+          "Boundary_F", "loss")
 IMAGE_SCORES = ("Mean_IoU", "Mean_Dice", "Mean_Class_IoU", "Mean_Class_Dice", "Pixel_Accuracy",
                 "Classes_Averaged", "Images", "published")
 
