@@ -92,9 +92,9 @@ class CopyBlob(BatchTransform):
         origin = torch.arange(number * height * width, device=label.device).view(number, -1)
         given, shown = label[donors], label
         for (kind, ground), place in zip(self.pairs, draws):
-            moved = blob_origin(given == kind, pick_pixel(shown == ground, place))
-            lands = (moved >= 0) & receives[:, None]
-            origin = torch.where(lands, donors[:, None] * (height * width) + moved, origin)
+            lands, source = blob_origin(given == kind, pick_pixel(shown == ground, place))
+            lands &= receives[:, None]
+            origin = torch.where(lands, source.add_(donors[:, None] * (height * width)), origin)
             shown = torch.where(lands.view_as(shown), kind, shown)
         return {key: _gathered(value, origin) if _is_map(value, batch) else value
                 for key, value in batch.items()}
@@ -116,33 +116,41 @@ def pick_pixel(mask: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
 
     place: (N,) in [0, 1), which of the pixels: 0 the first, 0.999 the last.
     """
-    counted = mask.flatten(1).cumsum(1)
-    total = counted[:, -1]
+    number, height, width = mask.shape
+    # First the row, then the pixel in it: nothing is as large as the mask.
+    until = mask.sum(2).cumsum(1)
+    total = until[:, -1]
     wanted = torch.minimum((place * total).long(), total - 1)
-    found = torch.searchsorted(counted, (wanted + 1)[:, None])[:, 0]
-    return torch.where(total > 0, found, -1)
+    row = torch.searchsorted(until, wanted[:, None] + 1)[:, 0].clamp_(max=height - 1)
+    image = torch.arange(number, device=mask.device)
+    in_row = mask[image, row].cumsum(1)
+    wanted = wanted - until[image, row] + in_row[:, -1]
+    column = torch.searchsorted(in_row, wanted[:, None] + 1)[:, 0]
+    return torch.where(total > 0, row * width + column, -1)
 
 
-def blob_origin(mask: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """(N, H·W): for each pixel the row-major index it is taken from, or -1.
+def blob_origin(mask: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(bool, int64), both (N, H·W): whether the blob comes to a pixel, and from where.
 
     mask: (N, H, W) bool, the blob; it moves so that its pixel of smallest row + column
     (the first of several) comes to `target`, (N,) row-major, -1 for nowhere. Pixels
-    that leave the image are dropped.
+    that leave the image are dropped. Places are row-major.
     """
     number, height, width = mask.shape
-    area = height * width
-    place = torch.arange(area, device=mask.device)
-    row, column = place // width, place % width
-    # One number that sorts by row + column, then row-major; its remainder is the place.
-    rank = torch.where(mask.flatten(1), (row + column) * area + place, area * (height + width))
-    corner = rank.amin(1) % area
-    down, right = target // width - corner // width, target % width - corner % width
-    from_row, from_column = row - down[:, None], column - right[:, None]
-    inside = ((from_row >= 0) & (from_row < height) & (from_column >= 0) & (from_column < width)
-              & (target >= 0)[:, None])
-    source = torch.where(inside, from_row * width + from_column, 0)
-    return torch.where(inside & mask.flatten(1).gather(1, source), source, -1)
+    row = torch.arange(height, device=mask.device)
+    column = torch.arange(width, device=mask.device)
+    # The best of a row is its first pixel; the remainder of `rank` says which row it was.
+    first = torch.where(mask, column.int(), width).amin(2).long()
+    rank = torch.where(first < width, (row + first) * height + row, (height + width) * height)
+    top = rank.amin(1) % height
+    left = first.gather(1, top[:, None])[:, 0]
+    down, right = target // width - top, target % width - left
+    above, beside = row - down[:, None], column - right[:, None]
+    inside = (((above >= 0) & (above < height) & (target >= 0)[:, None])[:, :, None]
+              & ((beside >= 0) & (beside < width))[:, None, :]).flatten(1)
+    source = torch.arange(height * width, device=mask.device) - (down * width + right)[:, None]
+    source.clamp_(0, height * width - 1)
+    return inside & mask.flatten(1).gather(1, source), source
 
 
 def _is_map(value, batch):

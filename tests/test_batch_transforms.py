@@ -115,7 +115,7 @@ def test_every_box_of_the_tutorial():
 
 def test_cutmix_takes_one_box_from_a_permutation_of_the_batch():
     given, shares, chance = batch(), [], 0
-    for step in range(200):
+    for step in range(100):
         torch.manual_seed(step)
         n, row, column = sources(CutMix()(given))
         own = torch.arange(4)[:, None, None]
@@ -130,7 +130,7 @@ def test_cutmix_takes_one_box_from_a_permutation_of_the_batch():
         torch.manual_seed(step)
         chance += not torch.equal(CutMix(p=0.4)(given)["image"], given["image"])
     # A box of the share U(0, 1) around a uniform centre keeps about a third inside.
-    assert 0.25 < np.mean(shares) < 0.45 and 55 < chance < 100
+    assert 0.25 < np.mean(shares) < 0.45 and 25 < chance < 55
 
 
 # --- CopyBlob ---
@@ -148,11 +148,12 @@ def test_a_blob_moves_by_its_top_left_pixel_and_loses_what_leaves_the_image():
     mask = torch.zeros(1, 4, 5, dtype=torch.bool)
     mask[0, 1, 3] = mask[0, 2, 2] = mask[0, 2, 3] = mask[0, 3, 1] = True
     # (1, 3), (2, 2) and (3, 1) all have row + column 4: the first counts.
-    origin = blob_origin(mask, torch.tensor([2 * 5 + 1]))[0].view(4, 5)
+    lands, source = blob_origin(mask, torch.tensor([2 * 5 + 1]))
     expected = torch.full((4, 5), -1)
     expected[2, 1], expected[3, 0], expected[3, 1] = 8, 12, 13      # (4, -1) is outside
-    assert torch.equal(origin, expected)
-    assert (blob_origin(mask, torch.tensor([-1])) == -1).all()
+    assert torch.equal(torch.where(lands, source, -1)[0].view(4, 5), expected)
+    assert not blob_origin(mask, torch.tensor([-1]))[0].any()
+    assert not blob_origin(torch.zeros_like(mask), torch.tensor([3]))[0].any()
 
 
 def by_hand(given, donors, places, pairs):
@@ -200,8 +201,7 @@ def test_the_tutorials_paste_but_for_its_smears_and_wraps(case):
     assert ground[pick] == np.ravel_multi_index(stored[f"target_{case}"], (48, 64))
     place = torch.tensor([(pick + 0.5) / len(ground)], dtype=torch.float64)
     assert pick_pixel(torch.from_numpy(stored["dst_mask"] == 1)[None], place) == target
-    origin = blob_origin(torch.from_numpy(blob)[None], target)[0].numpy()
-    lands = origin >= 0
+    lands, origin = (one[0].numpy() for one in blob_origin(torch.from_numpy(blob)[None], target))
     label = np.where(lands, 3, stored["dst_mask"].ravel())
     image = np.where(lands, stored["src_img"].reshape(3, -1)[:, origin],
                      stored["dst_img"].reshape(3, -1))
