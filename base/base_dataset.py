@@ -148,23 +148,21 @@ class BaseDataset(Dataset, ABC):
         self.problems.append(text)
 
     def read_list(self, path: Path) -> list[tuple[int, str]]:
-        """(line number, text) of each non-empty line of a split file."""
+        """(line number, text) of each non-empty line of a split file; it is a problem if none is."""
         try:
             text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
         except OSError as error:
             raise DataError(f"split file cannot be read: {error.strerror}", shown(path)) from None
         lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-        return [(number, line) for number, line in lines if line]
-
-    def read_stems(self, path: Path) -> list[tuple[str, str]]:
-        """(place in the list, name without extension) of each line of a list of pictures.
-
-        An empty list is noted as a problem.
-        """
-        lines = self.read_list(path)
+        lines = [(number, line) for number, line in lines if line]
         if not lines:
             self.problem(f"{shown(path)}: the list is empty")
-        return [(f"{shown(path)}:{number}", _without_suffix(line)) for number, line in lines]
+        return lines
+
+    def read_stems(self, path: Path) -> list[tuple[str, str]]:
+        """(place in the list, name without extension) of each line of a list of pictures."""
+        return [(f"{shown(path)}:{number}", _without_suffix(line))
+                for number, line in self.read_list(path)]
 
     def first_folder(self, *candidates: str) -> Path | None:
         """The first of these folders below the root; it is a problem if there is none.
@@ -189,7 +187,8 @@ class BaseDataset(Dataset, ABC):
         """
         path = self.root / name.lstrip("/")
         candidates = [path, *([Path(name)] if name.startswith("/") else []),
-                      *(path.with_suffix(end) for end in IMAGE_SUFFIXES)]
+                      *(path.with_suffix(end) for lower in IMAGE_SUFFIXES
+                        for end in (lower, lower.upper()))]
         for candidate in candidates:
             if candidate.is_file():
                 return candidate

@@ -50,10 +50,14 @@ class VOC(BaseDataset):
             return
         self.root = devkit              # the lists name files below it
         lists = devkit / "ImageSets" / "Segmentation"
+        ids = set()
         for name in MERGED.get(self.split, (self.split,)):
-            yield from self._listed(lists / f"{name}.txt", name)
-        if self.split in ("train_aug", "trainaug", "aug"):
-            self._warn_of_validation_images(lists)
+            for sample in self._listed(lists / f"{name}.txt", name):
+                ids.add(sample.id)
+                yield sample
+        val_list = lists / "val.txt"
+        if self.split in ("train_aug", "trainaug", "aug") and val_list.is_file():
+            self._warn_of_validation_images(ids, val_list)
 
     def train_ids(self, raw):
         """Stored 0..20 are the classes, 255 is the border of an object."""
@@ -61,13 +65,11 @@ class VOC(BaseDataset):
 
     def _listed(self, path, name):
         labels = "SegmentationClassAug" if "aug" in name else "SegmentationClass"
-        lines = self.read_list(path)
-        if not lines:
-            self.problem(f"{shown(path)}: the list is empty")
-        for number, line in lines:
+        for number, line in self.read_list(path):
             files = _columns(line)
-            if len(files) == 1 and "/" not in line:
-                files = [f"JPEGImages/{line}.jpg", f"{labels}/{line}.png"]
+            if "/" not in line:
+                stem = line.removesuffix(".jpg")
+                files = [f"JPEGImages/{stem}.jpg", f"{labels}/{stem}.png"]
             if name.startswith("test"):
                 files = files[:1]
             elif len(files) != 2:
@@ -78,17 +80,11 @@ class VOC(BaseDataset):
             if all(found):
                 yield Sample(found[0].stem, found[0], found[1] if len(found) == 2 else None)
 
-    def _warn_of_validation_images(self, lists):
+    def _warn_of_validation_images(self, ids, path):
         """SBD's own training list holds pictures of VOC's validation split."""
-        if not (lists / "val.txt").is_file():
-            return
-        held_out = {line for _, line in self.read_list(lists / "val.txt")}
-        for name in MERGED.get(self.split, (self.split,)):
-            ids = {_columns(line)[0].rpartition("/")[2].removesuffix(".jpg")
-                   for _, line in self.read_list(lists / f"{name}.txt")}
-            if shared := ids & held_out:
-                warn(f"{shown(lists / name)}.txt: {len(shared)} images are in val.txt too (such as "
-                     f"{shown(min(shared))}): scores on val will be too high")
+        if shared := ids & set(path.read_text("utf-8", "surrogateescape").split()):
+            warn(f"VOC {self.split}: {len(shared)} images are in {shown(path)} too (such as "
+                 f"{shown(min(shared))}): scores on val will be too high")
 
 
 class SBD(MatLabels):
