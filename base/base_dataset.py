@@ -148,7 +148,7 @@ class BaseDataset(Dataset, ABC):
         self.problems.append(text)
 
     def read_list(self, path: Path) -> list[tuple[int, str]]:
-        """(line number, text) of each non-empty line of a split file; it is a problem if none is."""
+        """(line number, text) of each non-empty line of a list; an empty list is a problem."""
         try:
             text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
         except OSError as error:
@@ -302,6 +302,10 @@ class BaseDataset(Dataset, ABC):
         fix = ("map the ids when the data is read (Folder: \"label_map\": "
                f"{{\"{values[wrong][0]}\": \"ignore\"}}), or set ignore_index, if that is what "
                "the value stands for")
+        if self.split_sizes:
+            fix = (f"{type(self).__name__} as released holds no such value: copy or download the "
+                   "file again; labels in an encoding of your own are read by the type Folder, "
+                   "with \"label_map\"")
         if set(values.tolist()) <= {0, 255}:
             fix = ("this is a binary mask of 0 and 255: say so with "
                    "\"label_map\": {\"255\": 1} (Folder), or store 0 and 1")

@@ -170,6 +170,9 @@ class Cityscapes_autolabelled(_Cityscapes):
             return self.by_table(raw, {**{value: value for value in range(19)}, 255: None})
         return self.by_table(raw, STORED_IDS if self.split == "val" else {**STORED_IDS, 255: None})
 
+    def ignores_on_purpose(self, value):
+        return value == 255
+
 
 def _named_without_city(sample):
     """CITY/CITY_000000_000000 is known as CITY_000000_000000, which names it uniquely."""

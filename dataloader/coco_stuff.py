@@ -11,7 +11,6 @@ from typing import Literal
 
 from dataloader.coco_stuff_classes import CLASSES
 from dataloader.mat_labels import MatLabels
-from utils.errors import ConfigError
 from utils.image_io import LABEL_SUFFIXES
 
 USED = [row for row in CLASSES if row[3]]     # those that occur
@@ -74,3 +73,6 @@ class COCO(MatLabels):
         if self.partition == "CocoStuff10k":
             return self.by_table(raw, {0: None, **classes})
         return self.by_table(raw, {255: None, **{id - 1: c for id, c in classes.items()}})
+
+    def ignores_on_purpose(self, value):
+        return value == 255

@@ -63,6 +63,9 @@ class VOC(BaseDataset):
         """Stored 0..20 are the classes, 255 is the border of an object."""
         return self.by_table(raw, STORED)
 
+    def ignores_on_purpose(self, value):
+        return value == 255
+
     def _listed(self, path, name):
         labels = "SegmentationClassAug" if "aug" in name else "SegmentationClass"
         for number, line in self.read_list(path):

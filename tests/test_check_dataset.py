@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+
 from tests.test_datasets import (BROKEN, DAMAGED, EMPTIED, FIXTURES, READINGS, make_fixtures,
                                  manifest, needs_fixtures)
 from tools.check_dataset import check, main

@@ -317,6 +317,13 @@ def test_a_value_that_is_no_class_is_an_error_with_its_pixels(layout, tmp_path):
         open_layout(root, layout)
 
 
+@pytest.mark.parametrize("layout", [one for one in MEANT if {0, 255} <= one[-1].keys()],
+                         ids=lambda layout: f"{layout[0]}-{layout[2]}")
+def test_labels_of_one_class_and_void_are_no_binary_masks(layout, tmp_path):
+    layout = (*layout[:-1], {0: None, 255: None})
+    assert open_layout(write_layout(tmp_path, layout), layout)[0]["label"][0].tolist() == [0, 255]
+
+
 def test_a_missing_label_shifts_no_other_pair(tmp_path):
     for number, value in enumerate((1, 2, 3)):
         layout = ("ADE20K", {"split": "training"}, f"images/training/{number}.jpg",
