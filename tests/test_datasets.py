@@ -12,6 +12,7 @@ from dataloader.transforms import Augmentation
 from utils.errors import ConfigError, DataError
 from utils.image_io import write_image, write_label
 from utils.registry import components
+from utils.signature import fields
 
 FACTS = Path(__file__).resolve().parents[1].parent / "shared" / "datasets"
 needs_fixtures = pytest.mark.skipif(not (FACTS / "make_fixture.py").is_file(),
@@ -446,3 +447,16 @@ def test_a_wrong_data_dir_is_one_error_for_every_dataset(tmp_path):
         for place in (tmp_path, tmp_path / "missing"):
             with pytest.raises(DataError, match=str(tmp_path)):
                 components("datasets")[name](data_dir=str(place), **args)
+
+
+def test_the_config_lines_of_the_documentation_are_accepted():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "datasets.md").read_text("utf-8")
+    sections = [json.loads(block.partition("```")[0]) for block in text.split("```json\n")[1:]]
+    found = components("datasets")
+    for section in sections:
+        declared = fields(found[section["type"]])
+        assert all(declared[key].fits(value) for key, value in section["args"].items()), section
+        splits = found[section["type"]].splits
+        assert not splits or section["args"]["split"] in splits
+    assert {found[section["type"]] for section in sections} >= \
+        {cls for cls in found.values() if cls.split_sizes and cls.__module__ != __name__}
