@@ -1,5 +1,6 @@
 """CutMix and CopyBlob."""
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from utils.errors import ConfigError
 from utils.registry import components
 from utils.seeding import seed_everything
 
-GOLDEN = (Path(__file__).resolve().parents[1].parent / "shared" / "parity"
-          / "hoya012_metrics_and_augmentation")
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "config.json"
+GOLDEN = ROOT.parent / "shared" / "parity" / "hoya012_metrics_and_augmentation"
 
 
 def batch(number=4, height=30, width=40, classes=6, seed=0, **more):
@@ -108,7 +110,8 @@ def test_every_box_of_the_tutorial():
     path = GOLDEN / "augment_and_loss.json"
     if not path.is_file():
         pytest.skip(f"golden values not found at {path}")
-    for kept, row, column, *box in json.loads(path.read_text())["cutmix_box_for_size_48x64"]["rows"]:
+    table = json.loads(path.read_text())["cutmix_box_for_size_48x64"]
+    for kept, row, column, *box in table["rows"]:
         rows, columns = cutmix_box(kept, row, column, (48, 64))
         assert [rows.start, columns.start, rows.stop, columns.stop] == box
 
@@ -264,7 +267,7 @@ def test_a_pair_beyond_the_datasets_classes_is_refused():
 
 
 def test_the_config_reports_every_mistake_in_both_lists_with_its_path():
-    config = load_config("config.json", [
+    config = load_config(CONFIG, [
         'train_loader.args.transforms=["RandAugment", {"type": "ColorJiter"}, '
         '{"type": "Cutout", "args": {"hole": 2}}, {"type": "RGBShift", "args": {"limit": 900}}]',
         'train_loader.args.batch_transforms=[{"type": "CutMix", "args": {"alpha": "1"}}, 3]'])
@@ -280,7 +283,7 @@ def test_the_config_reports_every_mistake_in_both_lists_with_its_path():
 
 
 def test_a_resolved_config_writes_the_defaults_of_listed_transforms_out():
-    config = resolve_config(load_config("config.json", [
+    config = resolve_config(load_config(CONFIG, [
         'train_loader.args.transforms=["RandAugment"]',
         'train_loader.args.batch_transforms=[{"type": "CutMix"}]']))
     args = config["train_loader"]["args"]
@@ -297,7 +300,7 @@ def test_the_schema_knows_the_lists():
     for text, sound in (('["CutMix", {"type": "CopyBlob", "args": {"pairs": [[8, 0]]}}]', True),
                         ('["CutMx"]', False), ('{"type": "CutMix"}', False),
                         ('[{"type": "CutMix", "args": {"alfa": 1}}]', False)):
-        config = load_config("config.json", [f"train_loader.args.batch_transforms={text}"])
+        config = load_config(CONFIG, [f"train_loader.args.batch_transforms={text}"])
         assert validator.is_valid(dict(config)) == sound, text
 
 
@@ -315,3 +318,33 @@ def test_a_sample_with_listed_transforms_does_not_depend_on_workers():
     for one, other in zip(samples(0), samples(2), strict=True):
         assert torch.equal(one["image"], other["image"])
         assert torch.equal(one["label"], other["label"])
+
+
+# --- the documentation ---
+
+def test_every_example_of_the_documentation_is_sound():
+    text = (ROOT / "docs" / "augmentation.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 7
+    for block in blocks:
+        args = {"size": [64, 96], "length": 4, "num_workers": 0, **json.loads(block)}
+        section = json.dumps({"type": "Shapes", "args": args})
+        config = load_config(CONFIG, [f"train_loader={section}"])
+        section = resolve_config(config)["train_loader"]
+        batch = next(iter(make_loader(section, ignore_index=255, training=True)))
+        assert batch["image"].dtype == torch.uint8
+
+
+def test_the_documentation_names_every_transform():
+    text = (ROOT / "docs" / "augmentation.md").read_text(encoding="utf-8")
+    for cls in {*components("transforms").values(), *components("batch_transforms").values()}:
+        assert cls.__name__ in text
+
+
+def test_the_pictures_of_the_documentation_can_be_drawn():
+    from tools import plot_augmentation
+    assert {section["type"] for section in plot_augmentation.TRANSFORMS} <= {
+        *components("transforms")}
+    assert plot_augmentation.transforms_picture(0).shape[2] == 3
+    for section in plot_augmentation.BATCH.values():
+        assert plot_augmentation.batch_picture(section, 0).dtype == np.uint8

@@ -63,7 +63,8 @@ def test_every_transform_takes_labels_of_sixteen_bits(name):
 @pytest.mark.parametrize("transform", [
     ColorJitter((1, 1), (1, 1), (1, 1), (0, 0)), GaussianBlur(0.0), GaussianBlur(0.0, (3, 5)),
     RandomDistort(0, 1, 0, 1, 0, 1, 0, 1, 0, 1), BrightnessShift(5, p=0.0), Cutout(p=0.0),
-    PhotometricDistortion(0, (1, 1), (1, 1), 0), RandAugment(9, 9, p=0.0)], ids=lambda t: type(t).__name__)
+    PhotometricDistortion(0, (1, 1), (1, 1), 0), RandAugment(9, 9, p=0.0),
+], ids=lambda one: type(one).__name__)
 def test_identity_parameters_return_the_input_bit_for_bit(transform):
     image, label = picture()
     for seed in range(8):
@@ -286,14 +287,16 @@ def test_at_magnitude_zero_only_operations_without_one_change_the_image():
 
 @pytest.mark.parametrize("name, args, words", [
     ("ColorJitter", {}, "nothing would change"), ("ColorJitter", {"hue": 0.6}, "hue"),
-    ("ColorJitter", {"contrast": -0.1}, "contrast"), ("ColorJitter", {"hue": 0.1, "p": 2.0}, "prob"),
+    ("ColorJitter", {"contrast": -0.1}, "contrast"),
+    ("ColorJitter", {"hue": 0.1, "p": 2.0}, "probability"),
     ("ColorJitter", {"brightness": [1.3, 0.7]}, "brightness"),
     ("GaussianBlur", {"sigma": None}, "kernel_size"), ("GaussianBlur", {"sigma": -1.0}, "sigma"),
     ("GaussianBlur", {"kernel_size": [2, 4]}, "odd"), ("Cutout", {"size": [0.1, 1.5]}, "size"),
     ("Cutout", {"holes": 0}, "holes"), ("RGBShift", {"limit": 0}, "limit"),
-    ("RandomDistort", {"hue_range": 129}, "hue_range"), ("BrightnessShift", {"limit": 300}, "limit"),
-    ("RandomDistort", {"hue_prob": -1.0}, "probability"), ("RandAugment", {"magnitude": 10}, "magn"),
-    ("PhotometricDistortion", {"hue": 91}, "hue"), ("RandAugment", {"n": 0}, "n must"),
+    ("RandomDistort", {"hue_range": 129}, "hue_range"),
+    ("RandomDistort", {"hue_prob": -1.0}, "probability"),
+    ("BrightnessShift", {"limit": 300}, "limit"), ("PhotometricDistortion", {"hue": 91}, "hue"),
+    ("RandAugment", {"magnitude": 10}, "magnitude"), ("RandAugment", {"n": 0}, "n must"),
 ])
 def test_a_value_out_of_range_is_refused_with_its_name(name, args, words):
     with pytest.raises(ConfigError, match=words):

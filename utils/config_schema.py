@@ -13,8 +13,7 @@ from typing import Annotated, Literal, get_args, get_origin
 from utils.config_checks import check_across, check_backbone, names_outputs
 from utils.errors import ConfigError
 from utils.registry import components, load, nearest, unknown
-from utils.signature import (Field, as_json, converted, fields, literals, provided_by,
-                             value_name)
+from utils.signature import Field, as_json, converted, fields, literals, provided_by, value_name
 
 # Parameters that the program fills in; a config may not.
 PROVIDED = {
