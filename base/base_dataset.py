@@ -165,19 +165,14 @@ class BaseDataset(Dataset, ABC):
                 for number, line in self.read_list(path)]
 
     def first_folder(self, *candidates: str) -> Path | None:
-        """The first of these folders below the root; it is a problem if there is none.
-
-        "" is the root itself.
-        """
+        """The first of these folders below the root; it is a problem if there is none."""
         if not self.root.is_dir():
             self.problem(f"{shown(self.root)}: no such folder (data_dir)")
             return None
         for candidate in candidates:
             if (self.root / candidate).is_dir():
                 return self.root / candidate
-        listed = ", ".join(c or "." for c in candidates)
-        self.problem(f"{shown(self.root)}: no such folder in it: "
-                     f"{'one of ' if len(candidates) > 1 else ''}{listed}")
+        self.problem(f"{shown(self.root)}: found no folder {' or '.join(candidates)} in it")
         return None
 
     def listed_file(self, name: str, list_path: Path, number: int) -> Path | None:

@@ -28,22 +28,20 @@ class _Context(MatLabels):
     prepared = False           # labels hold 0..59 instead of the 459 ids
 
     def find_samples(self):
-        downloads = [place for place in ("VOCtrainval_03-May-2010/VOCdevkit/VOC2010",
-                                         "VOCdevkit/VOC2010", "VOC2010")
-                     if (self.root / place).is_dir()]
-        parts = ("train", "val") if self.split == "trainval" else (self.split,)
-        if not downloads:
-            folder = self.first_folder("Images", "VOC2010_Context/Images")
-            self.prepared = folder is not None
-            for part in parts if folder else ():
-                yield from self.pair_by_stem(folder / part, folder.parent / "Annotations" / part)
+        folder = self.first_folder("VOCtrainval_03-May-2010/VOCdevkit/VOC2010",
+                                   "VOCdevkit/VOC2010", "VOC2010", "Images",
+                                   "VOC2010_Context/Images")
+        if folder is None:
             return
-        labels = self.first_folder("trainval/trainval", "trainval")
-        if labels:
-            voc = self.root / downloads[0]
+        parts = ("train", "val") if self.split == "trainval" else (self.split,)
+        self.prepared = folder.name == "Images"
+        if self.prepared:
+            for part in parts:
+                yield from self.pair_by_stem(folder / part, folder.parent / "Annotations" / part)
+        elif labels := self.first_folder("trainval/trainval", "trainval"):
             stems = [stem for part in parts
-                     for stem in self.read_stems(voc / "ImageSets" / "Main" / f"{part}.txt")]
-            yield from self.pair_by_stem(voc / "JPEGImages", labels, stems=stems)
+                     for stem in self.read_stems(folder / "ImageSets" / "Main" / f"{part}.txt")]
+            yield from self.pair_by_stem(folder / "JPEGImages", labels, stems=stems)
 
     def among_60(self, raw):
         """Stored values as 0 (background) to 59; the 400 ids that are no class are background."""

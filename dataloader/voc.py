@@ -44,12 +44,11 @@ class VOC(BaseDataset):
                    "aug": 9118}
 
     def find_samples(self):
-        devkit = self.first_folder("VOCdevkit/VOC2012",
-                                   "VOCtrainval_11-May-2012/VOCdevkit/VOC2012", "VOC2012", "")
-        if devkit is None:
+        lists = self.first_folder(*(f"{place}ImageSets/Segmentation" for place in (
+            "VOCdevkit/VOC2012/", "VOCtrainval_11-May-2012/VOCdevkit/VOC2012/", "VOC2012/", "")))
+        if lists is None:
             return
-        self.root = devkit              # the lists name files below it
-        lists = devkit / "ImageSets" / "Segmentation"
+        self.root = lists.parents[1]    # the lists name files below it
         ids = set()
         for name in MERGED.get(self.split, (self.split,)):
             for sample in self._listed(lists / f"{name}.txt", name):

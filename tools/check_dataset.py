@@ -233,7 +233,7 @@ def _summary(dataset, findings):
 def _notes(dataset, findings):
     """What is worth knowing without being wrong."""
     published = dataset.split_sizes.get(dataset.split)
-    if published and published != len(dataset):
+    if published and 0 < len(dataset) != published:
         yield f"{len(dataset)} samples, {published} in the published split"
     turned = [found.entry["image"] for found in findings if found.turned and found.entry]
     if turned:
