@@ -67,8 +67,8 @@ class Augmentation:
                               "augment", "set one of them to false")
         if crop_size is not None and not (augment or val):
             raise ConfigError(f"crop_size {crop_size} has no effect without augment or val",
-                              "crop_size", "\"augment\": true crops at random, \"val\": true at the "
-                              "centre; leave crop_size out for whole images")
+                              "crop_size", "\"augment\": true crops at random, \"val\": true at "
+                              "the centre; leave crop_size out for whole images")
         if not 0 < cat_max_ratio <= 1:
             raise ConfigError("cat_max_ratio must be above 0 and at most 1, got "
                               f"{cat_max_ratio}", "cat_max_ratio")

@@ -244,8 +244,7 @@ def loader_of(*transforms, **options):
 
 
 def test_a_loader_makes_the_batch_transforms_of_its_config():
-    loader = loader_of({"type": "CutMix", "args": {"p": 0.5}},
-                       {"type": "CopyBlob", "args": {"pairs": [[8, 0], [7, 1]]}})
+    loader = loader_of("CutMix", {"type": "CopyBlob", "args": {"pairs": [[8, 0], [7, 1]]}})
     assert [type(one) for one in loader.batch_transforms] == [CutMix, CopyBlob]
     assert loader.batch_transforms[1].pairs == ((8, 0), (7, 1))
     assert build_loader(Shapes(length=2), training=True, num_workers=0).batch_transforms == []
