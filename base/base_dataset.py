@@ -242,9 +242,10 @@ class BaseDataset(Dataset, ABC):
         return ids
 
     def _by_stem(self, folder, ending, suffixes, without=()):
-        found = {}
+        found, depth = {}, len(folder.parts)
         for path in picture_files(folder, suffixes):
-            stem = os.path.splitext(path.relative_to(folder).as_posix())[0]
+            # Several times faster than relative_to, which counts for 100000 files.
+            stem = os.path.splitext("/".join(path.parts[depth:]))[0]
             if not stem.endswith(ending):
                 continue
             stem = stem.removesuffix(ending)
