@@ -166,8 +166,11 @@ class Trainer(BaseTrainer):
         return counts * world / distributed.all_reduce_(counts.sum()).clamp(min=1)
 
     def _to_device(self, batch):
-        return {key: value.to(self.device, non_blocking=True)
-                if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        batch = {key: value.to(self.device, non_blocking=True)
+                 if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        for transform in self.train_loader.batch_transforms:
+            batch = transform(batch)
+        return batch
 
     def _autocast(self):
         return torch.autocast(self.device.type, self.autocast_dtype,

@@ -126,7 +126,7 @@ class BaseDataset(Dataset, ABC):
                 table = self._table(label.dtype)
             image, label, flipped = self.augmentation(
                 image, label, self._generator(epoch, index),
-                image_border=self.border_colour, label_border=table.border)
+                image_border=self.border_colour, label_border=table.border, train_ids=table.ids)
         ids = self._to_train_ids(label, stored, index)
         if flipped and self.flip_label_pairs:
             ids = _swapped(ids, self.flip_label_pairs)

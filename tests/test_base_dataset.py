@@ -76,6 +76,21 @@ def test_padding_is_ignored_whatever_the_ignore_index(dataset, ignore, tmp_path)
         assert set(data[epoch, 0]["label"].unique().tolist()) == {expected, ignore}
 
 
+def test_the_augmentation_is_told_what_stored_values_mean(tmp_path):
+    class Halved(Plain):
+        """Stored 0 and 1 are class 0, 2 and 3 class 1."""
+
+        def train_ids(self, raw):
+            return np.where(raw < 5, raw // 2, self.ignore_index)
+    label = np.zeros((64, 100), np.uint8)
+    label[:, 40:], label[:, 70:] = 1, 2
+    root = fill(tmp_path, {"a": label, "b": 1, "c": 1})
+    data = Halved(root, "train", augmentation=Augmentation(
+        crop_size=24, augment=True, scale=False, cat_max_ratio=0.95))
+    shown = [set(data[epoch, 0]["label"].unique().tolist()) for epoch in range(60)]
+    assert sum(one == {0, 1} for one in shown) > 50
+
+
 def test_stored_values_are_mapped(tmp_path):
     root = fill(tmp_path, {n: np.array([[0, 1, 5]], np.uint8) for n in "abc"})
     assert Shifted(root, "train")[0]["label"].tolist() == [[255, 0, 4]]

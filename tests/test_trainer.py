@@ -1,4 +1,5 @@
 """The training loop on data small enough to check by hand."""
+import contextlib
 import json
 
 import pytest
@@ -54,6 +55,7 @@ class Loader:
     """The contract of dataloader.loader.Loader over data in memory."""
 
     smallest_batch = 2
+    batch_transforms = ()
 
     def __init__(self, size=8, batch_size=2):
         self.dataset, self.batch_size, self.start = Data(size), batch_size, 0
@@ -114,6 +116,46 @@ def test_training_equals_a_plain_loop(tmp_path):
             optimizer.step()
     for key, value in model.state_dict().items():
         torch.testing.assert_close(trainer.model.state_dict()[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_trainer_passes_every_batch_through_the_loaders_batch_transforms(tmp_path):
+    seen = []
+
+    def dark(batch):
+        seen.append(batch["image"].device.type)
+        return {**batch, "image": torch.zeros_like(batch["image"])}
+    trainer = make(tmp_path, "trainer.accumulate=2")
+    trainer.train_loader.batch_transforms = [dark]
+    shown = []
+    trainer.train_model.register_forward_pre_hook(lambda _, args: shown.append(args[0]))
+    trainer._train_epoch(1)
+    assert len(seen) == len(trainer.train_loader) and set(seen) == {"cpu"}
+    assert all((images == trainer.normalize(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))).all()
+               for images in shown)
+
+
+def test_a_resumed_run_mixes_its_batches_as_the_uninterrupted_one(tmp_path):
+    from dataloader.batch_transforms import CopyBlob, CutMix
+
+    def run(folder, stop=None, checkpoint=None):
+        folder.mkdir(exist_ok=True)
+        trainer = make(folder, model=lambda: Net(dropout=0.5), checkpoint=checkpoint)
+        trainer.train_loader.batch_transforms = [CutMix(), CopyBlob(((1, 0),))]
+        if stop:
+            update = trainer._update
+
+            def stopping(*args):
+                update(*args)
+                if trainer.step + 1 == stop:
+                    trainer.stop_signal.signum = 15
+            trainer._update = stopping
+        with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
+            trainer.train()
+        return trainer
+    whole = run(tmp_path / "a")
+    run(tmp_path / "b", stop=5)
+    resumed = run(tmp_path / "b", checkpoint=read_checkpoint(tmp_path / "b" / "last.pth"))
+    assert same(weights(whole), weights(resumed))
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4, 5, 7, 11])
