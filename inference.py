@@ -19,7 +19,7 @@ def parse(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("-r", "-m", "--model", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint, colours and class names come from it; auto: the newest best one in saved/")
+        help="checkpoint, with colours and class names; auto: the newest best one in saved/")
     add("-i", "--images", nargs="+", required=True, metavar="PATH",
         help="folders, images, .txt lists or patterns")
     add("-o", "--output", default="outputs", metavar="DIR",

@@ -36,7 +36,7 @@ class SegNet(BaseModel):
             raise ConfigError(f"SegNet needs a vgg backbone with norms, got {backbone!r}",
                               where="arch.args.backbone", fix="take vgg16_bn")
         self.backbone = build_backbone(backbone, pretrained=pretrained, norm=norm)
-        stages, fresh = [], []
+        stages = []
         for i in reversed(range(5)):
             width, below = WIDTHS[i], WIDTHS[max(i - 1, 0)]
             first, _ = self.backbone.bounds[i]

@@ -17,7 +17,7 @@ from utils.config import (apply_overrides, build, describe, json_schema, load_co
                           resolve_config, save_config, split_args)
 from utils.config_schema import Component, experiment, section_callables
 from utils.errors import ConfigError, DataError
-from utils.registry import KINDS, components, load
+from utils.registry import KINDS, components
 from utils.signature import REQUIRED, fields, fits, parameters
 
 ROOT = Path(__file__).resolve().parents[1]

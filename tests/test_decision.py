@@ -124,7 +124,8 @@ def test_a_mistyped_rule_in_the_config_names_its_key():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", RULES)
 def test_no_rule_waits_for_the_gpu(name):
-    rule, x = build_decision(name, options={"threshold": [0.1, 0.2, 0.3, 0.4, 0.5]}), logits().cuda()
+    rule = build_decision(name, options={"threshold": [0.1, 0.2, 0.3, 0.4, 0.5]})
+    x = logits().cuda()
     rule(x)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,4 +1,4 @@
-"""Scores of both conventions: golden values, worked examples, and what streaming must not change."""
+"""Scores of both conventions: golden values, worked examples, what streaming must not change."""
 import math
 from pathlib import Path
 

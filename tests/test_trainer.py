@@ -79,8 +79,8 @@ class Loader:
 def make(folder, *overrides, model=None, batch_size=2, checkpoint=None, val=True, loader=None):
     config = resolve_config(load_config("config.json", [
         "optimizer.type=SGD", 'optimizer.args={"lr": 0.1, "momentum": 0.9}', "trainer.amp=false",
-        "lr_scheduler.type=Poly", "loss=CrossEntropyLoss2d", "trainer.epochs=3", "trainer.val_per_epochs=1",
-        "trainer.tensorboard=false", *overrides]))
+        "lr_scheduler.type=Poly", "loss=CrossEntropyLoss2d", "trainer.epochs=3",
+        "trainer.val_per_epochs=1", "trainer.tensorboard=false", *overrides]))
     torch.manual_seed(0)
     model = model() if model else Net()
     data = Data(8)

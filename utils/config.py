@@ -91,8 +91,9 @@ def build(kind: str, section: dict | str, **provided):
     """The component that a section names, built from its "args" and what the program provides.
 
     section: {"type", "args"}, or a name. kind: one of utils.registry.KINDS.
-    provided: e.g. num_classes=11; what the constructor does not declare is left out. A model's freeze_bn and
-    freeze_backbone take effect at once. ConfigError: a value the constructor refuses.
+    provided: e.g. num_classes=11; what the constructor does not declare is left
+    out. A model's freeze_bn and freeze_backbone take effect at once.
+    ConfigError: a value the constructor refuses.
     """
     section = {"type": section} if isinstance(section, str) else section
     cls = lookup(section["type"], components(kind), f"{kind}.type")

@@ -34,5 +34,6 @@ class MixedLoss(nn.Module):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         values = [loss(logits, target) for loss in self.losses]
-        self.last_parts = {name: value.detach() for name, value in zip(self.names, values, strict=True)}
+        self.last_parts = {name: value.detach()
+                           for name, value in zip(self.names, values, strict=True)}
         return sum(weight * value for weight, value in zip(self.weights, values, strict=True))
