@@ -33,10 +33,8 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     rows = [("network", "ours s", "bare s", "source s", "ours/bare", "source/ours")]
     for name in args.models.split(","):
-        batch = {"image": torch.randint(0, 256, (args.batch, 3, args.size, args.size),
-                                        dtype=torch.uint8),
-                 "label": _blobs(args.batch, args.size), "id": ["a"] * args.batch}
-        seconds = interleaved({"ours": _ours(name, batch), "bare": _bare(name, batch),
+        batch = batch_of(args.batch, args.size)
+        seconds = interleaved({"ours": our_step(name, batch), "bare": _bare(name, batch),
                                "source": _source(name, batch)}, args.rounds)
         middle = {key: statistics.median(value) for key, value in seconds.items()}
         rows.append((name, *(f"{middle[k]:.3f}" for k in ("ours", "bare", "source")),
@@ -46,7 +44,17 @@ def main(argv=None):
           f"CPU time, {args.threads} thread(s)", rows)
 
 
-def _ours(name, batch):
+def batch_of(images, size):
+    """A random training batch whose labels have large regions."""
+    import torch
+    return {"image": torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8),
+            "label": _blobs(images, size), "id": ["a"] * images}
+
+
+def our_step(name, batch):
+    """A function that takes one step of our trainer on `batch`."""
+    import tempfile
+
     import torch
     from trainer import Trainer
     from utils.config import load_config, resolve_config
@@ -62,9 +70,7 @@ def _ours(name, batch):
     names = [str(i) for i in range(CLASSES)]
     dataset = SimpleNamespace(class_names=names, palette=[[0, 0, 0]] * CLASSES, mean=[0.5] * 3,
                               std=[0.25] * 3)
-    loader = SimpleNamespace(dataset=dataset, batch_size=len(batch["id"]), __len__=lambda: 1)
-    loader = type("Loader", (), {**vars(loader), "__len__": lambda self: 10 ** 6})()
-    import tempfile
+    loader = _Loader(dataset, len(batch["id"]))
     trainer = Trainer(model, Criterion(config["loss"], model.output_weights),
                       Normalize(dataset.mean, dataset.std), loader, None, config,
                       tempfile.mkdtemp(), torch.device("cpu"), **config["trainer"])
@@ -75,6 +81,18 @@ def _ours(name, batch):
         trainer._step([dict(batch)])
         trainer.step += 1
     return step
+
+
+class _Loader:
+    """As much of dataloader.loader.Loader as a trainer looks at before its first batch."""
+
+    batch_transforms = ()
+
+    def __init__(self, dataset, batch_size):
+        self.dataset, self.batch_size = dataset, batch_size
+
+    def __len__(self):
+        return 10 ** 6
 
 
 def _bare(name, batch):
