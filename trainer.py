@@ -60,9 +60,10 @@ class Trainer(BaseTrainer):
                 self.step += 1
                 self.batches_done += len(batches)
                 logged = self.step % self.log_per_iter == 0 or self.step == self.total_steps
+                if logged and "out" in outputs:
+                    metrics.update(train_rule(outputs["out"].detach().float()),
+                                   batches[-1]["label"])
                 if logged:
-                    label = batches[-1]["label"]
-                    metrics.update(train_rule(outputs["out"].detach().float()), label)
                     self._log_step(epoch, bar, parts)
                 if self.save_every and self.step % self.save_every == 0:
                     self.save("last.pth")
