@@ -40,6 +40,7 @@ def parse(argv):
     add_prediction_arguments(parser)
     add("--json", action="store_true", help="print a report as JSON on stdout")
     add("--debug", action="store_true", help="show the traceback of every error")
+    add("--version", action=console.ShowVersion)
     args = parser.parse_args(argv)
     if args.batch < 1 or args.workers < 1:
         parser.error("--batch and --workers must be at least 1")

@@ -31,6 +31,7 @@ def parse(argv):
         help="folder of results.json, results.txt, confusion_matrix.png (default: beside it)")
     add("--json", action="store_true", help="print one JSON object per rule instead of tables")
     add("--debug", action="store_true", help="show the traceback of every error")
+    add("--version", action=console.ShowVersion)
     add("overrides", nargs="*", metavar="KEY=VALUE",
         help="config keys, e.g. test_loader.args.batch_size=4")
     args = parser.parse_intermixed_args(argv)

@@ -30,6 +30,7 @@ def parse(argv):
     add("--images", metavar="DIR", help="with --init: the folder of images")
     add("--labels", metavar="DIR", help="with --init: the folder of label images")
     add("--debug", action="store_true", help="show the traceback of every error")
+    add("--version", action=console.ShowVersion)
     add("overrides", nargs="*", metavar="KEY=VALUE", help="config keys, e.g. trainer.epochs=5")
     args = parser.parse_intermixed_args(argv)
     wrong = [text for text in args.overrides if "=" not in text]

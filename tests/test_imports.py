@@ -80,3 +80,11 @@ def test_entry_points_stay_short(program):
 def test_no_module_is_called_after_nothing():
     names = {path.stem for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
     assert not names & {"helpers", "helper", "misc", "common", "utilities"}
+
+
+@pytest.mark.parametrize("program", ENTRY_POINTS)
+def test_version_names_what_decides_the_numbers(program):
+    result = subprocess.run([sys.executable, program, "--version"], cwd=ROOT, capture_output=True,
+                            text=True)
+    assert result.returncode == 0
+    assert "segwright" in result.stdout and "torch " in result.stdout

@@ -2,12 +2,14 @@
 
 stdout belongs to results, stderr to everything said about them.
 """
+import argparse
 import os
 import sys
 import traceback
 
 from utils.errors import UserError
 
+VERSION = "0.1.0"
 EXIT_STATUSES = ("exit status: 0 success; 1 unexpected; 2 usage or config; 3 data; 4 checkpoint; "
                  "5 numbers or a failed verification; 130 Ctrl-C; 143 SIGTERM")
 
@@ -22,6 +24,24 @@ class Interrupted(Exception):
     def __init__(self, signum: int, message: str = ""):
         super().__init__(message)
         self.signum = signum
+
+
+class ShowVersion(argparse.Action):
+    """--version: ours, and those of python and of what decides the numbers."""
+
+    def __init__(self, option_strings, dest, **options):
+        super().__init__(option_strings, dest, nargs=0, help="print versions and stop", **options)
+
+    def __call__(self, parser, *_):
+        from importlib.metadata import PackageNotFoundError, version
+        found = [f"segwright {VERSION}", f"python {sys.version.split()[0]}"]
+        for package in ("torch", "torchvision", "numpy", "pillow", "opencv-python",
+                        "opencv-python-headless"):
+            try:
+                found.append(f"{package} {version(package)}")
+            except PackageNotFoundError:
+                pass
+        parser.exit(message="\n".join(found) + "\n")
 
 
 def run(main, argv=None) -> int:
