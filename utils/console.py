@@ -41,7 +41,8 @@ class ShowVersion(argparse.Action):
                 found.append(f"{package} {version(package)}")
             except PackageNotFoundError:
                 pass
-        parser.exit(message="\n".join(found) + "\n")
+        print("\n".join(found))
+        parser.exit()
 
 
 def run(main, argv=None) -> int:
