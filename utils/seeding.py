@@ -24,5 +24,7 @@ def set_deterministic(enabled: bool):
     Otherwise cuDNN may time its algorithms, which pays with the fixed crop of a training."""
     if enabled:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(enabled)
+    # Even switching off what is off loads torch's compiler, a second of every start.
+    if enabled != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(enabled)
     torch.backends.cudnn.benchmark = not enabled
