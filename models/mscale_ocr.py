@@ -21,9 +21,9 @@ from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head, conv_norm_act
 from models.layers.ocr import OCR_KEYS, PADDLE_OCR_KEYS, OCRHead
 from models.layers.resize import resize_to
-from models.published import Published, read_torch_file
+from models.published import Published
+from utils.checkpoint import read_weights
 from utils.errors import ConfigError
-from utils.paddle_io import is_pdparams, read_pdparams
 
 # variant -> (align_corners, whether the scaled input is sampled by the ratio of
 # the two sizes rather than by the scale itself; the two differ where size * scale is not whole)
@@ -162,15 +162,11 @@ def _scale_name(scale):
     return f"pred_{str(scale).replace('.', '')}x"
 
 
-def _read(path):
-    return read_pdparams(path) if is_pdparams(path) else read_torch_file(path)
-
-
 def _entry(variant, files=(), score="", rename=PREFIXES + OCR_KEYS + ATTENTION_KEYS,
            classes="ocr.cls_head.weight"):
     return Published(build=lambda num_classes: MscaleOCR(num_classes, variant=variant),
                      drop=BESIDE, rename=rename, classes=classes, files=files, score=score,
-                     read=_read)
+                     read=read_weights)
 
 
 PUBLISHED = {

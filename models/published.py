@@ -19,8 +19,7 @@ import torch
 from torch import nn
 
 from models.foreign_state import rename
-from utils.checkpoint import read_state as read_torch_file
-from utils.checkpoint import unwrap
+from utils.checkpoint import read_state, unwrap
 from utils.errors import CheckpointError
 from utils.registry import unknown
 
@@ -89,7 +88,7 @@ def load_published(name: str, source, num_classes: int | None = None) -> nn.Modu
     where = name
     if isinstance(source, (str, os.PathLike)):
         where = f"{name}, {os.fspath(source)}"
-        source = (entry.read or read_torch_file)(source)
+        source = (entry.read or read_state)(source)
     state = unwrap(source, where)
     if num_classes is None:
         num_classes = _count_classes(entry, state, where)

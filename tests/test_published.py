@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from models.enet import ENet
-from models.published import load_published, published, read_torch_file
+from models.published import load_published, published
 from models.unet import UNet
 from models.unet_resnet import UNetResnet
+from utils.checkpoint import read_state
 from utils.errors import CheckpointError
 
 NAME = "yassouali_enet"
@@ -137,7 +138,7 @@ def test_a_truncated_file_is_named(tmp_path, weights, keep):
     torch.save(weights, path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match="(damaged|incomplete)(.|\n)*cut.pth"):
-        read_torch_file(path)
+        read_state(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -148,7 +149,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), np.int64(3)])
 def test_numpy_scalars_of_older_trainers_are_let_in(tmp_path, value):
     torch.save({"monitor_best": value}, tmp_path / "old.pth")
-    assert read_torch_file(tmp_path / "old.pth")["monitor_best"] == value
+    assert read_state(tmp_path / "old.pth")["monitor_best"] == value
 
 
 def test_fine_tuning_takes_the_published_keys_and_leaves_others_alone():

@@ -154,9 +154,14 @@ def load_partial(model, state: dict, where: str) -> "LoadReport":
 
 def load_foreign(model, path) -> "LoadReport":
     """Start `model` from a checkpoint of any origin (`trainer.finetune_from`)."""
+    state = unwrap(read_weights(path), str(path))
+    return load_partial(model, model.rename_foreign(state), str(path))
+
+
+def read_weights(path):
+    """Whatever a file of weights holds, torch's or Paddle's, without running anything from it."""
     from utils.paddle_io import is_pdparams, read_pdparams
-    state = read_pdparams(path) if is_pdparams(path) else read_state(path)
-    return load_partial(model, model.rename_foreign(unwrap(state, str(path))), str(path))
+    return read_pdparams(path) if is_pdparams(path) else read_state(path)
 
 
 def unwrap(state, where: str = "checkpoint") -> dict:
