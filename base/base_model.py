@@ -68,6 +68,18 @@ class BaseModel(nn.Module, ABC):
             parameter.requires_grad_(not freeze_backbone)
         return self.train(self.training)
 
+    def two_classes(self, one_logit: bool = False):
+        """Serve two classes from a head with a single channel.
+
+        one_logit: the network is built with one output channel z, which reads as
+        the two logits (-z/2, z/2). Their softmax is sigmoid(z), so cross-entropy
+        is the binary cross-entropy of z, and losses, decisions, metrics and exported
+        graphs work as with any two classes.
+        """
+        if one_logit:
+            self.register_forward_hook(_two_logits)
+        return self
+
     def train(self, mode: bool = True):
         super().train(mode)
         frozen = list(self.modules()) if self._freeze_bn else []
@@ -77,3 +89,10 @@ class BaseModel(nn.Module, ABC):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+
+def _two_logits(model, inputs, outputs):
+    """One channel z as (-z/2, z/2), for every output of the network."""
+    if isinstance(outputs, dict):
+        return {name: torch.cat((z / -2, z / 2), dim=1) for name, z in outputs.items()}
+    return torch.cat((outputs / -2, outputs / 2), dim=1)

@@ -92,12 +92,14 @@ def build(kind: str, section: dict | str, **provided):
 
     section: {"type", "args"}, or a name. kind: one of utils.registry.KINDS.
     provided: e.g. num_classes=11; what the constructor does not declare is left
-    out. A model's freeze_bn and freeze_backbone take effect at once.
+    out. A model's freeze_bn, freeze_backbone and one_logit take effect at once.
     ConfigError: a value the constructor refuses.
     """
     section = {"type": section} if isinstance(section, str) else section
     cls = lookup(section["type"], components(kind), f"{kind}.type")
     args, *shared = split_args(section, *section_callables(kind, cls))
+    if kind == "models" and shared[1].get("one_logit"):
+        provided["num_classes"] = _one_channel(provided["num_classes"])
     declared = parameters(cls)
     args.update((name, value) for name, value in provided.items() if name in declared)
     missing = [name for name, (_, default) in declared.items()
@@ -110,9 +112,16 @@ def build(kind: str, section: dict | str, **provided):
         raise
     except ValueError as error:
         raise ConfigError(f"{section['type']}: {error}") from error
-    if kind == "models" and shared[0]:
-        component.freeze(**shared[0])
+    if kind == "models":
+        component.freeze(**shared[0]).two_classes(**shared[1])
     return component
+
+
+def _one_channel(num_classes):
+    if num_classes != 2:
+        raise ConfigError(f"one_logit stands for two classes; the dataset has {num_classes}",
+                          "arch.args.one_logit", "set it to false")
+    return 1
 
 
 def split_args(section: dict, *callables) -> list[dict]:

@@ -28,7 +28,7 @@ PROVIDED = {
 }
 # Callables that share the flat "args" of a section with its class.
 SHARED = {
-    "models": ("base.base_model:BaseModel.freeze",),
+    "models": ("base.base_model:BaseModel.freeze", "base.base_model:BaseModel.two_classes"),
     "datasets": ("dataloader.transforms:Augmentation", "dataloader.loader:build_loader"),
 }
 # How torch computes a step is no part of a recipe: the defaults differ between
