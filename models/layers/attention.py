@@ -60,10 +60,9 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
     query (N, D, ...) of Q positions, key (N, D, ...), value (N, V, ...) of P
     positions -> (N, V, Q). torch's fused kernel does not hold the Q x P map.
     """
-    context = F.scaled_dot_product_attention(
-        query.flatten(2).transpose(1, 2), key.flatten(2).transpose(1, 2),
-        value.flatten(2).transpose(1, 2))
-    return context.transpose(1, 2)
+    # One head, stated: torch would add the axis itself, its ONNX exporter does not.
+    query, key, value = (x.flatten(2).transpose(1, 2).unsqueeze(1) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).squeeze(1).transpose(1, 2)
 
 
 class InterlacedAttention(nn.Module):

@@ -40,7 +40,7 @@ class PyramidPooling(nn.Module):
         super().__init__()
         channels = in_channels // len(bins)
         self.stages = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(size),
+            nn.Sequential(RegionMeans(size),
                           *conv_norm_relu(in_channels, channels, 1,
                                           norm=pooled_norm(norm) if size == 1 else norm))
             for size in bins)
@@ -51,6 +51,30 @@ class PyramidPooling(nn.Module):
     def forward(self, x):
         pooled = [resize_to(stage(x), x, align_corners=True) for stage in self.stages]
         return self.bottleneck(torch.cat([x, *pooled], dim=1))
+
+
+class RegionMeans(nn.AdaptiveAvgPool2d):
+    """AdaptiveAvgPool2d that an exported graph can take at any size.
+
+    (N, C, H, W) -> (N, C, bins, bins). Graph formats have no pooling whose windows
+    follow the input, and exporters write out those of their one example instead; a
+    mean over regions is also two matrix products.
+    """
+
+    def forward(self, x):
+        if not torch.compiler.is_exporting():
+            return super().forward(x)
+        rows, columns = (_region_weights(length, self.output_size, x) for length in x.shape[2:])
+        return rows @ x @ columns.transpose(0, 1)
+
+
+def _region_weights(length, bins, like):
+    """(bins, length): the share of each position in the mean of each region."""
+    number = torch.arange(bins, device=like.device).unsqueeze(1)
+    first, last = number * length // bins, -(-(number + 1) * length // bins)
+    position = torch.arange(length, device=like.device)
+    inside = ((position >= first) & (position < last)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
 
 
 class ASPP(nn.Module):
