@@ -68,7 +68,8 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
                 index = [first + i for i in members]
                 images = images.to(device, non_blocking=True)
                 labels = labels.to(device, non_blocking=True)
-                logits = predictor(images)
+                # Softmax over scattered channels takes twice a copy and softmax.
+                logits = predictor(images).contiguous()
                 predictions = {}
                 for decision in decisions:
                     prediction = decision(logits)
