@@ -61,6 +61,7 @@ class BaseDataset(Dataset, ABC):
     flip_label_pairs: tuple = ()              # train ids that mirroring swaps: (left, right), ...
     label_palette: list | None = None         # colours of labels that are stored in colour
     label_suffixes: tuple = LABEL_SUFFIXES    # what pair_by_stem takes for a label
+    encodings: int = 1                        # of labels; with more, the folder found decides
 
     provided = ("ignore_index", "seed", "augmentation")    # by the program, not by a config
 
@@ -111,6 +112,11 @@ class BaseDataset(Dataset, ABC):
             return image, np.full(image.shape[:2], PADDING_16_BITS, np.uint16)
         return read_pair(sample.image, sample.label, self.label_palette)
 
+    def read_train_ids(self, path: Path) -> np.ndarray:
+        """The train ids of a whole label file, (H, W), without its image."""
+        stored = self.read_label(path)
+        return self._to_train_ids(stored, stored, path)
+
     def __len__(self):
         return len(self.samples)
 
@@ -127,7 +133,7 @@ class BaseDataset(Dataset, ABC):
             image, label, flipped = self.augmentation(
                 image, label, self._generator(epoch, index),
                 image_border=self.border_colour, label_border=table.border, train_ids=table.ids)
-        ids = self._to_train_ids(label, stored, index)
+        ids = self._to_train_ids(label, stored, self.samples[index].label)
         if flipped and self.flip_label_pairs:
             ids = _swapped(ids, self.flip_label_pairs)
         return {"image": torch.from_numpy(image).permute(2, 0, 1),
@@ -260,12 +266,12 @@ class BaseDataset(Dataset, ABC):
         return np.random.default_rng(np.random.SeedSequence((self.seed % 2 ** 64, epoch),
                                                             spawn_key=(index,)))
 
-    def _to_train_ids(self, label, stored, index):
+    def _to_train_ids(self, label, stored, path):
         import cv2
         table = self._table(label.dtype)
         ids = cv2.LUT(label, table.ids) if label.dtype == np.uint8 else table.ids[label]
         if (ids == table.invalid).any():
-            raise self._range_error(stored, index)
+            raise self._range_error(stored, path)
         return ids
 
     def _table(self, dtype):
@@ -288,7 +294,7 @@ class BaseDataset(Dataset, ABC):
             invalid, kind = np.iinfo(np.int16).min, np.int16
         return _Table(np.where(valid | ignored, ids, invalid).astype(kind), invalid, border)
 
-    def _range_error(self, stored, index):
+    def _range_error(self, stored, path):
         values, counts = np.unique(stored, return_counts=True)
         table = self._table(stored.dtype)
         wrong = table.ids[values] == table.invalid
@@ -305,12 +311,11 @@ class BaseDataset(Dataset, ABC):
         if set(values.tolist()) <= {0, 255}:
             fix = ("this is a binary mask of 0 and 255: say so with "
                    "\"label_map\": {\"255\": 1} (Folder), or store 0 and 1")
-        elif str(self.samples[index].label).lower().endswith((".jpg", ".jpeg")):
+        elif str(path).lower().endswith((".jpg", ".jpeg")):
             fix = "JPEG changes label values: store labels as PNG"
-        label = self.samples[index].label
         return DataError(f"label has value {listed}{more}; num_classes is {self.num_classes}, "
                          f"ignore_index is {self.ignore_index}",
-                         shown(label) if label else self.describe(index), fix)
+                         path and shown(path), fix)
 
     def _check_files(self):
         """Raise one DataError for everything that names and headers show to be wrong."""
@@ -356,7 +361,7 @@ class BaseDataset(Dataset, ABC):
                 continue            # reported, or replaced, when the sample is read
             if stored.dtype == np.uint8 and self._table(stored.dtype).border is None:
                 stored = stored.astype(np.uint16)
-            self._to_train_ids(stored, stored, index)
+            self._to_train_ids(stored, stored, self.samples[index].label)
             values.update(np.unique(stored).tolist())
         ignored = self._table(np.dtype(np.uint8)).ids[255] == self.ignore_index
         if values == {0, 255} and ignored and not self.ignores_on_purpose(255):
