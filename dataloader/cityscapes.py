@@ -152,6 +152,7 @@ class Cityscapes_autolabelled(_Cityscapes):
     splits = ("train", "train_extra", "autolabelled", "val")
     split_sizes = {"train": 19997, "train_extra": 19997, "autolabelled": 19997, "val": 500}
     holds_train_ids = False
+    encodings = 2
 
     def find_samples(self):
         if self.split == "val":

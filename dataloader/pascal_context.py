@@ -26,6 +26,7 @@ class _Context(MatLabels):
     split_sizes = {"train": 4998, "val": 5105, "trainval": 10103}
     mat_variable = "LabelMap"
     prepared = False           # labels hold 0..59 instead of the 459 ids
+    encodings = 2
 
     def find_samples(self):
         folder = self.first_folder("VOCtrainval_03-May-2010/VOCdevkit/VOC2010",
