@@ -49,10 +49,13 @@ class SegFix(BaseModel):
         self.mask_head = classifier_head(features, channels, 2, **options)
         self.direction_head = classifier_head(features, channels, directions, **options)
 
-    def forward(self, x: torch.Tensor):
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mask, direction) logits at the size of the first branch, a half or a quarter of x."""
         features = concat_maps(self.backbone(x), align_corners=True)
-        mask, direction = (resize_to(head(features), x, align_corners=True)
-                           for head in (self.mask_head, self.direction_head))
+        return self.mask_head(features), self.direction_head(features)
+
+    def forward(self, x: torch.Tensor):
+        mask, direction = (resize_to(head, x, align_corners=True) for head in self.heads(x))
         if self.training:
             return {"mask": mask, "direction": direction}
         return torch.cat([mask, direction], dim=1)

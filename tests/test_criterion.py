@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from utils.criterion import Criterion
 from utils.errors import ConfigError
 from utils.losses import build_loss
-from utils.losses.segfix import segfix_targets
 from utils.registry import components
+from utils.segfix import segfix_targets
 
 GOLDEN = Path(__file__).resolve().parents[1].parent / "shared/losses/cases.npz"
 TWO = {"out": 1.0, "aux": 0.4}

@@ -10,8 +10,8 @@ import torch
 from tests.ranks import on_ranks
 from utils.errors import ConfigError
 from utils.losses import build_loss
-from utils.losses.segfix import segfix_targets
 from utils.registry import components
+from utils.segfix import segfix_targets
 
 GOLDEN = Path(__file__).resolve().parents[1].parent / "shared/losses/cases.npz"
 LOSSES = components("losses")

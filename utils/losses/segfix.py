@@ -48,23 +48,6 @@ class SegFixLoss(nn.Module):
         return self.mask_weight * mask + self.direction_weight * way
 
 
-def segfix_targets(label: torch.Tensor, distance: torch.Tensor, angle: torch.Tensor,
-                   num_directions: int = 8, max_distance: float = 5.0, ignore_index: int = 255) \
-        -> tuple[torch.Tensor, torch.Tensor]:
-    """(boundary, direction) targets, int64, ignore_index where the label has none.
-
-    label, distance (pixels to the boundary), angle (degrees, -180..180): (N, H, W).
-    boundary: 1 where 0 <= distance <= max_distance, else 0. direction: the angle's
-    bin, of 360 / num_directions degrees, centred at -180 + bin · width; the ends
-    of a bin belong to the lower one.
-    """
-    boundary = ((distance >= 0) & (distance <= max_distance)).long()
-    width = 360 / num_directions
-    direction = torch.ceil((angle + 180) / width - 0.5).long() % num_directions
-    void = label == ignore_index
-    return boundary.masked_fill(void, ignore_index), direction.masked_fill(void, ignore_index)
-
-
 def _balanced(logits, index, valid):
     loss = cross_entropy_map(logits, index, valid)
     counts = sum_by_class(valid.to(loss.dtype), index, valid, logits.shape[1]).sum(0)
