@@ -62,6 +62,7 @@ class BaseDataset(Dataset, ABC):
     label_palette: list | None = None         # colours of labels that are stored in colour
     label_suffixes: tuple = LABEL_SUFFIXES    # what pair_by_stem takes for a label
     encodings: int = 1                        # of labels; with more, the folder found decides
+    cache = None                              # reads in place of the files: `load(index)`
 
     provided = ("ignore_index", "seed", "augmentation")    # by the program, not by a config
 
@@ -120,9 +121,45 @@ class BaseDataset(Dataset, ABC):
     def __len__(self):
         return len(self.samples)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, stored = self.load(index)
+    def load_label(self, index: int) -> np.ndarray:
+        """The label as stored, (H, W), as `load` gives it; the image is decoded only if need be."""
+        sample = self.samples[index]
+        if self.cache is not None:
+            return self.cache.load(index)[1]
+        if sample.image is not None and sample.label is not None:
+            label = self.read_label(sample.label)
+            if label.shape == read_header(sample.image).size:
+                return label
+        return self.load(index)[1]
+
+    def owner(self, index: int) -> tuple["BaseDataset", int]:
+        """The dataset that a sample is from, and its index there: another one in a mixture."""
+        return self, index
+
+    def draw_epoch(self, epoch: int) -> np.ndarray:
+        """The indices that an epoch of training visits, in order of storage."""
+        return np.arange(len(self))
+
+    def may_centre(self, class_id: int, indices: np.ndarray) -> np.ndarray:
+        """Whether class-uniform sampling may show a class by each of these samples."""
+        return np.ones(len(indices), bool)
+
+    def __getitem__(self, key: int | tuple) -> dict:
+        """The sample of an index or of (epoch, index[, repeat, centre]).
+
+        repeat: how often the epoch has shown it before; the draws are others each
+        time. centre: (y, x) of a pixel that a random crop has to show.
+        """
+        epoch, index, repeat, centre = (*key, 0, None)[:4] if isinstance(key, tuple) \
+            else (0, key, 0, None)
+        dataset, place = self.owner(index)
+        return {**dataset.sample(place, self._generator(epoch, index, repeat), centre),
+                "id": self.samples[index].id}
+
+    def sample(self, index: int, rng: np.random.Generator,
+               centre: tuple[int, int] | None = None) -> dict:
+        """One sample with its random draws taken from `rng`; see __getitem__."""
+        image, stored = (self.cache or self).load(index)
         label, flipped = stored, False
         if self.augmentation is not None:
             table = self._table(label.dtype)
@@ -130,12 +167,14 @@ class BaseDataset(Dataset, ABC):
                 # No stored value means "ignored": widen the label by one that does.
                 label = label.astype(np.uint16)
                 table = self._table(label.dtype)
+            anchor = {} if centre is None else {"centre": centre}
             image, label, flipped = self.augmentation(
-                image, label, self._generator(epoch, index),
-                image_border=self.border_colour, label_border=table.border, train_ids=table.ids)
+                image, label, rng, image_border=self.border_colour, label_border=table.border,
+                train_ids=table.ids, **anchor)
         ids = self._to_train_ids(label, stored, self.samples[index].label)
         if flipped and self.flip_label_pairs:
             ids = _swapped(ids, self.flip_label_pairs)
+        image = np.require(image, requirements=["C", "W"])      # a cache cannot be written to
         return {"image": torch.from_numpy(image).permute(2, 0, 1),
                 "label": torch.from_numpy(ids), "id": self.samples[index].id}
 
@@ -262,9 +301,13 @@ class BaseDataset(Dataset, ABC):
             found.setdefault(stem, path)
         return found
 
-    def _generator(self, epoch, index):
-        return np.random.default_rng(np.random.SeedSequence((self.seed % 2 ** 64, epoch),
-                                                            spawn_key=(index,)))
+    def train_id_table(self, dtype) -> np.ndarray:
+        """The train id of each stored value of a dtype; values that mean nothing are none."""
+        return self._table(np.dtype(dtype)).ids
+
+    def _generator(self, epoch, index, repeat=0):
+        return np.random.default_rng(np.random.SeedSequence(
+            (self.seed % 2 ** 64, epoch), spawn_key=(index, repeat) if repeat else (index,)))
 
     def _to_train_ids(self, label, stored, path):
         import cv2

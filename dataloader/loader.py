@@ -20,10 +20,11 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from base.base_dataset import BaseDataset
+from dataloader.pixel_cache import use_cache
 from dataloader.samplers import BatchPlan, EpochOrder
 from dataloader.transforms import Augmentation
 from utils.config import build, split_args
-from utils.config_schema import Components
+from utils.config_schema import Component, Components, section_callables
 from utils.console import notice, warn
 from utils.errors import ConfigError, DataError, UserError
 from utils.image_io import UnreadableFile, shown
@@ -41,7 +42,8 @@ class Loader:
     batch differ, the tensors come as lists.
 
     len() is the number of batches of a whole epoch on this rank. Call
-    set_epoch before each training epoch; start_batch continues one in the middle.
+    set_epoch before each training epoch; start_batch continues one in the middle,
+    skip in the middle of a batch.
     batch_transforms: for the trainer to call, in order, on each batch that has
     arrived on its device.
     """
@@ -78,8 +80,8 @@ class Loader:
         """Images of the smallest batch of an epoch."""
         return self.plan.smallest
 
-    def set_epoch(self, epoch: int, start_batch: int = 0):
-        self.plan.set_epoch(epoch, start_batch)
+    def set_epoch(self, epoch: int, start_batch: int = 0, skip: int = 0):
+        self.plan.set_epoch(epoch, start_batch, skip)
 
     def __iter__(self) -> Iterator[dict]:
         self._position = self.plan.start
@@ -115,8 +117,8 @@ class Loader:
     def waiting_for(self, everything: bool = True) -> list[str]:
         """Files of the batch that comes next, or of all batches that the workers may be reading."""
         count = self._ahead if everything else 1
-        return [self.dataset.describe(index) for number in range(count)
-                for _, index in self.plan.batch(self._position + number)]
+        return [self.dataset.describe(key[1]) for number in range(count)
+                for key in self.plan.batch(self._position + number)]
 
     def _report(self, problems):
         for text in problems:
@@ -129,8 +131,9 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
                  num_workers: int = 2, drop_last: bool | None = None,
                  pin_memory: bool | None = None, prefetch_factor: int = 2,
                  timeout: float = 120, on_corrupt: Literal["error", "skip"] = "error",
-                 batch_transforms: Annotated[list, Components("batch_transforms")] = (), *,
-                 seed: int = 0, rank: int = 0, world_size: int = 1,
+                 batch_transforms: Annotated[list, Components("batch_transforms")] = (),
+                 sampler: Annotated[dict | str | None, Component("samplers", short=True)] = None,
+                 *, seed: int = 0, rank: int = 0, world_size: int = 1,
                  training: bool = False) -> Loader:
     """A Loader over `dataset`.
 
@@ -141,6 +144,8 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
     for a batch of the workers before giving up. on_corrupt: "skip" replaces an
     unreadable training image by the next one and says so. batch_transforms:
     operations on a whole training batch, in order (`--list batch_transforms`).
+    sampler: what an epoch of training visits (`--list samplers`); null visits
+    every image once, or what a mixture draws.
     """
     if batch_size < 1 or num_workers < 0 or prefetch_factor < 1 or timeout < 0:
         raise ConfigError(f"batch_size {batch_size} and prefetch_factor {prefetch_factor} must be "
@@ -157,16 +162,25 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
     if not training and batch_transforms:
         raise ConfigError("batch_transforms are for training",
                           "val_loader.args.batch_transforms", "remove them")
+    if not training and sampler:
+        raise ConfigError("a score is taken over every image once: sampler is for training",
+                          "val_loader.args.sampler", "remove it")
     mixing = [build("batch_transforms", section, num_classes=dataset.num_classes)
               for section in batch_transforms]
-    group = batch_size * world_size
+    draw = len(dataset)
+    if training:
+        draw = _draw(sampler, dataset, shuffle, seed) if sampler else dataset.draw_epoch
+    order = EpochOrder(draw, shuffle, seed)
+    images, group = len(order(1)), batch_size * world_size
+    if not images:
+        raise DataError(f"an epoch of {type(dataset).__name__} {dataset.split} shows no image",
+                        "train_loader.args", "draw more of its parts")
     if training and drop_last is not False:
-        drop_last = len(dataset) >= group
+        drop_last = images >= group
         if not drop_last:
-            notice(f"{type(dataset).__name__} {dataset.split} has {len(dataset)} images, fewer "
+            notice(f"{type(dataset).__name__} {dataset.split} has {images} images, fewer "
                    f"than one batch of {group}: drop_last is off")
-    plan = BatchPlan(EpochOrder(len(dataset), shuffle, seed), batch_size, bool(drop_last), rank,
-                     world_size, training)
+    plan = BatchPlan(order, batch_size, bool(drop_last), rank, world_size, training)
     if pin_memory is None:
         pin_memory = torch.cuda.is_available()
     return Loader(dataset, plan, num_workers, timeout, prefetch_factor, pin_memory, on_corrupt,
@@ -180,17 +194,26 @@ def make_loader(section: dict, *, ignore_index: int, seed: int = 0, rank: int = 
                 world_size: int = 1, training: bool = False) -> Loader:
     """The loader of a config section {"type": dataset, "args": {...}}.
 
-    `args` is one flat dict for the dataset class, Augmentation and build_loader;
+    `args` is one flat dict for the dataset class, use_cache, Augmentation and build_loader;
     each key goes to whoever declares it.
     """
     place = "train_loader.type" if training else "val_loader.type"
     dataset_class = lookup(section["type"], components("datasets"), place)
-    dataset_args, augmentation_args, loader_args = split_args(section, dataset_class, Augmentation,
-                                                              build_loader)
+    dataset_args, cache_args, augmentation_args, loader_args = split_args(
+        section, *section_callables("datasets", dataset_class))
     dataset = dataset_class(**dataset_args, ignore_index=ignore_index, seed=seed,
                             augmentation=Augmentation(**augmentation_args))
+    use_cache(dataset, **cache_args)
     return build_loader(dataset, **loader_args, seed=seed, rank=rank, world_size=world_size,
                         training=training)
+
+
+def _draw(section, dataset, shuffle, seed):
+    """The sampler of a section."""
+    if not shuffle:
+        raise ConfigError("a sampler draws its images class by class, which are to be shuffled",
+                          "train_loader.args.shuffle", "set it to true")
+    return build("samplers", section, dataset=dataset, seed=seed)
 
 
 class _Batches:
@@ -217,10 +240,10 @@ class _Batches:
     def _sample(self, key, skipped):
         if not self.skip:
             return self.dataset[key]
-        epoch, index = key
+        epoch, index, *rest = key
         for step in range(len(self.dataset)):
             try:
-                return self.dataset[epoch, (index + step) % len(self.dataset)]
+                return self.dataset[epoch, (index + step) % len(self.dataset), *rest]
             except UnreadableFile as error:
                 skipped.append(f"{error.where}: {error.what}")
         raise DataError("no image of the dataset can be read", shown(self.dataset.root))

@@ -3,27 +3,60 @@
 A plan is a function of (seed, epoch) alone: not of workers, of ranks, or of
 where an epoch was interrupted.
 """
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
+NO_CENTRE = -1
+
+
+class EpochDraw(ABC):
+    """Decides what an epoch of training visits; named in a loader's args as "sampler".
+
+    Called with an epoch: the indices (N,), or rows (N, 3) of index, y and x, where
+    (y, x) is a pixel that the crop shows and (-1, -1) leaves the place to chance. A
+    function of (seed, epoch) alone, and of one length for every epoch.
+    """
+
+    provided = ("dataset", "seed")
+
+    @abstractmethod
+    def __call__(self, epoch: int) -> np.ndarray:
+        """The visits of an epoch, before they are shuffled."""
+
+
+def drawn(count: int, total: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` of the indices below `total`: each in turn as often as it comes out even, and a
+    random selection without replacement for the rest."""
+    whole, rest = divmod(count, total)
+    return np.concatenate([np.tile(np.arange(total), whole),
+                           np.sort(rng.permutation(total)[:rest])])
+
 
 class EpochOrder:
-    """The order in which an epoch visits the samples: as stored, or shuffled by (seed, epoch)."""
+    """The order in which an epoch visits the samples: as drawn, or shuffled by (seed, epoch).
 
-    def __init__(self, length: int, shuffle: bool, seed: int = 0):
-        self.length, self.shuffle, self.seed = length, shuffle, seed
+    draw: what an epoch visits (see EpochDraw), or the number of samples to visit all.
+    """
+
+    def __init__(self, draw: int | Callable[[int], np.ndarray], shuffle: bool, seed: int = 0):
+        self.draw, self.shuffle, self.seed = draw, shuffle, seed
 
     def __call__(self, epoch: int) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(self.length)
-        seed = np.random.SeedSequence((self.seed % 2 ** 64, epoch))
-        return np.random.default_rng(seed).permutation(self.length)
+        visits = self.draw(epoch) if callable(self.draw) else np.arange(self.draw)
+        if self.shuffle:
+            seed = np.random.SeedSequence((self.seed % 2 ** 64, epoch))
+            visits = visits[np.random.default_rng(seed).permutation(len(visits))]
+        return visits
 
 
 class BatchPlan(Sampler):
-    """The batches of one rank, as lists of (epoch, index).
+    """The batches of one rank, as lists of keys of the dataset.
+
+    A key is (epoch, index), or (epoch, index, repeat, centre) where an epoch shows
+    a sample again or asks for a place in it.
 
     Training: global batch k is samples k·B·world … of the epoch's order, and
     rank r takes every world-th of them from the r-th on; every rank has the
@@ -38,10 +71,21 @@ class BatchPlan(Sampler):
         self.rank, self.world_size, self.training = rank, world_size, training
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int, start_batch: int = 0):
-        """Plan an epoch; the next iteration begins with batch `start_batch` of this rank."""
+    def set_epoch(self, epoch: int, start_batch: int = 0, skip: int = 0):
+        """Plan an epoch; the next iteration begins with batch `start_batch` of this rank.
+
+        skip: samples of that batch, over all ranks, which a run of another number of ranks has
+        seen: the batch is the rest, filled up from its start until the ranks are even.
+        """
         self.epoch, self.start = epoch, start_batch
-        self._mine = self._batches(self.order(epoch))
+        self._visits = self.order(epoch)
+        self._repeats = _occurrences(self._visits.reshape(len(self._visits), -1)[:, 0])
+        self._mine = self._batches(np.arange(len(self._visits)))
+        if skip and start_batch < len(self._mine):
+            group = self.batch_size * self.world_size
+            rest = np.arange(len(self._visits))[start_batch * group:][:group][skip:]
+            rest = np.resize(rest, len(rest) + -len(rest) % self.world_size)
+            self._mine[start_batch] = rest[self.rank::self.world_size]
 
     def __len__(self):
         """Batches of a whole epoch on this rank."""
@@ -52,15 +96,21 @@ class BatchPlan(Sampler):
         """Images of the smallest batch of this rank."""
         return min(map(len, self._mine), default=0)
 
-    def batch(self, number: int) -> list[tuple[int, int]]:
-        """(epoch, index) of each sample of a batch; empty past the end of the epoch."""
+    def batch(self, number: int) -> list[tuple]:
+        """The key of each sample of a batch; empty past the end of the epoch."""
         if number >= len(self._mine):
             return []
-        return [(self.epoch, int(index)) for index in self._mine[number]]
+        return [self._key(place) for place in self._mine[number]]
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple]]:
         for number in range(self.start, len(self)):
             yield self.batch(number)
+
+    def _key(self, place):
+        index, *centre = np.atleast_1d(self._visits[place]).tolist()
+        centre = tuple(centre) if centre and centre[0] != NO_CENTRE else None
+        repeat = int(self._repeats[place])
+        return (self.epoch, index, repeat, centre) if repeat or centre else (self.epoch, index)
 
     def _batches(self, order):
         if not self.training:
@@ -75,3 +125,13 @@ class BatchPlan(Sampler):
             order = np.resize(order, len(order) + -len(order) % self.world_size)
         return [order[k + self.rank:k + group:self.world_size]
                 for k in range(0, len(order), group)]
+
+
+def _occurrences(indices):
+    """How often each index stands before its place in the list."""
+    by_index = np.argsort(indices, kind="stable")
+    ordered = indices[by_index]
+    first = np.searchsorted(ordered, ordered, side="left")
+    counts = np.empty(len(indices), np.int64)
+    counts[by_index] = np.arange(len(indices)) - first
+    return counts

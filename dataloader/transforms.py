@@ -62,6 +62,10 @@ class Augmentation:
                  rotate: bool | float = False, blur: bool | float = False, val: bool = False,
                  aspect: bool | tuple[float, float] = False, cat_max_ratio: float = 1.0,
                  transforms: Annotated[list, Components("transforms")] = ()):
+        self.options = {"base_size": base_size, "crop_size": crop_size, "augment": augment,
+                        "scale": scale, "flip": flip, "rotate": rotate, "blur": blur, "val": val,
+                        "aspect": aspect, "cat_max_ratio": cat_max_ratio,
+                        "transforms": transforms}
         if augment and val:
             raise ConfigError("augment and val are both true: crops are random or central",
                               "augment", "set one of them to false")
@@ -90,16 +94,21 @@ class Augmentation:
         self.pixel_transforms = [GaussianBlur(max_sigma)] if max_sigma else []
         self.pixel_transforms += [build("transforms", section) for section in transforms]
 
+    def changed(self, **options) -> "Augmentation":
+        """Another one that differs in these options."""
+        return Augmentation(**{**self.options, **options})
+
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator, *,
-                 image_border: tuple, label_border: int,
-                 train_ids: np.ndarray | None = None) -> Crop:
+                 image_border: tuple, label_border: int, train_ids: np.ndarray | None = None,
+                 centre: tuple[int, int] | None = None) -> Crop:
         """image uint8 (H, W, 3), label uint8 or uint16 (H, W) as stored; neither is changed.
 
         image_border, label_border: what is shown outside the image; label_border is the
         stored value of an ignored pixel. train_ids: table from stored values to classes,
-        for cat_max_ratio; None: they are the classes.
+        for cat_max_ratio; None: they are the classes. centre: (y, x) of a pixel that a
+        random crop shows; one that the rotation turns out of the picture, only nearly.
         """
-        view = self.draw_view(label, rng, label_border, train_ids)
+        view = self.draw_view(label, rng, label_border, train_ids, centre)
         image, label = view.cut(image, label, image_border, label_border)
         for transform in self.pixel_transforms:
             image, label = transform(image, label, rng, image_border=image_border,
@@ -107,7 +116,8 @@ class Augmentation:
         return Crop(image, label, view.flip)
 
     def draw_view(self, label: np.ndarray, rng: np.random.Generator, label_border: int = 255,
-                  train_ids: np.ndarray | None = None) -> "View":
+                  train_ids: np.ndarray | None = None,
+                  centre: tuple[int, int] | None = None) -> "View":
         """Which part of the image to show, and how; all geometric draws are made here."""
         height, width = label.shape
         zoom = self.base_size / max(height, width) if self.base_size else 1.0
@@ -130,6 +140,8 @@ class Augmentation:
             columns = _span(width, crop_width, zoom * stretch, right)
             view = View(rows, columns, (crop_height, crop_width), angle,
                         bool(self.flip and mirrored < 0.5))
+            if centre is not None:
+                view = view.around(centre, label.shape, (down, right))
             if not tries or self._is_mixed(view.probe(label), label_border, train_ids):
                 return view
             tries -= 1
@@ -177,6 +189,16 @@ class View(NamedTuple):
         if self.angle:
             return self._warp(image, label, image_border, label_border)
         return self._resize(image, label, image_border, label_border)
+
+    def around(self, centre: tuple[int, int], shape: tuple[int, int],
+               place: tuple[float, float]) -> "View":
+        """A view of this size that shows the pixel `centre` (y, x) of an image of `shape`.
+
+        place: where in the crop, each in [0, 1); kept inside the image.
+        """
+        y, x = self._turned(centre, shape)
+        return self._replace(rows=_span_over(self.rows, shape[0], y, place[0]),
+                             columns=_span_over(self.columns, shape[1], x, place[1]))
 
     def probe(self, label: np.ndarray, step: int = PROBE) -> np.ndarray:
         """The values of label (H, W) at every step-th pixel of the crop that is not border."""
@@ -233,6 +255,15 @@ class View(NamedTuple):
         shrink = np.diag([1 / sx, 1 / sy, 1])
         return (_translation(-0.5, -0.5) @ shrink @ centre @ turn @ back @ place @ mirror)[:2]
 
+    def _turned(self, point, shape):
+        """Where the turn about the centre puts a pixel (y, x): whole pixels inside the image."""
+        sy, sx = self.rows.scale, self.columns.scale
+        cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+        y, x = (point[0] + 0.5 - shape[0] / 2) * sy, (point[1] + 0.5 - shape[1] / 2) * sx
+        y, x = cos * y - sin * x, cos * x + sin * y
+        return (min(max(math.floor(y / sy + shape[0] / 2), 0), shape[0] - 1),
+                min(max(math.floor(x / sx + shape[1] / 2), 0), shape[1] - 1))
+
     def _needed_region(self, image, to_source, halvings):
         """The part of the image the crop looks at, halved, and the matrix into it."""
         height, width = self.size
@@ -275,6 +306,12 @@ def _span(length, crop, zoom, place):
     block = 2 ** max(0, math.floor(-math.log2(zoom) + 1e-9))     # halving is fast on whole blocks
     taken = min(length, max(1, block * round(needed / block)))
     return Span(int(place * (length - taken + 1)), taken, crop)
+
+
+def _span_over(span, length, point, place):
+    """A span as long as `span` of an axis of `length` pixels that covers the pixel `point`."""
+    first, last = max(0, point - span.length + 1), min(point, length - span.length)
+    return span._replace(start=first + int(place * (last - first + 1)))
 
 
 def _halved(image):

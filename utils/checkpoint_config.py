@@ -47,7 +47,21 @@ def loader_section(config: dict, split: str | None = None) -> tuple[str, dict]:
         return f"{split}_loader", config[f"{split}_loader"]
     train, val = config["train_loader"], config.get("val_loader") or {}
     dataset = lookup(train["type"], components("datasets"), "train_loader.type")
-    own = fields(section_callables("datasets", dataset)[0])
+    own = _of_the_data(dataset, "datasets")
     args = {key: value for key, value in val.get("args", {}).items() if key not in own}
     args |= {key: value for key, value in train["args"].items() if key in own}
+    if isinstance(args.get("parts"), list):
+        args["parts"] = [_unaugmented(part) for part in args["parts"]]
     return "train_loader", {"type": train["type"], "args": args}
+
+
+def _unaugmented(part):
+    """A part of a mixture without the options of the augmentation that it has of its own."""
+    dataset = lookup(part["type"], components("datasets"), "train_loader.args.parts")
+    own = _of_the_data(dataset, "parts")
+    return {**part, "args": {key: value for key, value in part["args"].items() if key in own}}
+
+
+def _of_the_data(dataset, role):
+    """The arguments that say what the data is: those of the class and of its cache."""
+    return fields(*section_callables(role, dataset)[:2])

@@ -8,6 +8,7 @@ from utils.registry import components, load, unknown
 from utils.signature import fields, value_name
 
 LOADERS = ("train_loader", "val_loader", "test_loader")
+_PART = "dataloader.mixture:part_entry"
 _RULES, _PREDICTOR = "utils.decision:predict_options", "utils.predictor:Predictor"
 
 
@@ -18,6 +19,7 @@ def check_across(config, report):
             report.note((key,), f"expected an int of at least {lowest}, found {config[key]}")
     _check_splits(config, report)
     _check_labels(config, report)
+    _check_draws(config, report)
     _check_outputs(config, report)
     _check_predict(config, report)
     if config.get("val_loader", ...) is None and (config.get("trainer") or {}).get("val") is True:
@@ -44,27 +46,54 @@ def names_outputs(section) -> bool:
     return isinstance(section, dict) and bool(section) and not {"type", "args"} & set(section)
 
 
-def _check_splits(config, report):
+def _datasets(config):
+    """(path, section) of every dataset that a loader names, itself or as part of a mixture."""
     for key in LOADERS:
-        splits = _static(config, key, "datasets", "splits")
-        args = config[key].get("args") if splits else None
+        section = config.get(key)
+        args = section.get("args") if isinstance(section, dict) else None
+        parts = args.get("parts") if isinstance(args, dict) else None
+        if isinstance(parts, list):
+            yield from (((key, "args", "parts", number), part)
+                        for number, part in enumerate(parts))
+        elif isinstance(section, dict):
+            yield (key,), section
+
+
+def _check_splits(config, report):
+    for path, section in _datasets(config):
+        splits, args = _class_attribute(section, "datasets", "splits"), section.get("args")
         split = args.get("split") if isinstance(args, dict) else None
-        if isinstance(split, str) and split not in splits:
-            report.note((key, "args", "split"), unknown("split", split, splits))
+        if splits and isinstance(split, str) and split not in splits:
+            report.note((*path, "args", "split"), unknown("split", split, splits))
 
 
 def _check_labels(config, report):
-    counts = {key: _static(config, key, "datasets", "num_classes") for key in LOADERS}
-    counts = {key: count for key, count in counts.items() if type(count) is int}
-    train = counts.get("train_loader")
-    for key, count in counts.items():
-        if train and count != train:
-            report.note((key, "type"), f"{config[key]['type']} has {count} classes, the training "
-                                       f"set {config['train_loader']['type']} has {train}")
+    """Every dataset has the classes of the first one of the training set."""
+    counts, first = {}, None
+    for path, section in _datasets(config):
+        count = _class_attribute(section, "datasets", "num_classes")
+        if type(count) is not int:
+            continue
+        counts[path] = count
+        if path[0] == "train_loader" and first is None:
+            first = path, section
+        elif first and count != counts[first[0]]:
+            place, other = first
+            what = "the training set" + (f"'s parts[{place[-1]}]" if len(place) > 1 else "")
+            report.note((*path, "type"), f"{section['type']} has {count} classes, {what} "
+                                         f"{other['type']} has {counts[place]}")
     ignored = config.get("ignore_index")
     if type(ignored) is int and 0 <= ignored < max(counts.values(), default=0):
         report.note(("ignore_index",), f"{ignored} is a class of the dataset (0 to "
                                        f"{max(counts.values()) - 1}); expected another value")
+
+
+def _check_draws(config, report):
+    """A score is taken over every image: nothing is drawn for it."""
+    for path, section in _datasets(config):
+        for key in fields(load(_PART)) if path[0] != "train_loader" and len(path) > 1 else ():
+            if isinstance(section, dict) and section.get(key) is not None:
+                report.note((*path, key), "has an effect in training only; remove it")
 
 
 def _check_outputs(config, report):
@@ -124,7 +153,10 @@ def _check_classes_of_interest(classes, config, report):
 
 def _static(config, key, kind, attribute):
     """A class attribute of the component that a section names, or None."""
-    section = config.get(key)
+    return _class_attribute(config.get(key), kind, attribute)
+
+
+def _class_attribute(section, kind, attribute):
     name = section.get("type") if isinstance(section, dict) else None
     cls = components(kind).get(name) if isinstance(name, str) else None
     return getattr(cls, attribute, None)

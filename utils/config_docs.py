@@ -102,19 +102,19 @@ def _component_schema(section: Component, definitions):
     known = sorted(components(section.kind))
     schema = _object(section.extra, definitions)
     schema["properties"] |= {"type": {"enum": known}, "args": {"type": "object"}}
-    schema["allOf"] = [_arguments_schema(section.kind, definitions)]
+    schema["allOf"] = [_arguments_schema(section, definitions)]
     definitions[name] = {"anyOf": [{"enum": known}, schema]} if section.short else schema
     return {"$ref": f"#/$defs/{name}"}
 
 
-def _arguments_schema(kind, definitions):
+def _arguments_schema(section, definitions):
     """A reference to: whichever the type, "args" holds the arguments of that class."""
-    name = f"arguments_of_{kind}"
+    kind, name = section.kind, f"arguments_of_{section.role}"
     if name not in definitions:
         definitions[name] = {}      # a loss that holds losses leads here again
         cases = []
         for names, cls in _grouped(dict(sorted(components(kind).items()))):
-            args = _object(Component(kind).fields(cls)[0], definitions)
+            args = _object(section.fields(cls)[0], definitions)
             args["description"] = _first_line(cls)
             if kind == "losses" and "losses" in args["properties"]:
                 args["properties"]["losses"] = {"type": "array",

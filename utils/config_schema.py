@@ -29,7 +29,10 @@ PROVIDED = {
 # Callables that share the flat "args" of a section with its class.
 SHARED = {
     "models": ("base.base_model:BaseModel.freeze", "base.base_model:BaseModel.two_classes"),
-    "datasets": ("dataloader.transforms:Augmentation", "dataloader.loader:build_loader"),
+    "datasets": ("dataloader.pixel_cache:use_cache", "dataloader.transforms:Augmentation",
+                 "dataloader.loader:build_loader"),
+    # Datasets inside a mixture: what they leave out, the mixture says for all.
+    "parts": ("dataloader.pixel_cache:use_cache", "dataloader.transforms:Augmentation"),
 }
 # How torch computes a step is no part of a recipe: the defaults differ between
 # machines and versions, so a resolved config leaves them to the program.
@@ -45,10 +48,13 @@ class Component:
     extra: a function whose parameters are the section's further keys.
     short: the name alone serves for a section without args.
     name: of its definition in the JSON Schema, where it is not the kind's only form.
+    role: whose callables share the args (see SHARED), where it is not the kind's; a
+        resolved config then holds of theirs only what was given.
     """
 
-    def __init__(self, kind: str, extra=None, short: bool = False, name: str | None = None):
-        self.kind, self.short, self.name = kind, short, name or kind
+    def __init__(self, kind: str, extra=None, short: bool = False, name: str | None = None,
+                 role: str | None = None):
+        self.kind, self.short, self.name, self.role = kind, short, name or kind, role or kind
         self.extra = fields(extra) if extra else {}
 
     def resolve(self, value, path, report):
@@ -81,20 +87,27 @@ class Component:
     def arguments(self, cls, args, path, report):
         schema, hidden = self.fields(cls)
         nested = args.get("losses") if self.kind == "losses" else None
+        before = len(report.mistakes)
         resolved = report.keys(args, path, schema, hidden=hidden)
         if isinstance(nested, list) and "losses" in schema:
             resolved["losses"] = [MIXED.resolve(item, (*path, "losses", i), report)
                                   for i, item in enumerate(nested)]
         if self.kind == "models" and isinstance(resolved.get("backbone"), str):
             check_backbone(resolved["backbone"], (*path, "backbone"), report)
-        if self.kind == "optimizers":
-            resolved = {key: item for key, item in resolved.items()
-                        if key in args or key not in _IMPLEMENTATION}
+        unsaid = _IMPLEMENTATION if self.kind == "optimizers" else ()
+        if self.role != self.kind:
+            unsaid = fields(*section_callables(self.role, cls)[1:])
+        resolved = {key: item for key, item in resolved.items()
+                    if key in args or key not in unsaid}
+        if hasattr(cls, "check_settings") and len(report.mistakes) == before:
+            for problem in cls.check_settings(resolved):
+                place, _, text = problem.partition(": ")
+                report.note(path, text, place)
         return resolved
 
     def fields(self, cls) -> tuple[dict[str, Field], set]:
         """(the keys of "args", the parameters that the program provides)."""
-        functions = section_callables(self.kind, cls)
+        functions = section_callables(self.role, cls)
         hidden = set(PROVIDED.get(self.kind, ())).union(*map(provided_by, functions))
         optional = ()
         if self.kind == "schedulers":
@@ -111,12 +124,14 @@ class Component:
 class Components:
     """A list of sections {"type": NAME, "args": {...}}, each as a Component's, or a name.
 
-    For kinds that are made at no cost: a section without mistakes is made once, so that
-    a value its constructor refuses is noted here, with its path.
+    Without a role, for kinds that are made at no cost: a section without mistakes is made
+    once, so that a value its constructor refuses is noted here, with its path.
+    extra, role: as those of a Component; such sections have no short form.
     """
 
-    def __init__(self, kind: str):
-        self.kind, self.item = kind, Component(kind, short=True)
+    def __init__(self, kind: str, extra=None, role: str | None = None):
+        self.kind, self.made = kind, role is None
+        self.item = Component(kind, extra, short=role is None, name=role, role=role)
 
     def resolve(self, value, path, report):
         if not isinstance(value, (list, tuple)):
@@ -128,7 +143,7 @@ class Components:
     def _resolve_item(self, value, path, report):
         before = len(report.mistakes)
         section = self.item.resolve(value, path, report)
-        if len(report.mistakes) == before:
+        if self.made and len(report.mistakes) == before:
             cls = components(self.kind)[section["type"]]
             schema, _ = self.item.fields(cls)
             try:
@@ -266,9 +281,11 @@ class Report:
         self.source, self.places, self.typed = source, places, typed
         self.mistakes = []
 
-    def note(self, path, text):
+    def note(self, path, text, within=""):
+        """within: a place below `path`, as "key" or "list[0].key"."""
         place = self.place(path)
-        self.mistakes.append(f"{path_name(path) or 'top level'}: {text}"
+        name = f"{path_name(path)}.{within}" if within else path_name(path)
+        self.mistakes.append(f"{name or 'top level'}: {text}"
                              + (f" ({place})" if place else ""))
 
     def place(self, path):

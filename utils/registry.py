@@ -18,6 +18,7 @@ KINDS = {
     "models": ("models", "base.base_model:BaseModel"),
     "backbones": ("models.backbones", "models.backbones:Backbone"),
     "datasets": ("dataloader", "base.base_dataset:BaseDataset"),
+    "samplers": ("dataloader", "dataloader.samplers:EpochDraw"),
     "transforms": ("dataloader", "dataloader.pixel_transforms:PixelTransform"),
     "batch_transforms": ("dataloader", "dataloader.batch_transforms:BatchTransform"),
     "losses": ("utils.losses", "torch.nn:Module"),

@@ -1,0 +1,433 @@
+"""A cache of decoded pixels: what a dataset reads, as bytes that are mapped into memory.
+
+`python -m tools.pack` writes a folder of pixels-NNNNN.bin and cache.json; "cache": FOLDER in a
+loader's args reads it. Images are uint8 RGB and labels the stored values, both exactly as the
+dataset reads its files; label ids are mapped and crops are cut as ever, so a cache serves every
+choice of classes and augmentation. Processes share the mapped pages; nothing is unpickled.
+
+A shard is: magic, then the pixels of each sample, then a table (JSON), then where the table
+starts, its length and its CRC-32. cache.json, written last, says that all shards are there. The
+table holds size and time of every source file, so that a cache of other files is refused, and the
+CRC-32 of the pixels, which each sample is held against when it is read for the first time.
+"""
+import json
+import mmap
+import os
+import struct
+import tempfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from base.base_dataset import BaseDataset
+from utils.errors import ConfigError, DataError
+from utils.image_io import read_header, shown, write_bytes
+
+VERSION = 1
+INDEX = "cache.json"
+MAGIC = b"segwright pixels"
+SHARD_BYTES = 256 * 2 ** 20
+_ALIGNMENT = 64
+_FOOTER = struct.Struct("<QQI16s")      # where the table starts, its length, its CRC-32, magic
+_CHECKED_AT_START = 3                   # samples that are no files, made again and compared
+_SIZED = 200                            # headers read to estimate a size
+_SHOWN = 5
+_LABEL_TYPES = ("uint8", "uint16")
+
+
+def use_cache(dataset: BaseDataset, cache: str | None = None) -> BaseDataset:
+    """The dataset, reading decoded pixels from a folder that `python -m tools.pack` wrote.
+
+    cache: the folder; null reads the files. DataError: it does not hold exactly
+    these files, or is damaged.
+    """
+    if cache is not None:
+        if _is_mixture(dataset):
+            raise ConfigError("a mixture has no cache of its own", "cache",
+                              "give each of its parts its \"cache\"")
+        dataset.cache = PixelCache(cache, dataset)
+    return dataset
+
+
+use_cache.provided = ("dataset",)
+
+
+class PixelCache:
+    """The decoded samples of a dataset, read from a folder; `load` as that of the dataset."""
+
+    def __init__(self, folder: str | os.PathLike, dataset: BaseDataset):
+        self.folder = Path(folder).expanduser()
+        shards = _read_index(self.folder)["shards"]
+        self._shards = [_Shard(self.folder / _shard_name(number), size)
+                        for number, size in enumerate(shards)]
+        self._places = self._find(dataset)
+        self._maps = {}
+        # Shared by the worker processes: what one has checked is not checked again.
+        self._checked = mmap.mmap(-1, max(len(self._places), 1))
+        self._compare(dataset)
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image, uint8 (H, W, 3), and its label as stored, (H, W); neither can be written to."""
+        number, entry = self._places[index]
+        if number not in self._maps:
+            self._maps[number] = self._shards[number].mapped()
+        pixels = self._maps[number]
+        height, width = entry["size"]
+        start, end = entry["at"], entry["at"] + _bytes(entry)
+        if not self._checked[index]:
+            if zlib.crc32(pixels[start:end]) != entry["crc"]:
+                raise _damaged(self._shards[number].path, f"the pixels of {shown(entry['id'])} "
+                               "have changed since they were written")
+            self._checked[index] = 1
+        image = pixels[start:start + 3 * height * width]
+        label = pixels[start + _image_bytes(entry):end]
+        return (image.reshape(height, width, 3),
+                label.view(entry["type"]).reshape(height, width))
+
+    def __getstate__(self):
+        """For worker processes that are not forked: they map the files again."""
+        return {**self.__dict__, "_maps": {}, "_checked": bytes(self._checked)}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._checked = bytearray(state["_checked"])
+
+    def _find(self, dataset):
+        """(shard, entry) of every sample; a DataError names those that are not there as they are."""
+        entries = {}
+        for number, shard in enumerate(self._shards):
+            for entry in shard.entries:
+                entries[_key(entry)] = number, entry
+        reading = _reading(dataset)
+        if any(shard.reading != reading for shard in self._shards):
+            raise DataError(f"the cache holds files as another dataset reads them than this "
+                            f"{type(dataset).__name__} (another palette, or labels in another "
+                            "form)", shown(self.folder), _remedy())
+        places, missing, changed = [], [], []
+        for described in map(_described, [dataset] * len(dataset), range(len(dataset))):
+            found = entries.get(_key(described))
+            if found is None:
+                missing.append(described)
+            elif found[1]["files"] != described["files"]:
+                changed.append(described)
+            places.append(found)
+        for problems, what in ((missing, "are not in the cache"),
+                               (changed, "have changed since the cache was written")):
+            if problems:
+                listed = ", ".join(shown(one["image"] or one["id"]) for one in problems[:_SHOWN])
+                raise DataError(f"{len(problems)} of {len(dataset)} samples of "
+                                f"{type(dataset).__name__} {dataset.split} {what}: {listed}"
+                                + (", …" if len(problems) > _SHOWN else ""), shown(self.folder),
+                                _remedy())
+        return places
+
+    def _compare(self, dataset):
+        """Samples that are no files are known by their pixels: make a few again."""
+        made = [i for i, sample in enumerate(dataset.samples) if sample.image is None]
+        for index in made[::max(1, len(made) // _CHECKED_AT_START)][:_CHECKED_AT_START]:
+            if not all(map(np.array_equal, self.load(index), dataset.load(index))):
+                raise DataError(f"the cache holds other pixels of {shown(dataset.samples[index].id)}"
+                                f" than {type(dataset).__name__} makes", shown(self.folder),
+                                _remedy())
+
+
+class CachePlan:
+    """What writing a cache of `dataset` into `folder` takes.
+
+    shards: lists of indices. todo: numbers of the shards that are not there yet
+    or hold other files. DataError: the folder holds something else.
+    """
+
+    def __init__(self, dataset: BaseDataset, folder: str | os.PathLike):
+        if _is_mixture(dataset):
+            raise ConfigError("a mixture has no cache of its own", "--type",
+                              "pack its parts one by one, each with its own type and args")
+        self.dataset, self.folder = dataset, Path(folder).expanduser()
+        _require_own_folder(self.folder)
+        self.bytes = _estimate(dataset)
+        per_shard = max(1, int(SHARD_BYTES * len(dataset) / max(self.bytes, 1)))
+        indices = range(len(dataset))
+        self.shards = [indices[k:k + per_shard] for k in range(0, len(dataset), per_shard)]
+        self.reading = _reading(dataset)
+        self._entries = [_described(dataset, index) for index in indices]
+        self.todo = [number for number in range(len(self.shards)) if not self._is_there(number)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        try:
+            return not self.todo and _read_index(self.folder)["shards"] == self._sizes()
+        except DataError:
+            return False
+
+    @property
+    def bytes_to_write(self) -> int:
+        """About how many bytes the missing shards take."""
+        images = sum(len(self.shards[number]) for number in self.todo)
+        return self.bytes * images // max(len(self.dataset), 1)
+
+    def write(self, workers: int = 1, progress=None):
+        """Write what is missing. progress: called after each sample.
+
+        Interrupted, it goes on with the next shard when called again.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(".part-*"):
+            left.unlink()
+        if self.todo:
+            # Nobody opens the cache while its shards are exchanged.
+            (self.folder / INDEX).unlink(missing_ok=True)
+        with ThreadPoolExecutor(workers) as pool:
+            for number in self.todo:
+                self._write_shard(number, pool, progress or (lambda: None))
+        for path in self.folder.glob("pixels-*.bin"):
+            if path.name not in map(_shard_name, range(len(self.shards))):
+                path.unlink()
+        index = {"format": "segwright pixel cache", "version": VERSION, "shards": self._sizes(),
+                 "dataset": type(self.dataset).__name__, "split": self.dataset.split,
+                 "samples": len(self.dataset)}
+        write_bytes(self.folder / INDEX, json.dumps(index, indent=1).encode() + b"\n")
+
+    def _write_shard(self, number, pool, progress):
+        path = self.folder / _shard_name(number)
+        handle, temporary = tempfile.mkstemp(prefix=".part-", dir=self.folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(MAGIC)
+                entries = []
+                for index, pixels in zip(self.shards[number],
+                                         pool.map(self.dataset.load, self.shards[number])):
+                    entries.append({**self._entries[index], **_append(file, *pixels)})
+                    progress()
+                table = json.dumps({"version": VERSION, "reading": self.reading,
+                                    "samples": entries}).encode()
+                start = file.tell()
+                file.write(table)
+                file.write(_FOOTER.pack(start, len(table), zlib.crc32(table), MAGIC))
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise DataError(f"cannot write: {error.strerror or error}", shown(path),
+                            "check that the disk has room; what is written is kept, the same "
+                            "command goes on from there") from None
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+
+    def _is_there(self, number):
+        try:
+            shard = _Shard(self.folder / _shard_name(number))
+        except DataError:
+            return False
+        return shard.reading == self.reading and \
+            [{key: entry[key] for key in ("id", "image", "label", "files")}
+             for entry in shard.entries] == [self._entries[i] for i in self.shards[number]]
+
+    def _sizes(self):
+        return [os.path.getsize(self.folder / _shard_name(number))
+                for number in range(len(self.shards))]
+
+
+def verify_cache(folder: str | os.PathLike, dataset: BaseDataset, progress=None):
+    """Read every sample of a cache; DataError where its bytes have changed."""
+    cache = PixelCache(folder, dataset)
+    for index in range(len(dataset)):
+        cache.load(index)
+        if progress:
+            progress()
+
+
+class _Shard:
+    """One file of pixels: its table, checked; the pixels when asked for."""
+
+    def __init__(self, path, size=None):
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                found = os.fstat(file.fileno()).st_size
+                if size is not None and found != size:
+                    raise _damaged(path, f"it has {found} bytes, {size} were written")
+                if file.read(len(MAGIC)) != MAGIC:
+                    raise _damaged(path, "it is no file of a pixel cache")
+                file.seek(max(0, found - _FOOTER.size))
+                footer = file.read(_FOOTER.size)
+                start, length, crc, magic = _FOOTER.unpack(footer) \
+                    if len(footer) == _FOOTER.size else (0, 0, 0, b"")
+                if magic != MAGIC or start + length + _FOOTER.size != found:
+                    raise _damaged(path, "its end is missing")
+                file.seek(start)
+                table = file.read(length)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", shown(path), _remedy()) from None
+        if zlib.crc32(table) != crc:
+            raise _damaged(path, "its table has changed since it was written")
+        try:
+            table = json.loads(table)
+            _require_version(table, path)
+            self.reading, self.entries = table["reading"], table["samples"]
+            sound = all(entry["type"] in _LABEL_TYPES and min(*entry["size"], entry["at"]) >= 0
+                        and entry["at"] + _bytes(entry) <= start for entry in self.entries)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, DataError):
+                raise
+            sound = False
+        if not sound:
+            raise _damaged(path, "its table describes no pixels")
+
+    def mapped(self) -> np.ndarray:
+        """The bytes of the file, (N,) uint8, read-only."""
+        try:
+            with open(self.path, "rb") as file:
+                return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ),
+                                     np.uint8)
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot be read: {error}", shown(self.path), _remedy()) from None
+
+
+def stamp(path: Path | None) -> list | None:
+    """[bytes, time of the last change in ns] of a source file."""
+    if path is None:
+        return None
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", shown(path)) from None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def name_below(path: Path | None, root: Path) -> str | None:
+    """A source file as a cache knows it: below the root of the dataset, wherever that is."""
+    if path is None:
+        return None
+    try:
+        return str(path.relative_to(root))
+    except ValueError:
+        return os.path.abspath(path)
+
+
+def _is_mixture(dataset):
+    return dataset.owner(0)[0] is not dataset
+
+
+def _described(dataset, index):
+    """What identifies a sample, and the state of its files."""
+    sample = dataset.samples[index]
+    return {"id": sample.id, "image": name_below(sample.image, dataset.root),
+            "label": name_below(sample.label, dataset.root),
+            "files": [stamp(sample.image), stamp(sample.label)]}
+
+
+def _key(described):
+    """Files are known by their names, made-up samples by their id."""
+    return (described["image"] or described["id"], described["label"])
+
+
+def _reading(dataset):
+    """Whatever decides which pixels come of a file."""
+    palette = dataset.label_palette
+    return {"load": type(dataset).load.__qualname__,
+            "palette": None if palette is None else
+            [None if colour is None else list(map(int, colour)) for colour in palette],
+            "variable": getattr(dataset, "mat_variable", None)}
+
+
+def _append(file, image, label):
+    """Write the pixels of one sample; its place in the file, size, type and CRC-32."""
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+    height, width = label.shape
+    image, label = np.ascontiguousarray(image), np.ascontiguousarray(label)
+    entry = {"at": file.tell(), "size": [height, width], "type": str(label.dtype)}
+    crc = 0
+    for part in (image, _padding(entry), label):
+        data = memoryview(part).cast("B") if isinstance(part, np.ndarray) else part
+        file.write(data)
+        crc = zlib.crc32(data, crc)
+    return {**entry, "crc": crc}
+
+
+def _padding(entry):
+    """Between image and label, so that a view of 16-bit values is aligned."""
+    return bytes(_image_bytes(entry) - 3 * entry["size"][0] * entry["size"][1])
+
+
+def _image_bytes(entry):
+    height, width = entry["size"]
+    return -(-3 * height * width // 2) * 2
+
+
+def _bytes(entry):
+    """Of the pixels of one sample."""
+    height, width = entry["size"]
+    return _image_bytes(entry) + height * width * np.dtype(entry["type"]).itemsize
+
+
+def _estimate(dataset):
+    """About how many bytes the decoded samples take, from some of their headers."""
+    count = len(dataset)
+    some = [i * count // min(count, _SIZED) for i in range(min(count, _SIZED))]
+    pixels = []
+    for index in some:
+        image = dataset.samples[index].image
+        height, width = dataset.load(index)[1].shape if image is None else read_header(image).size
+        pixels.append(height * width)
+    return round(4 * count * sum(pixels) / max(len(pixels), 1))
+
+
+def _read_index(folder):
+    path = folder / INDEX
+    if not path.is_file():
+        begun = folder.is_dir() and any(folder.glob("pixels-*.bin"))
+        raise DataError("the cache is not complete" if begun else
+                        f"no cache is here: there is no {INDEX}", shown(folder), _remedy())
+    try:
+        index = json.loads(path.read_bytes())
+        known = index["format"] == "segwright pixel cache" and \
+            all(type(size) is int for size in index["shards"])
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", shown(path)) from None
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise _damaged(path, "it does not describe a pixel cache")
+    _require_version(index, path)
+    return index
+
+
+def _require_version(document, path):
+    if document.get("version") != VERSION:
+        raise DataError(f"a cache of version {document.get('version')}; this program reads "
+                        f"{VERSION}", shown(path), _remedy())
+
+
+def _require_own_folder(folder):
+    """A cache has a folder to itself: nothing else is put at risk."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError("is a file; a cache is a folder", shown(folder))
+    others = [path.name for path in folder.iterdir()
+              if path.name != INDEX and not path.match("pixels-*.bin")
+              and not path.name.startswith(".part-")] if folder.is_dir() else []
+    if others:
+        raise DataError(f"the folder holds other files, such as {shown(min(others))}",
+                        shown(folder), "name a new folder for the cache")
+    if (folder / INDEX).is_file():
+        try:
+            _read_index(folder)
+        except DataError as error:
+            if "describe" in error.what:
+                raise
+
+
+def _shard_name(number):
+    return f"pixels-{number:05d}.bin"
+
+
+def _damaged(path, what):
+    return DataError(f"the cache is damaged or foreign: {what}", shown(path), _remedy())
+
+
+def _remedy():
+    return "write it again with `python -m tools.pack`, or leave \"cache\" out to read the files"
