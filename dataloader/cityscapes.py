@@ -22,6 +22,7 @@ import numpy as np
 
 from base.base_dataset import BaseDataset
 from utils.errors import ConfigError
+from utils.image_io import picture_files
 
 CLASS_NAMES = ["road", "sidewalk", "building", "wall", "fence", "pole", "traffic light",
                "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck",
@@ -32,6 +33,7 @@ PALETTE = [[128, 64, 128], [244, 35, 232], [70, 70, 70], [102, 102, 156], [190, 
            [0, 80, 100], [0, 0, 230], [119, 11, 32]]
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 STORED_IDS = {value: LABEL_IDS.index(value) if value in LABEL_IDS else None for value in range(34)}
+LEFTOVERS = "tmp"     # a folder of the auto-labelled release that holds no labels
 CORRUPT = ("troisdorf/troisdorf_000000_000073",)
 
 
@@ -144,8 +146,9 @@ class Cityscapes_autolabelled(_Cityscapes):
 
     convert_autolabelled/CITY/*_leftImg8bit.png (train ids, as PaddleSeg
     prepares them) if it is there, else refinement_final/train_extra/CITY/ as
-    released (label ids). "train", "train_extra" and "autolabelled" are the same
-    pictures; with the fine ones they form a mixture of two datasets.
+    released (label ids; its tmp/ is passed over). "train", "train_extra" and
+    "autolabelled" are the same pictures; with the fine ones they form a mixture of
+    two datasets.
     """
 
     aliases = ("CityscapesAutolabeling",)
@@ -162,8 +165,10 @@ class Cityscapes_autolabelled(_Cityscapes):
         labels = self.first_folder("convert_autolabelled", "refinement_final/train_extra")
         if images and labels:
             self.holds_train_ids = labels.name == "convert_autolabelled"
+            leftovers = {path.relative_to(labels).as_posix().removesuffix("_leftImg8bit.png")
+                         for path in picture_files(labels / LEFTOVERS)}
             yield from map(_named_without_city, self.pair_by_stem(
-                images, labels, "_leftImg8bit", "_leftImg8bit", without=CORRUPT))
+                images, labels, "_leftImg8bit", "_leftImg8bit", without=(*CORRUPT, *leftovers)))
 
     def train_ids(self, raw):
         """Train ids and 255, or label ids; the network's labels may hold 255 for void in both."""
