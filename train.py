@@ -20,6 +20,8 @@ def parse(argv):
     add("-c", "--config", help="config file (default: config.json, or the checkpoint's)")
     add("-r", "--resume", metavar="PATH|auto",
         help="go on from a checkpoint; auto: the newest last.pth of this run name, if any")
+    add("--resume-allow-changes", action="store_true",
+        help="with -r: go on although batch size, seed or data are not the checkpoint's")
     add("-d", "--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     add("--dry-run", action="store_true", help="check config and data, build everything, stop")
     add("--list", nargs="*", metavar="KIND [NAME]",
@@ -48,11 +50,11 @@ def main(argv=None):
         return run(args)
 
     from utils.run_setup import open_run, start_processes
-    run = open_run(args)                  # the config, checked, and the checkpoint to go on from
-    if args.print_config:
-        return run.print_config()
-    device = start_processes(run, args)
-    try:
+    with distributed.one_voice():
+        run = open_run(args)              # the config, checked, and the checkpoint to go on from
+        if args.print_config:
+            return run.print_config()
+        device = start_processes(run, args)
         from dataloader.loader import make_loader
         from trainer import Trainer
         from utils.config import build
@@ -65,16 +67,16 @@ def main(argv=None):
         train_loader = make_loader(config["train_loader"], training=True, **common)
         val_loader = config["val_loader"] and make_loader(config["val_loader"], **common)
         dataset = train_loader.dataset
+        run.require_same_data(dataset)
         model = build("models", run.arch, num_classes=dataset.num_classes)
         criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
                               config["loss_weights"], dataset.num_classes)
         normalize = Normalize(dataset.mean, dataset.std)
         if args.dry_run:
             return run.report(model, train_loader, val_loader)
-        Trainer(model, criterion, normalize, train_loader, val_loader, config,
-                run.folder(), device, run.checkpoint, **config["trainer"]).train()
-    finally:
-        distributed.stop()
+        with run.folder() as folder:
+            Trainer(model, criterion, normalize, train_loader, val_loader, config, folder, device,
+                    run.checkpoint, **config["trainer"]).train()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A subclass writes the two loops, `_train_epoch` and `_valid_epoch`.
 """
 import inspect
 import math
+import signal
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,8 @@ from typing import Literal
 import torch
 
 from utils import distributed
-from utils.checkpoint import load_exact, load_foreign, remove_stale, write_checkpoint
-from utils.console import Interrupted, notice
+from utils.checkpoint import load_exact, load_foreign, load_optimizer, read_checkpoint
+from utils.console import Interrupted, notice, warn
 from utils.errors import CheckpointError, ConfigError
 from utils.logger import RunLogger
 from utils.losses import build_loss
@@ -20,9 +21,13 @@ from utils.lr_scheduler import build_scheduler
 from utils.monitor import Monitor, monitor_problem
 from utils.optim import build_optimizer
 from utils.precision import autocast_dtype
-from utils.run_folder import run_facts
-from utils.stop_signal import StopSignal
+from utils.run_checkpoints import RunCheckpoints
+from utils.run_folder import dataset_facts, run_facts
+from utils.stop_signal import StopNow, StopSignal
 from utils.sync_batchnorm import convert_sync_batchnorm
+
+REQUEUE_STATUS = 75      # EX_TEMPFAIL: try again later
+STOP = 1000              # added to a signal's number, so that stopping outranks saving
 
 
 class BaseTrainer(ABC):
@@ -38,7 +43,10 @@ class BaseTrainer(ABC):
         is one optimizer step.
     save_dir: runs are kept in save_dir/<name>/<date>/. save_period: keep
         checkpoint-epochN.pth every N epochs (0: only model_best.pth and
-        last.pth). save_every: also write last.pth every N iterations.
+        last.pth). save_every: also write last.pth every N iterations. keep: how
+        many of the periodic checkpoints stay (0: all). save_async: write them
+        while the training goes on. requeue: SIGUSR1, after which a run saves and
+        goes on, also ends it, with status 75, for the cluster to start it again.
     monitor: "max Mean_IoU" | "min loss" | … | "off"; judged at every
         validation. early_stop: end after so many validations without a better
         value (0: never).
@@ -49,7 +57,12 @@ class BaseTrainer(ABC):
     channels_last: memory layout of images and weights. compile: torch.compile.
     accumulate: micro-batches per optimizer step. clip_grad_norm: largest
         gradient norm (0: no clipping). ema: decay of the average of the weights
-        that is validated and exported (0: none).
+        that is validated and exported (0: none). nonfinite: what a step whose
+        loss or gradient is NaN or infinite does: "stop" the run, or "skip" the
+        step, which reads the loss at every step; max_skipped such steps end the
+        run all the same. The weights are never touched by one. fp16 leaves out
+        steps whose scaled gradient overflows, as its scaling is meant to.
+    rank_timeout: seconds that several processes wait for one that stands still.
     finetune_from: a checkpoint of any origin whose fitting tensors the network
         starts from.
     """
@@ -61,12 +74,15 @@ class BaseTrainer(ABC):
                  folder, device, checkpoint: dict | None = None, *,
                  epochs: int | None = None, iterations: int | None = None,
                  save_dir: str = "saved", save_period: int = 0, save_every: int = 0,
+                 keep: int = 0, save_async: bool = False, requeue: bool = False,
                  monitor: str = "max Mean_IoU", early_stop: int = 0,
                  val: bool = True, val_per_epochs: int = 1,
                  tensorboard: bool = True, log_dir: str | None = None, log_per_iter: int = 20,
                  amp: Literal["auto", "bf16", "fp16", False] = "auto",
                  channels_last: bool = True, compile: bool = False,
                  accumulate: int = 1, clip_grad_norm: float = 0.0, ema: float = 0.0,
+                 nonfinite: Literal["stop", "skip"] = "stop", max_skipped: int = 10,
+                 rank_timeout: float = distributed.RANK_TIMEOUT,
                  finetune_from: str | None = None):
         if val and val_loader is None:
             raise ConfigError("trainer.val is true, but there is no val_loader", "val_loader",
@@ -76,6 +92,9 @@ class BaseTrainer(ABC):
         self.val_per_epochs, self.log_per_iter = val_per_epochs, log_per_iter
         self.save_period, self.save_every = save_period, save_every
         self.accumulate, self.clip_grad_norm = accumulate, clip_grad_norm
+        self.checkpoints = RunCheckpoints(folder, keep, save_async)
+        self.requeue, self.rank_timeout = requeue, rank_timeout
+        self.nonfinite, self.max_skipped = nonfinite, max_skipped
         self.monitor = Monitor(monitor if val else "off", early_stop)
         self.autocast_dtype = autocast_dtype(amp, device)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -88,6 +107,7 @@ class BaseTrainer(ABC):
         self.val_loss = (build_loss(config["val_loss"], config["ignore_index"]).to(device)
                          if config["val_loss"] else criterion.main_loss)
         self.num_classes = len(train_loader.dataset.class_names)
+        self.dataset_facts = dataset_facts(train_loader.dataset)
         self.optimizer = build_optimizer(config["optimizer"], model)
         self.steps_per_epoch = math.ceil(len(train_loader) / accumulate)
         self.total_steps = iterations or epochs * self.steps_per_epoch
@@ -97,14 +117,19 @@ class BaseTrainer(ABC):
         self.scaler = torch.amp.GradScaler(device.type,
                                            enabled=self.autocast_dtype is torch.float16)
         self.ema = _average(model, ema) if ema else None
+        self.iterations = iterations
         self.epoch, self.batches_done, self.step, self.stage = 1, 0, 0, "training"
+        self.into_batch = 0     # samples of the next batch that other numbers of ranks have seen
+        self.skipped = 0        # steps left out because of a loss or gradient that was not finite
+        self.overflows = 0      # steps left out by the loss scaling
         if checkpoint:
             self._restore(checkpoint)
         elif finetune_from:
             notice(f"fine-tuning from {finetune_from}\n{load_foreign(model, finetune_from)}")
         self.train_model = self._wrap(model, compile)
         self.logger = RunLogger(self.folder, tensorboard, log_dir, self.step)
-        self.stop_signal = StopSignal()
+        # Several ranks agree on stopping; a single one need not wait for a moment to.
+        self.stop_signal = StopSignal(at_once=distributed.world_size() == 1)
 
     @staticmethod
     def check_settings(settings: dict) -> list[str]:
@@ -116,7 +141,7 @@ class BaseTrainer(ABC):
                             f"{'both' if lengths else 'neither'}")
         least = {"epochs": 1, "iterations": 1, "accumulate": 1, "val_per_epochs": 1,
                  "log_per_iter": 1, "save_period": 0, "save_every": 0, "early_stop": 0,
-                 "clip_grad_norm": 0}
+                 "clip_grad_norm": 0, "keep": 0, "max_skipped": 1, "rank_timeout": 1}
         for key, bound in least.items():
             if settings[key] is not None and settings[key] < bound:
                 problems.append(f"trainer.{key}: expected at least {bound}, got {settings[key]}")
@@ -144,14 +169,18 @@ class BaseTrainer(ABC):
         self.logger.say(f"training {type(self.model).__name__} to epoch {self.epochs} "
                         f"({self.total_steps} steps) on {self.device}, from epoch {self.epoch} "
                         f"step {self.step}; run folder {self.folder}")
-        self._check()
         with self.stop_signal:
             try:
+                with self.stop_signal.idle():
+                    self._check()
                 while self.epoch <= self.epochs and not self.monitor.exhausted:
                     self._train_epoch(self.epoch)
                     self._finish_epoch()
+            except StopNow:
+                self.stop_if_asked()
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory() from error
+            self.checkpoints.finish(required=True)
         if self.monitor.exhausted:
             self.logger.say(f"stopped: {self.monitor.waited} validations without a better "
                             f"{self.monitor.metric}")
@@ -161,18 +190,32 @@ class BaseTrainer(ABC):
         self.logger.close()
 
     def stop_if_asked(self):
-        """Between two steps: save and leave when some rank received a signal."""
-        if distributed.any_rank(self.stop_signal.signum is not None, self.device):
-            self.save("last.pth")
-            signum = self.stop_signal.signum or 15
-            self.logger.close()
-            raise Interrupted(signum, f"at epoch {self.epoch} step {self.step}; go on with\n"
-                                      f"  python train.py -r {self.folder / 'last.pth'}")
+        """Between two steps: save, and leave, when some rank received a signal to."""
+        stop = self.stop_signal
+        own = stop.signum + STOP if stop.signum else int(stop.save_asked)
+        distributed.at(f"{self._moment()}: agreeing on whether to stop")
+        asked = distributed.highest(own, self.device)
+        if not asked:
+            return
+        stop.save_asked, leave = False, asked > STOP or self.requeue
+        self.save("last.pth", required=leave)
+        if not leave:
+            self.logger.say(f"saved at {self._moment()}, as asked by a signal")
+            return
+        self.logger.close()
+        on = f"at {self._moment()}; go on with\n  python train.py -r {self.folder / 'last.pth'}"
+        if asked > STOP:
+            raise Interrupted(asked - STOP, on)
+        raise Interrupted(signal.SIGUSR1, on, REQUEUE_STATUS)
 
-    def save(self, name: str):
-        """Write a checkpoint of this moment into the run's folder (rank 0 only)."""
+    def save(self, name: str, required: bool = False):
+        """Write a checkpoint of this moment into the run's folder (rank 0 only); `required`
+        where no later one could make up for it."""
         if distributed.is_main():
-            write_checkpoint(self.folder / name, self._state())
+            self.checkpoints.save(name, self._state(), required)
+
+    def _moment(self):
+        return f"epoch {self.epoch} step {self.step}"
 
     def _finish_epoch(self):
         epoch = self.epoch
@@ -180,12 +223,12 @@ class BaseTrainer(ABC):
         better = False
         if self.val_loader is not None and due:
             better = self.monitor.update(self._valid_epoch(epoch), epoch)
-        self.epoch, self.batches_done = epoch + 1, 0
+        self.epoch, self.batches_done, self.into_batch = epoch + 1, 0, 0
         if better:
             self.save("model_best.pth")
         if self.save_period and epoch % self.save_period == 0:
             self.save(f"checkpoint-epoch{epoch}.pth")
-        self.save("last.pth")
+        self.save("last.pth", required=self.epoch > self.epochs or self.monitor.exhausted)
 
     def _state(self):
         dataset = self.train_loader.dataset
@@ -196,8 +239,9 @@ class BaseTrainer(ABC):
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch, "step": self.step,
             # Counted in samples over all ranks, so that another number of ranks can go on.
-            "samples": self.batches_done * self.train_loader.batch_size
-            * distributed.world_size(),
+            "samples": self.batches_done * self._samples_per_batch() + self.into_batch,
+            "steps_per_epoch": self.steps_per_epoch, "skipped": self.skipped,
+            "dataset": self.dataset_facts,
             "monitor": self.monitor.state_dict(), "config": self.config,
             "class_names": list(dataset.class_names),
             "palette": [list(map(int, colour)) for colour in dataset.palette],
@@ -205,32 +249,81 @@ class BaseTrainer(ABC):
             "versions": run_facts(),
         }
 
+    def _samples_per_batch(self):
+        return self.train_loader.batch_size * distributed.world_size()
+
     def _restore(self, checkpoint):
-        where = str(self.folder)
+        try:
+            self._load_state(checkpoint, str(self.folder))
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise CheckpointError("checkpoint is damaged: its state of the training cannot be "
+                                  f"taken up ({type(error).__name__}: {error})",
+                                  str(self.folder), "use another checkpoint of the run") from error
+        best = "none yet" if self.monitor.best is None else f"{self.monitor.best:.4f}"
+        notice(f"resuming at {self._moment()}, lr {self.optimizer.param_groups[0]['lr']:.3g}, best "
+               f"{self.monitor.metric or ''} {best}")
+
+    def _load_state(self, checkpoint, where):
+        own = checkpoint["config"]
         if not checkpoint.get("optimizer"):
             raise CheckpointError("the checkpoint holds weights, but no state of a training",
                                   where, "start a training from it with trainer.finetune_from")
-        load_exact(self.model, checkpoint["model"], checkpoint["config"]["arch"]["type"], where)
+        load_exact(self.model, checkpoint["model"], own["arch"]["type"], where)
         if self.ema:
             load_exact(self.ema.module, checkpoint["ema"] or checkpoint["model"],
-                       checkpoint["config"]["arch"]["type"], where)
+                       own["arch"]["type"], where)
             self.ema.n_averaged.fill_(checkpoint["step"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        load_optimizer(self.optimizer, checkpoint["optimizer"], where)
         self.scaler.load_state_dict(checkpoint["scaler"])
-        self.monitor.load_state_dict(checkpoint["monitor"])
         self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
-        per_batch = self.train_loader.batch_size * distributed.world_size()
-        self.batches_done, left = divmod(checkpoint["samples"], per_batch)
-        if left:
-            notice(f"the checkpoint was taken {left} samples into a batch of {per_batch}: "
-                   "those are seen again")
-        if distributed.is_main():
-            remove_stale(self.folder)
-        best = "none yet" if self.monitor.best is None else f"{self.monitor.best:.4f}"
-        notice(f"resuming at epoch {self.epoch} step {self.step}, lr "
-               f"{self.optimizer.param_groups[0]['lr']:.3g}, best {self.monitor.metric or ''} "
-               f"{best}")
+        self.skipped = checkpoint.get("skipped", 0)
+        self.batches_done, self.into_batch = divmod(checkpoint["samples"],
+                                                    self._samples_per_batch())
+        self.scheduler.load_state_dict(self._carried_over(checkpoint))
+        if own["trainer"]["monitor"] == self.config["trainer"]["monitor"]:
+            self.monitor.load_state_dict(checkpoint["monitor"])
+            self._agree_with_best()
+        else:
+            notice("another metric is monitored than before: the first validation is the best "
+                   "so far")
+
+    def _carried_over(self, checkpoint):
+        """The scheduler's state; counted anew where an epoch has another number of steps now."""
+        state, before = checkpoint["scheduler"], checkpoint.get("steps_per_epoch")
+        if before in (None, self.steps_per_epoch):
+            return state
+        done = math.ceil(self.batches_done / self.accumulate)
+        if self.iterations:
+            left = self.total_steps - self.step + done
+            self.epochs = self.epoch - 1 + math.ceil(left / self.steps_per_epoch)
+        else:
+            self.step = (self.epoch - 1) * self.steps_per_epoch + done
+        notice(f"an epoch has {self.steps_per_epoch} steps now, over {distributed.world_size()} "
+               f"process(es), instead of {before}: going on with the samples that are left of "
+               f"epoch {self.epoch}, at step {self.step}")
+        if not self.scheduler.per_iteration:
+            return state
+        # What torch's OneCycleLR derives from the length of a run is as the new length has it.
+        derived = ("total_steps", "_schedule_phases", "last_epoch", "_step_count")
+        return {**{key: value for key, value in state.items() if key not in derived},
+                "last_epoch": self.step, "_step_count": self.step + 1}
+
+    def _agree_with_best(self):
+        """Never replace model_best.pth by a worse one: a crash may have come between it and
+        last.pth, and an older checkpoint may be gone on from."""
+        path = self.folder / "model_best.pth"
+        if not path.is_file():
+            return
+        try:
+            best = read_checkpoint(path)
+        except CheckpointError as error:
+            warn(f"{error.what}: the next validation makes a new model_best.pth")
+            self.monitor.best = None
+            return
+        if best["config"]["trainer"]["monitor"] == self.config["trainer"]["monitor"] \
+                and self.monitor.adopt(best["monitor"]):
+            notice(f"model_best.pth is of a later epoch, {self.monitor.epoch}, and stays until it "
+                   "is beaten")
 
     def _out_of_memory(self):
         loader, key = ((self.train_loader, "train_loader") if self.stage == "training"

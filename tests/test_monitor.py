@@ -18,7 +18,7 @@ def test_early_stop_counts_validations_without_a_better_value():
     monitor = Monitor("max Mean_IoU", 2)
     judge(monitor, .3, .2)
     assert not monitor.exhausted
-    judge(monitor, .1)
+    monitor.update({"Mean_IoU": .1}, 3)
     assert monitor.exhausted
 
 

@@ -63,7 +63,7 @@ class Loader:
     def __len__(self):
         return len(self.dataset) // self.batch_size
 
-    def set_epoch(self, epoch, start_batch=0):
+    def set_epoch(self, epoch, start_batch=0, skip=0):
         order = torch.Generator().manual_seed(epoch)
         self.order = torch.randperm(len(self.dataset), generator=order)
         self.start = start_batch

@@ -7,13 +7,17 @@ a tensor otherwise loads silently). Nothing here ever falls back to unpickling
 arbitrary objects.
 
 Keys of a Segwright checkpoint: format, model, ema, optimizer, scheduler,
-scaler, epoch, iteration, step, monitor, config, class_names, palette,
-normalization, activation, versions. Every random draw of a run is a function
+scaler, epoch, step, samples, steps_per_epoch, monitor, skipped, config,
+dataset, class_names, palette, normalization, activation, versions. Every random draw of a run is a function
 of (seed, epoch, sample) or (seed, step, rank), so no generator state is stored.
 """
+import contextlib
+import errno
+import io
 import os
-import re
+import pickletools
 import shutil
+import warnings
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -29,13 +33,31 @@ FORMAT = 1
 MAX_DROPPED = 0.5
 
 
+class SaveError(CheckpointError):
+    """A checkpoint could not be written; what was there before is untouched."""
+
+    exit_status = 1
+
+
 def write_checkpoint(path, state: dict):
     """Write `state` to `path`, atomically: whatever happens, the old file stays whole."""
+    write_bytes(path, checkpoint_bytes(state))
+
+
+def checkpoint_bytes(state: dict) -> memoryview:
+    """What a checkpoint file of `state` holds. Later changes of its tensors do not reach it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getbuffer()
+
+
+def write_bytes(path, data):
+    """Write `data` beside `path`, flush it to the disk, rename. Raises SaveError."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:
-            torch.save(state, stream)
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -44,19 +66,14 @@ def write_checkpoint(path, state: dict):
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        # torch hides a full disk behind "unexpected pos"; say what it is.
-        needed = sum(t.numel() * t.element_size() for t in _tensors(state))
-        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
-        reason = (f"no space left (about {needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free)"
-                  if free < needed or getattr(error, "errno", None) == 28 else str(error))
-        raise CheckpointError(f"cannot write the checkpoint: {reason}", str(path),
-                              "free some space or change trainer.save_dir; the previous "
-                              "checkpoint is untouched") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise SaveError(_why_not_written(error, path, len(data)), str(path),
+                        "free some space, or change trainer.save_dir; the previous checkpoint "
+                        "is untouched") from error
 
 
 def read_checkpoint(path) -> dict:
@@ -67,6 +84,9 @@ def read_checkpoint(path) -> dict:
         raise CheckpointError(f"not a Segwright checkpoint: it holds {kind}", str(path),
                               "convert it with python -m tools.convert_checkpoint, or start "
                               "a training from it with trainer.finetune_from")
+    if type(state["format"]) is not int or not isinstance(state["model"], dict):
+        raise CheckpointError("checkpoint is damaged (its format or model entry is no such thing)",
+                              str(path), "use another checkpoint of the run")
     if state["format"] > FORMAT:
         raise CheckpointError(f"checkpoint format {state['format']} is newer than this "
                               f"program's {FORMAT}", str(path), "update Segwright")
@@ -86,13 +106,14 @@ def read_state(path):
                               f"the folder holds: {', '.join(there) or 'no .pth file'}")
     _verify_zip(path)
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+            # What torch has to say about unusual pickles is said below.
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        text = str(error)
-        refused = re.search(r"(?:GLOBAL|global):? ([\w.]+)", text)
+    except Exception:
+        refused = _asks_to_run(path)
         if refused:
-            raise CheckpointError(f"refused: the file asks to run {refused[1]}", str(path),
+            raise CheckpointError(f"refused: the file asks to run {refused}", str(path),
                                   "load only what holds tensors and plain types, such as a bare "
                                   "state dict") from None
         # torch's own text would advise to switch the protection off.
@@ -131,6 +152,30 @@ def load_exact(model, state: dict, saved_arch: str, where: str):
                               "with trainer.finetune_from")
     _refuse_nonfinite(state, where)
     model.load_state_dict(state)
+
+
+def load_optimizer(optimizer, state: dict, where: str):
+    """Load the state of an optimizer over the same parameters.
+
+    Shapes are compared before anything is copied: a file of a kilobyte can hold
+    a view that would fill the memory.
+    """
+    try:
+        saved = [key for group in state["param_groups"] for key in group["params"]]
+        ours = [p for group in optimizer.param_groups for p in group["params"]]
+        if len(saved) != len(ours):
+            raise ValueError(f"it has {len(saved)} parameters, the network trains {len(ours)}")
+        for key, parameter in zip(saved, ours):
+            for name, value in state["state"].get(key, {}).items():
+                if isinstance(value, torch.Tensor) and value.numel() > 1 \
+                        and value.shape != parameter.shape:
+                    raise ValueError(f"{name} of parameter {key} is {tuple(value.shape)}, the "
+                                     f"parameter {tuple(parameter.shape)}")
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"the optimizer's state does not fit: {error}", where,
+                              "use the checkpoint's own config, or start from its weights with "
+                              "trainer.finetune_from") from None
 
 
 def load_partial(model, state: dict, where: str) -> "LoadReport":
@@ -248,21 +293,52 @@ def find_checkpoint(text: str, folder: str = "saved") -> str:
 
 def newest_checkpoint(folder, name: str = "last.pth") -> Path | None:
     """The newest undamaged file called `name` under `folder`, or None."""
-    from utils.console import warn
-    candidates = sorted(Path(folder).glob(f"**/{name}"), key=lambda p: p.stat().st_mtime)
-    for path in reversed(candidates):
+    for path in _newest_first(Path(folder).glob(f"**/{name}")):
         try:
             _verify_zip(path)
             return path
         except CheckpointError as error:
-            warn(f"skipping a damaged checkpoint: {error.what} ({path})")
+            _skipped(path, error)
     return None
 
 
-def remove_stale(folder):
-    """Delete temporary files that a killed writer left in `folder`."""
-    for path in Path(folder).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+def newest_training(folder) -> tuple[dict, Path] | None:
+    """(checkpoint, path) of the newest whole checkpoint of a training in `folder` or one folder
+    below, whatever it is called; None where there is none. Says what it leaves out, and why."""
+    folder = Path(folder)
+    for path in _newest_first([*folder.glob("*.pth"), *folder.glob("*/*.pth")]):
+        try:
+            checkpoint = read_checkpoint(path)
+            if checkpoint.get("optimizer"):
+                return checkpoint, path
+            raise CheckpointError("it holds weights, but no state of a training", str(path))
+        except CheckpointError as error:
+            _skipped(path, error)
+    return None
+
+
+def _newest_first(paths):
+    # Of files written in the same tick last.pth is the later one.
+    dated = []
+    for path in paths:
+        with contextlib.suppress(OSError):      # a broken link, or deleted meanwhile
+            if path.is_file():
+                dated.append((path.stat().st_mtime_ns, path.name == "last.pth", path))
+    return [path for *_, path in sorted(dated, reverse=True)]
+
+
+def _skipped(path, error):
+    from utils.console import warn
+    warn(f"skipping {path}: {error.what}")
+
+
+def verified(path) -> bool:
+    """Whether a checkpoint file is there and its records pass their checksums."""
+    try:
+        _verify_zip(Path(path))
+        return True
+    except (CheckpointError, OSError):
+        return False
 
 
 def _verify_zip(path):
@@ -288,7 +364,9 @@ def _verify_zip(path):
 def _refuse_nonfinite(state, where):
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
-        raise CheckpointError(f"{len(bad)} tensors hold NaN or Inf: {', '.join(bad[:5])}", where,
+        more = ", …" if len(bad) > 5 else ""
+        raise CheckpointError(f"{len(bad)} tensors hold NaN or Inf: {', '.join(bad[:5])}{more}",
+                              where,
                               "use an earlier checkpoint of the run")
 
 
@@ -300,12 +378,46 @@ def _numpy_scalars():
             type(np.dtype(np.int64))]
 
 
-def _tensors(value):
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
+# Where the harmless globals of a file of weights live.
+_HARMLESS = ("torch", "collections", "numpy", "_codecs")
+
+
+def _asks_to_run(path):
+    """The first function beyond tensors and plain types that a pickle names; it is not run."""
+    with contextlib.suppress(Exception):      # anything may be in there; the caller says so
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+                stream = io.BytesIO(archive.read(names[0]))
+        else:
+            stream = open(path, "rb")
+        with stream:
+            while True:            # one pickle after the other, until one is none
+                for name in _globals(stream):
+                    if name.split(".")[0] not in _HARMLESS:
+                        return name
+    return None
+
+
+def _globals(stream):
+    """"module.name" of every global in the pickle at the stream's position."""
+    strings = []
+    for code, argument, _ in pickletools.genops(stream):
+        if code.name in ("GLOBAL", "INST"):
+            yield argument.replace(" ", ".", 1)
+        elif code.name == "STACK_GLOBAL":
+            yield ".".join(strings[-2:])
+        elif isinstance(argument, str):
+            strings = [*strings[-1:], argument]
+
+
+def _why_not_written(error, path, needed):
+    mega, free = f"{needed / 1e6:.1f} MB", 0
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(path.parent).free
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left while writing {path} (needed {mega}, free {free / 1e6:.1f} MB)"
+    if error.errno == errno.EFBIG:
+        return (f"no space left while writing {path} (needed {mega}, which is more than a file "
+                "may have here)")
+    return f"cannot write {path}: {error.strerror or error}"

@@ -3,15 +3,19 @@
 stdout belongs to results, stderr to everything said about them.
 """
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
 import traceback
 
 from utils.errors import UserError
 
 VERSION = "0.1.0"
 EXIT_STATUSES = ("exit status: 0 success; 1 unexpected; 2 usage or config; 3 data; 4 checkpoint; "
-                 "5 numbers or a failed verification; 130 Ctrl-C; 143 SIGTERM")
+                 "5 numbers or a failed verification; 75 saved and to be started again "
+                 "(trainer.requeue); 129 SIGHUP; 130 Ctrl-C; 143 SIGTERM")
 
 
 class Interrupted(Exception):
@@ -19,11 +23,13 @@ class Interrupted(Exception):
 
     signum: the signal that asked (2 for Ctrl-C, 15 for SIGTERM).
     message: what was saved and how to go on.
+    status: the exit status, where it is not 128 + signum.
     """
 
-    def __init__(self, signum: int, message: str = ""):
+    def __init__(self, signum: int, message: str = "", status: int | None = None):
         super().__init__(message)
         self.signum = signum
+        self.status = 128 + signum if status is None else status
 
 
 class ShowVersion(argparse.Action):
@@ -49,26 +55,41 @@ def run(main, argv=None) -> int:
     """Call main(argv); turn a user's mistake into one message and its exit status.
 
     A traceback is printed for errors of ours, and for every error when --debug
-    is given or SEGWRIGHT_DEBUG is set.
+    is given or SEGWRIGHT_DEBUG is set. SIGTERM and SIGHUP end the program as
+    Ctrl-C does, unless they are ignored (nohup).
     """
     argv = sys.argv[1:] if argv is None else argv
     # Read when torch starts: large tensors on huge pages spare a CPU a tenth of its time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    debug = "--debug" in argv or bool(os.environ.get("SEGWRIGHT_DEBUG"))
+    _open_standard_streams()
     try:
-        return main(argv) or 0
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        _say("error", str(error), "31")
-        return error.exit_status
-    except (Interrupted, KeyboardInterrupt) as stop:
-        _say("interrupted", str(stop) or "nothing was saved", "33")
-        return 128 + getattr(stop, "signum", 2)
+        with _ending_on("SIGTERM", "SIGHUP"):
+            status = main(argv) or 0
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return 0
+    except (Exception, KeyboardInterrupt) as error:
+        status = report(error, argv)
+        if status is None:
+            raise
+        return status
+
+
+def report(error: BaseException, argv=None) -> int | None:
+    """Say what ended the program; its exit status, or None for an error of ours."""
+    argv = sys.argv[1:] if argv is None else argv
+    if isinstance(error, UserError):
+        if "--debug" in argv or os.environ.get("SEGWRIGHT_DEBUG"):
+            traceback.print_exception(error)
+        _say("error", str(error), "31")
+        return error.exit_status
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        _say("interrupted", str(error) or "at once; nothing more was saved", "33")
+        return getattr(error, "status", 130)
+    return None
 
 
 def notice(text: str):
@@ -81,6 +102,11 @@ def warn(text: str):
     """A warning on stderr; other ranks than 0 name themselves."""
     rank = _rank()
     _say("warning" if rank == 0 else f"[rank {rank}] warning", text, "33")
+
+
+def fail(text: str):
+    """An error on stderr, from any rank."""
+    _say("error", text, "31")
 
 
 def coloured(text: str, code: str, stream=None) -> str:
@@ -98,8 +124,52 @@ def _say(label, text, code):
 def _print(text):
     # A file name may hold bytes that are no text: show them escaped, never fail.
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr,
+              flush=True)
+    except OSError:
+        # The terminal, or the reader of the pipe, went away: a training does not end for it.
+        _silence(sys.stderr)
+
+
+def _open_standard_streams():
+    """Streams that were closed (`2>&-`) lead nowhere, instead of into the next file opened."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)      # takes the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, closefd=False))
+
+
+def _silence(stream):
+    """What is still written to a stream that lost its reader goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _ending_on(*names):
+    """Turn signals into Interrupted, so that temporary files and worker processes are cleared."""
+    def end(signum, frame):
+        raise Interrupted(signum, "before anything was saved")
+
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in names:
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) is signal.SIG_DFL:
+                previous[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _rank():
-    return int(os.environ.get("RANK", 0) or 0)
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdecimal() else 0

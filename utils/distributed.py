@@ -5,12 +5,16 @@ the config makes a plain `python train.py` start the same thing. GPUs talk
 through NCCL, CPUs through gloo. Everything here works, and does nothing, in a
 single process.
 """
+import contextlib
 import os
+import signal
 import sys
 from datetime import timedelta
 
 from utils.errors import ConfigError
 
+RANK_TIMEOUT = 600.0      # seconds
+_watcher = None
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -23,15 +27,31 @@ def launched() -> bool:
     if missing:
         raise ConfigError(f"{present[0]} is set, but {', '.join(missing)} is not",
                           "environment", "start with torchrun, or unset the variables")
+    for name in _LAUNCHER_VARIABLES:
+        if name != "MASTER_ADDR" and not os.environ[name].isdecimal():
+            raise ConfigError(f"{name} is {os.environ[name]!r}, which is no number",
+                              "environment", "start with torchrun, or unset the variables")
     return True
 
 
 def relaunch(processes: int, argv: list[str]):
-    """Replace this process by torch's elastic launcher with `processes` ranks of it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               f"--nproc-per-node={processes}", os.path.abspath(sys.argv[0]), *argv]
+    """Run torch's elastic launcher with `processes` ranks of this program, and end with the
+    status of the first rank that failed."""
+    from torch.distributed import run as launcher
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    os.execv(sys.executable, command)
+    command = ["--standalone", f"--nproc-per-node={processes}", os.path.abspath(sys.argv[0]), *argv]
+    try:
+        launcher.run(launcher.parse_args(command))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        # Negative: the signal that ended it, which a shell counts from 128.
+        raise SystemExit(failure.exitcode if failure.exitcode > 0
+                         else 128 - failure.exitcode) from None
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
+    raise SystemExit(0)
 
 
 def choose_processes(n_gpu: int | None) -> int:
@@ -53,7 +73,7 @@ def choose_processes(n_gpu: int | None) -> int:
     return max(1, n_gpu)
 
 
-def start(device: str | None = None, timeout: float = 1800.0):
+def start(device: str | None = None, timeout: float = RANK_TIMEOUT):
     """Join the process group if there is one; returns this process's torch.device.
 
     timeout: seconds after which a collective that some rank does not reach fails.
@@ -69,16 +89,100 @@ def start(device: str | None = None, timeout: float = 1800.0):
         torch.cuda.set_device(local)
         device = f"cuda:{local}"
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo",
-                                timeout=timedelta(seconds=timeout))
+        try:
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo",
+                                    timeout=timedelta(seconds=timeout))
+        except dist.DistNetworkError as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            raise ConfigError(f"port {os.environ['MASTER_PORT']} is in use", "MASTER_PORT",
+                              "choose another with --master-port, or let torchrun --standalone "
+                              "find a free one") from None
+    if world_size() > 1:
+        _watch(timeout)
     return torch.device(device)
 
 
 def stop():
     """Leave the process group."""
+    global _watcher
+    if _watcher:
+        _watcher.close()
+        _watcher = None
     if world_size() > 1:
         import torch.distributed as dist
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def one_voice():
+    """Around everything that several ranks do: an error is told once, by the rank it happened
+    on, and first; the others say which rank they stop for. Leaves the process group."""
+    try:
+        yield
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if world_size() == 1 and int(os.environ.get("WORLD_SIZE") or 1) == 1:
+            raise
+        raise SystemExit(_tell(error)) from None
+    stop()
+
+
+def at(place: str):
+    """Note what this rank is about to do; ranks pass the same places in the same order. A rank
+    that does not get there in time is named with the last place it was seen at."""
+    if _watcher:
+        _watcher.at(place)
+
+
+def restarts() -> int:
+    """How often torchrun --max-restarts has started the ranks again."""
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
+
+
+def remember(key: str, value: str):
+    """Keep a text for the processes that torchrun starts if these fail (rank 0)."""
+    if _store_of_launcher() and is_main():
+        from utils.rank_watch import connect
+        connect().set(f"segwright/{key}", value)
+
+
+def recall(key: str) -> str | None:
+    """What a predecessor of this process asked to remember."""
+    if not _store_of_launcher():
+        return None
+    from utils.rank_watch import connect
+    store = connect()
+    key = f"segwright/{key}"
+    return store.get(key).decode() if store.check([key]) else None
+
+
+def _store_of_launcher():
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launched()
+
+
+def _watch(timeout):
+    global _watcher
+    from utils.rank_watch import RankWatch
+    if _watcher is None:
+        _watcher = RankWatch(rank(), world_size(), timeout)
+
+
+def _tell(error):
+    """Report an error of one of several ranks; the exit status of this one."""
+    from utils import console
+    from utils.rank_watch import RankWatch
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)     # the launcher ends ranks that linger
+    if isinstance(error, (console.Interrupted, KeyboardInterrupt)):
+        # All ranks agreed to stop, or all were told to.
+        status = console.report(error) if os.environ["RANK"] == "0" else \
+            getattr(error, "status", 130)
+        stop()
+        return status
+    watcher = _watcher or RankWatch(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    return watcher.tell(error)
 
 
 def world_size() -> int:
@@ -122,12 +226,30 @@ def broadcast_buffers(module):
             dist.broadcast(buffer, src=0)
 
 
+def highest(number: int, device) -> int:
+    """The greatest `number` of all ranks, on all of them (waits for the slowest rank)."""
+    dist = _dist()
+    if not dist:
+        return number
+    import torch
+    found = torch.tensor(number, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found.item())
+
+
 def any_rank(flag: bool, device) -> bool:
     """True on all ranks when `flag` is true on one (waits for the slowest rank)."""
-    if world_size() == 1:
-        return flag
-    import torch
-    return bool(all_reduce_(torch.tensor(float(flag), device=device)).item())
+    return bool(highest(int(flag), device))
+
+
+def gather(value) -> list:
+    """Every rank's `value` (plain types), in the order of the ranks."""
+    dist = _dist()
+    if not dist:
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _dist():

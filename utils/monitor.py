@@ -36,13 +36,26 @@ class Monitor:
         if self.mode == "off":
             return False
         value = results[self.metric]
-        better = not math.isnan(value) and (
-            self.best is None or (value > self.best if self.mode == "max" else value < self.best))
+        better = not math.isnan(value) and self._beats(value)
         if better:
             self.best, self.epoch, self.waited = value, epoch, 0
-        else:
+        elif epoch == self.epoch:
+            self.waited = 0        # the best validation itself, taken again after an interruption
+        elif self.epoch is None or epoch > self.epoch:
             self.waited += 1
         return better
+
+    def adopt(self, state: dict) -> bool:
+        """Take over the best of `state` where it beats ours: what model_best.pth says of itself,
+        which a crash may have left younger than the checkpoint that goes on. True if it does."""
+        if self.mode == "off" or state["best"] is None or not self._beats(state["best"]):
+            return False
+        self.best, self.epoch, self.waited = state["best"], state["epoch"], 0
+        return True
+
+    def _beats(self, value):
+        return self.best is None or (value > self.best if self.mode == "max"
+                                     else value < self.best)
 
     def state_dict(self) -> dict:
         return {"best": self.best, "epoch": self.epoch, "waited": self.waited}
