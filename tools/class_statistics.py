@@ -1,0 +1,155 @@
+"""How often does each class occur? Pixels, images, weights for a loss, mean and std of the images.
+
+examples:
+  python -m tools.class_statistics -c config.json
+  python -m tools.class_statistics --type CamVid --args '{"data_dir": "CV", "split": "train"}' \\
+      --json camvid_classes.json --png camvid_classes.png
+
+Whole images are counted, without augmentation, each once. The JSON file is what "class_pixels" of
+a loss takes: {"type": "wCE", "args": {"weight": "log", "class_pixels": "camvid_classes.json"}}.
+Numbers are sums of integers: they do not depend on the workers.
+"""
+import argparse
+import json
+import os
+import sys
+
+from utils import console
+from utils.dataset_arguments import (add_dataset_arguments, check_dataset_arguments,
+                                     dataset_config, whole_images)
+
+EXACT = 2 ** 24      # pixels that OpenCV's histogram of float32 counts without rounding
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(prog="python -m tools.class_statistics", description=__doc__,
+                                     epilog=console.EXIT_STATUSES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add_dataset_arguments(parser)
+    add("--json", metavar="FILE", help="write the numbers, for class_pixels of a loss")
+    add("--png", metavar="FILE", help="draw shares of pixels and of images")
+    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="reading processes")
+    add("--debug", action="store_true", help="show the traceback of every error")
+    args = parser.parse_intermixed_args(argv)
+    check_dataset_arguments(parser, args)
+    if args.workers < 0:
+        parser.error("--workers must be at least 0")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    from utils.image_io import write_bytes, write_image
+    section, config = dataset_config(args)
+    dataset = whole_images(section, config)
+    result = statistics(dataset, args.workers)
+    print(as_text(result))
+    if args.json:
+        write_bytes(args.json, json.dumps(result, indent=1).encode() + b"\n")
+    if args.png:
+        from utils.class_chart import class_chart
+        write_image(args.png, class_chart(result["class_names"], dataset.palette,
+                                          result["pixels"], result["images_with"],
+                                          result["images"]))
+
+
+def statistics(dataset, workers: int = 0) -> dict:
+    """Everything the JSON file holds, of every image of the dataset.
+
+    pixels, images_with, pixels_in_images_with: per class (see utils.class_weights).
+    mean, std: of all pixels, RGB in 0..1. weights: by each rule; None where it says nothing.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from dataloader.loader import build_loader
+    classes = dataset.num_classes
+    pixels, images_with, beside = np.zeros((3, classes), np.int64)
+    colours, ignored = np.zeros((3, 256), np.int64), 0
+    loader = build_loader(dataset, batch_size=1, num_workers=workers)
+    try:
+        for batch in tqdm(loader, desc="counting", total=len(loader), unit="image", leave=False,
+                          dynamic_ncols=True, disable=None):
+            label = batch["label"][0].numpy()
+            counts = np.bincount(label[(label >= 0) & (label < classes)], minlength=classes)
+            pixels += counts
+            images_with += counts > 0
+            beside += np.where(counts > 0, counts.sum(), 0)
+            ignored += label.size - int(counts.sum())
+            colours += _histogram(batch["image"][0].permute(1, 2, 0).numpy())
+    finally:
+        loader.close()
+    mean, std = _moments(colours)
+    total = int(pixels.sum())
+    return {"schema": 1, "dataset": type(dataset).__name__, "split": dataset.split,
+            "images": len(dataset), "class_names": list(dataset.class_names),
+            "pixels": pixels.tolist(), "images_with": images_with.tolist(),
+            "pixels_in_images_with": beside.tolist(), "ignored_pixels": ignored,
+            "share": [n / total if total else 0.0 for n in pixels.tolist()],
+            "weights": _weights(dataset, pixels, images_with, beside), "mean": mean, "std": std}
+
+
+def as_text(result: dict) -> str:
+    """The table, and the numbers that a config may take over."""
+    rules = [rule for rule, values in result["weights"].items() if values]
+    width = max(map(len, ["class", *result["class_names"]]))
+    digits = max(6, *(len(str(n)) for n in result["pixels"]))
+    images = max(1, result["images"])
+    lines = [f"{result['dataset']} {result['split']}: {result['images']} images",
+             f" id  {'class':<{width}}  {'pixels':>{digits}}  {'share':>8}  images  {'share':>7}"
+             + "".join(f"  {rule:>7}" for rule in rules)]
+    for k, name in enumerate(result["class_names"]):
+        weights = "".join(f"  {result['weights'][rule][k]:7.4f}" for rule in rules)
+        lines.append(f"{k:3}  {name:<{width}}  {result['pixels'][k]:>{digits}}  "
+                     f"{100 * result['share'][k]:7.3f}%  {result['images_with'][k]:6}  "
+                     f"{100 * result['images_with'][k] / images:6.1f}%{weights}")
+    counted = sum(result["pixels"]) + result["ignored_pixels"]
+    share = 100 * result["ignored_pixels"] / counted if counted else 0.0
+    absent = [name for name, n in zip(result["class_names"], result["pixels"]) if not n]
+    lines.append(f"ignored: {result['ignored_pixels']} pixels, {share:.2f}% of all")
+    if absent:
+        lines.append(f"without a single pixel: {', '.join(absent)}")
+    lines += [f"\"{key}\": {json.dumps([round(x, 5) for x in result[key]])}"
+              for key in ("mean", "std")]
+    return "\n".join(lines)
+
+
+def _weights(dataset, pixels, images_with, beside):
+    """rule -> weights; None where there is not a pixel, or for a table of other classes."""
+    from dataloader.cityscapes import CLASS_NAMES
+    from utils.class_weights import CITYSCAPES_TABLE, RULES, rule_weights
+    weights = {"table": list(CITYSCAPES_TABLE) if dataset.class_names == CLASS_NAMES else None}
+    for rule in RULES:
+        weights[rule] = rule_weights(rule, pixels.tolist(), images_with.tolist(),
+                                     beside.tolist()) if pixels.any() else None
+    return weights
+
+
+def _histogram(image):
+    """(3, 256) pixels of each value of an image (H, W, 3)."""
+    import cv2
+    import numpy as np
+    rows = max(1, EXACT // max(1, image.shape[1]))
+    counts = np.zeros((3, 256), np.int64)
+    for top in range(0, len(image), rows):
+        for channel in range(3):
+            part = cv2.calcHist([image[top:top + rows]], [channel], None, [256], [0, 256])
+            counts[channel] += part.ravel().astype(np.int64)
+    return counts
+
+
+def _moments(colours):
+    """Mean and standard deviation of each channel, from whole numbers."""
+    means, stds = [], []
+    for counts in colours.tolist():
+        number = sum(counts)
+        first = sum(value * n for value, n in enumerate(counts))
+        second = sum(value * value * n for value, n in enumerate(counts))
+        means.append(first / number / 255)
+        stds.append((number * second - first * first) ** 0.5 / number / 255)
+    return means, stds
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))
