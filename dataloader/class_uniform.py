@@ -39,8 +39,7 @@ class ClassUniform(EpochDraw):
     classes: those that are drawn; null: all that occur.
     centroids: a file that keeps them between runs, made where it is missing or belongs
         to other labels; null counts them at every start.
-    last_epoch: with the last epoch of class-uniform sampling behind it, an epoch visits
-        the images as if there were no sampler; null: never.
+    last_epoch: after it, epochs visit the images as if there were no sampler; null: never.
     """
 
     def __init__(self, share: float = 0.5, tile_size: int = 1024,
@@ -54,7 +53,7 @@ class ClassUniform(EpochDraw):
         if wrong or classes == []:
             raise ConfigError(f"expected classes from 0 to {dataset.num_classes - 1}, got "
                               f"{classes}", "classes")
-        for part in {id(part): part for part in map(_owner(dataset), range(len(dataset)))}.values():
+        for part in _owners(dataset):
             if not getattr(part.augmentation, "augment", False):
                 raise ConfigError("class-uniform sampling places random crops: it has no effect "
                                   f"on {type(part).__name__} {part.split} without augment",
@@ -102,7 +101,8 @@ def load_centroids(dataset: BaseDataset, tile_size: int = 1024,
     DataError: the file holds something else.
     """
     if path is None:
-        notice(f"looking for the centroids of {len(dataset)} labels; \"centroids\": FILE keeps them")
+        notice(f"looking for the centroids of {len(dataset)} labels; \"centroids\": FILE would "
+               "keep them")
         return find_centroids(dataset, tile_size)
     path, made_from = Path(path).expanduser(), _made_from(dataset, tile_size)
     known = _read(path)
@@ -145,28 +145,37 @@ def tile_centroids(ids: np.ndarray, tile_size: int, num_classes: int) -> list[tu
     for top in range(0, ids.shape[0], tile_size):
         for left in range(0, ids.shape[1], tile_size):
             tile = ids[top:top + tile_size, left:left + tile_size]
-            inside = (tile >= 0) & (tile < num_classes)
-            rows, columns = np.nonzero(inside)
-            classes = tile[inside].astype(np.int64)
-            counts = np.bincount(classes, minlength=num_classes)
-            sums = (np.bincount(classes, weights, num_classes) for weights in (rows, columns))
-            for class_id, *sum_of in zip(range(num_classes), *sums):
-                if counts[class_id]:
-                    y, x = (int(one // counts[class_id]) for one in sum_of)
+            classes = np.where((tile >= 0) & (tile < num_classes), tile, num_classes)
+            rows = _per_line(classes, num_classes)
+            columns = _per_line(classes.T, num_classes)
+            for class_id, count in enumerate(rows.sum(0)):
+                if count:
+                    y, x = (int(np.arange(len(lines)) @ lines[:, class_id] // count)
+                            for lines in (rows, columns))
                     if tile[y, x] != class_id:
-                        y, x = _nearest(rows[classes == class_id], columns[classes == class_id],
-                                        y, x)
+                        y, x = _nearest(tile == class_id, y, x)
                     found.append((class_id, top + y, left + x))
     return found
 
 
-def _nearest(rows, columns, y, x):
+def _per_line(classes, num_classes):
+    """(lines, classes): how many pixels each row of a tile has of each class."""
+    lines = len(classes)
+    places = classes.astype(np.int64) + (num_classes + 1) * np.arange(lines)[:, None]
+    counts = np.bincount(places.ravel(), minlength=lines * (num_classes + 1))
+    return counts.reshape(lines, num_classes + 1)[:, :num_classes]
+
+
+def _nearest(mask, y, x):
+    rows, columns = np.nonzero(mask)
     best = np.argmin((rows - y) ** 2 + (columns - x) ** 2)
     return int(rows[best]), int(columns[best])
 
 
-def _owner(dataset):
-    return lambda index: dataset.owner(index)[0]
+def _owners(dataset):
+    """The datasets that the samples are from."""
+    found = (dataset.owner(index)[0] for index in range(len(dataset)))
+    return {id(one): one for one in found}.values()
 
 
 def _made_from(dataset, tile_size):

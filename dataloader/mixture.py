@@ -101,6 +101,10 @@ class Mixture(BaseDataset):
         if settings.get("cache") is not None:
             problems.append("cache: a mixture has none of its own; name those of its parts in "
                             "their args")
+        if settings.get("sampler", ...) is None:
+            problems += [f"parts[{number}].centroid_classes: has an effect only with the sampler "
+                         "ClassUniform" for number, part in enumerate(parts)
+                         if part.get("centroid_classes") is not None]
         images = settings["epoch_images"]
         if images is not None and weights is None:
             problems.append("epoch_images: has an effect only with weights; or say \"images\" "

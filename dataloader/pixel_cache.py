@@ -11,6 +11,7 @@ table holds size and time of every source file, so that a cache of other files i
 CRC-32 of the pixels, which each sample is held against when it is read for the first time.
 """
 import json
+import math
 import mmap
 import os
 import struct
@@ -31,7 +32,7 @@ MAGIC = b"segwright pixels"
 SHARD_BYTES = 256 * 2 ** 20
 _ALIGNMENT = 64
 _FOOTER = struct.Struct("<QQI16s")      # where the table starts, its length, its CRC-32, magic
-_CHECKED_AT_START = 3                   # samples that are no files, made again and compared
+_COMPARED = 3                           # samples that are read from their files too
 _SIZED = 200                            # headers read to estimate a size
 _SHOWN = 5
 _LABEL_TYPES = ("uint8", "uint16")
@@ -69,7 +70,7 @@ class PixelCache:
         self._compare(dataset)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The image, uint8 (H, W, 3), and its label as stored, (H, W); neither can be written to."""
+        """The image, uint8 (H, W, 3), and its label as stored, (H, W); both read-only."""
         number, entry = self._places[index]
         if number not in self._maps:
             self._maps[number] = self._shards[number].mapped()
@@ -95,7 +96,7 @@ class PixelCache:
         self._checked = bytearray(state["_checked"])
 
     def _find(self, dataset):
-        """(shard, entry) of every sample; a DataError names those that are not there as they are."""
+        """(shard, entry) of every sample; DataError where one is missing or has changed."""
         entries = {}
         for number, shard in enumerate(self._shards):
             for entry in shard.entries:
@@ -124,13 +125,13 @@ class PixelCache:
         return places
 
     def _compare(self, dataset):
-        """Samples that are no files are known by their pixels: make a few again."""
-        made = [i for i, sample in enumerate(dataset.samples) if sample.image is None]
-        for index in made[::max(1, len(made) // _CHECKED_AT_START)][:_CHECKED_AT_START]:
+        """Read a few samples from their files too: nothing else shows what reading depends on."""
+        count = len(dataset)
+        for index in {i * count // _COMPARED for i in range(_COMPARED)} if count else ():
             if not all(map(np.array_equal, self.load(index), dataset.load(index))):
-                raise DataError(f"the cache holds other pixels of {shown(dataset.samples[index].id)}"
-                                f" than {type(dataset).__name__} makes", shown(self.folder),
-                                _remedy())
+                name = shown(dataset.samples[index].id)
+                raise DataError(f"the cache holds other pixels of {name} than "
+                                f"{type(dataset).__name__} reads", shown(self.folder), _remedy())
 
 
 class CachePlan:
@@ -147,7 +148,8 @@ class CachePlan:
         self.dataset, self.folder = dataset, Path(folder).expanduser()
         _require_own_folder(self.folder)
         self.bytes = _estimate(dataset)
-        per_shard = max(1, int(SHARD_BYTES * len(dataset) / max(self.bytes, 1)))
+        # A power of two, so that a few more files do not move every sample to another shard.
+        per_shard = 1 << max(0, int(math.log2(SHARD_BYTES * len(dataset) / max(self.bytes, 1))))
         indices = range(len(dataset))
         self.shards = [indices[k:k + per_shard] for k in range(0, len(dataset), per_shard)]
         self.reading = _reading(dataset)

@@ -1,11 +1,11 @@
 """Decode a dataset once: its pixels as bytes that training maps into memory.
 
 examples:
-  python -m tools.pack --type CityScapes --args '{"data_dir": "cs", "split": "train"}' -o packed/train
-  python -m tools.pack --type CityScapes --args '{"data_dir": "cs", "split": "train"}' -o packed/train \\
+  python -m tools.pack --type CityScapes --args '{"data_dir": "cs", "split": "val"}' -o packed/val
+  python -m tools.pack --type CityScapes --args '{"data_dir": "cs", "split": "val"}' -o packed/val \\
       --verify
 
-Then say "cache": "packed/train" in the loader's args. Every sample is what the files hold, bit for
+Then say "cache": "packed/val" in the loader's args. Every sample is what the files hold, bit for
 bit; augmentation, classes and batches stay as they are. The same command again writes what is
 missing or has changed, and nothing if nothing has. It needs four bytes a pixel: 25 GB for the 2975
 pictures of Cityscapes train. The files of the dataset have to stay: their names, sizes and times

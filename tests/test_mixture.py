@@ -1,0 +1,250 @@
+"""Several datasets as one training set."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataloader.loader import build_loader, make_loader
+from dataloader.mixture import Mixture
+from dataloader.samplers import drawn
+from dataloader.shapes import Shapes
+from dataloader.transforms import Augmentation
+from tests.test_loader import batches, folder
+from utils.checkpoint_config import loader_section
+from utils.config import load_config, resolve_config
+from utils.errors import ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+AUGMENT = {"crop_size": 24, "augment": True, "flip": True, "rotate": True}
+
+
+def part(split, length, **keys):
+    return {"type": "Shapes", "args": {"split": split, "length": length, "size": [32, 48]}, **keys}
+
+
+FINE, COARSE = part("train", 12), part("test", 20)
+
+
+def section(*parts, **args):
+    return {"type": "Mixture", "args": {"parts": list(parts), "batch_size": 4, "num_workers": 0,
+                                        "shuffle": True, **AUGMENT, **args}}
+
+
+def loader(*parts, rank=0, world_size=1, seed=3, **args):
+    return make_loader(section(*parts, **args), ignore_index=255, seed=seed, rank=rank,
+                       world_size=world_size, training=True)
+
+
+def ids_of(loader, epoch):
+    loader.set_epoch(epoch)
+    return [name for batch in loader for name in batch["id"]]
+
+
+def test_an_epoch_shows_all_of_one_part_and_as_many_of_another_others_each_time():
+    mixed = loader(FINE, {**COARSE, "of_first": 1.0}, drop_last=False)
+    epochs = [ids_of(mixed, epoch) for epoch in (1, 2)]
+    for ids in epochs:
+        assert len(ids) == len(set(ids)) == 24
+        assert sum(name.startswith("train") for name in ids) == 12
+    coarse = [{name for name in ids if name.startswith("test")} for ids in epochs]
+    assert coarse[0] != coarse[1]
+    assert ids_of(loader(FINE, {**COARSE, "of_first": 1.0}, drop_last=False), 2) == epochs[1]
+    assert ids_of(loader(FINE, {**COARSE, "of_first": 1.0}, drop_last=False, seed=4), 2) \
+        != epochs[1]
+
+
+@pytest.mark.parametrize("keys, expected", [
+    ({}, 20), ({"times": 0.25}, 5), ({"times": 2}, 40), ({"images": 7}, 7), ({"images": 45}, 45),
+    ({"of_first": 0.5}, 6)])
+def test_a_part_says_how_much_of_it_an_epoch_shows(keys, expected):
+    mixture = Mixture([FINE, {**COARSE, **keys}])
+    draw = mixture.draw_epoch(1)
+    assert len(draw) == 12 + expected
+    counts = np.bincount(draw[12:] - 12, minlength=20)
+    assert counts.max() - counts.min() <= 1       # nothing again before everything was shown
+
+
+def test_weights_share_an_epoch_out_among_the_parts():
+    assert Mixture([FINE, COARSE], weights=[0.7, 0.3]).counts == [22, 10]
+    assert Mixture([FINE, COARSE], weights=[1, 3], epoch_images=100).counts == [25, 75]
+    assert sum(Mixture([FINE, COARSE, FINE], weights=[1, 1, 1], epoch_images=100).counts) == 100
+
+
+@given(count=st.integers(0, 60), total=st.integers(1, 25), seed=st.integers(0, 9))
+def test_a_draw_takes_everything_equally_often_but_for_one(count, total, seed):
+    counts = np.bincount(drawn(count, total, np.random.default_rng(seed)), minlength=total)
+    assert counts.sum() == count and counts.max() - counts.min() <= 1
+
+
+def test_a_sample_is_that_of_its_part_under_the_same_draws():
+    augmentation = Augmentation(**AUGMENT)
+    mixture = Mixture([FINE, COARSE], augmentation=augmentation)
+    alone = Shapes(split="test", length=20, size=(32, 48), augmentation=augmentation)
+    assert mixture[1, 15]["id"] == alone[1, 3]["id"] == "test_00003"
+    expected = alone.sample(3, mixture._generator(1, 15))
+    assert mixture[1, 15]["image"].equal(expected["image"])
+    assert mixture[1, 15]["label"].equal(expected["label"])
+
+
+def test_an_image_shown_twice_in_an_epoch_is_cropped_elsewhere():
+    mixed = loader({**FINE, "times": 2}, batch_size=24)
+    mixed.set_epoch(1)
+    batch = next(iter(mixed))
+    first, second = (i for i, name in enumerate(batch["id"]) if name == "train_00004")
+    assert not batch["image"][first].equal(batch["image"][second])
+
+
+def test_batches_depend_on_neither_workers_nor_an_interruption():
+    # Two seconds: processes are started for every number of workers.
+    expected = None
+    for workers in (0, 1, 2, 4):
+        mixed = loader(FINE, {**COARSE, "of_first": 1}, num_workers=workers)
+        found = [batches(mixed, epoch) for epoch in (1, 2)]
+        expected = expected or found
+        assert found == expected
+        if workers in (0, 2):
+            for start in range(len(mixed) + 1):
+                assert batches(mixed, 2, start) == expected[1][start:]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_together_see_what_one_process_sees(world):
+    single = loader(FINE, {**COARSE, "of_first": 1}, batch_size=6)
+    ranks = [loader(FINE, {**COARSE, "of_first": 1}, batch_size=6 // world, rank=rank,
+                    world_size=world) for rank in range(world)]
+    for one in (single, *ranks):
+        one.set_epoch(2)
+    for whole, *parts in zip(single, *ranks, strict=True):
+        assert sorted(whole["id"]) == sorted(sum((one["id"] for one in parts), []))
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3), batch=st.integers(1, 4),
+       world=st.integers(1, 3), drop_last=st.booleans())
+def test_ranks_draw_the_samples_of_one_process(sizes, batch, world, drop_last):
+    mixture = Mixture([part("train", size, times=0.7) if size > 2 else part("test", size)
+                       for size in sizes])
+    single, *ranks = (
+        build_loader(mixture, batch * world // share, True, 0, drop_last, rank=rank,
+                     world_size=share, training=True).plan
+        for share, rank in [(1, 0), *((world, rank) for rank in range(world))])
+    for one in (single, *ranks):
+        one.set_epoch(5)
+    seen = sorted(key for one in ranks for keys in one for key in keys)
+    expected = sorted(key for keys in single for key in keys)
+    assert len({len(one) for one in ranks}) == 1
+    # A last short batch is filled up until the ranks are even.
+    assert set(seen) == set(expected) and len(seen) < len(expected) + world
+
+
+def test_a_part_may_be_augmented_in_its_own_way():
+    plain = {**COARSE, "args": {**COARSE["args"], "rotate": False, "flip": False}}
+    mixture = loader(FINE, plain).dataset
+    assert mixture.parts[0].augmentation.flip and not mixture.parts[1].augmentation.flip
+    assert mixture.parts[1].augmentation.max_angle == 0
+    assert mixture.parts[1].augmentation.crop_size == (24, 24)
+
+
+def test_equal_ids_of_two_parts_are_told_apart():
+    mixture = Mixture([FINE, part("train", 13), COARSE])
+    assert [mixture.samples[i].id for i in (0, 12, 24, 25)] == [
+        "0/train_00000", "1/train_00000", "train_00012", "test_00000"]
+    assert mixture[12]["id"] == "1/train_00000"
+
+
+def test_evaluation_visits_every_image_of_every_part_once():
+    evaluated = make_loader({"type": "Mixture", "args": {
+        "parts": [FINE, {**COARSE, "of_first": 1}], "batch_size": 5, "num_workers": 0}},
+        ignore_index=255)
+    assert ids_of(evaluated, 0) == [f"train_{i:05d}" for i in range(12)] \
+        + [f"test_{i:05d}" for i in range(20)]
+
+
+def test_training_data_is_scored_without_what_a_part_augments():
+    own = {**COARSE, "args": {**COARSE["args"], "flip": True, "augment": True, "crop_size": 8}}
+    config = {"train_loader": section(FINE, own), "val_loader": None}
+    found = loader_section(config, "train")[1]["args"]
+    assert found == {"parts": [FINE, COARSE]}
+
+
+def test_datasets_of_other_classes_are_refused_by_name(tmp_path):
+    folder(tmp_path, [(8, 9)])
+    other = {"type": "Folder", "args": {"data_dir": str(tmp_path), "num_classes": 9}}
+    with pytest.raises(ConfigError, match=r"class 0 is 'class 0' in parts\[1\] \(Folder all\) and "
+                                          r"'road' in parts\[0\] \(Shapes train\)"):
+        Mixture([FINE, other])
+    other["args"]["num_classes"] = 4
+    with pytest.raises(ConfigError, match=r"parts\[1\] \(Folder all\) has 4 classes, parts\[0\] "
+                                          r"\(Shapes train\) has 9"):
+        Mixture([FINE, other])
+
+
+def test_all_parts_are_padded_with_the_mean_that_they_are_normalised_by(tmp_path):
+    folder(tmp_path, [(8, 9)])
+    grey = {"type": "Folder", "args": {"data_dir": str(tmp_path), "mean": [0.5, 0.5, 0.5],
+                                       "class_names": Shapes.class_names}}
+    mixture = Mixture([grey, FINE])
+    assert mixture.mean == [0.5, 0.5, 0.5]
+    assert mixture.parts[1].border_colour == mixture.parts[0].border_colour == (128, 128, 128)
+
+
+def test_a_wrong_file_is_found_when_the_mixture_is_opened(tmp_path):
+    folder(tmp_path, [(8, 9)] * 3)
+    (tmp_path / "labels" / "01.png").unlink()
+    broken = {"type": "Folder", "args": {"data_dir": str(tmp_path),
+                                         "class_names": Shapes.class_names}}
+    with pytest.raises(DataError, match="01"):
+        Mixture([FINE, broken])
+
+
+def in_config(*parts, **args):
+    return {**load_config(ROOT / "config.json"), "train_loader": section(*parts, **args)}
+
+
+def mistakes(config):
+    with pytest.raises(ConfigError) as caught:
+        resolve_config(config)
+    return str(caught.value).splitlines()
+
+
+def test_a_resolved_mixture_resolves_to_itself_and_says_of_the_parts_only_what_was_given():
+    resolved = resolve_config(in_config(FINE, {**COARSE, "of_first": 1}))
+    assert resolve_config(resolved) == resolved
+    args = resolved["train_loader"]["args"]
+    assert args["parts"][0]["args"].keys() == {"data_dir", "split", "size", "length"}
+    assert args["parts"][1]["of_first"] == 1 and args["parts"][1]["times"] is None
+    assert make_loader(resolved["train_loader"], ignore_index=255, training=True).dataset.counts \
+        == [12, 12]
+
+
+@pytest.mark.parametrize("parts, args, expected", [
+    ([], {}, "train_loader.args.parts: expected at least one dataset"),
+    ([FINE, {"type": "Shaps", "args": {}}], {}, "parts[1].type: unknown type 'Shaps'"),
+    ([{"type": "Shapes", "args": {"splt": "train"}}], {}, "parts[0].args.splt: unknown key"),
+    ([{"type": "Shapes", "args": {"batch_size": 2}}], {}, "parts[0].args.batch_size: unknown key"),
+    ([part("trian", 3)], {}, "parts[0].args.split: unknown split 'trian'"),
+    ([{**FINE, "tims": 2}], {}, "parts[0].tims: unknown key. Did you mean 'times'?"),
+    ([{**FINE, "times": "2"}], {}, "parts[0].times: expected float or null"),
+    ([FINE, {**FINE, "times": 1, "images": 3}], {}, "parts[1]: times and images contradict"),
+    ([{**FINE, "of_first": 1}], {}, "parts[0].of_first: this is the first part"),
+    ([FINE, {**FINE, "images": 0}], {}, "parts[1].images: expected more than 0"),
+    ([FINE, FINE], {"weights": [1]}, "weights: expected 2 numbers"),
+    ([FINE, FINE], {"epoch_images": 9}, "epoch_images: has an effect only with weights"),
+    ([FINE, {**FINE, "times": 2}], {"weights": [1, 1]}, "parts[1].times: has no effect"),
+    ([FINE, {"type": "Mixture", "args": {"parts": [FINE]}}], {}, "parts[1]: a Mixture cannot be"),
+    ([FINE, {"type": "VOC", "args": {"data_dir": "", "split": "val"}}], {},
+     "parts[1].type: VOC has 21 classes, the training set's parts[0] Shapes has 9"),
+    ([FINE], {"cache": "x"}, "cache: a mixture has none of its own"),
+    ([{**FINE, "centroid_classes": [1]}], {}, "parts[0].centroid_classes: has an effect only"),
+])
+def test_a_mistake_in_a_part_is_found_before_anything_is_opened(parts, args, expected):
+    assert any(expected in line for line in mistakes(in_config(*parts, **args)))
+
+
+def test_nothing_is_drawn_for_a_score():
+    config = in_config(FINE)
+    config["val_loader"] = {"type": "Mixture", "args": {"parts": [{**FINE, "images": 3}]}}
+    assert any("val_loader.args.parts[0].images: has an effect in training only" in line
+               for line in mistakes(config))
