@@ -7,17 +7,22 @@ from tqdm import tqdm
 
 from base.base_trainer import BaseTrainer
 from utils import distributed
+from utils.console import notice, warn
 from utils.decision import build_decision, rule_of
 from utils.errors import ConfigError, NumericalError
 from utils.evaluate import evaluate
+from utils.finite import FiniteGuard, copy_all
 from utils.metrics import DatasetMetrics
 from utils.metrics.table import format_table
 from utils.monitor import MONITORED
 from utils.predictor import build_predictor
 from utils.progress import StepClock, memory_in_use
 from utils.seeding import seed_everything
+from utils.stop_signal import Heeded
 from utils.visualize import confusion_picture, prediction_grid
 
+HEEDED = 8      # validation batches between two looks for signals, which GPUs wait for
+SHOWN = 8       # names of images in a message
 EXAMPLES = 4    # pictures of a validation in TensorBoard
 
 
@@ -30,19 +35,29 @@ class Trainer(BaseTrainer):
     """
 
     def _check(self):
-        if self.train_loader.smallest_batch == 1:
-            # A batch norm on pooled features fails on one image: now, not at the epoch's end.
-            buffers = [buffer.clone() for buffer in self.model.buffers()]
-            image = self.train_loader.dataset[1, 0]["image"][None].to(self.device)
+        self.train_loader.set_epoch(self.epoch, self.batches_done, self.into_batch)
+        if self.train_loader.smallest_batch > 1:
+            return
+        # A batch norm on pooled features fails on one image: now, not at the epoch's end.
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        image = self.train_loader.dataset[1, 0]["image"][None].to(self.device)
+        try:
             with torch.no_grad():
                 self._forward(self.model.train(), self.normalize(image, self.memory_format))
-                for buffer, value in zip(self.model.buffers(), buffers):
-                    buffer.copy_(value)
+        except ConfigError:
+            if not self.into_batch:
+                raise
+            notice(f"{self.into_batch} samples of epoch {self.epoch} are seen again: a batch of "
+                   "the rest would be a single image")
+            self.into_batch = 0
+            self._check()
+        finally:
+            copy_all(buffers, self.model.buffers())
 
     def _train_epoch(self, epoch):
         self.stage = "training"
         self.train_model.train()
-        self.train_loader.set_epoch(epoch, self.batches_done)
+        self.train_loader.set_epoch(epoch, self.batches_done, self.into_batch)
         self.clock = StepClock(self.train_loader.batch_size * distributed.world_size())
         self.window = torch.zeros((), device=self.device)     # summed loss since the last log line
         self.window_steps = 0
@@ -50,15 +65,20 @@ class Trainer(BaseTrainer):
                                     self.config["predict"])
         metrics = DatasetMetrics(self.num_classes, self.config["ignore_index"])
         first = math.ceil(self.batches_done / self.accumulate)
-        groups = self.clock.waiting(_grouped(self.train_loader, self.accumulate))
+        groups = _grouped(self.train_loader, self.accumulate)
+        groups = self.clock.waiting(self.stop_signal.while_idle(groups))
+        self.guard = FiniteGuard(self.model, self.optimizer, self.device,
+                                 self.nonfinite == "skip")
+        distributed.at(f"{self._moment()}: reading data")
         with tqdm(groups, f"epoch {epoch}/{self.epochs}", self.steps_per_epoch, initial=first,
                   disable=None if distributed.is_main() else True, leave=False) as bar:
             for batches in bar:
-                if self.step >= self.total_steps:
+                if self.iterations and self.step >= self.iterations:
                     break
                 outputs, parts = self._step(batches)
                 self.step += 1
                 self.batches_done += len(batches)
+                self.into_batch = 0
                 logged = self.step % self.log_per_iter == 0 or self.step == self.total_steps
                 if logged and "out" in outputs:
                     metrics.update(train_rule(outputs["out"].detach().float()),
@@ -70,6 +90,7 @@ class Trainer(BaseTrainer):
                 # Several GPUs agree on stopping where they are read anyway.
                 if logged or distributed.world_size() == 1 or self.device.type == "cpu":
                     self.stop_if_asked()
+                distributed.at(f"{self._moment()}: reading data")
         if self.window_steps:
             self._log_step(epoch, None, parts)
         metrics.reduce()
@@ -81,7 +102,9 @@ class Trainer(BaseTrainer):
 
     def _step(self, batches):
         """One optimizer step; returns the outputs and loss parts of its last micro-batch."""
+        distributed.at(f"{self._moment()}: forward and backward passes")
         seed_everything(self.config["seed"], self.step, distributed.rank())
+        self.guard.before_step()
         batches[:] = [self._to_device(batch) for batch in batches]
         total = torch.zeros((), device=self.device)
         for i, (batch, share) in enumerate(zip(batches, self._shares(batches))):
@@ -94,56 +117,89 @@ class Trainer(BaseTrainer):
                     loss, parts = self.criterion(outputs, batch)
                 if share is not None:
                     loss = loss * share
+                if not wait:
+                    distributed.at(f"{self._moment()}: exchange of gradients")
                 self.scaler.scale(loss).backward()
             total += loss.detach()
-        self._update(total, batches)
-        self.window += total
-        self.window_steps += 1
+        if self._update(total, batches, parts):
+            self.window += total
+            self.window_steps += 1
         return outputs, parts
 
-    def _update(self, loss, batches):
-        """Take the step, unless the loss or the gradient is not finite."""
+    def _update(self, loss, batches, parts):
+        """Take the step, unless the loss or the gradient is not finite; whether it was taken."""
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.clip_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_grad_norm,
                                                  norm)
-        self.grad_norm = norm
         scaling = self.scaler.is_enabled()        # then infinite gradients are part of the game
-        if not scaling or self.device.type == "cpu":
-            self._require_finite(loss if scaling else loss + norm, batches)
+        names = [name for batch in batches for name in batch["id"]]
+        if self.guard.objects(loss if scaling else loss + norm, self.step, names):
+            self._refuse_step(loss.item(), norm.item(), parts, names)
+            return False
+        self.grad_norm = norm
         before = self.scaler.get_scale() if scaling else 0
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        skipped = scaling and self.scaler.get_scale() < before
-        if not skipped:
-            if self.ema:
-                self.ema.update_parameters(self.model)
-            if self.scheduler.per_iteration or (self.step + 1) % self.steps_per_epoch == 0:
-                self.scheduler.step()
+        if scaling and self.scaler.get_scale() < before:
+            self.overflows += 1
+            return True
+        if self.ema:
+            self.ema.update_parameters(self.model)
+        if self.scheduler.per_iteration \
+                or self.batches_done + len(batches) >= len(self.train_loader):
+            self.scheduler.step()
+        return True
 
-    def _require_finite(self, value, batches):
-        if self.device.type == "cuda":
-            # A fused optimizer leaves the weights alone where this flag is 1, so the check
-            # needs no look at the device; _log_step raises.
-            self.nonfinite = (~torch.isfinite(value)).float()
-            self.optimizer.found_inf = self.nonfinite
-            self.window += value * 0
-            return
-        if not math.isfinite(value.item()):
-            self._stop_nonfinite(value.item(), batches)
+    def _refuse_step(self, loss, norm, parts, names):
+        """A step that is not finite: leave it out, or end the run."""
+        # Gradients are those of all ranks; name the images of the ranks whose loss it is.
+        ranks = distributed.gather((loss, names))
+        culprits = [name for value, its in ranks if not math.isfinite(value) for name in its]
+        what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
+        if math.isfinite(loss) and culprits:
+            what = "loss of another rank is not finite"
+        details = [f"{name} {value.item():.4g}" for name, value in parts.items()]
+        said = self._nonfinite_message(what, self.step, culprits or names, details)
+        self.skipped += 1
+        if self.nonfinite == "stop":
+            raise self._nonfinite_error(said)
+        if self.skipped >= self.max_skipped:
+            raise self._nonfinite_error(f"{said}; it is the {self.skipped}th step that is not "
+                                        "finite (trainer.max_skipped)")
+        warn(f"step left out ({self.skipped} of at most {self.max_skipped}): {said}")
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.is_enabled():
+            self.scaler.update()
 
-    def _stop_nonfinite(self, value, batches=None):
-        lr = self.optimizer.param_groups[0]["lr"]
-        ids = [name for batch in batches or () for name in batch["id"]][:8]
-        raise NumericalError(f"loss or gradient is {value} at epoch {self.epoch} step {self.step} "
-                             f"(lr {lr:.3g})" + (f", images {', '.join(ids)}" if ids else ""),
-                             str(self.folder),
-                             "lower optimizer.args.lr, or set trainer.amp to false or "
-                             "trainer.clip_grad_norm to 1; the weights of the last checkpoint "
-                             "are finite")
+    def _nonfinite_message(self, what, step, names, details=()):
+        details = [*details, f"lr {self.optimizer.param_groups[0]['lr']:.3g}"]
+        if self.scaler.is_enabled():
+            details.append(f"loss scale {self.scaler.get_scale():.4g}")
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        images = f", images {', '.join(map(str, names[:SHOWN]))}{more}" if names else ""
+        return f"{what} at epoch {self.epoch} step {step} ({', '.join(details)}){images}"
+
+    def _nonfinite_error(self, said):
+        last = self.folder / "last.pth"
+        resume = f"; go on from {last} with -r" if last.is_file() else ""
+        return NumericalError(said, str(self.folder),
+                              "lower optimizer.args.lr, or set trainer.amp to false, "
+                              "trainer.clip_grad_norm to 1 or trainer.nonfinite to \"skip\"; no "
+                              f"weight was changed by this step{resume}")
+
+    def _raise_if_noted(self):
+        noted = self.guard.noted()
+        if noted:
+            raise self._nonfinite_error(self._nonfinite_message("loss or gradient is not finite",
+                                                                *noted))
+
+    def save(self, name, required=False):
+        self._raise_if_noted()
+        super().save(name, required)
 
     def _forward(self, model, images):
         try:
@@ -179,10 +235,11 @@ class Trainer(BaseTrainer):
 
     def _log_step(self, epoch, bar, parts):
         """Read the window's mean loss from the device; the one place that does."""
+        self._raise_if_noted()
+        if not self.window_steps:
+            return                     # every step since the last line was left out
         means = torch.stack([self.window / self.window_steps, self.grad_norm])
         means = (distributed.all_reduce_(means) / distributed.world_size()).tolist()
-        if not math.isfinite(means[0]):
-            self._stop_nonfinite(means[0])
         self.window.zero_()
         self.window_steps = 0
         lr = self.optimizer.param_groups[0]["lr"]
@@ -193,6 +250,11 @@ class Trainer(BaseTrainer):
                   "train/memory_GB": memory}
         values |= {f"train/lr/{group['name']}": group["lr"]
                    for group in self.optimizer.param_groups}
+        if self.scaler.is_enabled():
+            values |= {"train/loss_scale": self.scaler.get_scale(),
+                       "train/overflows": self.overflows}
+        if self.skipped:
+            values["train/skipped"] = self.skipped
         if len(parts) > 1:
             values |= {f"train/{name}": value.item() for name, value in parts.items()}
         self.logger.scalars(values, self.step)
@@ -212,12 +274,14 @@ class Trainer(BaseTrainer):
         predict = self.config["predict"]
         predictor = build_predictor(network, self.normalize, predict, self.criterion.activation)
         rule = build_decision(rule_of(network, predict["val"]), self.criterion.activation, predict)
-        results = evaluate(predictor, self.val_loader, [rule], num_classes=self.num_classes,
-                           ignore_index=self.config["ignore_index"],
-                           classes_of_interest=predict["CoI"], loss=self.val_loss,
-                           device=self.device, progress=f"validation {epoch}",
-                           published=predict["published"], boundary=predict["boundary"],
-                           on_batch=self._heed_signal)[rule.name]
+        with self.stop_signal.idle():
+            results = evaluate(predictor, self._heeded(self.val_loader), [rule],
+                               num_classes=self.num_classes,
+                               ignore_index=self.config["ignore_index"],
+                               classes_of_interest=predict["CoI"], loss=self.val_loss,
+                               device=self.device, progress=f"validation {epoch}",
+                               published=predict["published"],
+                               boundary=predict["boundary"])[rule.name]
         dataset = self.val_loader.dataset
         self.logger.say(f"epoch {epoch} validation on {results['images']} images of "
                         f"{type(dataset).__name__} ({rule.name}, {predictor.mode})\n"
@@ -225,10 +289,16 @@ class Trainer(BaseTrainer):
         self._record_validation(epoch, results, predictor, rule)
         return results
 
-    def _heed_signal(self, *_):
-        # Ranks have different numbers of batches here, so several ranks first finish.
-        if distributed.world_size() == 1:
-            self.stop_if_asked()
+    def _heeded(self, loader):
+        """The loader, with signals heeded before each batch that all ranks have."""
+        common = -distributed.highest(-len(loader), self.device)
+
+        def heed(number):
+            if number < common:
+                distributed.at(f"{self._moment()}: validation batch {number}")
+                if self.device.type == "cpu" or number % HEEDED == 0:
+                    self.stop_if_asked()
+        return Heeded(loader, heed)
 
     def _record_validation(self, epoch, results, predictor, rule):
         names = self.val_loader.dataset.class_names
