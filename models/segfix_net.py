@@ -35,6 +35,7 @@ class SegFix(BaseModel):
     """
 
     output_weights = {"mask": 1.0, "direction": 1.0}
+    decision = "offsets"        # the rule that reads these logits
 
     def __init__(self, num_classes: int = 10, backbone: str = "hrnet_w48", directions: int = 8,
                  channels: int = 256, activation: str = "relu", norm: str = "batch",

@@ -20,9 +20,6 @@ from pathlib import Path
 from utils import console
 from utils.errors import CheckpointError, ConfigError
 
-SEGFIX_CLASSES = ["no border", "border", "left", "up left", "up", "up right", "right",
-                  "down right", "down", "down left"]
-
 
 def parse(argv):
     parser = argparse.ArgumentParser(
@@ -146,14 +143,15 @@ def _classes(arch, num_classes, dataset, data_dir):
     """(class names, palette, loader sections) for the config."""
     from utils.palette import voc_palette
     from utils.registry import components, lookup
-    if arch == "SegFix":
-        names = SEGFIX_CLASSES if num_classes == 10 else [f"class {i}" for i in range(num_classes)]
-        dataset = None
-    if dataset is None:
-        names = names if arch == "SegFix" else [f"class {i}" for i in range(num_classes)]
+    from utils.segfix import offset_class_names, offset_colours
+    if arch == "SegFix" or dataset is None:
+        names, palette = [f"class {i}" for i in range(num_classes)], voc_palette(num_classes)
+        if arch == "SegFix":
+            directions = num_classes - 2
+            names, palette = offset_class_names(directions), offset_colours(directions)
         args = {"data_dir": data_dir or "data", "class_names": names}
         section = {"type": "Folder", "args": args}
-        return names, voc_palette(num_classes), {"train_loader": section, "val_loader": section}
+        return names, palette, {"train_loader": section, "val_loader": section}
     cls = lookup(dataset, components("datasets"), "--dataset")
     names, palette = getattr(cls, "class_names", None), getattr(cls, "palette", None)
     if not isinstance(names, list) or not isinstance(palette, list):

@@ -4,6 +4,7 @@ max       the class of the largest logit. Labels.
 T         every class whose probability exceeds a threshold (strictly). Masks.
 rankdice  per class the mask of the largest expected Dice score (utils.rankdice). Masks.
 rankiou   the same for IoU. Masks.
+offsets   what a SegFix network says: its logits are no classes. Not to be chosen: see `rule_of`.
 
 Masks are judged class by class: they may overlap and may leave a pixel to no
 class. Every rule also gives a label map without overlap, for files and pictures.
@@ -15,6 +16,7 @@ import torch
 from utils.errors import ConfigError
 from utils.rankdice import check_settings, rank_dice
 from utils.registry import unknown
+from utils.segfix import offset_classes
 
 RULES = ("max", "T", "rankdice", "rankiou")
 
@@ -44,12 +46,19 @@ def predict_options(CoI: list | str = "all",
     return options
 
 
+def rule_of(model: torch.nn.Module, name: str) -> str:
+    """The rule for a network: the one it names itself, where only that makes sense, or `name`."""
+    return getattr(model, "decision", None) or name
+
+
 def build_decision(name: str, activation: str = "softmax",
                    options: dict | None = None) -> "Decision":
     """The rule called `name`; `options` is the `predict` section, every key optional.
 
     activation: "softmax" or "sigmoid", what the loss of the network stands for.
     """
+    if name == OffsetDecision.name:
+        return OffsetDecision()
     if name not in RULES:
         raise ConfigError(unknown("rule", name, RULES), "predict")
     if activation not in ("softmax", "sigmoid"):
@@ -91,6 +100,17 @@ class MaxDecision(Decision):
 
     def __call__(self, logits):
         return largest(logits)
+
+    labels = __call__
+
+
+class OffsetDecision(Decision):
+    """SegFix: no border, or the direction of the border pixel, of (N, 2 + D, H, W) logits."""
+
+    name, masks = "offsets", False
+
+    def __call__(self, logits):
+        return offset_classes(logits)
 
     labels = __call__
 

@@ -13,6 +13,7 @@ label numbers and round, which current versions of PyTorch turn into foreign
 ids); an angle of exactly 0 or 180 degrees is mirrored like any other, because
 targets are made from the mirrored label.
 """
+import colorsys
 import math
 
 import numpy as np
@@ -39,6 +40,25 @@ def direction_vectors(directions: int = 8) -> np.ndarray:
     # Left is 180 degrees, and -180: the first.
     ring.sort(key=lambda v: -4 if v == (0, -reach) else math.atan2(*v))
     return np.array(ring[::2] if directions == 4 else ring, np.int8)
+
+
+def offset_class_names(directions: int = 8) -> list[str]:
+    """Names of the channels of a SegFix network: no border, border, and the directions."""
+    names = (["left", "up left", "up", "up right", "right", "down right", "down", "down left"]
+             if directions == 8 else
+             [f"{-180 + index * 360 / directions:g} degrees" for index in range(directions)])
+    return ["no border", "border", *names]
+
+
+def offset_colours(directions: int = 8) -> list[list[int]]:
+    """A colour for each of `offset_class_names`: black, white, and the hues by angle."""
+    hues = [colorsys.hsv_to_rgb(index / directions, 1.0, 1.0) for index in range(directions)]
+    return [[0, 0, 0], [255, 255, 255], *([round(255 * part) for part in hue] for hue in hues)]
+
+
+def mirrored_directions(directions: int = 8) -> np.ndarray:
+    """The class each direction becomes when the image is mirrored left to right, uint8."""
+    return ((directions // 2 - np.arange(directions)) % directions).astype(np.uint8)
 
 
 def distance_maps(labels: np.ndarray, void: int | None = 255, min_pixels: int = MIN_PIXELS) \
@@ -92,6 +112,15 @@ def segfix_targets(label: torch.Tensor, distance: torch.Tensor, angle: torch.Ten
     direction = torch.ceil((angle + 180) / width - 0.5).long() % num_directions
     void = label == ignore_index
     return boundary.masked_fill(void, ignore_index), direction.masked_fill(void, ignore_index)
+
+
+def offset_classes(logits: torch.Tensor) -> torch.Tensor:
+    """The class of every pixel by the logits (N, 2 + D, H, W) of a SegFix network, uint8.
+
+    0 where it is no border, else 2 + direction; 1, a border without direction, does not occur.
+    """
+    direction = logits[:, 2:].max(dim=1).indices + 2
+    return (direction * (logits[:, 1] > logits[:, 0])).to(torch.uint8)
 
 
 def offset_map(mask_probs: torch.Tensor, direction_scores: torch.Tensor) -> torch.Tensor:
