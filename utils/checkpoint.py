@@ -8,8 +8,9 @@ arbitrary objects.
 
 Keys of a Segwright checkpoint: format, model, ema, optimizer, scheduler,
 scaler, epoch, step, samples, steps_per_epoch, monitor, skipped, config,
-dataset, class_names, palette, normalization, activation, versions. Every random draw of a run is a function
-of (seed, epoch, sample) or (seed, step, rank), so no generator state is stored.
+dataset, class_names, palette, normalization, activation, versions. Every random
+draw of a run is a function of (seed, epoch, sample) or (seed, step, rank), so no
+generator state is stored.
 """
 import contextlib
 import errno

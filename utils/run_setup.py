@@ -14,9 +14,10 @@ from utils.run_folder import check_save_dir, claimed, create_run_folder, dataset
 DEFAULT_CONFIG = "config.json"
 ALLOW = "--resume-allow-changes"
 # Keys whose change is no business of a resumed run: they change no number of it ...
-_HARMLESS = re.compile(r"name|n_gpu|test_loader.*|(train|val)_loader\.args\.(num_workers|pin_memory|"
-                       r"prefetch_factor|timeout)|trainer\.(save_dir|save_period|save_every|keep|"
-                       r"save_async|requeue|rank_timeout|tensorboard|log_dir|log_per_iter)")
+_HARMLESS = re.compile(r"name|n_gpu|test_loader.*|"
+                       r"(train|val)_loader\.args\.(num_workers|pin_memory|prefetch_factor|timeout)|"
+                       r"trainer\.(save_dir|save_period|save_every|keep|save_async|requeue|"
+                       r"rank_timeout|tensorboard|log_dir|log_per_iter)")
 # ... those that change which samples make up which step ...
 _ORDER = re.compile(r"seed|train_loader\.(type|args\.(batch_size|shuffle|drop_last|split))|"
                     r"trainer\.accumulate")
