@@ -43,9 +43,9 @@ class ASPOCR(BaseModel):
         self.reduce = conv_norm_act(c4, channels, 3, **options)
         self.context = ObjectContext(channels, channels // 2, **options)
         self.branches = nn.ModuleList(
-            [conv_norm_act(c4, channels, **options)]
+            [conv_norm_act(c4, channels, 1, **options)]
             + [conv_norm_act(c4, channels, 3, dilation=rate, **options) for rate in rates])
-        self.fuse = conv_norm_act((2 + len(rates)) * channels, channels, **options)
+        self.fuse = conv_norm_act((2 + len(rates)) * channels, channels, 1, **options)
         self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
 
     def forward(self, x: torch.Tensor):

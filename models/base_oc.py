@@ -44,7 +44,7 @@ class BaseOC(BaseModel):
         options = dict(norm=norm, act=activation)
         self.reduce = conv_norm_act(c4, channels, 3, bias=True, **options)
         self.attention = SelfAttention(channels, key_channels, key_channels, **options)
-        self.fuse = conv_norm_act(2 * channels, channels, bias=True, **options)
+        self.fuse = conv_norm_act(2 * channels, channels, 1, bias=True, **options)
         self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
         self.aux_head = None
         if use_aux:

@@ -16,7 +16,8 @@ from torch import nn
 
 from base.base_model import BaseModel
 from models.backbones import build_backbone
-from models.layers.heads import ASPP, conv_norm_relu, fcn_head
+from models.layers.conv_norm_act import conv_norm_act
+from models.layers.heads import ASPP, fcn_head
 from models.layers.resize import resize_to
 from models.published import Published, from_published
 
@@ -41,7 +42,7 @@ class DeepLabV3(BaseModel):
         self.backbone.keep(-1, *([self.backbone.aux_level] if use_aux else []))
         aux, last = self.backbone.channels[self.backbone.aux_level], self.backbone.channels[-1]
         self.head = nn.Sequential(ASPP(last, 256, (12, 24, 36), norm=norm),
-                                  *conv_norm_relu(256, 256, norm=norm),
+                                  *conv_norm_act(256, 256, 3, norm=norm),
                                   nn.Conv2d(256, num_classes, 1))
         self.aux_head = fcn_head(aux, aux // 4, num_classes, norm=norm) if use_aux else None
         if not use_aux:

@@ -16,7 +16,8 @@ from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS
 from models.deeplab import ASPP_KEYS, DECODER_KEYS
-from models.layers.heads import ASPP, conv_norm_relu
+from models.layers.conv_norm_act import conv_norm_act
+from models.layers.heads import ASPP
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
 from models.layers.resize import resize_to
@@ -41,10 +42,10 @@ class DUC_HDC(BaseModel):
                                        rates4=RATES4)
         self.backbone.keep(0, -1)
         self.aspp = ASPP(self.backbone.channels[-1], 256, (6, 12, 18, 24, 36), norm=norm)
-        self.low_level = conv_norm_relu(self.backbone.channels[0], 48, 1, norm=norm)
+        self.low_level = conv_norm_act(self.backbone.channels[0], 48, 1, norm=norm)
         self.up = _DenseUpsampling(256, 256, 2, norm)
-        self.decoder = nn.Sequential(*conv_norm_relu(48 + 256, 256, norm=norm),
-                                     *conv_norm_relu(256, 256, norm=norm),
+        self.decoder = nn.Sequential(*conv_norm_act(48 + 256, 256, 3, norm=norm),
+                                     *conv_norm_act(256, 256, 3, norm=norm),
                                      nn.Dropout(0.1), nn.Conv2d(256, num_classes, 1))
         self.up_out = _DenseUpsampling(num_classes, num_classes, 4, norm)
         he_init(self.aspp, self.low_level, self.decoder, norm_bias=1e-4)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from base.base_model import BaseModel
-from models.layers.norm import norm_layer
+from models.layers.norm import activation, norm_layer
 from models.published import Published
 
 # Stages 2 and 3: dilation of the 3x3 convolution, or "5" for 1x5 and 5x1 in a row.
@@ -154,9 +154,8 @@ class _Up(_Branch):
 
 def _activation(kind, norm, channels=1, after_sum=False):
     """PReLU or ReLU; nothing where the norm is its own activation."""
-    if norm.startswith("evo_") and not after_sum:
-        return nn.Identity()
-    return nn.PReLU(channels) if kind == "prelu" else nn.ReLU(inplace=True)
+    make = (lambda: nn.PReLU(channels)) if kind == "prelu" else None
+    return activation(norm, after_sum, make)
 
 
 PUBLISHED = {

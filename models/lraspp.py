@@ -8,7 +8,7 @@ from torch import nn
 from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.deeplabv3 import MOBILENET_KEYS
-from models.layers.heads import conv_norm_relu
+from models.layers.conv_norm_act import conv_norm_act
 from models.layers.resize import resize_to
 from models.published import Published, from_published
 
@@ -27,7 +27,7 @@ class LRASPP(BaseModel):
         self.backbone = build_backbone(backbone, levels=3, output_stride=output_stride,
                                        pretrained=pretrained, norm=norm)
         low, high = self.backbone.channels[1], self.backbone.channels[-1]
-        self.features = conv_norm_relu(high, channels, 1, norm=norm)
+        self.features = conv_norm_act(high, channels, 1, norm=norm)
         self.gate = nn.Sequential(nn.Conv2d(high, channels, 1, bias=False), nn.Sigmoid())
         self.low_classifier = nn.Conv2d(low, num_classes, 1)
         self.high_classifier = nn.Conv2d(channels, num_classes, 1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from base.base_model import BaseModel
-from models.layers.heads import conv_norm_relu
+from models.layers.conv_norm_act import conv_norm_act
 from models.layers.init import he_init
 from models.layers.resize import resize_to
 from models.published import Published
@@ -79,8 +79,8 @@ class _Up(nn.Module):
 
 
 def _two_convs(in_channels, channels, norm):
-    return nn.Sequential(*conv_norm_relu(in_channels, channels // 2, norm=norm),
-                         *conv_norm_relu(channels // 2, channels, norm=norm))
+    return nn.Sequential(*conv_norm_act(in_channels, channels // 2, 3, norm=norm),
+                         *conv_norm_act(channels // 2, channels, 3, norm=norm))
 
 
 PUBLISHED = {

@@ -16,7 +16,8 @@ from torch import nn
 from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS, uniform_dilation
-from models.layers.heads import PyramidPooling, conv_norm_relu
+from models.layers.conv_norm_act import conv_norm_act
+from models.layers.heads import PyramidPooling
 from models.layers.init import he_init
 from models.layers.resize import resize_to
 from models.published import Published, from_published
@@ -42,7 +43,7 @@ class UperNet(BaseModel):
                          else nn.Conv2d(first, fpn_channels, 1))
         self.laterals = nn.ModuleList(nn.Conv2d(channels, fpn_channels, 1) for channels in rest)
         self.smooth = nn.Conv2d(fpn_channels, fpn_channels, 3, padding=1)
-        self.fuse = conv_norm_relu(4 * fpn_channels, fpn_channels, norm=norm)
+        self.fuse = conv_norm_act(4 * fpn_channels, fpn_channels, 3, norm=norm)
         self.head = nn.Conv2d(fpn_channels, num_classes, 3, padding=1)
         he_init(*(child for name, child in self.named_children() if name != "backbone"))
 

@@ -8,8 +8,8 @@ checkpoints.
 from torch import nn
 
 from models.backbones import Backbone
-from models.backbones.hrnet import FusingModule, Transition, conv3x3
-from models.backbones.resnet import BasicBlock, Bottleneck
+from models.backbones.hrnet import FusingModule, Transition
+from models.backbones.resnet import BasicBlock, Bottleneck, conv3x3
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
 from utils.errors import ConfigError

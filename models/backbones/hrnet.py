@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.backbones import Backbone, build_backbone
-from models.backbones.resnet import BasicBlock, Bottleneck
+from models.backbones.resnet import BasicBlock, Bottleneck, conv3x3
+from models.layers.conv_norm_act import conv_norm_act
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
 from models.layers.resize import resize_to
@@ -179,12 +180,12 @@ class Transition(nn.ModuleList):
         for index, width in enumerate(widths):
             if index >= len(channels):
                 inner = [channels[-1]] * (index - len(channels) + 1) + [width]
-                self.append(nn.Sequential(*[_conv_norm_relu(a, b, 2, norm)
+                self.append(nn.Sequential(*[conv_norm_act(a, b, 3, stride=2, norm=norm)
                                             for a, b in zip(inner, inner[1:])]))
             elif channels[index] == width:
                 self.append(nn.Identity())
             else:
-                self.append(_conv_norm_relu(channels[index], width, 1, norm))
+                self.append(conv_norm_act(channels[index], width, 3, norm=norm))
 
     def forward(self, maps):
         return [layer(maps[min(index, len(maps) - 1)]) for index, layer in enumerate(self)]
@@ -196,11 +197,6 @@ def residual_blocks(block: type, in_channels: int, width: int, count: int,
     wide = width * block.expansion
     return nn.Sequential(*[block(in_channels if i == 0 else wide, width, 1, 1, 1, norm)
                            for i in range(count)])
-
-
-def conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
-    """3x3 convolution without bias that keeps the size, or halves it rounding up."""
-    return nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
 
 
 def drop_classifier(state: dict) -> dict:
@@ -217,13 +213,8 @@ def _exchange(channels, source, target, norm):
     width = channels[source]
     last = nn.Sequential(conv3x3(width, channels[target], 2),
                          norm_layer(norm)(channels[target], linear=True))
-    return nn.Sequential(*[_conv_norm_relu(width, width, 2, norm)
+    return nn.Sequential(*[conv_norm_act(width, width, 3, stride=2, norm=norm)
                            for _ in range(target - source - 1)], last)
-
-
-def _conv_norm_relu(in_channels, channels, stride, norm):
-    return nn.Sequential(conv3x3(in_channels, channels, stride), norm_layer(norm)(channels),
-                         activation(norm))
 
 
 def _imagenet_state(name):

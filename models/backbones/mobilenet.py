@@ -120,8 +120,7 @@ def _conv(in_channels, channels, kernel, stride=1, dilation=1, groups=1, *, norm
         layer.eps, layer.momentum = 0.001, 0.01
     parts = [nn.Conv2d(in_channels, channels, kernel, stride, dilation * (kernel // 2), dilation,
                        groups, bias=False), layer]
-    if act == "hard" and not norm.startswith("evo_"):
-        parts.append(nn.Hardswish(inplace=True))
-    elif act is not None:
-        parts.append(activation(norm))
+    if act is not None:
+        make = {"relu": nn.ReLU, "hard": nn.Hardswish}[act]
+        parts.append(activation(norm, make=lambda: make(inplace=True)))
     return nn.Sequential(*parts)

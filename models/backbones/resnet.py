@@ -127,9 +127,9 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels, planes, stride, dilation, stage_dilation, norm):
         super().__init__()
         make = norm_layer(norm)
-        self.conv1 = _conv3x3(in_channels, planes, stride, dilation)
+        self.conv1 = conv3x3(in_channels, planes, stride, dilation)
         self.bn1, self.relu = make(planes), activation(norm)
-        self.conv2 = _conv3x3(planes, planes, 1, stage_dilation)
+        self.conv2 = conv3x3(planes, planes, 1, stage_dilation)
         self.bn2 = make(planes, linear=True)
         self.downsample = _shortcut(in_channels, planes, stride, norm)
         self.relu_out = activation(norm, after_sum=True)
@@ -153,7 +153,7 @@ class Bottleneck(nn.Module):
         make, out_channels = norm_layer(norm), 4 * planes
         self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
         self.bn1 = make(planes)
-        self.conv2 = _conv3x3(planes, planes, stride, dilation)
+        self.conv2 = conv3x3(planes, planes, stride, dilation)
         self.bn2 = make(planes)
         self.conv3 = nn.Conv2d(planes, out_channels, 1, bias=False)
         self.bn3 = make(out_channels, linear=True)
@@ -170,6 +170,11 @@ class Bottleneck(nn.Module):
         out = self.bn3(out)
         out += x if self.downsample is None else self.downsample(x)
         return self.relu_out(out)
+
+
+def conv3x3(in_channels: int, channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """3x3 convolution without bias that keeps the size, or divides it by `stride`, rounded up."""
+    return nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False)
 
 
 def _stage(block, in_channels, planes, stride, rates, stage_rate, norm):
@@ -189,20 +194,16 @@ def _shortcut(in_channels, channels, stride, norm):
 
 def _deep_stem(norm):
     make = norm_layer(norm)
-    return nn.Sequential(_conv3x3(3, 64, 2), make(64), activation(norm),
-                         _conv3x3(64, 64), make(64), activation(norm), _conv3x3(64, 128))
+    return nn.Sequential(conv3x3(3, 64, 2), make(64), activation(norm),
+                         conv3x3(64, 64), make(64), activation(norm), conv3x3(64, 128))
 
 
 def _openseg_stem(norm):
     parts = OrderedDict()
     for i, (fan_in, width, stride) in enumerate(((3, 64, 2), (64, 64, 1), (64, 128, 1)), start=1):
-        parts[f"conv{i}"] = _conv3x3(fan_in, width, stride)
+        parts[f"conv{i}"] = conv3x3(fan_in, width, stride)
         parts[f"bn{i}"], parts[f"relu{i}"] = norm_layer(norm)(width), activation(norm)
     return nn.Sequential(parts)
-
-
-def _conv3x3(in_channels, channels, stride=1, dilation=1):
-    return nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False)
 
 
 # How the networks of yassouali/pytorch-segmentation call their encoder -> ours.

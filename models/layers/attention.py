@@ -35,13 +35,13 @@ class SelfAttention(nn.Module):
                  act: str = "relu"):
         super().__init__()
         options = dict(bias=bias, norm=norm, act=act)
-        self.key = nn.Sequential(conv_norm_act(channels, key_channels, **options),
-                                 conv_norm_act(key_channels, key_channels, **options))
-        self.query = nn.Sequential(conv_norm_act(channels, key_channels, **options),
-                                   conv_norm_act(key_channels, key_channels, **options))
+        self.key = nn.Sequential(conv_norm_act(channels, key_channels, 1, **options),
+                                 conv_norm_act(key_channels, key_channels, 1, **options))
+        self.query = nn.Sequential(conv_norm_act(channels, key_channels, 1, **options),
+                                   conv_norm_act(key_channels, key_channels, 1, **options))
         self.value = nn.Conv2d(channels, value_channels, 1, bias=bias)
         if project_norm:
-            self.project = conv_norm_act(value_channels, channels, **options)
+            self.project = conv_norm_act(value_channels, channels, 1, **options)
         else:
             self.project = nn.Conv2d(value_channels, channels, 1, bias=bias)
             nn.init.normal_(self.project.weight, std=1e-3)

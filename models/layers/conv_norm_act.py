@@ -1,25 +1,31 @@
 """Convolution, norm and activation in a row, and the classifier built of it."""
 from torch import nn
 
-from models.layers.heads import conv_norm_relu
+from models.layers.norm import activation, norm_layer
 from utils.errors import ConfigError
 
+# openseg's in-place activated batch norm applies the leaky one, and its first released
+# files depend on it.
+ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True),
+               "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True)}
 
-def conv_norm_act(in_channels: int, channels: int, kernel_size: int = 1, *, dilation: int = 1,
-                  bias: bool = False, norm: str = "batch", act: str = "relu") -> nn.Sequential:
-    """(N, in_channels, H, W) -> (N, channels, H, W); keys: convolution "0", norm "1".
 
-    act: "relu", or "leaky_relu" of slope 0.01, which openseg's in-place
-    activated batch norm applies and its first released files depend on.
+def conv_norm_act(in_channels: int, channels: int, kernel_size: int, *, stride: int = 1,
+                  dilation: int = 1, bias: bool = False, norm: str = "batch",
+                  act: str = "relu") -> nn.Sequential:
+    """(N, in_channels, H, W) -> (N, channels, ceil(H / stride), ceil(W / stride)).
+
+    Keys: convolution "0", norm "1". kernel_size: odd. act: "relu", or "leaky_relu" of slope
+    0.01; a norm that is its own activation replaces either.
     """
-    if act not in ("relu", "leaky_relu"):
+    if act not in ACTIVATIONS:
         raise ConfigError(f"unknown activation {act!r}", "arch.args.activation",
-                          "use relu or leaky_relu")
-    block = conv_norm_relu(in_channels, channels, kernel_size, dilation=dilation, norm=norm,
-                           bias=bias)
-    if act == "leaky_relu" and isinstance(block[2], nn.ReLU):
-        block[2] = nn.LeakyReLU(0.01, inplace=True)
-    return block
+                          f"use {' or '.join(ACTIVATIONS)}")
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size, stride, dilation * (kernel_size // 2),
+                  dilation, bias=bias),
+        norm_layer(norm)(channels),
+        activation(norm, make=ACTIVATIONS[act]))
 
 
 def classifier_head(in_channels: int, channels: int, num_classes: int, kernel_size: int = 1, *,

@@ -1,19 +1,10 @@
-"""Parts that several heads share: convolution blocks, pyramid pooling, ASPP."""
+"""Parts that several heads share: a classifier, pyramid pooling, ASPP."""
 import torch
 from torch import nn
 
-from models.layers.norm import activation, norm_layer, pooled_norm
+from models.layers.conv_norm_act import conv_norm_act
+from models.layers.norm import pooled_norm
 from models.layers.resize import resize_to
-
-
-def conv_norm_relu(in_channels: int, channels: int, kernel_size: int = 3, *, dilation: int = 1,
-                   norm: str = "batch", bias: bool = False) -> nn.Sequential:
-    """(N, in_channels, H, W) -> (N, channels, H, W); keys: convolution "0", norm "1"."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, kernel_size, padding=dilation * (kernel_size // 2),
-                  dilation=dilation, bias=bias),
-        norm_layer(norm)(channels),
-        activation(norm))
 
 
 def fcn_head(in_channels: int, channels: int, num_classes: int, *, dropout: float = 0.1,
@@ -23,7 +14,7 @@ def fcn_head(in_channels: int, channels: int, num_classes: int, *, dropout: floa
     dropout_maps: drop whole maps instead of single values.
     """
     drop = nn.Dropout2d(dropout) if dropout_maps else nn.Dropout(dropout)
-    return nn.Sequential(*conv_norm_relu(in_channels, channels, norm=norm), drop,
+    return nn.Sequential(*conv_norm_act(in_channels, channels, 3, norm=norm), drop,
                          nn.Conv2d(channels, num_classes, 1))
 
 
@@ -41,11 +32,11 @@ class PyramidPooling(nn.Module):
         channels = in_channels // len(bins)
         self.stages = nn.ModuleList(
             nn.Sequential(RegionMeans(size),
-                          *conv_norm_relu(in_channels, channels, 1,
-                                          norm=pooled_norm(norm) if size == 1 else norm))
+                          *conv_norm_act(in_channels, channels, 1,
+                                         norm=pooled_norm(norm) if size == 1 else norm))
             for size in bins)
         self.bottleneck = nn.Sequential(
-            *conv_norm_relu(in_channels + len(bins) * channels, out_channels, norm=norm),
+            *conv_norm_act(in_channels + len(bins) * channels, out_channels, 3, norm=norm),
             nn.Dropout2d(dropout))
 
     def forward(self, x):
@@ -89,11 +80,12 @@ class ASPP(nn.Module):
                  norm: str = "batch", dropout: float = 0.5):
         super().__init__()
         self.branches = nn.ModuleList(
-            [conv_norm_relu(in_channels, channels, 1, norm=norm)]
-            + [conv_norm_relu(in_channels, channels, dilation=rate, norm=norm) for rate in rates])
-        self.image = conv_norm_relu(in_channels, channels, 1, norm=pooled_norm(norm))
+            [conv_norm_act(in_channels, channels, 1, norm=norm)]
+            + [conv_norm_act(in_channels, channels, 3, dilation=rate, norm=norm)
+               for rate in rates])
+        self.image = conv_norm_act(in_channels, channels, 1, norm=pooled_norm(norm))
         self.project = nn.Sequential(
-            *conv_norm_relu((len(rates) + 2) * channels, channels, 1, norm=norm),
+            *conv_norm_act((len(rates) + 2) * channels, channels, 1, norm=norm),
             nn.Dropout(dropout))
 
     def forward(self, x):

@@ -26,9 +26,9 @@ class ImagePoolingASPP(nn.Module):
     def __init__(self, in_channels: int, channels: int = 256, rates: tuple = (12, 24, 36), *,
                  norm: str = "batch"):
         super().__init__()
-        self.image = conv_norm_act(in_channels, channels, norm=pooled_norm(norm))
+        self.image = conv_norm_act(in_channels, channels, 1, norm=pooled_norm(norm))
         self.branches = nn.ModuleList(
-            [conv_norm_act(in_channels, channels, norm=norm)]
+            [conv_norm_act(in_channels, channels, 1, norm=norm)]
             + [conv_norm_act(in_channels, channels, 3, dilation=rate, norm=norm)
                for rate in rates])
         self.channels = channels * (2 + len(rates))

@@ -20,6 +20,7 @@ variance, replaces every norm (also those that no activation followed) and
 leaves no ReLU anywhere, not even after the residual sum.
 """
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -36,11 +37,16 @@ def norm_layer(name: str):
     return _NORMS[name]
 
 
-def activation(norm: str, after_sum: bool = False) -> nn.Module:
-    """The activation that follows the norm called `norm`, or a residual sum (after_sum)."""
+def activation(norm: str, after_sum: bool = False,
+               make: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """The activation that follows the norm called `norm`, or a residual sum (after_sum).
+
+    make: what the network applies, ReLU by default; a norm that is its own
+    activation replaces it.
+    """
     if norm == "evo_s0_hoya012" or norm.startswith("evo_") and not after_sum:
         return nn.Identity()
-    return nn.ReLU(inplace=True)
+    return make() if make else nn.ReLU(inplace=True)
 
 
 def pooled_norm(name: str) -> str:

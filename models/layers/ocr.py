@@ -49,12 +49,12 @@ class ObjectContext(nn.Module):
                  norm: str = "batch", act: str = "relu"):
         super().__init__()
         options = dict(bias=bias, norm=norm, act=act)
-        self.query = nn.Sequential(conv_norm_act(channels, key_channels, **options),
-                                   conv_norm_act(key_channels, key_channels, **options))
-        self.key = nn.Sequential(conv_norm_act(channels, key_channels, **options),
-                                 conv_norm_act(key_channels, key_channels, **options))
-        self.value = conv_norm_act(channels, key_channels, **options)
-        self.project = conv_norm_act(key_channels, channels, **options)
+        self.query = nn.Sequential(conv_norm_act(channels, key_channels, 1, **options),
+                                   conv_norm_act(key_channels, key_channels, 1, **options))
+        self.key = nn.Sequential(conv_norm_act(channels, key_channels, 1, **options),
+                                 conv_norm_act(key_channels, key_channels, 1, **options))
+        self.value = conv_norm_act(channels, key_channels, 1, **options)
+        self.project = conv_norm_act(key_channels, channels, 1, **options)
 
     def forward(self, features, class_logits):
         objects = gather_objects(features, class_logits)             # (N, C, K, 1)
@@ -95,7 +95,7 @@ class SpatialOCR(nn.Module):
         options = dict(bias=bias, norm=norm, act=act)
         self.context = ObjectContext(channels, key_channels, **options)
         self.extra = extra
-        self.fuse = conv_norm_act(2 * channels + extra_channels, out_channels, **options)
+        self.fuse = conv_norm_act(2 * channels + extra_channels, out_channels, 1, **options)
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, features, class_logits):
