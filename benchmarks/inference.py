@@ -9,7 +9,8 @@ the arg-max. Both ways get the same views (same windows, same scales), run in
 turns in one process on one thread, and are compared by the median of CPU times.
 
 The free model (average pooling by 8, one 1x1 convolution, bilinear back) costs
-next to nothing, so that what remains is the work around the network.
+next to nothing, so that what remains is the work around the network. The same
+work is measured around a network that keeps its last resize to itself, too.
 """
 import argparse
 import math
@@ -27,8 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.layers.resize import resize_to
 from utils.config import build
-from utils.decision import largest
+from utils.decision import build_decision
+from utils.largest_class import largest_class, upsampled_labels
 from utils.normalize import Normalize
 from utils.predictor import Predictor
 
@@ -37,15 +40,20 @@ SCALES = (0.75, 1.0, 1.25, 1.5)
 
 
 class FreeModel(nn.Module):
-    """Logits that cost almost nothing: (N, 3, H, W) -> (N, C, H, W)."""
+    """Logits that cost almost nothing: (N, 3, H, W) -> (N, C, H, W).
 
-    def __init__(self):
+    closed: with a last resize that nobody can leave out, as of a network of another code base.
+    """
+
+    def __init__(self, closed=False):
         super().__init__()
-        self.head = nn.Conv2d(3, CLASSES, 1)
+        self.head, self.closed = nn.Conv2d(3, CLASSES, 1), closed
 
     def forward(self, x):
         small = self.head(F.avg_pool2d(x, 8, ceil_mode=True))
-        return F.interpolate(small, x.shape[-2:], mode="bilinear", align_corners=False)
+        if self.closed:
+            return F.interpolate(small, x.shape[-2:], mode="bilinear", align_corners=False)
+        return resize_to(small, x)
 
 
 def source_sliding(model, x):
@@ -113,28 +121,58 @@ def report(text, value, goal, at_least=True):
 
 
 def around_a_free_model(height, width, repeats):
-    model, image, normalize = FreeModel().eval(), _image(height, width), _normalize()
-    multi = Predictor(model, normalize, mode="multiscale", scales=SCALES)
+    torch.manual_seed(0)
+    image, normalize, rule = _image(height, width), _normalize(), build_decision("max")
+    model, closed = FreeModel().eval(), FreeModel(closed=True).eval()
+    closed.load_state_dict(model.state_dict())
+    multi, other = (Predictor(m, normalize, mode="multiscale", scales=SCALES)
+                    for m in (model, closed))
     aligned = Predictor(model, normalize, mode="multiscale", scales=SCALES, align_corners=True)
     slide = Predictor(model, normalize, mode="sliding", tiling="source")
     even = Predictor(model, normalize, mode="sliding")
     x = normalize(image)
-    same = (largest(aligned(image))[0].numpy() == source_multiscale(model, x)).mean()
+    same = (aligned.labels(image, rule)[0].numpy() == source_multiscale(model, x)).mean()
     print(f"free model, {height}x{width}, {CLASSES} classes; labels equal to the source's: "
           f"multiscale {same:.4%}, sliding "
-          f"{(largest(slide(image))[0].numpy() == source_sliding(model, x)).mean():.4%}")
+          f"{(slide.labels(image, rule)[0].numpy() == source_sliding(model, x)).mean():.4%}")
     t = timed(repeats, theirs=lambda: source_multiscale(model, normalize(image)),
-              ours=lambda: largest(multi(image)), bare=lambda: bare(model, x, multi))
+              ours=lambda: multi.labels(image, rule), closed=lambda: other.labels(image, rule),
+              bare=lambda: bare(model, x, multi))
     report(f"multiscale {SCALES}: source / ours", t["theirs"] / t["ours"], 8)
-    print(f"{'  the forwards alone would give':<66}{t['theirs'] / t['bare']:8.2f}")
+    print(f"{'  the same, last resize inside the network':<66}{t['theirs'] / t['closed']:8.2f}")
+    print(f"{'  its forwards alone, with that resize, would give':<66}"
+          f"{t['theirs'] / t['bare']:8.2f}")
     t = timed(repeats, theirs=lambda: source_sliding(model, normalize(image)),
-              ours=lambda: largest(slide(image)), even=lambda: largest(even(image)))
+              ours=lambda: slide.labels(image, rule), even=lambda: even.labels(image, rule))
     report("sliding, equal windows: source / ours", t["theirs"] / t["ours"], 1.6)
     counts = [len(rows) * len(columns) for _, rows, columns in
               (p.windows(height, width) for p in (slide, even))]
     report(f"windows at the same overlap: source {counts[0]} / default {counts[1]}",
            counts[0] / counts[1], 1.4)
     print(f"{'sliding with the default windows: source / ours':<66}{t['theirs'] / t['even']:8.2f}")
+
+
+def full_resolution_labels(height, width, repeats):
+    """Stride-8 logits of smooth random regions to labels at the size of the image."""
+    for classes, scale in ((CLASSES, 1), (150, 2)):
+        seed = torch.Generator().manual_seed(0)
+        size = height // scale, width // scale
+        small = F.interpolate(torch.randn(1, classes, size[0] // 64, size[1] // 64, generator=seed),
+                              (size[0] // 8, size[1] // 8), mode="bicubic")
+        for aligned in (False, True):
+            def plain(small=small, size=size, aligned=aligned):
+                return F.interpolate(small, size, mode="bilinear",
+                                     align_corners=aligned).max(1).indices
+
+            def ours(small=small, size=size, aligned=aligned):
+                return upsampled_labels(small, size, aligned)
+            different = int((plain() != ours()).sum())
+            t = timed(repeats, plain=plain, ours=ours)
+            report(f"{classes} classes to {size[0]}x{size[1]}, align_corners={aligned}, "
+                   f"{different} differ: plain / ours", t["plain"] / t["ours"], 3)
+    logits = torch.randn(1, CLASSES, height, width, generator=seed)
+    t = timed(repeats, plain=lambda: logits.max(1).indices, ours=lambda: largest_class(logits))
+    print(f"{'class of the largest logit alone: max / ours':<66}{t['plain'] / t['ours']:8.2f}")
 
 
 def around_a_network(height, width, repeats):
@@ -210,6 +248,7 @@ def main():
     size, repeats = ((512, 1024), 3) if args.quick else ((1024, 2048), 5)
     with torch.inference_mode():
         around_a_free_model(*size, repeats)
+        full_resolution_labels(*size, repeats)
         around_a_network(*(n * 5 // 8 for n in size), repeats)
     memory(*size)
 

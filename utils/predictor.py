@@ -18,7 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.errors import ConfigError
+from utils.largest_class import largest_class, upsampled_labels
+from utils.last_resize import LastResize, Small
 from utils.precision import autocast_dtype
+from utils.view_sum import ViewSum
 
 # What yassouali/pytorch-segmentation uses for every dataset but Cityscapes.
 MULTISCALE = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -72,7 +75,8 @@ class Predictor:
 
     Padding is 0 after normalisation, that is the mean colour. A scaled image
     has floor(H * scale) rows. Memory does not grow with the number of views:
-    one map of the full size is summed into, view by view.
+    one map of the full size is summed into, view by view. Where a network ends in
+    a resize, scales are summed on a CPU without making its large views at all.
     """
 
     # What the program gives; the other arguments are keys of the config's `predict` section.
@@ -114,20 +118,20 @@ class Predictor:
         self.average, self.activation, self.window_batch = average, activation, window_batch
         self.amp, self.channels_last, self.align_corners = amp, channels_last, align_corners
         self.label_pairs = label_pairs
+        self._short = LastResize(model)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        if self.channels_last is None:
-            self.channels_last = _is_channels_last(self.model)
-        training = self.model.training
-        if training:
-            self.model.eval()
-        try:
-            with torch.inference_mode():
-                # While it is one byte per value; later calls of the kind change nothing.
-                return self._predict(self.normalize(self._laid_out(image)))
-        finally:
-            if training:
-                self.model.train()
+        return self._evaluating(image, self._predict)
+
+    def labels(self, image: torch.Tensor, decision) -> torch.Tensor:
+        """decision.labels(self(image)), (N, H, W), for less where the rule is "max".
+
+        The class of the largest logit is found without a map of logits at the
+        image's size where the network ends in a resize (utils.largest_class).
+        """
+        if decision.name == "max":
+            return self._evaluating(image, self._largest)
+        return decision.labels(self(image))
 
     def describe(self) -> dict:
         """How predictions are made, for reports: mode, scales, flip, average, windows."""
@@ -154,25 +158,74 @@ class Predictor:
             starts.append(first if source else [min(start, room) for start in first])
         return tile, *starts
 
+    def _evaluating(self, image, predict):
+        """predict(normalised image), in eval mode and without gradients."""
+        if self.channels_last is None:
+            self.channels_last = _is_channels_last(self.model)
+        training = self.model.training
+        if training:
+            self.model.eval()
+        try:
+            with torch.inference_mode():
+                # While it is one byte per value; later calls of the kind change nothing.
+                return predict(self.normalize(self._laid_out(image)))
+        finally:
+            if training:
+                self.model.train()
+
     def _predict(self, x):
         """Normalised images (N, 3, H, W) -> float32 (N, C, H, W)."""
-        sliding, size = self.mode == "sliding", x.shape[-2:]
-        if self.scales == (1.0,) and sliding:
+        if self.scales == (1.0,) and self.mode == "sliding":
             return self._as_logits(self._slide(x))
         if self.scales == (1.0,) and not self.flip:
             return self._forward(x).float()
+        total = self._sum_of_views(x)
+        return self._as_logits(total.total() if isinstance(total, ViewSum) else total)
+
+    def _largest(self, x):
+        """Normalised images (N, 3, H, W) -> labels (N, H, W)."""
+        if self.mode == "sliding" or self.average == "probs":
+            return largest_class(self._predict(x))
+        if self.scales == (1.0,) and not self.flip:
+            result, size = self._forward(x, short=True), x.shape[-2:]
+            if not isinstance(result, Small):
+                return largest_class(result.float())
+            if result.logits.dtype == torch.float32:
+                return upsampled_labels(result.logits, size, result.align_corners)
+            return largest_class(_resized(result, size).float())
+        total = self._sum_of_views(x)
+        if not isinstance(total, ViewSum):
+            return largest_class(total)
+        return torch.cat([largest_class(strip) for _, strip in total.strips()], 1)
+
+    def _sum_of_views(self, x):
+        """The mean over scales and mirrors of logits or probabilities: (N, C, H, W), or a ViewSum
+        of it where every view is small."""
+        sliding, size = self.mode == "sliding", x.shape[-2:]
         mirrors = (False, True) if self.flip and not sliding else (False,)
         weight, total = 1 / (len(self.scales) * len(mirrors)), None
-        for scale in self.scales:
+        # Small views are multiplied by matrices, which a GPU may do in reduced precision.
+        short = not sliding and self.average == "logits" and x.device.type == "cpu"
+        # A view of the image's own size is what the others are summed into.
+        for scale in sorted(self.scales, key=lambda scale: scale != 1):
             scaled = self._rescale(x, scale)
             for mirrored in mirrors:
-                view = self._slide(scaled) if sliding else self._view(scaled, mirrored)
-                first = total is None
-                if first:
-                    total = _empty(view, (*view.shape[:2], *size))
-                self._add(total, view, weight, activate=not sliding, first=first)
+                view = (self._slide(scaled) if sliding else
+                        self._forward(scaled.flip(-1) if mirrored else scaled, short))
+                if isinstance(view, Small) and (total is None or isinstance(total, ViewSum)):
+                    total = total or ViewSum(size)
+                    logits = self._unmirror(view.logits) if mirrored else view.logits
+                    total.add(logits, weight, (scaled.shape[-2:], view.align_corners),
+                              (size, self.align_corners))
+                    continue
+                if isinstance(view, Small):
+                    view = _resized(view, scaled.shape[-2:])
+                if isinstance(total, ViewSum):
+                    total = total.total()
+                total = self._add(total, view, weight, size, mirrored, activate=not sliding,
+                                  keep=x)
                 del view    # before the next forward: one view at a time
-        return self._as_logits(total)
+        return total
 
     def _rescale(self, x, scale):
         if scale == 1:
@@ -203,55 +256,66 @@ class Predictor:
         across = _cover(columns, tile[1], width, x.device)
         return total.div_(down[:, None] * across * (2 if self.flip else 1))
 
-    def _view(self, x, mirrored):
-        if mirrored:
-            return self._unmirror(self._forward(x.flip(-1)))
-        return self._forward(x)
-
     def _unmirror(self, view):
         view = view.flip(-1)
         if self.label_pairs:
-            order = list(range(view.shape[1]))
-            for a, b in self.label_pairs:
-                order[a], order[b] = b, a
-            view = view[:, order]
+            view = view[:, self._mirrored_classes(view.shape[1])]
         return view
 
-    def _forward(self, x):
+    def _mirrored_classes(self, classes):
+        order = list(range(classes))
+        for a, b in self.label_pairs:
+            order[a], order[b] = b, a
+        return order
+
+    def _forward(self, x, short=False):
+        """What the network returns; with `short`, Small logits where it ends in a resize."""
         x = self._laid_out(x)
         # A CPU computes half precision slowly but correctly; only training in it is refused.
         dtype = torch.float16 if self.amp == "fp16" else autocast_dtype(self.amp, x.device)
         with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
-            return self.model(x)
+            return self._short(x) if short else self.model(x)
 
     def _laid_out(self, x):
         return x.contiguous(memory_format=torch.channels_last if self.channels_last
                             else torch.contiguous_format)
 
-    def _add(self, total, view, weight, activate, first):
-        """total += weight * view resized to it, piece by piece so that no second map exists.
+    def _add(self, total, view, weight, size, mirrored, activate, keep):
+        """total + weight * view resized to `size`, piece by piece so that no second map exists.
 
-        first: `total` holds nothing yet and is written over.
+        total: (N, C, H, W) written over and returned, or None for the first view.
+        mirrored: the view is one of the mirror image. keep: a tensor never written to.
         """
-        n, classes, height, width = total.shape
         probs = activate and self.average == "probs"
+        if total is None and not probs and not mirrored and _may_be_written(view, size, keep):
+            return view.mul_(weight)
+        first = total is None
+        if first:
+            total = _empty(view, (*view.shape[:2], *size))
+        n, classes, height, width = total.shape
         pixels = CHUNK_BYTES.get(total.device.type, CHUNK_BYTES["cuda"]) // (4 * n)
         if not probs and view.is_contiguous():
             step = max(1, pixels // (height * width))
+            order = self._mirrored_classes(classes)
             for c in range(0, classes, step):
-                piece = view[:, c:c + step].float()
+                piece = view[:, c:c + step]
+                if mirrored:
+                    piece = (view[:, order[c:c + step]] if self.label_pairs else piece).flip(-1)
+                piece = piece.float()
                 if piece.shape[-2:] != (height, width):
                     piece = F.interpolate(piece, (height, width), mode="bilinear",
                                           align_corners=self.align_corners)
                 _accumulate(total[:, c:c + step], piece, weight, first)
-            return
+            return total
         # A softmax needs all classes of a pixel, and channels-last memory has them side by side.
         step = max(1, pixels // (classes * width))
         for top in range(0, height, step):
             rows = range(top, min(top + step, height))
             piece = resize_rows(view, (height, width), rows, self.align_corners)
+            piece = self._unmirror(piece) if mirrored else piece
             _accumulate(total[:, :, rows.start:rows.stop], self._probs(piece) if probs else piece,
                         weight, first)
+        return total
 
     def _probs(self, logits):
         return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
@@ -288,6 +352,17 @@ def resize_rows(x: torch.Tensor, size: tuple[int, int], rows: range,
     share = (at - above).unsqueeze(1)
     mixed = torch.lerp(x[:, :, above].float(), x[:, :, below].float(), share)
     return F.interpolate(mixed, (len(rows), width), mode="bilinear", align_corners=align_corners)
+
+
+def _resized(small, size):
+    """What the network would have returned."""
+    return F.interpolate(small.logits, size, mode="bilinear", align_corners=small.align_corners)
+
+
+def _may_be_written(view, size, keep):
+    """Whether a network's result is a map of its own, made in this very prediction."""
+    return (view.shape[-2:] == size and view.dtype == torch.float32 and view.is_inference()
+            and view.is_contiguous() and view.data_ptr() != keep.data_ptr())
 
 
 def _crop(x, top, left, tile, mirrored):
