@@ -2,8 +2,7 @@
 
 examples:
   python -m tools.pack --type CityScapes --args '{"data_dir": "cs", "split": "val"}' -o packed/val
-  python -m tools.pack --type CityScapes --args '{"data_dir": "cs", "split": "val"}' -o packed/val \\
-      --verify
+  python -m tools.pack --type Folder --args '{"data_dir": "leaves"}' -o packed/leaves --verify
 
 Then say "cache": "packed/val" in the loader's args. Every sample is what the files hold, bit for
 bit; augmentation, classes and batches stay as they are. The same command again writes what is
