@@ -7,7 +7,6 @@ import numpy as np
 from base.base_dataset import BaseDataset
 from dataloader.pixel_cache import use_cache
 from dataloader.samplers import drawn
-from dataloader.transforms import Augmentation
 from utils.config import split_args
 from utils.config_schema import Components, section_callables
 from utils.errors import ConfigError, DataError
@@ -169,9 +168,8 @@ def _opened(section, number, ignore_index, seed, augmentation):
     cls = lookup(section["type"], components("datasets"), f"parts[{number}].type")
     own, cached, options = split_args(section, *section_callables("parts", cls))
     try:
-        if options:
-            augmentation = augmentation.changed(**options) if augmentation \
-                else Augmentation(**options)
+        if options and augmentation is not None:
+            augmentation = augmentation.changed(**options)
         return use_cache(cls(**own, ignore_index=ignore_index, seed=seed,
                              augmentation=augmentation), **cached)
     except ConfigError as error:

@@ -138,7 +138,24 @@ def test_a_mixture_reads_each_part_from_its_own_cache(cached, tmp_path):
     assert all(map(np.array_equal, mixture.load(3), mixture.load(10)))
     with pytest.raises(ConfigError, match="no cache of its own"):
         use_cache(mixture, str(folder))
-    assert packed({"parts": parts}, tmp_path / "other", name="Mixture") == 2
+
+
+def test_a_config_says_where_the_caches_of_its_data_are(tmp_path, capsys):
+    # A second or two: the whole tool, by a config.
+    parts = [{"type": "Shapes", "args": {"split": split, "length": 3, "size": [32, 48],
+                                         "cache": str(tmp_path / split)}}
+             for split in ("train", "test")]
+    options = ["-c", "config.json", "train_loader.type=Mixture",
+               f"train_loader.args.parts={json.dumps(parts)}"]
+    assert run(main, options) == 0
+    assert capsys.readouterr().out.count("wrote 3 of 3 samples") == 2
+    section = {"type": "Mixture", "args": {"parts": parts, "num_workers": 0}}
+    assert len(make_loader(section, ignore_index=255).dataset) == 6
+    assert run(main, [*options, "--verify"]) == 0
+    assert run(main, [*options, "-o", str(tmp_path / "x")]) == 2
+    assert "each has a cache of its own" in capsys.readouterr().err
+    assert run(main, ["-c", "config.json"]) == 2
+    assert "nothing says where" in capsys.readouterr().err
 
 
 def test_a_cache_goes_to_other_processes_by_pickle(cached):

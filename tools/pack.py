@@ -1,14 +1,16 @@
-"""Decode a dataset once: its pixels as bytes that training maps into memory.
+"""Decode datasets once: their pixels as bytes that training maps into memory.
 
 examples:
-  python -m tools.pack --type CityScapes --args '{"data_dir": "cs", "split": "val"}' -o packed/val
+  python -m tools.pack -c config.json
+  python -m tools.pack -c config.json --loader val -o packed/val
   python -m tools.pack --type Folder --args '{"data_dir": "leaves"}' -o packed/leaves --verify
 
-Then say "cache": "packed/val" in the loader's args. Every sample is what the files hold, bit for
-bit; augmentation, classes and batches stay as they are. The same command again writes what is
-missing or has changed, and nothing if nothing has. It needs four bytes a pixel: 25 GB for the 2975
-pictures of Cityscapes train. The files of the dataset have to stay: their names, sizes and times
-are compared, so that a cache of other files is never read.
+A loader with "cache": "packed/leaves" in its args reads the cache that lies there; with -c that is
+where it is written, and for a mixture each part names its own. Every sample is what the files
+hold, bit for bit; augmentation, classes and batches stay as they are. The same command again writes
+what is missing or has changed, and nothing if nothing has. It needs four bytes a pixel: 25 GB for
+the 2975 pictures of Cityscapes train. The files of the dataset have to stay: their names, sizes and
+times are compared, so that a cache of other files is never read.
 """
 import argparse
 import os
@@ -17,6 +19,8 @@ import sys
 from pathlib import Path
 
 from utils import console
+from utils.dataset_arguments import (add_dataset_arguments, check_dataset_arguments,
+                                     dataset_config, whole_images)
 
 
 def parse(argv):
@@ -24,18 +28,16 @@ def parse(argv):
                                      epilog=console.EXIT_STATUSES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--type", required=True, metavar="NAME", help="a dataset of `train.py --list datasets`")
-    add("--args", required=True, metavar="JSON",
-        help="its arguments, as in a config; those of the augmentation and the loader may stay")
-    add("-o", "--output", required=True, metavar="DIR", help="a folder for this cache alone")
+    add_dataset_arguments(parser)
+    add("-o", "--output", metavar="DIR",
+        help="a folder for this cache alone (default: \"cache\" of the loader's args)")
     add("-n", "--dry-run", action="store_true", help="say what would be written, write nothing")
     add("--verify", action="store_true",
         help="write nothing; read the whole cache and compare its checksums")
-    add("--seed", type=int, default=0,
-        help="seed of the config, for data that is made up from it (default 0)")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding threads")
     add("--debug", action="store_true", help="show the traceback of every error")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    check_dataset_arguments(parser, args)
     if args.workers < 1:
         parser.error("--workers must be at least 1")
     if args.dry_run and args.verify:
@@ -45,35 +47,41 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
-    from utils.jsonc import parse_jsonc
-    dataset = open_dataset(args.type, parse_jsonc(args.args, "--args"), args.seed)
-    if args.verify:
-        return verify(dataset, args.output)
-    return pack(dataset, args.output, args.workers, args.dry_run)
+    section, config = dataset_config(args)
+    for one, folder in caches_of(section, args.output):
+        dataset = whole_images(one, config)
+        if args.verify:
+            verify(dataset, folder)
+        else:
+            pack(dataset, folder, args.workers, args.dry_run)
 
 
-def open_dataset(name: str, given: dict, seed: int = 0):
-    """The dataset `name` without augmentation; ConfigError for unusable arguments."""
-    from utils.config import split_args
-    from utils.config_schema import section_callables
+def caches_of(section: dict, output: str | None = None) -> list[tuple[dict, str]]:
+    """(section of a dataset without its cache, folder of the cache), for each part of a mixture.
+
+    output: the folder for a single dataset; None takes the "cache" of each.
+    ConfigError: nothing says where to write.
+    """
     from utils.errors import ConfigError
-    from utils.registry import components, lookup
-    from utils.signature import fields, value_name
-    cls = lookup(name, components("datasets"), "--type")
-    if not isinstance(given, dict):
-        raise ConfigError(f"expected an object, found {value_name(given)}", "--args")
-    own, *_ = split_args({"type": name, "args": given}, *section_callables("datasets", cls))
-    for key, field in fields(cls).items():
-        if field.required and key not in own:
-            raise ConfigError(f"{name} needs the argument {key!r}", "--args")
-        if key in own and not field.fits(given[key]):
-            raise ConfigError(f"{key}: expected {field.expected}, found {value_name(given[key])}",
-                              "--args")
-    return cls(**own, seed=seed)
+    parts = section["args"].get("parts", [section])
+    if output and len(parts) > 1:
+        raise ConfigError(f"the data are {len(parts)} parts of a mixture: each has a cache of its "
+                          "own", "--output", "leave -o out and name a \"cache\" in the args of "
+                          "each part that is to be packed")
+    found = []
+    for part in parts:
+        args = dict(part["args"])
+        folder = args.pop("cache", None)
+        if output or folder:
+            found.append(({"type": part["type"], "args": args}, output or folder))
+    if not found:
+        raise ConfigError("nothing says where the cache is to be", "--output",
+                          "give -o DIR, or \"cache\": DIR in the args of the dataset")
+    return found
 
 
-def pack(dataset, folder, workers: int = 1, dry_run: bool = False) -> int:
-    """Write the cache of a dataset, or what is missing of it; the exit status."""
+def pack(dataset, folder, workers: int = 1, dry_run: bool = False):
+    """Write the cache of a dataset, or what is missing of it."""
     from tqdm import tqdm
 
     from dataloader.pixel_cache import CachePlan
@@ -84,10 +92,10 @@ def pack(dataset, folder, workers: int = 1, dry_run: bool = False) -> int:
             f"about {_size(plan.bytes_to_write)}")
     if plan.complete:
         print(f"{folder} is complete: {len(dataset)} samples, {_size(_written(folder))}")
-        return 0
+        return
     if dry_run:
         print(f"would write {what}, into {folder}; {_size(_room(folder))} are free")
-        return 0
+        return
     if plan.bytes_to_write > _room(folder):
         raise DataError(f"{what} are to be written and {_size(_room(folder))} are free",
                         str(folder), "name a folder on another disk")
@@ -95,11 +103,10 @@ def pack(dataset, folder, workers: int = 1, dry_run: bool = False) -> int:
               disable=None) as bar:
         plan.write(workers, bar.update)
     print(f"wrote {images} of {len(dataset)} samples; {folder} holds {_size(_written(folder))}")
-    console.notice(f"read it with \"cache\": \"{folder}\" in the args of the loader")
-    return 0
+    console.notice(f"read it with \"cache\": \"{folder}\" in the args of the dataset")
 
 
-def verify(dataset, folder) -> int:
+def verify(dataset, folder):
     """Read a whole cache; DataError where it is not what was written."""
     from tqdm import tqdm
 
@@ -108,7 +115,6 @@ def verify(dataset, folder) -> int:
               disable=None) as bar:
         verify_cache(folder, dataset, bar.update)
     print(f"{folder} is whole: {len(dataset)} samples")
-    return 0
 
 
 def _room(folder):
