@@ -14,6 +14,7 @@ from models.backbones import build_backbone
 from models.foreign_state import ROW, foreign_state
 from models.layers.conv_norm_act import classifier_head, conv_norm_act
 from models.layers.ocr import OCR_KEYS, ObjectContext
+from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
 from models.openseg import backbone_keys, openseg_entry
 
@@ -53,10 +54,7 @@ class ASPOCR(BaseModel):
         aux = resize_to(self.aux_head(f3), f4)        # of one size in the published network
         parts = [self.context(self.reduce(f4), aux)] + [branch(f4) for branch in self.branches]
         out = self.classifier(self.fuse(torch.cat(parts, dim=1)))
-        out = resize_to(out, x, align_corners=True)
-        if not self.training:
-            return out
-        return {"out": out, "aux": resize_to(aux, x, align_corners=True)}
+        return as_outputs({"out": out, "aux": aux}, x, self.training, align_corners=True)
 
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet's and openseg's files in this network's keys."""

@@ -14,7 +14,7 @@ from models.backbones import build_backbone
 from models.foreign_state import ROW, foreign_state
 from models.layers.attention import ATTENTION_KEYS, SelfAttention
 from models.layers.conv_norm_act import classifier_head, conv_norm_act
-from models.layers.resize import resize_to
+from models.layers.outputs import as_outputs
 from models.openseg import AUX_KEYS, backbone_keys, openseg_entry
 
 
@@ -56,12 +56,10 @@ class BaseOC(BaseModel):
         *_, f3, f4 = self.backbone(x)                    # (N, c3|c4, H/8, W/8)
         features = self.reduce(f4)
         features = self.fuse(torch.cat([self.attention(features), features], dim=1))
-        out = resize_to(self.classifier(features), x, align_corners=True)
-        if not self.training:
-            return out
-        if self.aux_head is None:
-            return {"out": out}
-        return {"out": out, "aux": resize_to(self.aux_head(f3), x, align_corners=True)}
+        logits = {"out": self.classifier(features)}
+        if self.training and self.aux_head is not None:
+            logits["aux"] = self.aux_head(f3)
+        return as_outputs(logits, x, self.training, align_corners=True)
 
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet's and openseg's files in this network's keys."""

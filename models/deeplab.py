@@ -16,6 +16,7 @@ from models.backbones.resnet import YASSOUALI_KEYS, uniform_dilation
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.heads import ASPP
 from models.layers.init import he_init
+from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
 from models.published import Published, from_published
 from utils.errors import ConfigError
@@ -55,8 +56,7 @@ class DeepLab(BaseModel):
         low = self.low_level(low)
         high = resize_to(self.aspp(high), low, align_corners=True)
         out = self.decoder(torch.cat([low, high], dim=1))
-        out = resize_to(out, x, align_corners=True)
-        return {"out": out} if self.training else out
+        return as_outputs({"out": out}, x, self.training, align_corners=True)
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
@@ -72,7 +72,7 @@ DECODER_KEYS = ((r"^decoder\.conv1\.", "low_level.0."), (r"^decoder\.bn1\.", "lo
 
 PUBLISHED = {
     f"yassouali_deeplabv3plus_{name}": Published(
-        build=lambda classes, args=args: DeepLab(classes, **args),
+        network=DeepLab, args=args,
         rename=YASSOUALI_KEYS + ASPP_KEYS + DECODER_KEYS, classes="decoder.output.7.weight")
     for name, args in {
         "resnet101": {"backbone": "resnet101"},

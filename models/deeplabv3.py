@@ -18,7 +18,7 @@ from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.heads import ASPP, fcn_head
-from models.layers.resize import resize_to
+from models.layers.outputs import as_outputs
 from models.published import Published, from_published
 
 
@@ -50,13 +50,10 @@ class DeepLabV3(BaseModel):
 
     def forward(self, x):
         maps = self.backbone(x)
-        out = resize_to(self.head(maps[-1]), x)
-        if not self.training:
-            return out
-        if self.aux_head is None:
-            return {"out": out}
-        aux = self.aux_head(maps[self.backbone.aux_level])
-        return {"out": out, "aux": resize_to(aux, x)}
+        logits = {"out": self.head(maps[-1])}
+        if self.training and self.aux_head is not None:
+            logits["aux"] = self.aux_head(maps[self.backbone.aux_level])
+        return as_outputs(logits, x, self.training)
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
@@ -71,7 +68,7 @@ MOBILENET_KEYS = ((r"^backbone\.(\d+)\.", r"backbone.layers.\1."),)
 
 PUBLISHED = {
     f"torchvision_deeplabv3_{name}": Published(
-        build=lambda classes, args=args: DeepLabV3(classes, **args),
+        network=DeepLabV3, args=args,
         rename=ASPP_KEYS + AUX_KEYS + keys, classes="classifier.4.weight", files=(file,),
         score=f"COCO val2017, VOC classes: mIoU {score}")
     for name, args, keys, file, score in (
@@ -81,8 +78,7 @@ PUBLISHED = {
          MOBILENET_KEYS, "deeplabv3_mobilenet_v3_large-fc3c493d.pth", 60.3))
 } | {
     f"hoya012_deeplabv3_{backbone}_{name}": Published(
-        build=lambda classes, args=(backbone, norm): DeepLabV3(classes, args[0], use_aux=False,
-                                                               norm=args[1]),
+        network=DeepLabV3, args={"backbone": backbone, "use_aux": False, "norm": norm},
         # EvoNorm-S0 has no use for the running variance that the files hold.
         drop=(r"running_var$",) if name == "evo" else (),
         rename=ASPP_KEYS, classes="classifier.4.weight")

@@ -20,7 +20,7 @@ from models.layers.conv_norm_act import conv_norm_act
 from models.layers.heads import ASPP
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
-from models.layers.resize import resize_to
+from models.layers.outputs import as_outputs
 from models.published import Published, from_published
 
 RATES3, RATES4 = (1, 2, 3) * 7 + (2, 2), (3, 4, 5)     # the paper's "Dilation-RF"
@@ -55,8 +55,7 @@ class DUC_HDC(BaseModel):
         low = self.low_level(low)
         high = self.up(self.aspp(high))[..., :low.shape[-2], :low.shape[-1]]
         out = self.up_out(self.decoder(torch.cat([low, high], dim=1)))
-        out = resize_to(out, x, align_corners=True)
-        return {"out": out} if self.training else out
+        return as_outputs({"out": out}, x, self.training, align_corners=True)
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
@@ -86,7 +85,7 @@ class _DenseUpsampling(nn.Module):
 
 PUBLISHED = {
     "yassouali_duc_hdc": Published(
-        build=lambda classes: DUC_HDC(classes, "resnet101"), classes="decoder.output.7.weight",
+        network=DUC_HDC, args={"backbone": "resnet101"}, classes="decoder.output.7.weight",
         rename=((r"^decoder\.DUC\.", "up."), (r"^DUC_out\.", "up_out."),
                 *YASSOUALI_KEYS, *ASPP_KEYS, *DECODER_KEYS)),
 }

@@ -159,6 +159,5 @@ def _activation(kind, norm, channels=1, after_sum=False):
 
 
 PUBLISHED = {
-    "yassouali_enet": Published(build=lambda classes: ENet(classes), classes="fullconv.weight",
-                                classes_dim=1),
+    "yassouali_enet": Published(network=ENet, classes="fullconv.weight", classes_dim=1),
 }

@@ -86,7 +86,7 @@ _STAGES = {"pool3": 0, "pool4": 17, "pool5": 24}
 
 PUBLISHED = {
     "yassouali_fcn8": Published(
-        build=lambda classes: FCN8(classes), classes="output.6.weight",
+        network=FCN8, classes="output.6.weight",
         rename=tuple((rf"^{stage}\.{i}\.", f"backbone.features.{start + i}.")
                      for stage, start in _STAGES.items() for i in range(17))),
 }

@@ -7,7 +7,7 @@ Published (COCO with the 21 VOC classes, mIoU on COCO val2017):
 from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.layers.heads import fcn_head
-from models.layers.resize import resize_to
+from models.layers.outputs import as_outputs
 from models.published import Published, from_published
 
 
@@ -36,13 +36,10 @@ class FCNResNet(BaseModel):
 
     def forward(self, x):
         maps = self.backbone(x)
-        out = resize_to(self.head(maps[-1]), x)
-        if not self.training:
-            return out
-        if self.aux_head is None:
-            return {"out": out}
-        aux = self.aux_head(maps[self.backbone.aux_level])
-        return {"out": out, "aux": resize_to(aux, x)}
+        logits = {"out": self.head(maps[-1])}
+        if self.training and self.aux_head is not None:
+            logits["aux"] = self.aux_head(maps[self.backbone.aux_level])
+        return as_outputs(logits, x, self.training)
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
@@ -51,7 +48,7 @@ class FCNResNet(BaseModel):
 
 PUBLISHED = {
     f"torchvision_fcn_{name}": Published(
-        build=lambda classes, name=name: FCNResNet(classes, name),
+        network=FCNResNet, args={"backbone": name},
         rename=((r"^classifier\.", "head."), (r"^aux_classifier\.", "aux_head.")),
         classes="classifier.4.weight", files=(file,),
         score=f"COCO val2017, VOC classes: mIoU {score}")

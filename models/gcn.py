@@ -116,7 +116,7 @@ def _fit(x, like):
 
 PUBLISHED = {
     f"yassouali_gcn_resnet50{suffix}": Published(
-        build=lambda classes, deconv=deconv: GCN(classes, "resnet50", use_deconv=deconv),
+        network=GCN, args={"backbone": "resnet50", "use_deconv": deconv},
         drop=(r"^br\d\.bn\d\.",), rename=YASSOUALI_KEYS, classes="final_conv.weight")
     for suffix, deconv in (("", False), ("_deconv", True))
 }

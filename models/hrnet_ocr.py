@@ -18,7 +18,7 @@ from models.foreign_state import BESIDE, PREFIXES, fold_in_place_norm, foreign_s
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
 from models.layers.ocr import OCR_KEYS, PADDLE_OCR_KEYS, OCRHead
-from models.layers.resize import resize_to
+from models.layers.outputs import as_outputs
 from models.published import Published
 
 
@@ -56,10 +56,7 @@ class HRNetOCR(BaseModel):
         features = concat_maps(self.backbone(x), self.align_corners)    # (N, 15 C, H/4, W/4)
         aux = self.aux_head(features)
         out, _ = self.head(features, aux)
-        out = resize_to(out, x, self.align_corners)
-        if not self.training:
-            return out
-        return {"out": out, "aux": resize_to(aux, x, self.align_corners)}
+        return as_outputs({"out": out, "aux": aux}, x, self.training, self.align_corners)
 
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet, plain HRNet, Paddle, Mapillary and openseg files in this network's keys.
@@ -75,7 +72,7 @@ FOREIGN_KEYS = BACKBONE_KEYS + OCR_KEYS + (
 
 
 def _entry(classes, files=(), score="", convert=None, order="RGB", **options):
-    return Published(build=lambda num_classes: HRNetOCR(num_classes, **options), drop=BESIDE,
+    return Published(network=HRNetOCR, args=options, drop=BESIDE,
                      rename=PREFIXES + BACKBONE_KEYS + OCR_KEYS, convert=convert, classes=classes,
                      files=files, score=score, order=order)
 

@@ -15,7 +15,7 @@ from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
 from models.layers.image_pooling_aspp import ASPP_KEYS, ImagePoolingASPP
 from models.layers.ocr import OCR_KEYS, OCRHead
-from models.layers.resize import resize_to
+from models.layers.outputs import as_outputs
 from models.published import Published
 
 
@@ -55,10 +55,7 @@ class HRNetOCRASPP(BaseModel):
         features = self.aspp(concat_maps(self.backbone(x), self.align_corners))
         aux = self.aux_head(features)
         out, _ = self.head(features, aux)
-        out = resize_to(out, x, self.align_corners)
-        if not self.training:
-            return out
-        return {"out": out, "aux": resize_to(aux, x, self.align_corners)}
+        return as_outputs({"out": out, "aux": aux}, x, self.training, self.align_corners)
 
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet, Paddle, Mapillary and openseg HRNets in this network's keys."""
@@ -67,7 +64,7 @@ class HRNetOCRASPP(BaseModel):
 
 
 def _entry(**options):
-    return Published(build=lambda classes: HRNetOCRASPP(classes, **options), drop=BESIDE,
+    return Published(network=HRNetOCRASPP, args=options, drop=BESIDE,
                      rename=PREFIXES + OCR_KEYS + ASPP_KEYS, classes="ocr.cls_head.weight")
 
 

@@ -14,7 +14,7 @@ from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS, build_pyramid
 from models.foreign_state import BESIDE, PREFIXES, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
-from models.layers.resize import resize_to
+from models.layers.outputs import as_outputs
 from models.published import Published
 
 
@@ -39,8 +39,7 @@ class HRNet(BaseModel):
 
     def forward(self, x: torch.Tensor):
         features = concat_maps(self.backbone(x), self.align_corners)    # (N, 15 C, H/4, W/4)
-        out = resize_to(self.head(features), x, self.align_corners)
-        return {"out": out} if self.training else out
+        return as_outputs({"out": self.head(features)}, x, self.training, self.align_corners)
 
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet, Paddle, Mapillary and openseg HRNets in this network's keys."""
@@ -51,7 +50,7 @@ HEAD_KEYS = ((r"^last_layer\.([01])\.", r"head.0.\1."), (r"^last_layer\.3\.", "h
 
 
 def _entry(backbone, files=(), score=""):
-    return Published(build=lambda classes: HRNet(classes, backbone), drop=BESIDE,
+    return Published(network=HRNet, args={"backbone": backbone}, drop=BESIDE,
                      rename=PREFIXES + BACKBONE_KEYS + HEAD_KEYS, classes="last_layer.3.weight",
                      files=files, score=score)
 

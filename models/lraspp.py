@@ -9,6 +9,7 @@ from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.deeplabv3 import MOBILENET_KEYS
 from models.layers.conv_norm_act import conv_norm_act
+from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
 from models.published import Published, from_published
 
@@ -36,8 +37,7 @@ class LRASPP(BaseModel):
         _, low, *_, high = self.backbone(x)          # strides 8 and output_stride
         gated = self.features(high) * self.gate(high.mean((2, 3), keepdim=True))
         out = self.low_classifier(low) + self.high_classifier(resize_to(gated, low))
-        out = resize_to(out, x)
-        return {"out": out} if self.training else out
+        return as_outputs({"out": out}, x, self.training)
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
@@ -46,7 +46,7 @@ class LRASPP(BaseModel):
 
 PUBLISHED = {
     "torchvision_lraspp_mobilenet_v3_large": Published(
-        build=lambda classes: LRASPP(classes), classes="classifier.low_classifier.weight",
+        network=LRASPP, classes="classifier.low_classifier.weight",
         rename=((r"^classifier\.cbr\.", "features."), (r"^classifier\.scale\.1\.", "gate.0."),
                 (r"^classifier\.", ""), *MOBILENET_KEYS),
         files=("lraspp_mobilenet_v3_large-d234d4ea.pth",),

@@ -164,9 +164,8 @@ def _scale_name(scale):
 
 def _entry(variant, files=(), score="", rename=PREFIXES + OCR_KEYS + ATTENTION_KEYS,
            classes="ocr.cls_head.weight"):
-    return Published(build=lambda num_classes: MscaleOCR(num_classes, variant=variant),
-                     drop=BESIDE, rename=rename, classes=classes, files=files, score=score,
-                     read=read_weights)
+    return Published(network=MscaleOCR, args={"variant": variant}, drop=BESIDE, rename=rename,
+                     classes=classes, files=files, score=score, read=read_weights)
 
 
 PUBLISHED = {

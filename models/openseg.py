@@ -1,6 +1,4 @@
 """What openseg's networks on ResNet-101 have in common: key names and published entries."""
-from collections.abc import Callable
-
 from torch import nn
 
 from models.foreign_state import BESIDE, PREFIXES, fold_in_place_norm
@@ -23,13 +21,13 @@ def backbone_keys(network: nn.Module) -> tuple:
             (r"^((?:conv|bn)[123])\.", stem + r"\1."))
 
 
-def openseg_entry(network: Callable, rename: tuple, classes: str, in_place: bool,
+def openseg_entry(network: type[nn.Module], rename: tuple, classes: str, in_place: bool,
                   files: tuple = (), score: str = "") -> Published:
     """A network on ResNet-101-d8. in_place: the dialect of the first branch, whose norms
     use |weight| + 1e-5 and whose heads have a leaky ReLU."""
     activation = "leaky_relu" if in_place else "relu"
     return Published(
-        build=lambda num_classes: network(num_classes, activation=activation), drop=BESIDE,
+        network=network, args={"activation": activation}, drop=BESIDE,
         rename=PREFIXES + rename, convert=fold_in_place_norm if in_place else None,
         classes=classes, files=files, score=score, mean=MEAN, std=(1.0, 1.0, 1.0), order="BGR",
         scale=1.0)

@@ -13,6 +13,7 @@ from models.backbones import build_backbone
 from models.foreign_state import foreign_state
 from models.layers.conv_norm_act import classifier_head
 from models.layers.ocr import OCR_KEYS, OCRHead
+from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
 from models.openseg import backbone_keys, openseg_entry
 
@@ -44,10 +45,8 @@ class OCR(BaseModel):
     def forward(self, x: torch.Tensor):
         *_, f3, f4 = self.backbone(x)                    # (N, c3|c4, H/8, W/8)
         aux = resize_to(self.aux_head(f3), f4)        # of one size in the published network
-        out = resize_to(self.head(f4, aux)[0], x, align_corners=True)
-        if not self.training:
-            return out
-        return {"out": out, "aux": resize_to(aux, x, align_corners=True)}
+        out, _ = self.head(f4, aux)
+        return as_outputs({"out": out, "aux": aux}, x, self.training, align_corners=True)
 
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet's and openseg's files in this network's keys."""

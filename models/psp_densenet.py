@@ -26,7 +26,7 @@ class PSPDenseNet(PSPNet):
 
 PUBLISHED = {
     "yassouali_pspdensenet201": Published(
-        build=lambda classes: PSPDenseNet(classes), classes="master_branch.1.weight",
+        network=PSPDenseNet, classes="master_branch.1.weight",
         rename=((r"^block0\.0\.", "backbone.conv0."), (r"^block0\.1\.", "backbone.norm0."),
                 (r"^block(\d)\.", r"backbone.denseblock\1."),
                 (r"^transition(\d)\.0\.", r"backbone.transition\1.norm."),

@@ -12,7 +12,7 @@ from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.heads import PyramidPooling, fcn_head
 from models.layers.init import he_init
-from models.layers.resize import resize_to
+from models.layers.outputs import as_outputs
 from models.published import Published, from_published
 
 
@@ -49,12 +49,10 @@ class PSPNet(BaseModel):
 
     def forward(self, x):
         maps = self.backbone(x)                      # the last ones (N, C, H/8, W/8)
-        out = resize_to(self.head(maps[-1]), x)
-        if not self.training:
-            return out
-        if self.aux_head is None:
-            return {"out": out}
-        return {"out": out, "aux": resize_to(self.aux_head(maps[self.backbone.aux_level]), x)}
+        logits = {"out": self.head(maps[-1])}
+        if self.training and self.aux_head is not None:
+            logits["aux"] = self.aux_head(maps[self.backbone.aux_level])
+        return as_outputs(logits, x, self.training)
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
@@ -68,7 +66,7 @@ VOC_MEAN, VOC_STD = (0.45734706, 0.43338275, 0.40058118), (0.23965294, 0.2353227
 
 PUBLISHED = {
     f"yassouali_pspnet_resnet{depth}": Published(
-        build=lambda classes, name=f"resnet{depth}s": PSPNet(classes, name),
+        network=PSPNet, args={"backbone": f"resnet{depth}s"},
         rename=YASSOUALI_KEYS + HEAD_KEYS, classes="master_branch.1.weight", files=files,
         score=score, mean=VOC_MEAN, std=VOC_STD)
     for depth, files, score in ((50, ("PSPnet.pth",), "VOC 2012 val mIoU 82"), (101, (), ""),

@@ -2,7 +2,7 @@
 
 Every model file names the checkpoints it can take in a module-level table
 
-    PUBLISHED = {NAME: Published(build=..., rename=..., ...)}
+    PUBLISHED = {NAME: Published(network=..., rename=..., ...)}
 
 which is found here: a new network brings its own, and there is no list to edit.
 """
@@ -13,7 +13,7 @@ import pkgutil
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ from utils.registry import unknown
 class Published:
     """How the files of one published network become ours.
 
-    build:    num_classes -> network.
+    network:  our class; args: what its constructor gets beside the number of classes.
     rename:   (pattern, replacement) pairs for re.sub on every key, in order.
     drop:     patterns of keys to leave out (checked before renaming).
     convert:  state dict with the published keys -> the same, changed: folded
@@ -43,7 +43,8 @@ class Published:
     read:     path -> whatever the file holds, for formats other than torch's.
     """
 
-    build: Callable[[int], nn.Module]
+    network: type[nn.Module]
+    args: Mapping = field(default_factory=dict)
     rename: tuple[tuple[str, str], ...] = ()
     drop: tuple[str, ...] = ()
     convert: Callable[[dict], dict] | None = None
@@ -57,6 +58,11 @@ class Published:
     order: str = "RGB"
     scale: float = 255.0
     read: Callable[[str], object] | None = None
+
+    def build(self, num_classes: int) -> nn.Module:
+        """The network with fresh weights, for `num_classes` classes where it has such."""
+        classes = {} if self.classes is None else {"num_classes": num_classes}
+        return self.network(**classes, **self.args)
 
 
 @functools.cache

@@ -112,7 +112,7 @@ class _Last(_Widen):
 
 PUBLISHED = {
     "yassouali_segresnet": Published(
-        build=lambda classes: SegResNet(classes, source_unpooling=True),
+        network=SegResNet, args={"source_unpooling": True},
         classes="last_conv.1.weight",
         rename=((r"^first_conv\.0\.", "backbone.conv1."), (r"^first_conv\.1\.", "backbone.bn1."),
                 *((rf"^encoder\.{i}\.", f"backbone.layer{i + 1}.") for i in range(4)))),

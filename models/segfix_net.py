@@ -76,7 +76,7 @@ FOREIGN_KEYS = BACKBONE_KEYS + (
 def _entry(backbone, in_place, files=()):
     activation = "leaky_relu" if in_place else "relu"
     return Published(
-        build=lambda classes: SegFix(backbone=backbone, activation=activation), drop=BESIDE,
+        network=SegFix, args={"backbone": backbone, "activation": activation}, drop=BESIDE,
         rename=PREFIXES + FOREIGN_KEYS, convert=fold_in_place_norm if in_place else None,
         files=files, order="BGR")
 

@@ -103,9 +103,8 @@ _KEYS = tuple((rf"^stage{stage}_encoder\.{i}\.", f"backbone.features.{start + i}
     (rf"^stage{stage}_decoder\.", f"decoder.{stage - 1}.") for stage in _STAGES)
 
 PUBLISHED = {
-    "yassouali_segnet": Published(build=lambda classes: SegNet(classes), rename=_KEYS,
-                                  classes="stage5_decoder.6.weight"),
-    "rankseg_fork_segnet": Published(build=lambda classes: SegNet(classes, shared_decoder=True),
+    "yassouali_segnet": Published(network=SegNet, rename=_KEYS, classes="stage5_decoder.6.weight"),
+    "rankseg_fork_segnet": Published(network=SegNet, args={"shared_decoder": True},
                                      convert=_share, rename=_KEYS,
                                      classes="stage5_decoder.6.weight"),
 }

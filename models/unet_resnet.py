@@ -57,7 +57,7 @@ class UNetResnet(BaseModel):
 
 PUBLISHED = {
     "yassouali_unet_resnet50": Published(
-        build=lambda classes: UNetResnet(classes, "resnet50s"), classes="conv7.weight",
+        network=UNetResnet, args={"backbone": "resnet50s"}, classes="conv7.weight",
         rename=((r"^conv7\.", "classifier."),
                 *((rf"^(up)?conv{i}\.", rf"\1convs.{i - 1}.") for i in range(1, 7)),
                 *YASSOUALI_KEYS)),

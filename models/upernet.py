@@ -19,6 +19,7 @@ from models.backbones.resnet import YASSOUALI_KEYS, uniform_dilation
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.heads import PyramidPooling
 from models.layers.init import he_init
+from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
 from models.published import Published, from_published
 
@@ -55,8 +56,8 @@ class UperNet(BaseModel):
         merged = [self.smooth(fine + resize_to(coarse, fine, align_corners=True))
                   for fine, coarse in zip(levels, levels[1:])] + [levels[-1]]
         merged = [resize_to(level, merged[0], align_corners=True) for level in merged]
-        out = resize_to(self.head(self.fuse(torch.cat(merged, dim=1))), x)
-        return {"out": out} if self.training else out
+        out = self.head(self.fuse(torch.cat(merged, dim=1)))
+        return as_outputs({"out": out}, x, self.training)
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
@@ -65,7 +66,7 @@ class UperNet(BaseModel):
 
 PUBLISHED = {
     "yassouali_upernet_resnet101": Published(
-        build=lambda classes: UperNet(classes, "resnet101"), classes="head.weight",
+        network=UperNet, args={"backbone": "resnet101"}, classes="head.weight",
         drop=(r"^FPN\.smooth_conv\.[12]\.",),
         rename=YASSOUALI_KEYS + ((r"^PPN\.", "ppm."), (r"^FPN\.conv1x1\.", "laterals."),
                                  (r"^FPN\.smooth_conv\.0\.", "smooth."),

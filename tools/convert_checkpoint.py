@@ -13,7 +13,6 @@ examples:
   python test.py -r ocr.pth test_loader.args.data_dir=/data/cityscapes
 """
 import argparse
-import inspect
 import sys
 from pathlib import Path
 
@@ -90,7 +89,8 @@ def make_checkpoint(name: str, network, dataset: str | None = None,
     from models.published import published
     from utils.config import resolve_config
     entry = published()[name]
-    arch, num_classes = _arch_section(entry, network)
+    num_classes = _num_classes(network)
+    arch = {"type": entry.network.__name__, "args": dict(entry.args)}
     names, palette, loaders = _classes(arch["type"], num_classes, dataset, data_dir)
     loss = "SegFixLoss" if arch["type"] == "SegFix" else "CrossEntropyLoss2d"
     config = resolve_config({
@@ -104,32 +104,6 @@ def make_checkpoint(name: str, network, dataset: str | None = None,
             "activation": "softmax", "epoch": None,
             "versions": {"torch": str(torch.__version__), "published": name,
                          "score": entry.score}}
-
-
-def _arch_section(entry, network):
-    """({"type", "args"} that rebuilds the network, its number of classes).
-
-    An entry builds its network in a function; what it hands to the constructor
-    is seen by letting it build once more under watch.
-    """
-    import torch
-
-    cls, calls = type(network), []
-
-    def watch(self, *args, **kwargs):
-        calls.append(inspect.signature(original).bind(self, *args, **kwargs).arguments)
-        return original(self, *args, **kwargs)
-
-    original, num_classes = cls.__init__, _num_classes(network)
-    cls.__init__ = watch
-    try:
-        with torch.device("meta"):
-            entry.build(num_classes)
-    finally:
-        cls.__init__ = original
-    arguments = {key: list(value) if isinstance(value, tuple) else value
-                 for key, value in list(calls[0].items())[1:] if key != "num_classes"}
-    return {"type": cls.__name__, "args": arguments}, num_classes
 
 
 def _num_classes(network):

@@ -231,7 +231,7 @@ def _imagenet_state(name):
 
 PUBLISHED = {
     f"hrnet_cls_{name.removeprefix('hrnet_')}": Published(
-        build=lambda classes, name=name: HRNetBackbone(name, upsample="nearest"),
+        network=HRNetBackbone, args={"name": name, "upsample": "nearest"},
         drop=(r"^(incre_modules|downsamp_modules|final_layer|classifier)\.",), files=files,
         imagenet=True)
     for name, files in (("hrnet_w48", ("hrnetv2_w48_imagenet_pretrained.pth",

@@ -215,7 +215,7 @@ YASSOUALI_KEYS = (
 
 PUBLISHED = {
     f"yassouali_resnet{depth}s_imagenet": Published(
-        build=lambda classes, name=f"resnet{depth}s": ResNet(name, output_stride=8),
+        network=ResNet, args={"name": f"resnet{depth}s", "output_stride": 8},
         drop=(r"^fc\.",), files=(file,), imagenet=True)
     for depth, file in ((50, "resnet50s-a75c83cf.pth"), (101, "resnet101s-03a0f310.pth"),
                         (152, "resnet152s-36670e8b.pth"))
