@@ -10,13 +10,14 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.decision import largest
 from utils.errors import ConfigError, DataError, NumericalError
@@ -31,6 +32,9 @@ OPSET = 18
 TOLERANCE = 1e-4
 # (images, height, width): square and oblong, one and several, multiples of 32 and odd sizes.
 CHECK_SIZES = ((1, 64, 96), (2, 97, 131), (1, 128, 128), (1, 203, 75), (1, 360, 480))
+# Of the pixels of an image, where a network jumps between equals (see `unpools`). Measured with
+# ENet on CamVid: one jump moves up to 750 pixels, one image in three has one.
+JUMPING_PIXELS, JUMPING_LABELS = 0.01, 0.001
 # Odd and never 1, so that no size of the example looks like a rule.
 EXAMPLE = (2, 97, 131)
 # One ONNX file cannot be larger than protobuf's 2 GiB.
@@ -65,6 +69,7 @@ class Check:
     """One comparison of a graph with PyTorch.
 
     delta: max |graph - PyTorch| of the logits; None for a graph that gives labels.
+    off: pixels with a logit that is further away than `allowed`.
     differing: pixels with another label. tied: those of them where PyTorch's two
         logits are closer than rounding is.
     """
@@ -73,18 +78,48 @@ class Check:
     pixels: int
     largest: float
     delta: float | None
+    off: int
     differing: int
     tied: int
 
-    @property
-    def passed(self) -> bool:
-        close = self.delta is None or self.delta <= allowed(self.largest)
-        return close and self.differing == self.tied and np.isfinite(self.largest)
+    def passed(self, jumps: bool = False) -> bool:
+        """Whether the graph computes the same. jumps: of a network that `unpools`."""
+        pixels = self.pixels if jumps else 0
+        return (bool(np.isfinite(self.largest)) and self.off <= JUMPING_PIXELS * pixels
+                and self.differing - self.tied <= JUMPING_LABELS * pixels)
+
+    def __add__(self, other: "Check") -> "Check":
+        """Both in one; the name is the first one's."""
+        delta = None if self.delta is None else max(self.delta, other.delta)
+        return Check(self.name, self.pixels + other.pixels, max(self.largest, other.largest),
+                     delta, self.off + other.off, self.differing + other.differing,
+                     self.tied + other.tied)
 
 
 def allowed(largest_logit: float) -> float:
     """How far logits may be apart that are up to `largest_logit` large."""
     return TOLERANCE * max(1.0, largest_logit)
+
+
+def unpools(network: nn.Module) -> bool:
+    """Whether a network puts values back where a pooling found its maximum (ENet, SegNet).
+
+    It jumps: of two equal values rounding decides which one is the maximum, and all around
+    the place the logits follow. PyTorch in float32 differs from PyTorch in float64 there.
+    """
+    with torch.inference_mode(), _Unpooling() as watch:
+        network(torch.zeros(1, 3, 64, 64))
+    return watch.seen
+
+
+class _Unpooling(TorchDispatchMode):
+    """Notes whether max_unpool2d is called."""
+
+    seen = False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen |= function is torch.ops.aten.max_unpool2d.default
+        return function(*args, **(kwargs or {}))
 
 
 def require_packages(file_format: str):
@@ -154,9 +189,11 @@ def open_graph(path, file_format: str, threads: int = 0) -> Callable[[np.ndarray
                                                providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         return lambda images: session.run(None, {name: images})[0]
-    with _quiet():
-        module = (torch.export.load(path).module() if file_format == "torch_export"
-                  else torch.jit.load(path))
+    with _quiet(), open(path, "rb") as file:
+        # Guards are conclusions from the one example, even about how memory lay: sizes for
+        # which the operators are right would be refused. What they do is compared instead.
+        module = (torch.export.load(file).module(check_guards=False)
+                  if file_format == "torch_export" else torch.jit.load(file))
 
     def run(images):
         with torch.inference_mode():
@@ -164,32 +201,32 @@ def open_graph(path, file_format: str, threads: int = 0) -> Callable[[np.ndarray
     return run
 
 
-def check_graph(run: Callable, opened: OpenModel, images: Iterable[tuple[str, np.ndarray]], *,
-                uint8_input: bool, argmax: bool) -> Iterator[Check]:
-    """Compare a graph with PyTorch on (name, uint8 images (N, 3, H, W)), one after the other.
+def check_image(run: Callable, opened: OpenModel, image: np.ndarray, name: str, *,
+                uint8_input: bool, argmax: bool) -> Check:
+    """Compare a graph with PyTorch on uint8 images (N, 3, H, W).
 
     NumericalError where the graph cannot be run or gives another shape.
     """
-    for name, batch in images:
-        with torch.inference_mode():
-            logits = opened.model(opened.normalize(torch.from_numpy(batch)))
-        try:
-            output = run(batch if uint8_input else batch.astype(np.float32))
-        except Exception as error:          # whatever the other program raises, the check failed
-            first = str(error).strip().splitlines()[0]
-            raise NumericalError(f"the graph cannot be run on {name}: {first}") from error
-        expected = (logits.shape[0], *logits.shape[2:]) if argmax else tuple(logits.shape)
-        if output.shape != expected:
-            raise NumericalError(f"the graph gives {output.shape} on {name}, not {expected}")
-        yield compare(name, logits, torch.from_numpy(output), argmax)
+    with torch.inference_mode():
+        logits = opened.model(opened.normalize(torch.from_numpy(image)))
+    try:
+        output = run(image if uint8_input else image.astype(np.float32))
+    except Exception as error:          # whatever the other program raises, the check failed
+        first = str(error).strip().splitlines()[0]
+        raise NumericalError(f"the graph cannot be run on {name}: {first}") from error
+    expected = (logits.shape[0], *logits.shape[2:]) if argmax else tuple(logits.shape)
+    if output.shape != expected:
+        raise NumericalError(f"the graph gives {output.shape} on {name}, not {expected}")
+    return compare(name, logits, torch.from_numpy(output), argmax)
 
 
 def compare(name: str, logits: torch.Tensor, output: torch.Tensor, argmax: bool) -> Check:
     """PyTorch's logits (N, C, H, W) against the logits or labels of a graph."""
     greatest = float(logits.abs().max())
-    delta = None
+    delta, off = None, 0
     if not argmax:
-        delta = float((output - logits).abs().max())
+        distance = (output - logits).abs().amax(1)
+        delta, off = float(distance.max()), int((~(distance <= allowed(greatest))).sum())
         output = largest(output)
     best, labels = logits.max(1)
     output = output.long()
@@ -198,18 +235,17 @@ def compare(name: str, logits: torch.Tensor, output: torch.Tensor, argmax: bool)
     wrong = output != labels
     # Two logits that may each be off by `allowed` can change places if they are twice as close.
     tied = wrong & valid & (best - chosen <= 2 * allowed(greatest))
-    return Check(name, labels.numel(), greatest, delta, int(wrong.sum()), int(tied.sum()))
+    return Check(name, labels.numel(), greatest, delta, off, int(wrong.sum()), int(tied.sum()))
 
 
-def made_up_images(sizes: Iterable[tuple]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, uint8 (N, 3, H, W)) for each (N, H, W): soft blobs with noise, always the same."""
-    for number, (n, height, width) in enumerate(sizes):
-        generator = np.random.default_rng(number)
-        coarse = generator.uniform(0, 255, (n, 3, 6, 8)).astype(np.float32)
-        soft = nn.functional.interpolate(torch.from_numpy(coarse), (height, width),
-                                         mode="bicubic").numpy()
-        noisy = soft + generator.normal(0, 12, soft.shape)
-        yield f"{n}x3x{height}x{width}", noisy.clip(0, 255).astype(np.uint8)
+def made_up_image(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """uint8 (N, 3, H, W): soft blobs with noise, a function of the arguments."""
+    generator = np.random.default_rng((seed, n, height, width))
+    coarse = generator.uniform(0, 255, (n, 3, 6, 8)).astype(np.float32)
+    soft = nn.functional.interpolate(torch.from_numpy(coarse), (height, width),
+                                     mode="bicubic").numpy()
+    noisy = soft + generator.normal(0, 12, soft.shape)
+    return noisy.clip(0, 255).astype(np.uint8)
 
 
 @contextlib.contextmanager
@@ -260,8 +296,9 @@ def _write_onnx(graph, image, path, metadata, any_size, opset):
 
 
 def _write_program(graph, image, path, metadata, any_size):
-    torch.export.save(_exported(graph, image, any_size), path,
-                      extra_files=_extra_files(metadata))
+    program = _exported(graph, image, any_size)
+    with open(path, "wb") as file:          # a path must end in .pt2, which a temporary one may not
+        torch.export.save(program, file, extra_files=_extra_files(metadata))
 
 
 def _write_script(graph, image, path, metadata, any_size):
