@@ -1,0 +1,164 @@
+"""Contact sheets of samples exactly as training sees them, with their labels laid over.
+
+examples:
+  python -m tools.browse -c config.json -o browse.png
+  python -m tools.browse -c configs/camvid_enet.json --epoch 3 --batch 10 -n 24
+  python -m tools.browse --type CamVid --args '{"data_dir": "CamVid", "split": "train", \\
+      "augment": true, "crop_size": 360, "flip": true, "batch_size": 4}' -n 8
+
+Shown are the batches that training draws in this epoch from this batch on, from the same (seed,
+epoch, index), through the batch transforms (CutMix, CopyBlob, ...) of that step on one process.
+Above is the image, below the colours of the classes over it; ignored pixels are dotted. A legend
+names the classes that occur.
+"""
+import argparse
+import math
+import sys
+
+from utils import console
+from utils.dataset_arguments import (add_dataset_arguments, check_dataset_arguments,
+                                     dataset_config)
+
+CAPTION = 18         # pixels below a sample
+DOTS = 8             # distance of the dots on ignored pixels
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(prog="python -m tools.browse", description=__doc__,
+                                     epilog=console.EXIT_STATUSES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add_dataset_arguments(parser)
+    add("-n", "--samples", type=int, default=16, help="how many (default 16)")
+    add("--epoch", type=int, default=1, help="of the training, from 1 (default 1)")
+    add("--batch", type=int, default=0, help="first batch of the epoch, from 0 (default 0)")
+    add("--columns", type=int, default=4, help="samples in a row (default 4)")
+    add("--width", type=int, default=320, help="largest width and height of a picture (320)")
+    add("--opacity", type=float, default=0.55, help="of the colours over the image (0.55)")
+    add("-o", "--output", default="browse.png", metavar="FILE", help="default: browse.png")
+    add("--debug", action="store_true", help="show the traceback of every error")
+    args = parser.parse_intermixed_args(argv)
+    check_dataset_arguments(parser, args)
+    if min(args.samples, args.epoch, args.columns, args.width) < 1 or args.batch < 0:
+        parser.error("-n, --epoch, --columns and --width start from 1, --batch from 0")
+    if not 0 <= args.opacity <= 1:
+        parser.error("--opacity is from 0 to 1")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    from dataloader.loader import make_loader
+    from utils.errors import ConfigError
+    from utils.image_io import write_image
+    section, config = dataset_config(args)
+    # A dataset alone is seen as in training if it is augmented, else as whole images of any size.
+    training = args.loader == "train" and bool(args.config or section["args"].get("augment"))
+    section["args"]["num_workers"] = 0          # a few batches: processes would only start
+    loader = make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
+                         training=training)
+    accumulate = config["trainer"]["accumulate"] if training else 1
+    if args.batch >= len(loader):
+        raise ConfigError(f"epoch {args.epoch} has the batches 0 to {len(loader) - 1}", "--batch")
+    samples = list(as_trained(loader, config["seed"], accumulate, args.epoch, args.batch,
+                              args.samples))
+    dataset = loader.dataset
+    write_image(args.output, contact_sheet(samples, dataset.palette, dataset.class_names,
+                                           args.columns, args.width, args.opacity))
+    for sample in samples:
+        print(f"batch {sample['batch']}: {_printable(sample['id'])}")
+    console.notice(f"{len(samples)} samples in {args.output}")
+
+
+def as_trained(loader, seed: int, accumulate: int, epoch: int, first: int, count: int):
+    """{"image", "label", "id", "batch"} of `count` samples from batch `first` of an epoch on.
+
+    accumulate: batches of one optimizer step; its random numbers serve them in turn, so the
+    transforms of the step run from its first batch on.
+    """
+    from utils.seeding import seed_everything
+    start = first - first % accumulate
+    steps = math.ceil(len(loader) / accumulate)
+    loader.set_epoch(epoch, start)
+    for number, batch in enumerate(loader, start):
+        if number % accumulate == 0:
+            seed_everything(seed, (epoch - 1) * steps + number // accumulate, 0)
+        for transform in loader.batch_transforms:
+            batch = transform(batch)
+        if number < first:
+            continue
+        for place, name in enumerate(batch["id"]):
+            if not count:
+                return
+            count -= 1
+            yield {"image": batch["image"][place].permute(1, 2, 0).numpy(),
+                   "label": batch["label"][place].numpy(), "id": name, "batch": number}
+
+
+def contact_sheet(samples: list[dict], palette: list, class_names: list[str], columns: int = 4,
+                  width: int = 320, opacity: float = 0.55):
+    """One picture of all samples: the image, below it the labels over it, and the id."""
+    import numpy as np
+
+    from utils.visualize import legend, side_by_side, stacked
+    cells, present = [], set()
+    for sample in samples:
+        label = sample["label"]
+        present.update(np.unique(label).tolist())
+        shown = [_fitted(picture, width) for picture in (
+            sample["image"], _labelled(sample["image"], label, palette, opacity))]
+        cells.append(stacked(*shown, _caption(sample["id"], shown[0].shape[1])))
+    rows = [side_by_side(*cells[i:i + columns]) for i in range(0, len(cells), columns)]
+    classes = [k for k in range(len(class_names)) if k in present]
+    if classes:
+        rows.append(legend(class_names, palette, classes, max(240, *(r.shape[1] for r in rows))))
+    return stacked(*rows)
+
+
+def _labelled(image, label, palette, opacity):
+    """The colours over the image; white and black dots where there is no class."""
+    import numpy as np
+
+    from utils.visualize import overlay
+    picture = overlay(image, label, palette, opacity)
+    ignored = (label < 0) | (label >= len(palette))
+    rows, columns = np.indices(label.shape)
+    step = max(DOTS, min(label.shape) // 40)
+    radius = step // 4
+    for shift, colour in ((0, 255), (radius, 0)):
+        dots = ((rows + shift) % step < radius) & ((columns + shift) % step < radius)
+        picture[ignored & dots] = colour
+    return picture
+
+
+def _fitted(picture, side):
+    """Reduced to fit a square, never enlarged."""
+    import cv2
+    import numpy as np
+    height, width = picture.shape[:2]
+    share = min(1.0, side / max(height, width))
+    if share == 1.0:
+        return np.ascontiguousarray(picture)
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def _caption(name, width):
+    """The id in a strip of this width; of a long one its end, which tells files apart."""
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+    font, text = ImageFont.load_default(11), _printable(name)
+    while len(text) > 1 and font.getlength(text) > width - 4:
+        text = "…" + text[2:]
+    strip = Image.new("RGB", (width, CAPTION), (255, 255, 255))
+    ImageDraw.Draw(strip).text((2, CAPTION // 2), text, (60, 60, 60), font, anchor="lm")
+    return np.asarray(strip)
+
+
+def _printable(name):
+    from utils.image_io import shown
+    return shown(name).encode("ascii", "backslashreplace").decode()
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))
