@@ -26,7 +26,7 @@ from utils.view_sum import ViewSum
 # What yassouali/pytorch-segmentation uses for every dataset but Cityscapes.
 MULTISCALE = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 # Bytes of resized logits that exist at a time; a CPU wants them in its cache.
-CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
 
 
 def build_predictor(model: nn.Module, normalize: Callable, options: dict,
@@ -230,8 +230,22 @@ class Predictor:
     def _rescale(self, x, scale):
         if scale == 1:
             return x
-        size = [max(1, int(length * scale)) for length in x.shape[-2:]]
-        return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
+        return self._resize(x, [max(1, int(length * scale)) for length in x.shape[-2:]])
+
+    def _resize(self, x, size):
+        """Bilinear, to float32. OpenCV does on a CPU in a third of torch's time what it can do."""
+        if tuple(x.shape[-2:]) == tuple(size):
+            return x.float()
+        if x.device.type != "cpu" or self.align_corners:
+            return F.interpolate(x.float(), size, mode="bilinear",
+                                 align_corners=self.align_corners)
+        import cv2
+        out = x.new_empty((*x.shape[:2], *size), dtype=torch.float32)
+        for target, planes in zip(out.numpy(), x, strict=True):
+            for c, plane in enumerate(planes):
+                cv2.resize(plane.float().contiguous().numpy(), (size[1], size[0]), dst=target[c],
+                           interpolation=cv2.INTER_LINEAR)
+        return out
 
     def _slide(self, x):
         """Mean over the windows that cover each pixel: logits, or probabilities."""
@@ -301,11 +315,8 @@ class Predictor:
                 piece = view[:, c:c + step]
                 if mirrored:
                     piece = (view[:, order[c:c + step]] if self.label_pairs else piece).flip(-1)
-                piece = piece.float()
-                if piece.shape[-2:] != (height, width):
-                    piece = F.interpolate(piece, (height, width), mode="bilinear",
-                                          align_corners=self.align_corners)
-                _accumulate(total[:, c:c + step], piece, weight, first)
+                _accumulate(total[:, c:c + step], self._resize(piece, (height, width)), weight,
+                            first)
             return total
         # A softmax needs all classes of a pixel, and channels-last memory has them side by side.
         step = max(1, pixels // (classes * width))
