@@ -98,9 +98,8 @@ def read_pair(image_path: str | os.PathLike, label_path: str | os.PathLike,
 
 
 def read_header(path: str | os.PathLike) -> Header:
-    """Size and orientation from the first bytes of a file, without decoding it."""
-    head = _read_bytes(path, _HEAD_BYTES)
-    probe = _probe(head)
+    """Size and orientation from the ends of a file, without decoding it."""
+    probe = _probe(_read_bytes(path, ends_only=True))
     if probe and not probe.tagged:
         header = Header(probe.width, probe.height)
     else:
@@ -300,7 +299,11 @@ def _indices_of_colours(rgb, palette, path):
 
 def _codes(rgb):
     """One number per colour."""
-    return rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    codes = rgb[..., 0].astype(np.int32)
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= rgb[..., channel]
+    return codes
 
 
 @functools.lru_cache(maxsize=4)
@@ -378,7 +381,7 @@ def _require_complete(data, probe, path):
         # Picture data cannot hold an end marker, but an EXIF thumbnail before it can.
         complete = data.rfind(b"\xff\xd9", probe.scan) > 0
     elif probe.kind == "png":
-        complete = data.rfind(b"IEND") > 0
+        complete = _reaches_end(data)
     else:
         complete = len(data) >= 8 + int.from_bytes(data[4:8], "little")
     if not complete:
@@ -386,8 +389,21 @@ def _require_complete(data, probe, path):
                              "missing", shown(path), "copy or download the file again")
 
 
+def _reaches_end(data):
+    """Whether the chunks of a PNG lead to the last one. OpenCV reserves what a chunk says it
+    holds, up to 4 GB, before it looks whether that is there."""
+    place = 8
+    while place + 12 <= len(data):
+        if data[place + 4:place + 8] == b"IEND":
+            return True
+        place += 12 + int.from_bytes(data[place:place + 4], "big")
+    return False
+
+
 def _cv2_decode(data, flags):
     import cv2
+    # What it warns of is an error of ours, told once and with the file's name.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
@@ -464,7 +480,8 @@ def _eight_bits(array):
     return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _read_bytes(path, limit=-1):
+def _read_bytes(path, ends_only=False):
+    """The bytes of a file; of a large one, on request, only its head and its tail."""
     try:
         # Opening a pipe would wait forever for somebody to write into it.
         mode = os.stat(path).st_mode
@@ -472,7 +489,11 @@ def _read_bytes(path, limit=-1):
             kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise UnreadableFile(f"is {kind}", shown(path), "put the picture itself there")
         with open(path, "rb") as file:
-            return file.read(limit)
+            if not ends_only or os.fstat(file.fileno()).st_size <= _HEAD_BYTES + _TAIL_BYTES:
+                return file.read()
+            head = file.read(_HEAD_BYTES)
+            file.seek(-_TAIL_BYTES, os.SEEK_END)
+            return head + file.read()
     except OSError as error:
         raise UnreadableFile(f"cannot be opened: {error.strerror or error}",
                              shown(path)) from None

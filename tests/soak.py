@@ -1,0 +1,278 @@
+"""A training that is disturbed for N minutes, and must end as if it had not been.
+
+    python -m tests.soak 30 [--seed 0]
+
+Trains the default network on Shapes, written out as picture files, again and
+again. Each training is hit at random moments by what happens to trainings:
+kill -9 of the process or of its whole group, SIGTERM, SIGHUP, Ctrl-C, pictures
+that are cut short, emptied or deleted, checkpoints that are cut short or have a
+bit flipped, and files that cannot grow (RLIMIT_FSIZE, as on a full disk), for a
+while or for good. After each hit what was broken in the data is mended and the
+training is started again with `-r auto`, by another number of workers, until it
+is finished. Its weights must then equal those of the undisturbed run bit for bit.
+
+Also looked at after every process: its exit status fits the hit, nothing on
+stderr is a traceback, no process of its group lives on, and, once a training is
+finished, neither its folder, the folder for temporary files nor the shared
+memory holds anything that it left behind.
+
+Exit status: 0, or 1 with one line per thing found.
+"""
+import argparse
+import collections
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tests.run_program import ROOT, digest, environment
+
+TRAIN, VAL, SIZE = 32, 6, (48, 64)
+LONGEST = 300          # seconds after which a program counts as hanging
+ORPHANS_END = 45       # seconds in which data workers notice that their program is gone
+SIGNALS = {"SIGTERM": (143,), "SIGHUP": (129,), "SIGINT": (130,)}
+HITS = [*SIGNALS, "kill", "kill group", "kill, checkpoint cut", "kill, bit flipped", "picture cut",
+        "picture emptied", "picture deleted", "full disk for a while", "full disk", "nothing"]
+
+
+class Soak:
+    """The trainings, and what was found wrong with them (`faults`)."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.draw = folder, random.Random(seed)
+        self.data, self.scratch = folder / "data", folder / "tmp"
+        self.scratch.mkdir()
+        self.counts, self.faults, self.pids = collections.Counter(), [], set()
+        self.trainings, self.starts, self.longest_orphan = 0, 0, 0.0
+        _write_shapes(self.data)
+        self.config = folder / "soak.json"
+        self.config.write_text(_config(self.data))
+        self.shared_memory = set(_shared_memory())
+
+    def reference(self):
+        """The undisturbed run."""
+        began = time.monotonic()
+        process = self._start(self.folder / "undisturbed", 1)
+        errors = self._end(process, (0,), "undisturbed")
+        if self.faults:
+            raise SystemExit(errors)
+        self.seconds = time.monotonic() - began
+        self.expected = digest(_last(self.folder / "undisturbed"))
+        # What torch keeps for later runs (its compiler's cache) is there once, whatever happens.
+        self.caches = {path.name for path in self.scratch.iterdir()}
+        self.size = _last(self.folder / "undisturbed").stat().st_size
+
+    def training(self):
+        """One training with all its hits, to the end."""
+        self.trainings += 1
+        saves = self.folder / f"training {self.trainings}"
+        for _ in range(40):
+            hit = self.draw.choice(HITS)
+            if self._disturbed(saves, hit) == 0:
+                break
+        else:
+            self.faults.append(f"{saves.name}: not finished after 40 starts")
+            return
+        if digest(_last(saves)) != self.expected:
+            self.faults.append(f"{saves.name}: the weights are not those of the undisturbed run")
+        self._look_for_rest(saves)
+        shutil.rmtree(saves)
+
+    def _disturbed(self, saves, hit):
+        """Start, hit, wait for the end; the exit status."""
+        self.starts += 1
+        process = self._start(saves, self.draw.choice([0, 1, 2]))
+        self._wait(process, self.draw.uniform(0.1, 0.9) * self.seconds)
+        self.pids |= _group(process.pid)
+        allowed, mend = self._hit(process, saves, hit)
+        errors = self._end(process, allowed, hit)
+        mend()
+        if process.returncode == 3 and "where:" not in errors:
+            self.faults.append(f"{hit}: the message names no file: {errors[-300:]}")
+        return process.returncode
+
+    def _hit(self, process, saves, hit):
+        """Do it; (the statuses it may end with, what mends it)."""
+        nothing = (lambda: None)
+        if process.poll() is not None:
+            return (0,), nothing       # the training was finished before
+        self.counts[hit] += 1
+        if hit in SIGNALS:
+            process.send_signal(getattr(signal, hit))
+            # Python itself answers to a signal that comes before the program's first line.
+            return (0, *SIGNALS[hit], -getattr(signal, hit)), nothing
+        if hit.startswith("kill"):
+            (os.killpg if hit == "kill group" else os.kill)(process.pid, signal.SIGKILL)
+            process.wait()
+            if "," in hit:
+                _damage(saves, hit, self.draw)
+            return (-signal.SIGKILL,), nothing
+        if hit.startswith("picture"):
+            return (0, 3), _spoil(self.data, hit, self.draw)
+        if hit.startswith("full disk"):
+            limits = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (self.size // 2, limits[1]))
+            if hit.endswith("while"):
+                self._wait(process, self.draw.uniform(0, 0.3) * self.seconds)
+                if process.poll() is None:
+                    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
+            return (0, 1), nothing
+        return (0,), nothing
+
+    def _start(self, saves, workers):
+        errors = open(self.folder / "stderr", "w+")
+        process = subprocess.Popen(
+            [sys.executable, "train.py", "-c", str(self.config), "-r", "auto",
+             f"trainer.save_dir={saves}", f"train_loader.args.num_workers={workers}"],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+            env={**environment(), "OMP_NUM_THREADS": "1", "TMPDIR": str(self.scratch)})
+        process.errors = errors
+        return process
+
+    def _wait(self, process, seconds):
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pass
+
+    def _end(self, process, allowed, hit):
+        """Wait for the end of the program and of its group; what it said on stderr."""
+        self._wait(process, LONGEST)
+        if process.poll() is None:
+            self.faults.append(f"{hit}: hangs")
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        ended = time.monotonic()
+        while alive := _group(process.pid):
+            self.pids |= alive
+            if time.monotonic() - ended > ORPHANS_END:
+                self.faults.append(f"{hit}: {len(alive)} processes live on")
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.1)
+        self.longest_orphan = max(self.longest_orphan, time.monotonic() - ended)
+        process.errors.seek(0)
+        with process.errors:
+            errors = process.errors.read()
+        if process.returncode not in allowed:
+            self.faults.append(f"{hit}: exit status {process.returncode}: {errors[-2000:]}")
+        elif "Traceback" in errors and process.returncode != -signal.SIGINT:
+            self.faults.append(f"{hit}: a traceback: {errors[-2000:]}")
+        return errors
+
+    def _look_for_rest(self, saves):
+        rest = [path for pattern in (".*", "*.tmp", "*.part*") for path in saves.rglob(pattern)]
+        rest += [path for path in self.scratch.iterdir() if path.name not in self.caches]
+        rest += [name for name in set(_shared_memory()) - self.shared_memory
+                 if any(f"_{pid}_" in name for pid in self.pids)]
+        if rest:
+            self.faults.append(f"{saves.name}: left behind: {', '.join(map(str, rest))}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("minutes", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="soak") as folder:
+        soak = Soak(Path(folder), args.seed)
+        soak.reference()
+        end = time.monotonic() + 60 * args.minutes - soak.seconds
+        while not soak.trainings or time.monotonic() < end:
+            soak.training()
+            print(f"{soak.trainings} trainings, {soak.starts} starts, "
+                  f"{len(soak.faults)} faults", file=sys.stderr, flush=True)
+    for name in HITS:
+        print(f"{soak.counts[name]:5d}  {name}")
+    print(f"{soak.trainings} trainings finished after {soak.starts} starts "
+          f"(undisturbed: {soak.seconds:.0f} s); the last "
+          f"process of a group ended at most {soak.longest_orphan:.1f} s after its program")
+    for fault in soak.faults:
+        print(f"FAULT {fault}")
+    return 1 if soak.faults else 0
+
+
+def _config(data):
+    import json
+    common = {"data_dir": str(data), "num_classes": 9}
+    args = {**common, "split": "train", "batch_size": 4, "shuffle": True, "augment": True,
+            "scale": [0.8, 1.3], "flip": True, "crop_size": list(SIZE)}
+    return json.dumps({
+        "extends": str(ROOT / "config.json"), "name": "soak", "train_loader":
+        {"type": "Folder", "args": args}, "val_loader": {"type": "Folder", "args": {
+            **common, "split": "val", "batch_size": 2, "num_workers": 0}},
+        "trainer": {"epochs": 4, "val_per_epochs": 2, "save_every": 3, "save_period": 1,
+                    "tensorboard": False, "log_per_iter": 4}})
+
+
+def _write_shapes(folder):
+    from dataloader.shapes import Shapes
+    from utils.image_io import write_image, write_label
+    for split, length in (("train", TRAIN), ("val", VAL)):
+        dataset = Shapes(split=split, size=SIZE, length=length)
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for index in range(length):
+            image, label = dataset.load(index)
+            write_image(folder / "images" / split / f"{index:03d}.png", np.ascontiguousarray(image))
+            write_label(folder / "labels" / split / f"{index:03d}.png", label, dataset.palette)
+
+
+def _spoil(data, hit, draw):
+    """Break one picture; the function that mends it."""
+    path = draw.choice(sorted((data / "images").glob("*/*.png")))
+    content = path.read_bytes()
+    if hit == "picture deleted":
+        path.unlink()
+    else:
+        path.write_bytes(content[:len(content) // 2] if hit == "picture cut" else b"")
+    return lambda: path.write_bytes(content)
+
+
+def _damage(saves, hit, draw):
+    """Break the newest checkpoint of a training."""
+    newest = _last(saves)
+    if newest is None:
+        return
+    content = bytearray(newest.read_bytes())
+    if hit == "kill, bit flipped":
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    else:
+        del content[draw.randrange(len(content)):]
+    newest.write_bytes(content)
+
+
+def _last(saves):
+    found = sorted(saves.glob("soak/*/last.pth"), key=lambda path: path.stat().st_mtime_ns)
+    return found[-1] if found else None
+
+
+def _group(leader):
+    """The living processes of a process group, zombies left out."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[2]) == leader and fields[0] != "Z":
+                found.add(int(entry.name))
+    return found
+
+
+def _shared_memory():
+    return [path.name for path in Path("/dev/shm").glob("*")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
