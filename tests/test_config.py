@@ -427,6 +427,22 @@ def test_the_resolved_config_has_every_default_and_is_its_own_resolution():
     assert resolve_config(resolved) == resolved
 
 
+def test_what_a_mirror_swaps_comes_from_the_dataset_into_every_prediction():
+    from utils.predictor import build_predictor
+    lip = {"type": "LIP", "args": {"data_dir": "x", "split": "train"}}
+    mixture = {"type": "Mixture", "args": {"parts": [lip, lip]}}
+    for section in (lip, mixture):
+        resolved = resolve_config(small(train_loader=section, predict={"flip": True}))
+        assert resolved["predict"]["label_pairs"] == [[14, 15], [16, 17], [18, 19]]
+        assert resolve_config(resolved) == resolved
+        predictor = build_predictor(None, None, resolved["predict"])
+        assert predictor.flip and [list(pair) for pair in predictor.label_pairs] == \
+            resolved["predict"]["label_pairs"]
+    own = resolve_config(small(train_loader=lip, predict={"label_pairs": [[1, 2]]}))
+    assert own["predict"]["label_pairs"] == [[1, 2]]
+    assert resolve_config(small())["predict"]["label_pairs"] == []
+
+
 def test_how_torch_computes_a_step_is_written_only_when_asked_for():
     assert "fused" not in resolve_config(small())["optimizer"]["args"]
     config = apply_overrides(small(), ["optimizer.args.fused=false"])

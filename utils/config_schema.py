@@ -267,6 +267,8 @@ def resolve_config(config: dict, source: str = "config") -> dict:
         resolved["lr_scheduler"] = copy.deepcopy(CONSTANT)
     check_across(resolved, report)
     report.raise_mistakes()
+    predict = resolved["predict"]
+    predict["label_pairs"] = predict["label_pairs"] or _swapped_by_mirrors(resolved["train_loader"])
     return resolved
 
 
@@ -339,6 +341,16 @@ class Report:
             self.note(path, f"expected {field.expected}, found {value_name(value)}"
                             f"{_hint(value, field)}")
         return copy.deepcopy(value)
+
+
+def _swapped_by_mirrors(section):
+    """[[left, right], ...] of the dataset of a loader, whose classes name sides of a body.
+
+    Here and not where data is opened: inference.py knows the config alone.
+    """
+    first, *_ = section["args"].get("parts") or [section]       # of a mixture
+    cls = components("datasets").get(first["type"])
+    return [list(pair) for pair in getattr(cls, "flip_label_pairs", ())]
 
 
 def section_callables(kind: str, cls) -> list:
