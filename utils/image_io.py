@@ -35,6 +35,16 @@ _TAIL_BYTES = 4096
 _EXIF_ORIENTATION = 0x0112
 
 
+def allow_pixels(count: int):
+    """Accept pictures of up to `count` pixels; what a larger header claims is refused."""
+    global MAX_PIXELS
+    from PIL import Image
+    MAX_PIXELS = count
+    Image.MAX_IMAGE_PIXELS = max(count, Image.MAX_IMAGE_PIXELS or 0)
+    # Read when OpenCV decodes for the first time; Pillow decodes what it refuses.
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(max(count, 1 << 30))
+
+
 class UnreadableFile(DataError):
     """A file that cannot be opened or decoded: the kind that `on_corrupt: "skip"` may replace."""
 
@@ -165,7 +175,7 @@ def write_bytes(path: str | os.PathLike, data):
         handle, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~current_umask())
         os.replace(temporary, path)
     except OSError as error:
         if temporary and os.path.exists(temporary):
@@ -506,15 +516,16 @@ def _refuse_bomb(width, height, path):
 
 def _bomb(size, path):
     return DataError(f"the header says {size}; the limit is {MAX_PIXELS:,}", shown(path),
-                     f"cut the picture up, or raise the limit in the environment variable "
-                     f"{MAX_PIXELS_KEY}")
+                     f"cut the picture up, or raise the limit: --max-pixels of inference.py, or "
+                     f"the environment variable {MAX_PIXELS_KEY}")
 
 
 def _size(array):
     return f"{array.shape[1]}x{array.shape[0]}"
 
 
-def _umask():
+def current_umask() -> int:
+    """The permissions that new files do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
