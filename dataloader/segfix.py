@@ -15,8 +15,8 @@ from utils.config_schema import Component
 from utils.errors import ConfigError, DataError
 from utils.image_io import shown
 from utils.registry import components, lookup
-from utils.segfix import (MIN_PIXELS, distance_maps, mirrored_directions, offset_class_names, offset_colours,
-                          segfix_targets, stored_angle)
+from utils.segfix import (MIN_PIXELS, distance_maps, mirrored_directions, offset_class_names,
+                          offset_colours, segfix_targets, stored_angle)
 from utils.segfix_files import MatFolder, read_distance_maps
 
 _ID_BITS = 8        # of a packed pixel: train id, then 1 bit of border, then the direction

@@ -23,6 +23,9 @@ DIRECTIONS = (4, 8, 16, 32)
 MAX_DEPTH = 250           # pixels; distances above are stored as this
 DEGREES_PER_STEP = 2      # of a stored angle
 MIN_PIXELS = 100          # a class with fewer in an image has no distances, as published
+VOID = 65535              # in a map of regions: no class
+# The label ids of the 19 evaluated classes of Cityscapes.
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _REACH = 8192             # pixels; with larger steps, or images, 16 bits are not enough
 
 
@@ -90,6 +93,23 @@ def distance_maps(labels: np.ndarray, void: int | None = 255, min_pixels: int = 
                                                borderType=cv2.BORDER_CONSTANT), where=mask)
     steps = (np.degrees(np.arctan2(gradients[1], gradients[0])) + 180) / DEGREES_PER_STEP
     return depth, steps.astype(np.uint8)
+
+
+def semantic_regions(labels: np.ndarray, ids: str = "keep", void: tuple = (255,)) -> np.ndarray:
+    """A label map as uint16 (H, W), 65535 where it is void, for distance_maps(..., 65535).
+
+    ids: "keep": every value but those in `void` is a class. "cityscapes": the 19
+    evaluated label ids are, all others are void. "ade20k": all but 255.
+    """
+    known = (np.isin(labels, CITYSCAPES_IDS) if ids == "cityscapes"
+             else ~np.isin(labels, (255,) if ids == "ade20k" else void))
+    return np.where(known, labels.astype(np.uint16), np.uint16(VOID))
+
+
+def instance_regions(instance_ids: np.ndarray) -> np.ndarray:
+    """Cityscapes' instance ids with every stuff id outside the 19 evaluated ones as 255."""
+    stuff = (instance_ids < 256) & ~np.isin(instance_ids, CITYSCAPES_IDS)
+    return np.where(stuff, 255, instance_ids)
 
 
 def stored_angle(dir_deg: np.ndarray, step: float = DEGREES_PER_STEP) -> np.ndarray:
@@ -162,8 +182,8 @@ class Refinement:
         self._map = None
 
     def __call__(self, labels: np.ndarray) -> np.ndarray:
-        """The refined labels, (H, W), a new array of the same dtype."""
-        if labels.shape != self.size:
+        """The refined labels, (H, W) or (H, W, channels), a new array of the same dtype."""
+        if labels.shape[:2] != self.size:
             raise ValueError(f"labels of {labels.shape[0]}x{labels.shape[1]} pixels (height x "
                              f"width), offsets of {self.size[0]}x{self.size[1]}")
         if labels.dtype == bool:
@@ -171,7 +191,8 @@ class Refinement:
         if not labels.size:
             return labels.copy()
         narrow = self._steps.dtype == np.int16 and max(self.size) <= 32767 - _REACH
-        if narrow and labels.dtype in (np.uint8, np.uint16, np.int16):
+        few = labels.ndim == 2 or labels.shape[2] in (3, 4)
+        if narrow and few and labels.dtype in (np.uint8, np.uint16, np.int16):
             return self._remap(labels)
         return self._gather(labels)
 

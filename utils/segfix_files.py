@@ -94,6 +94,19 @@ class MatFolder:
         raise UnreadableFile(f"no offset file for {shown(name)}", shown(exact))
 
 
+def part_of_split(folder: str | os.PathLike, split: str | None, kind: str | None = None) -> Path:
+    """The part of a folder that belongs to a split, by the published trees; else the folder.
+
+    FOLDER/SPLIT or FOLDER/SPLIT_offset, with offset_pred/ below it, and with kind
+    ("semantic", "instance") that folder below, each where it is there.
+    """
+    folder = Path(folder)
+    steps = [(split, f"{split}_offset")] if split else []
+    for names in (*steps, ("offset_pred",), *([(kind,)] if kind else [])):
+        folder = next((folder / name for name in names if (folder / name).is_dir()), folder)
+    return folder
+
+
 def plain_name(name: str) -> str:
     """The name of a file without folders, a picture's or .mat extension and Cityscapes' ending."""
     name = PurePath(name).name

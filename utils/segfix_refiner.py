@@ -7,9 +7,9 @@ import os
 import numpy as np
 import torch
 
-from utils.errors import CheckpointError, DataError
+from utils.errors import CheckpointError, ConfigError, DataError
 from utils.image_io import shown
-from utils.segfix import offset_map, refine
+from utils.segfix import Refinement, offset_map
 from utils.segfix_files import MatFolder, read_offsets
 
 
@@ -19,11 +19,11 @@ def open_refiner(path: str | os.PathLike, scale: float = 2.0,
 
     scale: how many offsets further a pixel's label is taken from; 2 is the
     published value for semantic labels, 1 for instances. device: of the network.
-    Raises DataError for a folder without offset files, CheckpointError for a
-    checkpoint of another network.
+    Raises ConfigError for a scale that is none, DataError for a folder without
+    offset files, CheckpointError for a checkpoint of another network.
     """
     if not scale > 0:
-        raise DataError(f"scale must be above 0, got {scale}")
+        raise ConfigError(f"the scale must be above 0, got {scale}", "--scale")
     source = FileOffsets(path) if os.path.isdir(path) or not os.path.exists(path) \
         and not os.fspath(path).endswith(".pth") else NetworkOffsets.open(path, device)
     return Refiner(source, scale)
@@ -41,18 +41,17 @@ class Refiner:
 
     def __call__(self, labels: np.ndarray | torch.Tensor, image: torch.Tensor | None = None,
                  name: str = "") -> np.ndarray | torch.Tensor:
-        """labels (H, W) of any integer dtype -> the same kind of array, refined.
+        """labels (H, W), or masks (C, H, W), of any integer dtype or bool -> the same, refined.
 
         image: uint8 (3, H, W) RGB, the one the labels belong to, on any device;
         only looked at if needs_image. name: path or id of the image, by which a
         file is found. Raises DataError naming a file that is missing, damaged
         or of another size.
         """
-        offset = self.source(image, name, tuple(labels.shape))
-        if isinstance(labels, torch.Tensor):
-            refined = refine(labels.cpu().numpy(), offset, self.scale)
-            return torch.from_numpy(refined).to(labels.device)
-        return refine(labels, offset, self.scale)
+        move = Refinement(self.source(image, name, tuple(labels.shape[-2:])), self.scale)
+        array = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else labels
+        refined = move(array) if array.ndim == 2 else np.stack([move(mask) for mask in array])
+        return torch.from_numpy(refined).to(labels.device) if array is not labels else refined
 
     def describe(self) -> str:
         """For reports: where the offsets come from, and the scale."""

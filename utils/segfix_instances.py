@@ -1,0 +1,113 @@
+"""Refining Cityscapes instance results: a text file per image, a mask per line.
+
+NAME_pred.txt holds lines "MASK LABEL_ID SCORE"; masks are pictures relative to the
+folder of the text file, non-zero where the instance is.
+"""
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import DataError
+from utils.image_io import UnreadableFile, read_label, shown, write_bytes
+from utils.segfix import Refinement
+from utils.segfix_files import MatFolder, read_offsets
+
+ENDING = "_pred.txt"
+GROUND_TRUTH = "gtInstances.json"
+
+
+def instance_jobs(folder: str | os.PathLike, out: str | os.PathLike) -> list[tuple[str, str, Path]]:
+    """(text file, its name below the folder, refined text file) of every image."""
+    folder, own = Path(folder), os.path.realpath(out)
+    if not folder.is_dir():
+        raise DataError("no such folder of instance results", shown(folder))
+    found = [path for path in sorted(folder.rglob(f"*{ENDING}"))
+             if not os.path.realpath(path).startswith(own + os.sep)]
+    if not found:
+        raise DataError(f"holds no *{ENDING}", shown(folder),
+                        "give a folder of Cityscapes instance results")
+    if os.path.realpath(folder) == own:
+        raise DataError("the results would overwrite the input", shown(out),
+                        "choose another folder with --out")
+    return [(str(path), str(path.relative_to(folder)), Path(out) / path.relative_to(folder))
+            for path in found]
+
+
+def refine_instances(job: tuple[str, str, Path], files: MatFolder, scale: float = 1.0) \
+        -> tuple[int, int]:
+    """Refine the masks of one image and copy its text; (changed pixels, pixels).
+
+    DataError: a mask or the offset file is missing, damaged or of another size; then nothing
+    is written for this image.
+    """
+    import cv2
+    path, name, out = Path(job[0]), job[1], job[2]
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UnreadableFile(f"cannot be opened: {error.strerror}", shown(path)) from None
+    masks, move = [], None
+    for number, line in enumerate(text.decode("utf-8", "surrogateescape").splitlines(), 1):
+        if not line.strip():
+            continue
+        mask_name = _mask_name(line, path, number)
+        mask = read_label(path.parent / mask_name) != 0
+        if move is None:
+            offset_path = files.find(name.removesuffix(ENDING))
+            move = Refinement(read_offsets(offset_path, mask.shape), scale)
+        elif mask.shape != move.size:
+            raise DataError(f"is {mask.shape[1]}x{mask.shape[0]}, the masks before it are "
+                            f"{move.size[1]}x{move.size[0]}", shown(path.parent / mask_name))
+        masks.append((mask_name, mask, move(mask)))
+    for mask_name, _, refined in masks:
+        target = out.parent / mask_name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A PNG, whatever the mask's name ends with.
+        write_bytes(target, cv2.imencode(".png", refined.view(np.uint8) * np.uint8(255))[1])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, text)
+    return (sum(int(np.count_nonzero(old != new)) for _, old, new in masks),
+            sum(new.size for *_, new in masks))
+
+
+def copy_ground_truth(folder: str | os.PathLike, out: str | os.PathLike):
+    """Copy gtInstances.json, if it is there, with the paths in it those of the output folder."""
+    source = Path(folder) / GROUND_TRUTH
+    if not source.is_file():
+        return
+    try:
+        found = json.loads(source.read_bytes())
+    except ValueError as error:
+        raise DataError(f"is no JSON: {error}", shown(source)) from None
+    old, new = (os.path.abspath(place) for place in (folder, out))
+    moved = json.dumps(_moved(found, [str(folder), old], new))
+    write_bytes(Path(out) / GROUND_TRUTH, moved.encode())
+
+
+def _moved(value, old, new):
+    """JSON with every text that begins with one of the old folders in the new one."""
+    if isinstance(value, dict):
+        return {_moved(key, old, new): _moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, old, new) for item in value]
+    if isinstance(value, str):
+        for place in old:
+            place = place.rstrip("/")
+            if value == place or value.startswith(place + "/"):
+                return new + value[len(place):]
+    return value
+
+
+def _mask_name(line, path, number):
+    """The mask file that a line names, which has to lie below the folder of the text."""
+    words = line.rsplit(None, 2)
+    if len(words) != 3:
+        raise DataError(f"expected a mask file, a label id and a score, found {shown(line)!r}",
+                        f"{shown(path)}:{number}")
+    name = words[0].strip()
+    if os.path.isabs(name) or ".." in Path(name).parts:
+        raise DataError(f"the mask {shown(name)} lies outside the folder of the results",
+                        f"{shown(path)}:{number}", "masks are named relative to it")
+    return name

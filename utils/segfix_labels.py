@@ -1,0 +1,60 @@
+"""Refining label files of any program: grey, palette or colour in, the same kind out."""
+import io
+import os
+
+import numpy as np
+
+from utils.errors import DataError
+from utils.image_io import (LABEL_SUFFIXES, read_image, read_label, shown, write_image,
+                            write_label)
+from utils.image_list import find_images, plan_outputs
+from utils.segfix import CITYSCAPES_IDS, Refinement
+from utils.segfix_files import MatFolder, read_offsets
+
+KNOWN_IDS = {"cityscapes": CITYSCAPES_IDS, "ade20k": tuple(range(1, 151))}
+
+
+def label_jobs(folder: str, out: str) -> list[tuple[str, str, str]]:
+    """(label file, its name below the folder, refined file) of every label file."""
+    sources = find_images([str(folder)], LABEL_SUFFIXES, leave_out=out)
+    planned = plan_outputs(sources, out, [".png"])
+    return [(source.path, source.relative, paths[".png"])
+            for source, paths in zip(sources, planned, strict=True)]
+
+
+def refine_label_file(job: tuple[str, str, str], files: MatFolder, scale: float = 2.0,
+                      ids: str = "keep") -> tuple[int, int]:
+    """Write one refined file; (changed pixels, pixels). DataError: it cannot be done.
+
+    ids: "cityscapes" or "ade20k": values that are no class of the benchmark become 255.
+    """
+    path, name, out = job
+    kind, palette = _kind(path)
+    labels = read_image(path) if kind == "colour" else read_label(path)
+    if ids != "keep":
+        if kind == "colour":
+            raise DataError("is a colour picture: it holds no ids", shown(path), "use --ids keep")
+        labels = np.where(np.isin(labels, KNOWN_IDS[ids]), labels, 255).astype(np.uint8)
+    offset = read_offsets(files.find(name), labels.shape[:2])
+    refined = Refinement(offset, scale)(labels)
+    os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
+    if kind == "palette":
+        write_label(out, refined, palette)
+    else:
+        write_image(out, refined)
+    changed = refined != labels
+    return int(np.count_nonzero(changed.any(axis=2) if changed.ndim == 3 else changed)), \
+        refined.shape[0] * refined.shape[1]
+
+
+def _kind(path):
+    """("grey" | "palette" | "colour", the colours of a palette) by the header of a picture."""
+    from PIL import Image
+    try:
+        with open(path, "rb") as file:
+            image = Image.open(io.BytesIO(file.read()))
+    except Exception:           # read_label says what is wrong with the file
+        return "grey", []
+    if image.mode == "P":
+        return "palette", np.reshape(image.getpalette("RGB"), (-1, 3)).tolist()
+    return ("colour" if image.mode in ("RGB", "RGBA", "CMYK", "YCbCr") else "grey"), []
