@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -27,6 +28,8 @@ from utils.view_sum import ViewSum
 MULTISCALE = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 # Bytes of resized logits that exist at a time; a CPU wants them in its cache.
 CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
+# Bytes of logits that one block of a very large image sums up.
+BLOCK_BYTES = 256 << 20
 
 
 def build_predictor(model: nn.Module, normalize: Callable, options: dict,
@@ -133,6 +136,60 @@ class Predictor:
             return self._evaluating(image, self._largest)
         return decision.labels(self(image))
 
+    def in_blocks(self, image: np.ndarray, device: torch.device | str,
+                  on_block: Callable[[slice, slice, torch.Tensor], None],
+                  most_bytes: int = BLOCK_BYTES):
+        """The prediction of mode "sliding", block by block, for an image of any size.
+
+        image: uint8 (H, W, 3), may be mapped from a file. most_bytes: of logits
+            that are summed up at a time, though never less than two windows.
+        on_block: is given (rows, columns, logits (1, C, rows, columns)); together
+            the blocks are what the whole image gives, to the last bit where
+            windows are not batched (window_batch). A window over the edge of two
+            blocks is computed for both.
+        """
+        if self.mode != "sliding" or self.scales != (1.0,):
+            raise ConfigError("blocks of an image are predicted by sliding windows at scale 1 only")
+
+        def read(top, left):
+            window = np.ascontiguousarray(image[top:top + tile[0], left:left + tile[1]])
+            return torch.from_numpy(window).to(device).permute(2, 0, 1)[None]
+
+        height, width = image.shape[:2]
+        tile, rows, columns = self.windows(height, width)
+        first = self._evaluating(read(0, 0), lambda x: self._forward(_filled(x, tile, False)))
+        columns_at_a_time = max(2 * tile[1], most_bytes // (4 * first.shape[1] * tile[0]))
+        for left in range(0, width, columns_at_a_time):
+            part = slice(left, min(width, left + columns_at_a_time))
+            touching = [c for c in columns if c < part.stop and c + tile[1] > left]
+            self._block_column(read, part, touching, rows, columns, tile, (height, width), device,
+                               on_block)
+
+    def _block_column(self, read, part, touching, rows, columns, tile, size, device, on_block):
+        """All blocks of the image columns `part`, from the top."""
+        down = _cover(rows, tile[0], size[0], device)
+        across = _cover(columns, tile[1], size[1], device)[part] * (2 if self.flip else 1)
+        total = None
+        for top, below in zip(rows, [*rows[1:], size[0]], strict=True):
+            def add(_, top=top):
+                nonlocal total
+                for _, left, view in self._views_of_windows(
+                        lambda *place: self.normalize(self._laid_out(read(*place))),
+                        [(top, left) for left in touching], tile, 1, device):
+                    if total is None:
+                        shape = 1, view.shape[1], tile[0], part.stop - part.start
+                        total = torch.zeros(shape, device=device)
+                    if left < part.start:
+                        view, left = view[..., part.start - left:], part.start
+                    area = total[..., left - part.start:left - part.start + view.shape[3]]
+                    area.add_(view[..., :area.shape[3]])
+            self._evaluating(None, add)
+            done = total[:, :, :below - top]
+            on_block(slice(top, below), part,
+                     self._as_logits(done / (down[top:below, None] * across)))
+            # What is left belongs to the next row of windows too.
+            total = torch.cat((total[:, :, below - top:], torch.zeros_like(done)), 2)
+
     def describe(self) -> dict:
         """How predictions are made, for reports: mode, scales, flip, average, windows."""
         settings = {"mode": self.mode, "scales": list(self.scales), "flip": self.flip,
@@ -159,7 +216,7 @@ class Predictor:
         return tile, *starts
 
     def _evaluating(self, image, predict):
-        """predict(normalised image), in eval mode and without gradients."""
+        """predict(normalised image or None), in eval mode and without gradients."""
         if self.channels_last is None:
             self.channels_last = _is_channels_last(self.model)
         training = self.model.training
@@ -168,7 +225,8 @@ class Predictor:
         try:
             with torch.inference_mode():
                 # While it is one byte per value; later calls of the kind change nothing.
-                return predict(self.normalize(self._laid_out(image)))
+                return predict(None if image is None
+                               else self.normalize(self._laid_out(image)))
         finally:
             if training:
                 self.model.train()
@@ -251,24 +309,35 @@ class Predictor:
         """Mean over the windows that cover each pixel: logits, or probabilities."""
         n, _, height, width = x.shape
         tile, rows, columns = self.windows(height, width)
-        jobs = [(top, left, mirrored) for top in rows for left in columns
-                for mirrored in ((False, True) if self.flip else (False,))]
-        batch = self.window_batch or (1 if x.device.type == "cpu" else 8)
-        batch, total = max(1, batch // n), None
-        for first in range(0, len(jobs), batch):
-            group = jobs[first:first + batch]
-            crops = [_crop(x, top, left, tile, mirrored) for top, left, mirrored in group]
-            views = self._forward(torch.cat(crops) if len(crops) > 1 else crops[0])
+        def read(top, left):
+            return x[:, :, top:top + tile[0], left:left + tile[1]]
+
+        total, places = None, [(top, left) for top in rows for left in columns]
+        for top, left, view in self._views_of_windows(read, places, tile, n, x.device):
             if total is None:
-                total = _empty(views, (n, views.shape[1], height, width)).zero_()
-            for (top, left, mirrored), view in zip(group, views.split(n), strict=True):
-                view = self._unmirror(view) if mirrored else view
-                view = self._probs(view.float()) if self.average == "probs" else view
-                area = total[:, :, top:top + tile[0], left:left + tile[1]]
-                area.add_(view[:, :, :area.shape[2], :area.shape[3]])
+                total = _empty(view, (n, view.shape[1], height, width)).zero_()
+            area = total[:, :, top:top + tile[0], left:left + tile[1]]
+            area.add_(view[:, :, :area.shape[2], :area.shape[3]])
         down = _cover(rows, tile[0], height, x.device)
         across = _cover(columns, tile[1], width, x.device)
         return total.div_(down[:, None] * across * (2 if self.flip else 1))
+
+    def _views_of_windows(self, read, places, tile, n, device):
+        """(top, left, logits or probabilities (n, C, *tile)) of each window, and of its mirror.
+
+        read: (top, left) -> the normalised part of the images that lies in the window.
+        """
+        jobs = [(*place, mirrored) for place in places
+                for mirrored in ((False, True) if self.flip else (False,))]
+        batch = self.window_batch or (1 if torch.device(device).type == "cpu" else 8)
+        batch = max(1, batch // n)
+        for first in range(0, len(jobs), batch):
+            group = jobs[first:first + batch]
+            crops = [_filled(read(top, left), tile, mirrored) for top, left, mirrored in group]
+            views = self._forward(torch.cat(crops) if len(crops) > 1 else crops[0])
+            for (top, left, mirrored), view in zip(group, views.split(n), strict=True):
+                view = self._unmirror(view) if mirrored else view
+                yield top, left, (self._probs(view.float()) if self.average == "probs" else view)
 
     def _unmirror(self, view):
         view = view.flip(-1)
@@ -376,9 +445,8 @@ def _may_be_written(view, size, keep):
             and view.is_contiguous() and view.data_ptr() != keep.data_ptr())
 
 
-def _crop(x, top, left, tile, mirrored):
+def _filled(crop, tile, mirrored):
     """A window of exactly the tile's size, zeros (the mean colour) beyond the image."""
-    crop = x[:, :, top:top + tile[0], left:left + tile[1]]
     missing = tile[0] - crop.shape[2], tile[1] - crop.shape[3]
     if any(missing):
         crop = F.pad(crop, (0, missing[1], 0, missing[0]))
