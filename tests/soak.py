@@ -14,7 +14,8 @@ is finished. Its weights must then equal those of the undisturbed run bit for bi
 Also looked at after every process: its exit status fits the hit, nothing on
 stderr is a traceback, no process of its group lives on, and, once a training is
 finished, neither its folder, the folder for temporary files nor the shared
-memory holds anything that it left behind.
+memory holds anything that it left behind. (What Python itself leaves in the
+folder for temporary files when it is killed, its socket folders, is let pass.)
 
 Exit status: 0, or 1 with one line per thing found.
 """
@@ -114,7 +115,7 @@ class Soak:
             process.wait()
             if "," in hit:
                 _damage(saves, hit, self.draw)
-            return (-signal.SIGKILL,), nothing
+            return (-signal.SIGKILL,), self._clear_sockets
         if hit.startswith("picture"):
             return (0, 3), _spoil(self.data, hit, self.draw)
         if hit.startswith("full disk"):
@@ -126,6 +127,11 @@ class Soak:
                     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
             return (0, 1), nothing
         return (0,), nothing
+
+    def _clear_sockets(self):
+        """Python's folders for sockets between processes, which nobody killed can delete."""
+        for path in self.scratch.glob("pymp-*"):
+            shutil.rmtree(path)
 
     def _start(self, saves, workers):
         errors = open(self.folder / "stderr", "w+")
