@@ -3,6 +3,7 @@
 examples:
   python test.py -r auto
   python test.py -r model_best.pth -p all --split val --mode sliding --flip
+  python test.py -r model_best.pth --segfix segfix.pth     # with and without refinement
   python test.py -r model_best.pth test_loader.args.data_dir=/data/camvid --json | jq .Mean_IoU
 """
 import argparse
@@ -27,6 +28,10 @@ def parse(argv):
     add("-s", "--split", choices=("test", "val", "train"),
         help="which loader of the config (default: test_loader, else val_loader)")
     add_prediction_arguments(parser)
+    add("--segfix", metavar="PATH", help="also score the labels refined by SegFix: a folder of "
+        "offset files, or a SegFix checkpoint; boundary scores are added")
+    add("--segfix-scale", type=float, default=2.0, metavar="X",
+        help="how many offsets further a label is taken from (default 2)")
     add("-o", "--output", metavar="DIR",
         help="folder of results.json, results.txt, confusion_matrix.png (default: beside it)")
     add("--json", action="store_true", help="print one JSON object per rule instead of tables")
@@ -49,6 +54,7 @@ def main(argv=None):
     from utils.image_list import prepare_folder
     from utils.open_model import open_model
     from utils.score_report import score_entries, score_text, write_scores
+    from utils.segfix_refiner import open_refiner
     args.checkpoint = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(args.checkpoint), args.config, args.overrides)
     config = checkpoint["config"]
@@ -65,16 +71,18 @@ def main(argv=None):
         opened = open_model(checkpoint, device, args.checkpoint)
         opened.require_classes(loader.dataset.class_names)
         predictor = opened.predictor(options)
-        rules = build_rules(args.predict or options["test"], opened.activation, options)
+        rules = build_rules(args.predict or options["test"], opened.activation, options,
+                            opened.model)
+        refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
         results = evaluate(predictor, loader, rules, num_classes=len(opened.class_names),
                            ignore_index=config["ignore_index"],
                            classes_of_interest=options["CoI"], published=options["published"],
-                           boundary=options["boundary"], loss=opened.loss(), device=device,
-                           progress=key)
+                           boundary=options["boundary"] or refiner is not None,
+                           loss=opened.loss(), device=device, progress=key, refiner=refiner)
         if distributed.is_main():
             names = loader.dataset.class_names
             entries = score_entries(results, opened, predictor, key, section, names,
-                                    options["CoI"])
+                                    options["CoI"], refiner)
             print("\n".join(map(json.dumps, entries)) if args.json
                   else score_text(results, entries, names))
             ids = [sample.id for sample in loader.dataset.samples]

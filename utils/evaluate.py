@@ -8,13 +8,27 @@ from collections.abc import Callable
 import torch
 from tqdm import tqdm
 
-from utils.decision import RULES, Decision, build_decision
+from utils.decision import RULES, Decision, build_decision, rule_of
 from utils.distributed import all_reduce_, is_main, rank, world_size
+from utils.errors import ConfigError
 from utils.metrics import BoundaryMetrics, DatasetMetrics, ImageMetrics, count_pixels
 
 
-def build_rules(names: str, activation: str, options: dict) -> list[Decision]:
-    """The decision rules in "max,T" or "all", each once; `options` is the `predict` section."""
+REFINED = "_segfix"        # what the name of a rule ends with whose labels were refined
+
+
+def build_rules(names: str, activation: str, options: dict,
+                model: torch.nn.Module | None = None) -> list[Decision]:
+    """The decision rules in "max,T" or "all", each once; `options` is the `predict` section.
+
+    model: the network, which may have a rule of its own (see utils.decision.rule_of).
+    """
+    own = rule_of(model, "max")
+    if own != "max":
+        if names not in ("max", own):
+            raise ConfigError(f"{type(model).__name__} predicts no classes that {names} could "
+                              "decide on", "predict", "leave the rule out")
+        names = own
     names = RULES if names == "all" else names.split(",")
     return [build_decision(name.strip(), activation, options) for name in dict.fromkeys(names)]
 
@@ -22,7 +36,8 @@ def build_rules(names: str, activation: str, options: dict) -> list[Decision]:
 def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_index: int,
              classes_of_interest: list[int] | str | None = None, loss: Callable | None = None,
              device: torch.device | str, progress: str | None = None, published: bool = False,
-             boundary: bool = False, on_batch: Callable | None = None) -> dict[str, dict]:
+             boundary: bool = False, on_batch: Callable | None = None,
+             refiner: Callable | None = None) -> dict[str, dict]:
     """The scores of every decision rule over the whole loader, from one forward per image.
 
     predictor: uint8 (N, 3, H, W) on `device` -> logits (N, C, H, W).
@@ -36,6 +51,8 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
     boundary: also boundary IoU and boundary F, which read every prediction back to the CPU.
     on_batch: called as on_batch(ids, images, labels, {rule: prediction}) after
         each forward, for pictures; it gets tensors on the device.
+    refiner: of utils.segfix_refiner; the predictions of every rule are also judged
+        refined, under the name of the rule with "_segfix" behind it.
 
     returns: rule name -> results. Dataset-level numbers keep their names
         (Mean_IoU, Class_IoU, ..., confusion); image-level ones are under
@@ -50,6 +67,8 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
     names = [decision.name for decision in decisions]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"decisions must be at least one and all different, got {names}")
+    if refiner is not None:
+        names = [each for name in names for each in (name, name + REFINED)]
     scores = {name: (DatasetMetrics(num_classes, ignore_index, classes_of_interest),
                      ImageMetrics(num_classes, ignore_index, classes_of_interest,
                                   published=published))
@@ -71,15 +90,14 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
                 # Softmax over scattered channels takes twice a copy and softmax.
                 logits = predictor(images).contiguous()
                 predictions = {}
-                for decision in decisions:
-                    prediction = decision(logits)
+                for name, prediction in _predictions(decisions, logits, refiner, images, ids):
                     counts = count_pixels(prediction, labels, num_classes, ignore_index)
-                    for metrics in scores[decision.name]:
+                    for metrics in scores[name]:
                         metrics.add(counts, index)
                     if boundary:
-                        outlines[decision.name].update(prediction, labels)
+                        outlines[name].update(prediction, labels)
                     if on_batch:
-                        predictions[decision.name] = prediction
+                        predictions[name] = prediction
                 if loss is not None:
                     total += loss(logits, labels.long()) * len(ids)
                 if on_batch:
@@ -100,6 +118,16 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
         if loss is not None:
             results[name]["loss"] = mean_loss
     return results
+
+
+def _predictions(decisions, logits, refiner, images, ids):
+    """(name, prediction) of every rule, and of every rule refined."""
+    for decision in decisions:
+        prediction = decision(logits)
+        yield decision.name, prediction
+        if refiner is not None:
+            yield decision.name + REFINED, torch.stack(
+                [refiner(*one) for one in zip(prediction, images, ids, strict=True)])
 
 
 def _groups_of_equal_size(batch):

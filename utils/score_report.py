@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 
 from utils.errors import DataError
+from utils.evaluate import REFINED
 from utils.image_io import write_bytes, write_image
 from utils.metrics.image_scores import write_image_scores
 from utils.metrics.table import format_rules, format_table
 from utils.open_model import OpenModel
 from utils.predictor import Predictor
+from utils.segfix_refiner import Refiner
 from utils.visualize import confusion_picture
 
 SCHEMA = 1
@@ -32,8 +34,12 @@ IMAGE_SCORES = ("Mean_IoU", "Mean_Dice", "Mean_Class_IoU", "Mean_Class_Dice", "P
 
 def score_entries(results: dict[str, dict], opened: OpenModel, predictor: Predictor,
                   loader_key: str, section: dict, class_names: list[str],
-                  classes_of_interest: list[int] | str = "all") -> list[dict]:
-    """One plain-JSON object per rule of utils.evaluate.evaluate's results; nan becomes None."""
+                  classes_of_interest: list[int] | str = "all",
+                  refiner: Refiner | None = None) -> list[dict]:
+    """One plain-JSON object per rule of utils.evaluate.evaluate's results; nan becomes None.
+
+    refiner: what refined the rules whose names end with utils.evaluate.REFINED.
+    """
     sha256 = hashlib.sha256(opened.path.read_bytes()).hexdigest()
     entries = []
     for rule, scores in results.items():
@@ -47,6 +53,7 @@ def score_entries(results: dict[str, dict], opened: OpenModel, predictor: Predic
             "schema": SCHEMA, "dataset": section["type"],
             "split": section.get("args", {}).get("split", loader_key), "loader": loader_key,
             "data": section, "n_images": scores["images"], "procedure": rule,
+            **({"segfix": refiner.describe()} if refiner and rule.endswith(REFINED) else {}),
             **predictor.describe(),
             **{name: scores[name] for name in SCORES if name in scores}, "classes": classes,
             "image_level": {name: image[name] for name in IMAGE_SCORES if name in image},
@@ -114,7 +121,8 @@ def _title(entry):
     place = entry["data"].get("args", {}).get("data_dir")
     return (f"{Path(entry['checkpoint']['path']).name}, {entry['dataset']} {entry['split']} "
             f"({entry['loader']}, {entry['n_images']} images{f' in {place}' if place else ''}), "
-            f"rule {entry['procedure']}, {way}")
+            f"rule {entry['procedure']}, {way}"
+            + (f", {entry['segfix']}" if "segfix" in entry else ""))
 
 
 def _earlier(path):

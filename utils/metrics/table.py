@@ -46,6 +46,9 @@ def format_rules(results: dict, class_names: list) -> str:
     rows = [["", *rules]]
     for name in ("Mean_IoU", "Mean_Dice", "Pixel_Accuracy", "Binary_Accuracy"):
         rows.append([name, *(percent(results[rule][name]) for rule in rules)])
+    for name in ("Boundary_IoU", "Boundary_F"):
+        if all(name in results[rule] for rule in rules):
+            rows.append([name, *(percent(results[rule][name]) for rule in rules)])
     pairs = [("mIoU_I", "Mean_IoU"), ("mDice_I", "Mean_Dice"),
              ("mIoU_C", "Mean_Class_IoU"), ("mDice_C", "Mean_Class_Dice")]
     with_images = all("image" in results[rule] for rule in rules)
