@@ -1,4 +1,5 @@
 """The contract of every dataset."""
+import codecs
 import functools
 import os
 import stat
@@ -193,11 +194,18 @@ class BaseDataset(Dataset, ABC):
         self.problems.append(text)
 
     def read_list(self, path: Path) -> list[tuple[int, str]]:
-        """(line number, text) of each non-empty line of a list; an empty list is a problem."""
+        """(line number, text) of each non-empty line of a list; an empty list is a problem.
+
+        Any line ends will do, and UTF-8, or UTF-16 that says so.
+        """
         try:
-            text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+            data = path.read_bytes()
         except OSError as error:
             raise DataError(f"split file cannot be read: {error.strerror}", shown(path)) from None
+        marked = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)    # by Windows' shell
+        text = data.decode("utf-16", "replace") if marked else \
+            data.decode("utf-8-sig", "surrogateescape")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
         lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
         lines = [(number, line) for number, line in lines if line]
         if not lines:

@@ -212,6 +212,22 @@ def test_a_split_without_labels_is_all_ignored(three):
     assert item["label"].unique().tolist() == [255]
 
 
+@pytest.mark.parametrize("data", [
+    b"a\nb.c\n", b"a\r\n\r\n b.c \r\n", b"a\rb.c\r", b"\xef\xbb\xbfa\nb.c",
+    "a\r\nb.c\r\n".encode("utf-16"), b"\xfe\xff" + "a\nb.c".encode("utf-16-be")])
+def test_lists_are_read_whatever_wrote_them(data, three, tmp_path):
+    (tmp_path / "list.txt").write_bytes(data)
+    lines = Plain(three, "train").read_list(tmp_path / "list.txt")
+    assert [text for _, text in lines] == ["a", "b.c"]
+
+
+def test_a_damaged_list_is_shown_as_it_is(three, tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfea\x00b")
+    assert len(Plain(three, "train").read_list(tmp_path / "list.txt")) == 1
+    (tmp_path / "list.txt").write_bytes(b"a\xff\n")
+    assert Plain(three, "train").read_list(tmp_path / "list.txt") == [(1, "a\udcff")]
+
+
 def test_a_file_that_vanishes_later_is_named(three):
     data = Plain(three, "train")
     data.samples[2].image.unlink()
