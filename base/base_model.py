@@ -59,9 +59,9 @@ class BaseModel(nn.Module, ABC):
     def freeze(self, freeze_bn: bool = False, freeze_backbone: bool = False):
         """Fix parts of the network for fine-tuning.
 
-        freeze_bn: batch norms keep their running statistics (scale and shift
-        still train). freeze_backbone: the encoder keeps its weights and its
-        running statistics.
+        freeze_bn: norms with running statistics (batch norm, EvoNorm-B0) keep and
+        use them (scale and shift still train). freeze_backbone: the encoder keeps its
+        weights and its running statistics.
         """
         self._freeze_bn, self._freeze_backbone = freeze_bn, freeze_backbone
         for parameter in self.backbone_parameters():
@@ -86,7 +86,7 @@ class BaseModel(nn.Module, ABC):
         if self._freeze_backbone:
             frozen += [m for module in self.backbone_modules() for m in module.modules()]
         for module in frozen:
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if getattr(module, "running_var", None) is not None:     # EvoNorm-B0 too
                 module.eval()
         return self
 

@@ -11,7 +11,6 @@ import importlib
 import os
 import pkgutil
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -19,7 +18,8 @@ import torch
 from torch import nn
 
 from models.foreign_state import rename
-from utils.checkpoint import read_state, unwrap
+from utils.checkpoint import compare, load_partial, read_state, unwrap
+from utils.console import notice
 from utils.errors import CheckpointError
 from utils.registry import unknown
 
@@ -83,9 +83,11 @@ def load_published(name: str, source, num_classes: int | None = None) -> nn.Modu
     """Our network in eval mode with the published weights.
 
     name: an entry of `published()`. source: a state dict, in any usual wrapper,
-    or the path of a file. num_classes: taken from the weights when None.
+    or the path of a file. num_classes: that of the weights when None; with
+    another number the classifiers start anew, and stderr names each of them. It
+    means nothing to encoders and to SegFix, which have no classes.
     CheckpointError when the name is unknown, the file unreadable or refused, or
-    one tensor is missing, left over or of another shape.
+    one tensor is missing, left over, of another shape or not finite.
     """
     entries = published()
     if name not in entries:
@@ -96,10 +98,14 @@ def load_published(name: str, source, num_classes: int | None = None) -> nn.Modu
         where = f"{name}, {os.fspath(source)}"
         source = (entry.read or read_state)(source)
     state = unwrap(source, where)
-    if num_classes is None:
-        num_classes = _count_classes(entry, state, where)
-    network = entry.build(num_classes)
+    classes = _count_classes(entry, state, num_classes, where)
+    network = entry.build(classes)
     load_strictly(network, translate(state, entry), where)
+    if num_classes not in (None, classes):
+        complete, network = network, entry.build(num_classes)
+        report = load_partial(network, complete.state_dict(), where)
+        notice(f"{where}: {classes} classes in the file, {num_classes} wanted: "
+               f"{len(report.mismatched)} tensors start anew\n{report}")
     return network.eval()
 
 
@@ -120,47 +126,28 @@ def from_published(state: Mapping, entries: Mapping[str, Published]) -> Mapping:
     return state if entry is None else translate(state, entry)
 
 
-def load_strictly(network: nn.Module, state: Mapping, where: str | None = None):
+def load_strictly(network: nn.Module, state: Mapping, where: str = "checkpoint"):
     """load_state_dict where every tensor must fit; CheckpointError tells all that do not.
 
-    Shapes are compared before anything is copied. Batch norm's
+    Nothing is copied before everything is known to fit. Batch norm's
     num_batches_tracked, which old files lack, may be missing.
     """
-    own = network.state_dict()
-    needed = [k for k in own if not k.endswith("num_batches_tracked")]
-    missing = [k for k in needed if k not in state]
-    extra = [k for k in state if k not in own]
-    shapes = [f"{k} {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
-              for k in own if k in state and state[k].shape != own[k].shape]
-    kinds = [f"{k} {state[k].dtype}, expected {own[k].dtype}" for k in own if k in state
-             and state[k].is_floating_point() != own[k].is_floating_point()]
-    report = [_group_keys("missing", missing), _group_keys("not known to the network", extra),
-              _group_keys("of another shape", shapes), _group_keys("of another kind", kinds)]
-    report = [line for line in report if line]
-    if report:
-        unfit = {*missing, *(line.split(" ")[0] for line in shapes + kinds)}
-        fits = sum(k not in unfit for k in needed)
+    report = compare(network, state)
+    report.missing = [k for k in report.missing if not k.endswith("num_batches_tracked")]
+    if not report.exact:
         raise CheckpointError(
-            f"the checkpoint does not fit: {fits} of {len(needed)} tensors match\n  "
-            + "\n  ".join(report), where=where,
+            f"the checkpoint does not fit {type(network).__name__}\n{report}", where=where,
             fix="check the network's name, its backbone and the number of classes")
-    network.load_state_dict(dict(state), strict=False)
+    load_partial(network, state, where)
 
 
-def _group_keys(title, keys):
-    """One line for the report: how many, by first part of the key, and the first five."""
-    if not keys:
-        return ""
-    groups = Counter(key.split(".", 1)[0] for key in keys)
-    counts = ", ".join(f"{prefix}: {count}" for prefix, count in groups.most_common(8))
-    more = ", …" if len(keys) > 5 else ""
-    return f"{len(keys)} {title} ({counts}): {', '.join(keys[:5])}{more}"
-
-
-def _count_classes(entry, state, where):
+def _count_classes(entry, state, wanted, where):
+    """The number of classes in the file, None for a network without any."""
     if entry.classes is None:
-        return 0
-    if entry.classes not in state:
+        return wanted
+    if entry.classes in state:
+        return state[entry.classes].shape[entry.classes_dim]
+    if wanted is None:
         raise CheckpointError(f"the checkpoint has no {entry.classes}", where=where,
                               fix="check that the file belongs to this network")
-    return state[entry.classes].shape[entry.classes_dim]
+    return wanted

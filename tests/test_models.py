@@ -24,21 +24,21 @@ SMALLER = {"FCN8": {"channels": 64}}
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
-def construct(name, **options):
+def construct(name, num_classes=5, **options):
     """The architecture on the smallest encoder that it takes, and its number of channels."""
     cls, options = ARCHITECTURES[name], SMALLER.get(name, {}) | options
     parameters = inspect.signature(cls).parameters
-    classes = parameters["num_classes"].default
-    classes = 5 if classes is inspect.Parameter.empty else classes
+    if parameters["num_classes"].default is not inspect.Parameter.empty:    # it has its own
+        num_classes = parameters["num_classes"].default
     torch.manual_seed(0)
     if "backbone" not in parameters or "backbone" in options:
-        return cls(num_classes=classes, **options), classes
+        return cls(num_classes=num_classes, **options), num_classes
     for backbone in SMALL:
         try:
-            return cls(num_classes=classes, backbone=backbone, **options), classes
+            return cls(num_classes=num_classes, backbone=backbone, **options), num_classes
         except ConfigError:
             continue
-    return cls(num_classes=classes, **options), classes
+    return cls(num_classes=num_classes, **options), num_classes
 
 
 @functools.lru_cache(maxsize=None)
@@ -146,6 +146,15 @@ def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics(name):
     assert not touched and all(torch.equal(before[k], after[k]) for k in before)
 
 
+@pytest.mark.parametrize("norm", ["batch", "sync", "evo_b0"])
+def test_frozen_norms_keep_their_statistics_whatever_their_kind(norm):
+    model, _ = construct("ENet", norm=norm)
+    model.freeze(freeze_bn=True).train()
+    before = {k: v.clone() for k, v in model.named_buffers()}
+    model(torch.randn(2, 3, 33, 47))
+    assert before and all(torch.equal(v, before[k]) for k, v in model.named_buffers())
+
+
 @every_architecture
 def test_bf16_and_channels_last_change_the_logits_only_a_little(name):
     model, _ = built(name)
@@ -187,6 +196,33 @@ def test_networks_train_with_every_norm(name, norm):
 @pytest.mark.parametrize("name", with_norm(ARCHITECTURES))
 def test_all_networks_train_with_every_norm(name, norm):
     check_norm(name, norm)
+
+
+@pytest.mark.parametrize("norm", ["group", *(pytest.param(norm, marks=pytest.mark.slow)
+                                             for norm in NORMS if norm not in ("batch", "group"))])
+@pytest.mark.parametrize("name", with_norm(ARCHITECTURES))
+def test_one_pixel_is_an_image_with_every_norm(name, norm):
+    model, classes = construct(name, norm=norm)
+    with torch.no_grad():
+        out = model.eval()(torch.randn(1, 3, 1, 1))
+    assert out.shape == (1, classes, 1, 1) and out.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=() if name in ("ENet", "PSPNet", "HRNet", "GCN") else pytest.mark.slow)
+    for name in ARCHITECTURES])
+def test_a_head_of_one_logit_works_and_learns(name):
+    if "out" not in ARCHITECTURES[name].output_weights:
+        pytest.skip("its channels are no classes")
+    torch.manual_seed(0)
+    model, _ = construct(name, num_classes=1)
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 3, 33, 47)).shape == (1, 1, 33, 47)
+    outputs = model.train()(torch.randn(2, 3, 33, 47))
+    assert {value.shape for value in outputs.values()} == {(2, 1, 33, 47)}
+    scalar(outputs).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all()
+               for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.slow

@@ -125,3 +125,11 @@ def test_maps_of_one_pixel_get_a_norm_that_leaves_something_of_them():
 def test_an_unknown_norm_is_named_with_the_nearest_known_one():
     with pytest.raises(ConfigError, match="'bach'.*Did you mean 'batch'"):
         norm_layer("bach")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_group_norm_of_single_values_leaves_the_bias(training):
+    norm = norm_layer("group")(16).train(training)
+    torch.nn.init.constant_(norm.bias, 0.5)
+    out = norm(torch.randn(1, 16, 1, 1))
+    torch.testing.assert_close(out, torch.full((1, 16, 1, 1), 0.5), rtol=0, atol=1e-3)

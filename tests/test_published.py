@@ -59,10 +59,30 @@ def test_the_network_comes_in_eval_mode_and_the_source_stays_as_it_was(weights):
     assert all(torch.equal(weights[k], before[k]) for k in before)
 
 
-def test_another_number_of_classes_is_an_error_with_both_shapes(weights):
-    with pytest.raises(CheckpointError, match=r"fullconv.weight \(16, 7, 3, 3\), expected "
-                                              r"\(16, 21, 3, 3\)"):
-        load_published(NAME, weights, num_classes=21)
+def test_another_number_of_classes_starts_the_classifier_anew_and_says_so(weights, capsys):
+    network = load_published(NAME, weights, num_classes=21)
+    said = capsys.readouterr().err
+    assert "7 classes in the file, 21 wanted: 1 tensors start anew" in said
+    assert "fullconv.weight is (16, 7, 3, 3)" in said and "(16, 21, 3, 3) " in said
+    own = network.state_dict()
+    assert own["fullconv.weight"].shape == (16, 21, 3, 3) and not network.training
+    assert all(torch.equal(own[k], v) for k, v in weights.items() if k != "fullconv.weight")
+
+
+def test_another_number_of_classes_excuses_no_other_difference(weights):
+    spoilt = weights | {"initial.conv.weight": torch.zeros(13, 3, 5, 5)}
+    with pytest.raises(CheckpointError, match="initial.conv.weight"):
+        load_published(NAME, spoilt, num_classes=21)
+
+
+def test_the_number_of_classes_that_is_in_the_file_changes_nothing(weights, capsys):
+    assert torch.equal(logits(weights, 7), logits(weights)) and not capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_refused(weights):
+    spoilt = weights | {"initial.bn.bias": torch.full((16,), float("nan"))}
+    with pytest.raises(CheckpointError, match="initial.bn.bias"):
+        load_published(NAME, spoilt)
 
 
 def test_the_report_counts_by_part_and_names_five(weights):
@@ -71,8 +91,8 @@ def test_the_report_counts_by_part_and_names_five(weights):
     with pytest.raises(CheckpointError) as error:
         load_published(NAME, spoilt)
     message = str(error.value)
-    assert "19 missing (bottleneck31: 19)" in message
-    assert "1 not known to the network (extra: 1): extra.weight" in message
+    assert "missing in the file: 19 (bottleneck31 19)" in message
+    assert "not in the network: 1 (extra 1): extra.weight" in message
     assert message.count("bottleneck31.") == 5 and NAME in message
 
 
@@ -80,13 +100,13 @@ def test_a_checkpoint_of_another_network_is_refused():
     state = UNet(num_classes=3).state_dict()
     with pytest.raises(CheckpointError, match="no fullconv.weight"):
         load_published(NAME, state)
-    with pytest.raises(CheckpointError, match="0 of .* tensors match"):
+    with pytest.raises(CheckpointError, match="loaded 0 of .* tensors"):
         load_published(NAME, state, num_classes=3)
 
 
 def test_an_integer_tensor_in_place_of_weights_is_refused(weights):
     spoilt = weights | {"initial.conv.weight": weights["initial.conv.weight"].int()}
-    with pytest.raises(CheckpointError, match="initial.conv.weight torch.int32"):
+    with pytest.raises(CheckpointError, match="initial.conv.weight is .* torch.int32 in"):
         load_published(NAME, spoilt)
 
 

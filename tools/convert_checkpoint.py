@@ -56,16 +56,16 @@ def main(argv=None):
                               "choose another name or give --overwrite")
     if not out.parent.is_dir():
         raise CheckpointError("no such folder", str(out.parent), "create it first")
-    network, entry = load_published(args.name, args.source), published()[args.name]
+    network = load_published(args.name, args.source, args.num_classes)
+    entry = published()[args.name]
     if entry.imagenet:
         raise ConfigError(f"{args.name} is an ImageNet encoder, not a segmentation network",
                           fix=f"train from it: trainer.finetune_from={args.source}")
+    if args.num_classes and entry.classes is None:
+        raise ConfigError(f"{args.name} knows borders and directions, no classes", "--num-classes",
+                          "leave it out")
 
-    from utils.checkpoint import load_partial, model_from_checkpoint, write_checkpoint
-    if args.num_classes:
-        published_network, network = network, entry.build(args.num_classes).eval()
-        report = load_partial(network, published_network.state_dict(), args.source)
-        console.notice(f"classifiers for {args.num_classes} classes start anew\n{report}")
+    from utils.checkpoint import model_from_checkpoint, write_checkpoint
     checkpoint = make_checkpoint(args.name, network, args.dataset, args.data_dir)
     checkpoint["versions"]["source"] = Path(args.source).name
     model_from_checkpoint(checkpoint, where=args.source)     # proves that the config rebuilds it

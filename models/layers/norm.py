@@ -66,6 +66,14 @@ class InstanceNorm(nn.InstanceNorm2d):
                                    torch.backends.cudnn.enabled)
 
 
+class GroupNorm(nn.GroupNorm):
+    """torch's GroupNorm that takes groups of one value too (one channel, a 1x1 map, one image):
+    what remains of them is the bias."""
+
+    def forward(self, x):
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class Affine(nn.Module):
     """gamma * x + beta per channel: what stands for EvoNorm where no activation follows."""
 
@@ -129,7 +137,7 @@ def _wide(x):
 
 
 def _group(channels, linear=False):
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    return GroupNorm(math.gcd(32, channels), channels)
 
 
 _NORMS = {
