@@ -1,6 +1,7 @@
 """The folder of one run: saved/<name>/<MM-DD_HH-MM-SS>[-n]/."""
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import platform
@@ -152,6 +153,7 @@ def _safe(name):
     return cleaned[:100] or "run"
 
 
+@functools.cache
 def _revision():
     try:
         return subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short",
