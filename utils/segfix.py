@@ -14,6 +14,7 @@ ids); an angle of exactly 0 or 180 degrees is mirrored like any other, because
 targets are made from the mirrored label.
 """
 import colorsys
+import functools
 import math
 
 import numpy as np
@@ -199,7 +200,8 @@ class Refinement:
     def _remap(self, labels):
         import cv2
         if self._map is None:
-            self._map = _pixel_grid(self.size) + _columns_first(self._steps)
+            self._map = _columns_first(self._steps)
+            self._map += _pixel_grid(self.size)
         # Nearest at whole positions; a replicated border is the clamp.
         return cv2.remap(np.ascontiguousarray(labels), self._map, None, cv2.INTER_NEAREST,
                          borderMode=cv2.BORDER_REPLICATE)
@@ -222,7 +224,9 @@ def _whole_steps(offset, scale):
     reach = max(abs(float(offset.min())), abs(float(offset.max()))) if offset.size else 0
     if reach * abs(scale) > _REACH:
         return (offset.astype(np.float64) * scale).clip(-2 ** 30, 2 ** 30).astype(np.int32)
-    return offset.astype(np.int16) * np.int16(scale)
+    steps = offset.astype(np.int16)
+    steps *= np.int16(scale)
+    return steps
 
 
 def _columns_first(steps):
@@ -236,7 +240,9 @@ def _columns_first(steps):
     return cv2.merge([cv2.transpose(np.ascontiguousarray(steps[..., axis].T)) for axis in (1, 0)])
 
 
+@functools.lru_cache(maxsize=2)
 def _pixel_grid(size):
+    """(x, y) of every pixel, int16 (H, W, 2); kept, since images of one size follow each other."""
     height, width = size
     grid = np.empty((height, width, 2), np.int16)
     grid[..., 0] = np.arange(width, dtype=np.int16)

@@ -34,7 +34,7 @@ def refine_label_file(job: tuple[str, str, str], files: MatFolder, scale: float 
     if ids != "keep":
         if kind == "colour":
             raise DataError("is a colour picture: it holds no ids", shown(path), "use --ids keep")
-        labels = np.where(np.isin(labels, KNOWN_IDS[ids]), labels, 255).astype(np.uint8)
+        labels = with_known_ids(labels, ids)
     offset = read_offsets(files.find(name), labels.shape[:2])
     refined = Refinement(offset, scale)(labels)
     os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
@@ -45,6 +45,16 @@ def refine_label_file(job: tuple[str, str, str], files: MatFolder, scale: float 
     changed = refined != labels
     return int(np.count_nonzero(changed.any(axis=2) if changed.ndim == 3 else changed)), \
         refined.shape[0] * refined.shape[1]
+
+
+def with_known_ids(labels: np.ndarray, benchmark: str) -> np.ndarray:
+    """uint8 (H, W): the label ids that a benchmark evaluates, 255 in place of all others."""
+    import cv2
+    table = np.full(256, 255, np.uint8)
+    table[list(KNOWN_IDS[benchmark])] = KNOWN_IDS[benchmark]
+    if labels.dtype != np.uint8:
+        labels = np.minimum(labels, 255).astype(np.uint8)
+    return cv2.LUT(labels, table)
 
 
 def _kind(path):
