@@ -50,6 +50,16 @@ def tree(folder):
                   for place, _, names in os.walk(folder) for name in names)
 
 
+def mask_stack(folder):
+    """The 1-bit PNGs of a folder as bool (C, H, W)."""
+    masks = []
+    for name in tree(folder):
+        with Image.open(f"{folder}/{name}") as mask:
+            assert mask.mode == "1" and mask.format == "PNG"
+            masks.append(np.array(mask))
+    return np.stack(masks)
+
+
 def test_labels_are_those_of_the_predictor_in_a_palette_png(checkpoint, tmp_path):
     picture(f"{tmp_path}/in/a.png")
     assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out") == 0
@@ -65,14 +75,16 @@ def test_every_product_is_written_beside_the_labels(checkpoint, tmp_path):
     picture(f"{tmp_path}/in/a.png")
     assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--overlay",
                "--side-by-side", "--probabilities", "--masks", "-p", "T") == 0
-    assert tree(tmp_path / "out") == ["a.png", "a_masks.npz", "a_overlay.png",
-                                      "a_probabilities.npz", "a_side_by_side.png"]
+    assert tree(tmp_path / "out") == [
+        "a.png", "a_masks/00_road.png", "a_masks/01_sky.png", "a_masks/02_tree.png",
+        "a_masks/03_car.png", "a_masks/04_person.png", "a_overlay.png", "a_probabilities.npz",
+        "a_side_by_side.png"]
     file = np.load(f"{tmp_path}/out/a_probabilities.npz")
     probs = file["probabilities"]                     # uint8, 255 is 1
     assert probs.shape == (5, 24, 40) and list(file["class_names"]) == NAMES
     assert np.abs(probs.sum(0, dtype=int) - 255).max() <= 3
-    masks = np.load(f"{tmp_path}/out/a_masks.npz")["masks"]
-    assert masks.dtype == bool and masks[probs > 128].all() and not masks[probs < 127].any()
+    masks = mask_stack(f"{tmp_path}/out/a_masks")
+    assert masks[probs > 128].all() and not masks[probs < 127].any()
     labels = np.array(Image.open(f"{tmp_path}/out/a.png"))
     assert np.array_equal(np.take_along_axis(probs, labels[None], 0)[0], probs.max(0))
     assert Image.open(f"{tmp_path}/out/a_overlay.png").size == (40, 24)
@@ -157,13 +169,13 @@ def test_an_image_the_network_cannot_take_is_reported_and_the_rest_is_done(check
     for name, height in (("a", 24), ("b", 50), ("c", 24)):
         picture(f"{tmp_path}/in/{name}.png", height)
     from utils.predictor import Predictor
-    whole = Predictor.__call__
+    whole = Predictor.labels
 
-    def limited(self, image):
+    def limited(self, image, decision):
         if image.shape[2] > 40:
             raise RuntimeError("not enough memory: you tried to allocate 9 bytes\nand more")
-        return whole(self, image)
-    monkeypatch.setattr(Predictor, "__call__", limited)
+        return whole(self, image, decision)
+    monkeypatch.setattr(Predictor, "labels", limited)
     assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out") == 3
     message = capsys.readouterr().err
     assert "2 ok, 1 failed" in message and "fails on 40x50" in message and "sliding" in message
