@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from dataloader.transforms import Augmentation
+from utils.config_schema import Component, Report
 from utils.errors import ConfigError, DataError
 from utils.image_io import write_image, write_label
 from utils.registry import components
-from utils.signature import fields
 
 FACTS = Path(__file__).resolve().parents[1].parent / "shared" / "datasets"
 needs_fixtures = pytest.mark.skipif(not (FACTS / "make_fixture.py").is_file(),
@@ -452,10 +452,10 @@ def test_a_wrong_data_dir_is_one_error_for_every_dataset(tmp_path):
 def test_the_config_lines_of_the_documentation_are_accepted():
     text = (Path(__file__).resolve().parents[1] / "docs" / "datasets.md").read_text("utf-8")
     sections = [json.loads(block.partition("```")[0]) for block in text.split("```json\n")[1:]]
-    found = components("datasets")
+    found, report = components("datasets"), Report("docs/datasets.md", {}, {})
     for section in sections:
-        declared = fields(found[section["type"]])
-        assert all(declared[key].fits(value) for key, value in section["args"].items()), section
+        Component("datasets").resolve(section, (section["type"],), report)
+        report.raise_mistakes()
         splits = found[section["type"]].splits
         assert not splits or section["args"]["split"] in splits
     assert {found[section["type"]] for section in sections} >= \

@@ -164,9 +164,10 @@ def test_evaluation_visits_every_image_of_every_part_once():
 
 def test_training_data_is_scored_without_what_a_part_augments():
     own = {**COARSE, "args": {**COARSE["args"], "flip": True, "augment": True, "crop_size": 8}}
-    config = {"train_loader": section(FINE, own), "val_loader": None}
+    val = {"type": "Shapes", "args": {"split": "val", "length": 5, "batch_size": 3}}
+    config = {"train_loader": section(FINE, own), "val_loader": val}
     found = loader_section(config, "train")[1]["args"]
-    assert found == {"parts": [FINE, COARSE]}
+    assert found == {"parts": [FINE, COARSE], "batch_size": 3}
 
 
 def test_datasets_of_other_classes_are_refused_by_name(tmp_path):

@@ -48,7 +48,9 @@ def loader_section(config: dict, split: str | None = None) -> tuple[str, dict]:
     train, val = config["train_loader"], config.get("val_loader") or {}
     dataset = lookup(train["type"], components("datasets"), "train_loader.type")
     own = _of_the_data(dataset, "datasets")
-    args = {key: value for key, value in val.get("args", {}).items() if key not in own}
+    # Of the validation data, which may be another dataset: what says how images are read.
+    reading = fields(*section_callables("datasets", dataset)[2:])
+    args = {key: value for key, value in val.get("args", {}).items() if key in reading}
     args |= {key: value for key, value in train["args"].items() if key in own}
     if isinstance(args.get("parts"), list):
         args["parts"] = [_unaugmented(part) for part in args["parts"]]
