@@ -1,4 +1,5 @@
 """Labels in MATLAB files: COCO-Stuff 10k, SBD and PASCAL-Context are released so."""
+import io
 from abc import abstractmethod
 from pathlib import Path
 
@@ -58,10 +59,11 @@ def read_mat_label(path: Path, variable: str) -> np.ndarray:
     from scipy.io import loadmat
     name, _, field = variable.partition(".")
     try:
-        with open(path, "rb") as file:
-            values = loadmat(file, variable_names=[name]).get(name)
+        data = path.read_bytes()
     except OSError as error:
         raise UnreadableFile(f"cannot be opened: {error.strerror or error}", shown(path)) from None
+    try:
+        values = loadmat(io.BytesIO(data), variable_names=[name]).get(name)
     except Exception as error:              # the parser raises many types on bad bytes
         raise UnreadableFile(f"not a MATLAB file that can be read: {error}", shown(path),
                              "copy or download the file again") from None

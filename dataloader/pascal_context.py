@@ -15,6 +15,7 @@ import numpy as np
 
 from dataloader.mat_labels import MatLabels
 from dataloader.pascal_context_classes import CLASSES
+from utils.image_io import LABEL_SUFFIXES
 
 LARGEST_ID = 459
 
@@ -36,6 +37,7 @@ class _Context(MatLabels):
             return
         parts = ("train", "val") if self.split == "trainval" else (self.split,)
         self.prepared = folder.name == "Images"
+        self.label_suffixes = LABEL_SUFFIXES if self.prepared else (".mat",)
         if self.prepared:
             for part in parts:
                 yield from self.pair_by_stem(folder / part, folder.parent / "Annotations" / part)
