@@ -18,6 +18,7 @@ import io
 import os
 import pickletools
 import shutil
+import struct
 import warnings
 import zipfile
 from collections import Counter
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, UserError
 
 FORMAT = 1
 # More than this share of a network's tensors left at their start values is no fine-tuning.
@@ -85,8 +86,9 @@ def read_checkpoint(path) -> dict:
         raise CheckpointError(f"not a Segwright checkpoint: it holds {kind}", str(path),
                               "convert it with python -m tools.convert_checkpoint, or start "
                               "a training from it with trainer.finetune_from")
-    if type(state["format"]) is not int or not isinstance(state["model"], dict):
-        raise CheckpointError("checkpoint is damaged (its format or model entry is no such thing)",
+    wrong = _wrong_entry(state)
+    if wrong:
+        raise CheckpointError(f"checkpoint is damaged (its entry {wrong} is no such thing)",
                               str(path), "use another checkpoint of the run")
     if state["format"] > FORMAT:
         raise CheckpointError(f"checkpoint format {state['format']} is newer than this "
@@ -121,6 +123,49 @@ def read_state(path):
         raise CheckpointError(f"checkpoint is damaged, or no checkpoint of tensors and plain "
                               f"types ({path.stat().st_size} bytes)",
                               str(path), "use another checkpoint of the run") from None
+
+
+def _wrong_entry(state):
+    """The name of an entry that is not what others rely on it to be, or None."""
+    config = state.get("config", {})
+    sections = [config.get(key) or {} for key in
+                ("arch", "train_loader", "val_loader", "test_loader", "trainer", "predict")] \
+        if isinstance(config, dict) else [None]
+    sections += [section.get("args") or {} for section in sections[:4] if isinstance(section, dict)]
+    names, palette = state.get("class_names", []), state.get("palette", [])
+    sound = {
+        "format": type(state["format"]) is int,
+        "model": _is_weights(state["model"]),
+        "ema": not state.get("ema") or _is_weights(state["ema"]),
+        "config": all(isinstance(section, dict) for section in sections),
+        "class_names": isinstance(names, list) and all(type(name) is str for name in names),
+        "palette": isinstance(palette, list) and all(
+            isinstance(colour, (list, tuple)) and len(colour) == 3
+            and all(type(part) is int and 0 <= part <= 255 for part in colour)
+            for colour in palette),
+        "normalization": isinstance(state.get("normalization", {}), dict),
+        "activation": state.get("activation", "softmax") in ("softmax", "sigmoid"),
+    }
+    return next((name for name, holds in sound.items() if not holds), None)
+
+
+def _is_weights(state):
+    return isinstance(state, dict) and all(
+        isinstance(value, torch.Tensor) and value.layout is torch.strided
+        and value.device.type == "cpu" for value in state.values())
+
+
+@contextlib.contextmanager
+def taking_up(where: str):
+    """Turn what a checkpoint with wrong entries raises where it is used into a CheckpointError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint is damaged, or not of this program: it cannot be taken "
+                              f"up ({type(error).__name__}: {error})", where,
+                              "use another checkpoint of the run") from error
 
 
 def model_from_checkpoint(checkpoint: dict, device="cpu", where: str = "checkpoint"):
@@ -352,8 +397,19 @@ def _verify_zip(path):
         return                      # a legacy file: the safe loader judges it
     try:
         with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            # torch stores its records as they are: one that is packed, or shares its bytes with
+            # another, would grow beyond the file's own size when it is read.
+            if any(record.compress_type for record in records) \
+                    or sum(record.file_size for record in records) > path.stat().st_size:
+                raise CheckpointError("refused: the archive would unpack to more than its "
+                                      f"{path.stat().st_size} bytes", str(path),
+                                      "use a checkpoint as torch.save writes it")
             broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError,
+            struct.error) as error:
         raise CheckpointError(f"checkpoint is damaged (incomplete zip of "
                               f"{path.stat().st_size} bytes: {error})", str(path),
                               "use another checkpoint of the run") from None

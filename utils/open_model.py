@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint import model_from_checkpoint
+from utils.checkpoint import model_from_checkpoint, taking_up
 from utils.console import warn
 from utils.criterion import Criterion
 from utils.errors import ConfigError
@@ -73,11 +73,12 @@ def open_model(checkpoint: dict, device: torch.device | str, path="checkpoint") 
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {device} is not there: {torch.cuda.device_count()} GPU(s) "
                           "are visible", "--device", "use --device cpu")
-    model = model_from_checkpoint(checkpoint, device, str(path))
-    trainer = checkpoint["config"].get("trainer") or {}
-    if trainer.get("channels_last"):
-        model = model.to(memory_format=torch.channels_last)
-    return OpenModel(Path(path), model, Normalize(**checkpoint["normalization"]).to(device),
-                     checkpoint["config"], list(checkpoint["class_names"]),
-                     [list(colour) for colour in checkpoint["palette"]],
-                     checkpoint.get("activation", "softmax"), checkpoint.get("epoch"))
+    with taking_up(str(path)):
+        model = model_from_checkpoint(checkpoint, device, str(path))
+        trainer = checkpoint["config"].get("trainer") or {}
+        if trainer.get("channels_last"):
+            model = model.to(memory_format=torch.channels_last)
+        return OpenModel(Path(path), model, Normalize(**checkpoint["normalization"]).to(device),
+                         checkpoint["config"], list(checkpoint["class_names"]),
+                         [list(colour) for colour in checkpoint["palette"]],
+                         checkpoint.get("activation", "softmax"), checkpoint.get("epoch"))
