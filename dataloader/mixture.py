@@ -9,6 +9,7 @@ from dataloader.pixel_cache import use_cache
 from dataloader.samplers import drawn
 from utils.config import split_args
 from utils.config_schema import Components, section_callables
+from utils.console import notice
 from utils.errors import ConfigError, DataError
 from utils.registry import components, lookup
 
@@ -73,6 +74,10 @@ class Mixture(BaseDataset):
         split = " + ".join(f"{type(part).__name__} {part.split}" for part in self.parts)
         super().__init__("", split, ignore_index, seed, augmentation)
         self.root = first.root
+        if self.counts != list(map(len, self.parts)):
+            notice("an epoch of training shows " + ", ".join(
+                f"{count} of {len(part)} ({type(part).__name__} {part.split})"
+                for count, part in zip(self.counts, self.parts)))
 
     @staticmethod
     def check_settings(settings: dict) -> list[str]:

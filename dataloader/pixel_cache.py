@@ -59,33 +59,31 @@ class PixelCache:
     """The decoded samples of a dataset, read from a folder; `load` as that of the dataset."""
 
     def __init__(self, folder: str | os.PathLike, dataset: BaseDataset):
-        self.folder = Path(folder).expanduser()
-        shards = _read_index(self.folder)["shards"]
-        self._shards = [_Shard(self.folder / _shard_name(number), size)
-                        for number, size in enumerate(shards)]
-        self._places = self._find(dataset)
+        self.folder, self.samples = Path(folder).expanduser(), dataset.samples
+        shards = [_Shard(self.folder / _shard_name(number), size)
+                  for number, size in enumerate(_read_index(self.folder)["shards"])]
+        self._paths = [shard.path for shard in shards]
+        self._places = self._find(dataset, shards)
         self._maps = {}
         # Shared by the worker processes: what one has checked is not checked again.
-        self._checked = mmap.mmap(-1, max(len(self._places), 1))
+        self._checked = mmap.mmap(-1, max(len(self.samples), 1))
         self._compare(dataset)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The image, uint8 (H, W, 3), and its label as stored, (H, W); both read-only."""
-        number, entry = self._places[index]
+        number, start, height, width, kind, crc = self._places[index].tolist()
         if number not in self._maps:
-            self._maps[number] = self._shards[number].mapped()
-        pixels = self._maps[number]
-        height, width = entry["size"]
-        start, end = entry["at"], entry["at"] + _bytes(entry)
+            self._maps[number] = _mapped(self._paths[number])
+        split, length = _extent(height, width, _LABEL_TYPES[kind])
+        pixels = self._maps[number][start:start + length]
         if not self._checked[index]:
-            if zlib.crc32(pixels[start:end]) != entry["crc"]:
-                raise _damaged(self._shards[number].path, f"the pixels of {shown(entry['id'])} "
-                               "have changed since they were written")
+            if zlib.crc32(pixels) != crc:
+                raise _damaged(self._paths[number], "the pixels of "
+                               f"{shown(self.samples[index].id)} have changed since they were "
+                               "written")
             self._checked[index] = 1
-        image = pixels[start:start + 3 * height * width]
-        label = pixels[start + _image_bytes(entry):end]
-        return (image.reshape(height, width, 3),
-                label.view(entry["type"]).reshape(height, width))
+        return (pixels[:3 * height * width].reshape(height, width, 3),
+                pixels[split:].view(_LABEL_TYPES[kind]).reshape(height, width))
 
     def __getstate__(self):
         """For worker processes that are not forked: they map the files again."""
@@ -95,25 +93,29 @@ class PixelCache:
         self.__dict__.update(state)
         self._checked = bytearray(state["_checked"])
 
-    def _find(self, dataset):
-        """(shard, entry) of every sample; DataError where one is missing or has changed."""
-        entries = {}
-        for number, shard in enumerate(self._shards):
-            for entry in shard.entries:
-                entries[_key(entry)] = number, entry
+    def _find(self, dataset, shards):
+        """A row of shard, start, height, width, label type and CRC-32 for every sample.
+
+        DataError where one is missing or its files have changed.
+        """
         reading = _reading(dataset)
-        if any(shard.reading != reading for shard in self._shards):
+        if any(shard.reading != reading for shard in shards):
             raise DataError(f"the cache holds files as another dataset reads them than this "
                             f"{type(dataset).__name__} (another palette, or labels in another "
                             "form)", shown(self.folder), _remedy())
-        places, missing, changed = [], [], []
-        for described in map(_described, [dataset] * len(dataset), range(len(dataset))):
-            found = entries.get(_key(described))
-            if found is None:
+        entries = {_key(entry): (number, entry) for number, shard in enumerate(shards)
+                   for entry in shard.entries}
+        rows, missing, changed = [], [], []
+        for index in range(len(dataset)):
+            described = _described(dataset, index)
+            number, entry = entries.get(_key(described), (None, None))
+            if entry is None:
                 missing.append(described)
-            elif found[1]["files"] != described["files"]:
+            elif entry["files"] != described["files"]:
                 changed.append(described)
-            places.append(found)
+            else:
+                rows.append((number, entry["at"], *entry["size"],
+                             _LABEL_TYPES.index(entry["type"]), entry["crc"]))
         for problems, what in ((missing, "are not in the cache"),
                                (changed, "have changed since the cache was written")):
             if problems:
@@ -122,7 +124,7 @@ class PixelCache:
                                 f"{type(dataset).__name__} {dataset.split} {what}: {listed}"
                                 + (", …" if len(problems) > _SHOWN else ""), shown(self.folder),
                                 _remedy())
-        return places
+        return np.array(rows, np.int64).reshape(-1, 6)
 
     def _compare(self, dataset):
         """Read a few samples from their files too: nothing else shows what reading depends on."""
@@ -143,8 +145,8 @@ class CachePlan:
 
     def __init__(self, dataset: BaseDataset, folder: str | os.PathLike):
         if _is_mixture(dataset):
-            raise ConfigError("a mixture has no cache of its own", "--type",
-                              "pack its parts one by one, each with its own type and args")
+            raise ConfigError("a mixture has no cache of its own", None,
+                              "pack its parts one by one")
         self.dataset, self.folder = dataset, Path(folder).expanduser()
         _require_own_folder(self.folder)
         self.bytes = _estimate(dataset)
@@ -181,9 +183,12 @@ class CachePlan:
         if self.todo:
             # Nobody opens the cache while its shards are exchanged.
             (self.folder / INDEX).unlink(missing_ok=True)
-        with ThreadPoolExecutor(workers) as pool:
+        pool = ThreadPoolExecutor(workers)
+        try:
             for number in self.todo:
                 self._write_shard(number, pool, progress or (lambda: None))
+        finally:
+            pool.shutdown(cancel_futures=True)
         for path in self.folder.glob("pixels-*.bin"):
             if path.name not in map(_shard_name, range(len(self.shards))):
                 path.unlink()
@@ -244,7 +249,7 @@ def verify_cache(folder: str | os.PathLike, dataset: BaseDataset, progress=None)
 
 
 class _Shard:
-    """One file of pixels: its table, checked; the pixels when asked for."""
+    """The table of one file of pixels, checked: how samples are read, and where they are."""
 
     def __init__(self, path, size=None):
         self.path = path
@@ -272,22 +277,14 @@ class _Shard:
             _require_version(table, path)
             self.reading, self.entries = table["reading"], table["samples"]
             sound = all(entry["type"] in _LABEL_TYPES and min(*entry["size"], entry["at"]) >= 0
-                        and entry["at"] + _bytes(entry) <= start for entry in self.entries)
+                        and entry["at"] + _extent(*entry["size"], entry["type"])[1] <= start
+                        for entry in self.entries)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
             sound = False
         if not sound:
             raise _damaged(path, "its table describes no pixels")
-
-    def mapped(self) -> np.ndarray:
-        """The bytes of the file, (N,) uint8, read-only."""
-        try:
-            with open(self.path, "rb") as file:
-                return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ),
-                                     np.uint8)
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot be read: {error}", shown(self.path), _remedy()) from None
 
 
 def stamp(path: Path | None) -> list | None:
@@ -315,6 +312,15 @@ def _is_mixture(dataset):
     return dataset.owner(0)[0] is not dataset
 
 
+def _mapped(path):
+    """The bytes of a file, (N,) uint8, read-only."""
+    try:
+        with open(path, "rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}", shown(path), _remedy()) from None
+
+
 def _described(dataset, index):
     """What identifies a sample, and the state of its files."""
     sample = dataset.samples[index]
@@ -340,31 +346,20 @@ def _reading(dataset):
 def _append(file, image, label):
     """Write the pixels of one sample; its place in the file, size, type and CRC-32."""
     file.write(bytes(-file.tell() % _ALIGNMENT))
-    height, width = label.shape
-    image, label = np.ascontiguousarray(image), np.ascontiguousarray(label)
-    entry = {"at": file.tell(), "size": [height, width], "type": str(label.dtype)}
+    entry = {"at": file.tell(), "size": list(label.shape), "type": str(label.dtype)}
+    gap = bytes(_extent(*label.shape, label.dtype)[0] - image.size)
     crc = 0
-    for part in (image, _padding(entry), label):
-        data = memoryview(part).cast("B") if isinstance(part, np.ndarray) else part
-        file.write(data)
-        crc = zlib.crc32(data, crc)
+    for part in (np.ascontiguousarray(image).data.cast("B"), gap,
+                 np.ascontiguousarray(label).data.cast("B")):
+        file.write(part)
+        crc = zlib.crc32(part, crc)
     return {**entry, "crc": crc}
 
 
-def _padding(entry):
-    """Between image and label, so that a view of 16-bit values is aligned."""
-    return bytes(_image_bytes(entry) - 3 * entry["size"][0] * entry["size"][1])
-
-
-def _image_bytes(entry):
-    height, width = entry["size"]
-    return -(-3 * height * width // 2) * 2
-
-
-def _bytes(entry):
-    """Of the pixels of one sample."""
-    height, width = entry["size"]
-    return _image_bytes(entry) + height * width * np.dtype(entry["type"]).itemsize
+def _extent(height, width, label_type):
+    """(where the label starts, bytes of both): at an even place, for 16-bit labels."""
+    split = -(-3 * height * width // 2) * 2
+    return split, split + height * width * np.dtype(label_type).itemsize
 
 
 def _estimate(dataset):

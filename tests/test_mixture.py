@@ -1,6 +1,7 @@
 """Several datasets as one training set."""
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from dataloader.shapes import Shapes
 from dataloader.transforms import Augmentation
 from tests.test_loader import batches, folder
 from utils.checkpoint_config import loader_section
-from utils.config import load_config, resolve_config
+from utils.config import json_schema, load_config, resolve_config
 from utils.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -242,6 +243,23 @@ def test_a_resolved_mixture_resolves_to_itself_and_says_of_the_parts_only_what_w
 ])
 def test_a_mistake_in_a_part_is_found_before_anything_is_opened(parts, args, expected):
     assert any(expected in line for line in mistakes(in_config(*parts, **args)))
+
+
+def test_the_schema_for_editors_knows_the_parts():
+    schema = jsonschema.Draft202012Validator(json_schema())
+    config = in_config(FINE, {**COARSE, "of_first": 1})
+    assert schema.is_valid(config)
+    for change in ({"tims": 2}, {"args": {"batch_size": 2}}, {"args": {"splt": "x"}},
+                   {"type": "Shaps"}):
+        config["train_loader"]["args"]["parts"][1] = {**COARSE, **change}
+        assert not schema.is_valid(config), change
+
+
+def test_the_counts_of_an_epoch_are_said(capsys):
+    Mixture([FINE, {**COARSE, "of_first": 0.5}])
+    assert "shows 12 of 12 (Shapes train), 6 of 20 (Shapes test)" in capsys.readouterr().err
+    Mixture([FINE, COARSE])
+    assert capsys.readouterr().err == ""
 
 
 def test_nothing_is_drawn_for_a_score():

@@ -215,6 +215,14 @@ def test_an_interrupted_run_goes_on_and_its_half_is_no_cache(tmp_path, monkeypat
     PixelCache(folder, Folder(**args))
 
 
+def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(CachePlan, "write", stop)
+    assert packed(pictures(tmp_path / "data"), tmp_path / "cache") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
 def test_only_what_has_changed_is_written_again(tmp_path, monkeypatch, capsys):
     few_per_file(monkeypatch)
     args, folder = pictures(tmp_path / "data"), tmp_path / "cache"

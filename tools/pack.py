@@ -101,7 +101,10 @@ def pack(dataset, folder, workers: int = 1, dry_run: bool = False):
                         str(folder), "name a folder on another disk")
     with tqdm(total=images, desc="packing", unit="image", leave=False, dynamic_ncols=True,
               disable=None) as bar:
-        plan.write(workers, bar.update)
+        try:
+            plan.write(workers, bar.update)
+        except KeyboardInterrupt:
+            raise console.Interrupted(2, "the same command goes on from here") from None
     print(f"wrote {images} of {len(dataset)} samples; {folder} holds {_size(_written(folder))}")
     console.notice(f"read it with \"cache\": \"{folder}\" in the args of the dataset")
 
