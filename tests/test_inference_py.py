@@ -1,4 +1,5 @@
 """inference.py: the right result for every image, or one clear line."""
+import argparse
 import json
 import os
 
@@ -296,8 +297,19 @@ def test_a_mistake_is_one_message_and_its_exit_status(checkpoint, tmp_path, caps
 
 def test_scales_are_a_list_or_a_series():
     assert scale_list("0.5,1,1.5") == (0.5, 1.0, 1.5)
+    assert scale_list("0.5:2.5:0.5") == (0.5, 1.0, 1.5, 2.0, 2.5)
     assert scale_list("0.5:2.0:0.25") == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
     assert scale_list("0.5:2:*2") == (0.5, 1.0, 2.0)
-    for wrong in ("", "a", "1:2", "1:2:0", "0,1", "-1", "1:2:*1"):
-        with pytest.raises(Exception, match="scales"):
-            scale_list(wrong)
+    assert scale_list("1:1:0.5") == (1.0,)
+    assert scale_list("0.1:0.4:0.1") == (0.1, 0.2, 0.3, 0.4)
+
+
+@pytest.mark.parametrize("text,reason", [
+    ("", "numbers"), ("a", "numbers"), ("1:2", "numbers"), ("1,,2", "numbers"),
+    ("1:2:0", "step must be above 0"), ("1:2:-1", "step"), ("2:1:0.5", "starts above its end"),
+    ("1:2:*1", "factor must be above 1"), ("0:2:*2", "start above 0"), ("1:inf:1", "finite"),
+    ("0,1", "0 is outside"), ("-1", "outside"), ("nan", "outside"), ("1e9", "outside"),
+    ("1:2:0.0001", "more than 100"), ("1,1", "twice")])
+def test_a_wrong_list_of_scales_says_why(text, reason):
+    with pytest.raises(argparse.ArgumentTypeError, match=reason):
+        scale_list(text)

@@ -129,7 +129,7 @@ def _inside(corners, down, across):
 
 
 def _leaders(x):
-    """(leading class, whether it leads by more than rounding can undo) of (C, h, w), each (h, w)."""
+    """(leading class, whether it leads by more than rounding can undo), each (h, w)."""
     first, leader = x.max(0)
     second = x.scatter(0, leader[None], float("-inf")).amax(0)
     return leader.to(torch.uint8), first - second > _tolerance(x)

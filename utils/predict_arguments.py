@@ -3,6 +3,8 @@ import argparse
 import math
 import re
 
+MOST_SCALES, LEAST_SCALE, LARGEST_SCALE = 100, 0.01, 100
+
 
 def add_prediction_arguments(parser: argparse.ArgumentParser):
     """Add --mode, --scales, … ; what is not given stays as the checkpoint's config has it."""
@@ -41,25 +43,48 @@ def predict_options(options: dict, args: argparse.Namespace) -> dict:
 
 def scale_list(text: str) -> tuple[float, ...]:
     """"0.5,1,1.5" or "0.5:2:0.5" or "0.5:2:*2" -> the scales, the last one included."""
+    series = text.count(":") == 2
     try:
-        if ":" not in text:
-            scales = tuple(float(part) for part in text.split(","))
-        else:
+        if series:
             start, stop, step = text.split(":")
-            start, stop = float(start), float(stop)
-            if step[0] in "*x":
-                count = math.log(stop / start) / math.log(float(step[1:]))
-                scales = tuple(start * float(step[1:]) ** i for i in range(int(count + 1.001)))
-            else:
-                count = (stop - start) / float(step)
-                scales = tuple(round(start + i * float(step), 10)
-                               for i in range(int(count + 1.001)))
-    except (ValueError, IndexError, ZeroDivisionError, OverflowError):
-        scales = ()
-    if not scales or len(scales) > 100 or not all(0 < s < 100 for s in scales):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of scales: give 0.5,1,1.5 or "
-                                         "0.5:2:0.25 (start:stop:step) or 0.5:2:*1.41")
-    return scales
+            ratio = step[:1] in ("*", "x")
+            start, stop, step = float(start), float(stop), float(step[1:] if ratio else step)
+        else:
+            given = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise _no_scales(text, "not all of it is numbers") from None
+    if series:
+        _check_series(text, start, stop, step, ratio)
+        steps = math.log(stop / start) / math.log(step) if ratio else (stop - start) / step
+        if steps > MOST_SCALES:
+            raise _no_scales(text, f"that is more than {MOST_SCALES} scales")
+        # What rounding keeps from being the last one is the last one.
+        given = [start * step ** i if ratio else round(start + i * step, 10)
+                 for i in range(int(steps + 1.001))]
+    wrong = next((scale for scale in given if not LEAST_SCALE <= scale <= LARGEST_SCALE), None)
+    if wrong is not None:
+        raise _no_scales(text, f"{wrong:g} is outside {LEAST_SCALE:g} to {LARGEST_SCALE:g}")
+    if len(given) > MOST_SCALES:
+        raise _no_scales(text, f"that is more than {MOST_SCALES} scales")
+    if len(set(given)) < len(given):
+        raise _no_scales(text, "a scale is there twice")
+    return tuple(given)
+
+
+def _check_series(text, start, stop, step, ratio):
+    if not all(map(math.isfinite, (start, stop, step))) or start <= 0:
+        raise _no_scales(text, "start, stop and step must be finite, and start above 0")
+    if start > stop:
+        raise _no_scales(text, f"it starts above its end: {start:g} > {stop:g}")
+    if ratio and step <= 1:
+        raise _no_scales(text, f"the factor must be above 1, found {step:g}")
+    if not ratio and step <= 0:
+        raise _no_scales(text, f"the step must be above 0, found {step:g}")
+
+
+def _no_scales(text, reason):
+    return argparse.ArgumentTypeError(f"{text!r} is no list of scales: {reason}; give 0.5,1,1.5 or "
+                                      "0.5:2:0.25 (start:stop:step) or 0.5:2:*1.41")
 
 
 def size(text: str) -> tuple[int, int]:

@@ -39,8 +39,8 @@ class ViewSum:
         heights, widths, aligned = steps
         down = _bands(view.shape[2], heights, aligned, ROWS)
         across = _bands(view.shape[3], widths, aligned, COLUMNS)
-        self._views.append((view.float(), [(first, low, band * weight) for first, low, band in down],
-                            across))
+        down = [(first, low, band * weight) for first, low, band in down]
+        self._views.append((view.float(), down, across))
 
     def strips(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """The sum, a few rows at a time: (rows, (N, C, rows, W)), from the top."""
