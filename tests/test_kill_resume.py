@@ -14,7 +14,7 @@ from tests.warm_start import WarmStart
 
 KILLS = int(os.environ.get("SEGWRIGHT_KILLS", 10))
 TINY = ["train_loader.args.size=[24,32]", "train_loader.args.batch_size=2",
-        "train_loader.args.length=16", "val_loader.args.size=[24,32]", "val_loader.args.length=2"]
+        "train_loader.args.length=4", "val_loader.args.size=[24,32]", "val_loader.args.length=2"]
 
 
 def train(folder, *more):
@@ -76,7 +76,7 @@ def test_k17_k19_a_signal_saves_says_how_to_go_on_and_loses_nothing(undisturbed,
                                                                     status):
     process = start("train.py", *train(tmp_path, "trainer.save_every=0", "trainer.log_per_iter=1"))
     for line in process.stderr:
-        if "step 13/" in line:
+        if "step 5/" in line:
             break
     process.send_signal(signum)
     _, errors = process.communicate(timeout=60)

@@ -66,7 +66,7 @@ def claimed(folder: Path):
     try:
         _remove_stale(folder)
         for other in folder.parent.glob(f"*/{RUNNING}"):
-            if other.parent != folder:
+            if not other.parent.samefile(folder):
                 dead = _lock(other.parent)
                 if dead:
                     _remove_stale(other.parent)
