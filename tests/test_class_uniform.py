@@ -1,5 +1,7 @@
 """Class-uniform sampling: which images, which places, and what a crop shows."""
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -7,15 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import train
 from base.base_dataset import BaseDataset, Sample
 from dataloader.class_uniform import ClassUniform, load_centroids, tile_centroids
 from dataloader.loader import build_loader, make_loader
 from dataloader.mixture import Mixture
 from dataloader.transforms import Augmentation
+from tests.run_program import digest
 from tests.test_loader import batches
+from trainer import Trainer
 from utils.console import run
 from utils.errors import ConfigError, DataError
 from utils.image_io import write_image, write_label
+from utils.registry import components
 
 CLASSES = 5
 
@@ -227,8 +233,7 @@ def test_another_file_is_never_taken_for_centroids_nor_overwritten(content, tmp_
 
 
 def test_a_part_of_a_mixture_gives_centroids_of_the_classes_it_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("utils.registry", fromlist=["x"]).components("datasets"),
-                        "Spots", Spots)
+    monkeypatch.setitem(components("datasets"), "Spots", Spots)
     for name in ("fine", "coarse"):
         (tmp_path / name).mkdir()
         spots(tmp_path / name)
@@ -269,15 +274,36 @@ def test_settings_without_effect_are_refused(tmp_path):
         build_loader(dataset, 4, True, 0, training=True, sampler="ClassUniform")
 
 
-def test_training_runs_on_a_mixture_drawn_class_by_class(tmp_path, capsys):
+PART = '{"type": "Shapes", "args": {"split": "%s", "length": 16, "size": [48, 64]}%s}'
+TRAIN = ["--config", "config.json", "train_loader.type=Mixture",
+         "train_loader.args.parts=[%s, %s]" % (PART % ("train", ""),
+                                               PART % ("test", ', "of_first": 0.5')),
+         "train_loader.args.batch_size=4", "train_loader.args.crop_size=32",
+         "train_loader.args.augment=true", "train_loader.args.shuffle=true",
+         "train_loader.args.sampler=ClassUniform", "val_loader.args.length=2",
+         "val_loader.args.num_workers=0", "trainer.tensorboard=false"]
+
+
+def test_a_dry_run_opens_a_mixture_drawn_class_by_class(capsys):
     # A second or two: the whole program, dry.
-    from train import main
-    part = '{"type": "Shapes", "args": {"split": "%s", "length": 16, "size": [48, 64]}%s}'
-    assert run(main, [
-        "--config", "config.json", "--dry-run", "train_loader.type=Mixture",
-        "train_loader.args.parts=[%s, %s]" % (part % ("train", ""),
-                                              part % ("test", ', "of_first": 0.5')),
-        "train_loader.args.batch_size=4", "train_loader.args.crop_size=32",
-        "train_loader.args.augment=true", "train_loader.args.shuffle=true",
-        "train_loader.args.sampler=ClassUniform"]) == 0
+    assert run(train.main, [*TRAIN, "--dry-run"]) == 0
     assert "32 images of Mixture, 6 batches of 4" in capsys.readouterr().err
+
+
+@pytest.mark.slow       # two small trainings, one of them in two pieces
+def test_a_training_stopped_within_an_epoch_ends_with_the_same_weights(tmp_path, monkeypatch):
+    options = [*TRAIN, "-d", "cpu", "trainer.epochs=3", "trainer.val=false", "name=mixed"]
+    assert run(train.main, [*options, f"trainer.save_dir={tmp_path / 'whole'}"]) == 0
+    step = Trainer._step
+
+    def stopping(trainer, batches):
+        if trainer.step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, batches)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stopping)
+        assert run(train.main, [*options, f"trainer.save_dir={tmp_path / 'parts'}"]) == 143
+    whole, part = (next((tmp_path / name).glob("mixed/*/last.pth")) for name in ("whole", "parts"))
+    assert digest(part) != digest(whole)
+    assert run(train.main, ["-r", str(part), "-d", "cpu", "train_loader.args.num_workers=1"]) == 0
+    assert digest(part) == digest(whole)
