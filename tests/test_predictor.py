@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from base.base_model import BaseModel
+from models.layers.resize import resize_to
 from models.published import load_published
 from tests.made_up import PARITY, needs_goldens, published_weights
+from utils.decision import build_decision
 from utils.errors import ConfigError
 from utils.predictor import Predictor, resize_rows
 
@@ -186,6 +188,70 @@ def test_a_training_model_predicts_in_eval_mode_and_trains_on(net):
     net.train()
     assert Predictor(net, normalize)(picture()).shape == (1, 5, 37, 53)
     assert net.training
+
+
+class EndsInResize(Net):
+    """The same, in the way of the networks here: logits, then one resize to the input."""
+
+    def __init__(self, align_corners):
+        super().__init__()
+        self.align_corners = align_corners
+
+    def forward(self, x):
+        return resize_to(self.head(self.down(x).relu()), x, self.align_corners)
+
+
+class Whole(nn.Module):
+    """A network whose last resize nobody can leave out."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) + 0
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("options", [
+    {}, {"flip": True}, {"mode": "multiscale", "scales": (0.5, 1.0, 1.6), "flip": True},
+    {"mode": "multiscale", "scales": (0.5, 1.3), "flip": True, "label_pairs": ((0, 3),)},
+    {"mode": "multiscale", "scales": (1.0, 0.7), "average": "probs"},
+    {"mode": "sliding", "crop_size": 32, "scales": (0.5, 1.0), "flip": True}])
+def test_a_network_that_ends_in_a_resize_gives_the_same_logits_and_labels(options, align_corners):
+    torch.manual_seed(0)
+    net = EndsInResize(align_corners).eval()
+    short, whole = (Predictor(m, normalize, align_corners=align_corners, **options)
+                    for m in (net, Whole(net).eval()))
+    expected, rule = whole(picture(2, 75, 97)), build_decision("max")
+    for _ in range(2):                      # the first prediction looks, the second one knows
+        logits = short(picture(2, 75, 97))
+        close(logits, expected)
+        labels = short.labels(picture(2, 75, 97), rule)
+        assert torch.equal(labels, rule.labels(logits))
+    assert (whole.labels(picture(2, 75, 97), rule) == labels).float().mean() > 0.999
+
+
+def test_labels_of_other_rules_are_those_of_the_logits(net):
+    rule = build_decision("rankdice")
+    predictor = Predictor(net, normalize)
+    assert torch.equal(predictor.labels(picture(), rule), rule.labels(predictor(picture())))
+
+
+@pytest.mark.parametrize("size", [(97, 203), (20, 203), (203, 20), (5, 5)])
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"tiling": "source"},
+                                     {"average": "probs"}])
+def test_blocks_of_an_image_are_what_the_whole_image_gives_to_the_last_bit(net, size, options):
+    predictor = Predictor(net, normalize, mode="sliding", crop_size=(24, 32), **options)
+    image = picture(1, *size)
+    expected = predictor(image)
+    for most_bytes in (1, 1 << 30):         # many blocks across, and one
+        found = torch.full_like(expected, float("nan"))
+
+        def keep(rows, columns, logits):
+            found[:, :, rows, columns] = logits
+        predictor.in_blocks(image[0].permute(1, 2, 0).numpy(), "cpu", keep, most_bytes)
+        assert torch.equal(found, expected)
 
 
 def test_what_the_model_returned_is_left_unchanged():
