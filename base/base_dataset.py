@@ -5,6 +5,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +15,16 @@ from torch.utils.data import Dataset
 
 from utils.console import warn
 from utils.errors import ConfigError, DataError
-from utils.image_io import (IMAGE_SUFFIXES, LABEL_SUFFIXES, Header, picture_files,
+from utils.image_io import (IMAGE_SUFFIXES, LABEL_SUFFIXES, Header, UnreadableFile, picture_files,
                             read_header, read_image, read_label, read_pair, shown)
 
 CHECK_ALL_BELOW = 5000     # pairs; of larger datasets a sample of SPOT_CHECKS headers is read
 SPOT_CHECKS = 1000
 LABELS_READ_AT_START = 8   # whole labels, evenly spread, so that a wrong id map shows at once
 SHOWN_PROBLEMS = 10
+# Whether the loader under construction replaces files that cannot be read (`on_corrupt`): then
+# they do not keep a training from starting, which may have been interrupted by one of them.
+REPLACES_UNREADABLE = ContextVar("replaces unreadable files", default=False)
 NO_CLASS = -2 ** 62        # train id of a stored value that means nothing
 PADDING_16_BITS = 65535    # stored value that means "outside the picture" in 16-bit labels
 
@@ -370,7 +374,7 @@ class BaseDataset(Dataset, ABC):
 
     def _check_files(self):
         """Raise one DataError for everything that names and headers show to be wrong."""
-        problems = self.problems
+        problems, replaced = self.problems, []
         place = shown(self.root)
         if not self.samples and not problems:
             reason = "is empty" if self.root.is_dir() else "does not exist"
@@ -386,9 +390,12 @@ class BaseDataset(Dataset, ABC):
         with_files = [sample for sample in self.samples if sample.image is not None]
         for sample in _spread(with_files, len(with_files) if len(with_files) <= CHECK_ALL_BELOW
                               else SPOT_CHECKS):
-            found = _problem_of(sample, self.label_header)
+            found, unreadable = _problem_of(sample, self.label_header)
             if found:
-                problems.append(found)
+                (replaced if unreadable and REPLACES_UNREADABLE.get() else problems).append(found)
+        if replaced:
+            warn(f"{len(replaced)} unreadable files will be replaced by others: "
+                 f"{'; '.join(replaced[:SHOWN_PROBLEMS])}")
         if problems:
             more = len(problems) - SHOWN_PROBLEMS
             listed = "".join(f"\n    {text}" for text in problems[:SHOWN_PROBLEMS])
@@ -438,23 +445,23 @@ class _Table(NamedTuple):
 
 
 def _problem_of(sample, label_header):
-    """What the headers of one pair show to be wrong, or None."""
+    """(what the headers of one pair show to be wrong, or None; whether a file is unreadable)."""
     try:
         for path in (sample.image, sample.label):
             if path is not None and not stat.S_ISREG(os.stat(path).st_mode):
-                return f"{shown(path)}: not a regular file"
+                return f"{shown(path)}: not a regular file", True
         image = read_header(sample.image)
         if sample.label is None:
-            return None
+            return None, False
         label = label_header(sample.label)
     except DataError as error:
-        return f"{error.where}: {error.what}"
+        return f"{error.where}: {error.what}", isinstance(error, UnreadableFile)
     except OSError as error:
-        return f"{shown(error.filename)}: {error.strerror}"
+        return f"{shown(error.filename)}: {error.strerror}", True
     if label.size == image.size or (label.orientation == 1 and label.size == image.stored_size):
-        return None
+        return None, False
     return (f"{shown(sample.image)} is {image.size[1]}x{image.size[0]} but its label "
-            f"{shown(sample.label)} is {label.size[1]}x{label.size[0]}")
+            f"{shown(sample.label)} is {label.size[1]}x{label.size[0]}"), False
 
 
 def _swapped(ids, pairs):

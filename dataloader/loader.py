@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from base.base_dataset import BaseDataset
+from base.base_dataset import REPLACES_UNREADABLE, BaseDataset
 from dataloader.pixel_cache import use_cache
 from dataloader.samplers import BatchPlan, EpochOrder
 from dataloader.transforms import Augmentation
@@ -31,6 +31,7 @@ from utils.image_io import UnreadableFile, shown
 from utils.registry import components, lookup
 
 LISTED_FILES = 8
+MAX_WORKERS = max(64, 4 * (os.cpu_count() or 1))     # more would only bring the machine down
 LINGER = 30        # seconds a worker outlives a SIGTERM to its process group, see _start_worker
 
 
@@ -151,6 +152,11 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
         raise ConfigError(f"batch_size {batch_size} and prefetch_factor {prefetch_factor} must be "
                           f"at least 1, num_workers {num_workers} and timeout {timeout} at least 0",
                           "train_loader.args" if training else "val_loader.args")
+    if num_workers > MAX_WORKERS:
+        raise ConfigError(f"{num_workers} data workers; the limit here is {MAX_WORKERS}",
+                          "train_loader.args.num_workers" if training else
+                          "val_loader.args.num_workers",
+                          "one per CPU core is plenty")
     if not len(dataset):
         raise DataError(f"{type(dataset).__name__} {dataset.split} has no images")
     if not training and drop_last:
@@ -201,8 +207,17 @@ def make_loader(section: dict, *, ignore_index: int, seed: int = 0, rank: int = 
     dataset_class = lookup(section["type"], components("datasets"), place)
     dataset_args, cache_args, augmentation_args, loader_args = split_args(
         section, *section_callables("datasets", dataset_class))
-    dataset = dataset_class(**dataset_args, ignore_index=ignore_index, seed=seed,
-                            augmentation=Augmentation(**augmentation_args))
+    tolerant = REPLACES_UNREADABLE.set(loader_args.get("on_corrupt") == "skip")
+    try:
+        dataset = dataset_class(**dataset_args, ignore_index=ignore_index, seed=seed,
+                                augmentation=Augmentation(**augmentation_args))
+    except UserError:
+        raise
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise ConfigError(f"{section['type']}: {error or 'not enough memory'}",
+                          place.replace("type", "args")) from error
+    finally:
+        REPLACES_UNREADABLE.reset(tolerant)
     use_cache(dataset, **cache_args)
     return build_loader(dataset, **loader_args, seed=seed, rank=rank, world_size=world_size,
                         training=training)
@@ -213,7 +228,13 @@ def _draw(section, dataset, shuffle, seed):
     if not shuffle:
         raise ConfigError("a sampler draws its images class by class, which are to be shuffled",
                           "train_loader.args.shuffle", "set it to true")
-    return build("samplers", section, dataset=dataset, seed=seed)
+    try:
+        return build("samplers", section, dataset=dataset, seed=seed)
+    except ConfigError as error:
+        if error.where in (section.get("args") or {} if isinstance(section, dict) else {}):
+            error = ConfigError(error.what, f"train_loader.args.sampler.args.{error.where}",
+                                error.fix)
+        raise error from None
 
 
 class _Batches:

@@ -16,9 +16,11 @@ import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
 from utils.errors import ConfigError
+from utils.image_io import MAX_PIXELS
 
 ROAD, PAVEMENT, BUILDING, POLE, SIGN, TREE, SKY, PERSON, CAR = range(9)
 VOID = 255
+MAX_LENGTH = 10 ** 7
 DEFAULT_LENGTH = {"train": 400, "val": 100, "test": 100}
 
 
@@ -46,6 +48,9 @@ class Shapes(BaseDataset):
         if min(size) < 16 or self.length < 0:
             raise ConfigError(f"size must be at least 16x16 and length positive, got {size}, "
                               f"{length}", "size")
+        if math.prod(size) > MAX_PIXELS or self.length > MAX_LENGTH:
+            raise ConfigError(f"{self.length:,} pictures of {size[0]} x {size[1]}; the limits are "
+                              f"{MAX_LENGTH:,} and {MAX_PIXELS:,} pixels", "size, length")
         super().__init__(data_dir, split, ignore_index, seed, augmentation)
         self._grain = _noise(self.height, self.width)
 

@@ -17,6 +17,7 @@ from dataloader.pixel_transforms import GaussianBlur
 from utils.config import build
 from utils.config_schema import Components
 from utils.errors import ConfigError
+from utils.image_io import MAX_PIXELS
 
 SCALE = (0.5, 2.0)       # of base_size
 ASPECT = (0.9, 1.1)      # width over height, relative to the image's own
@@ -84,6 +85,10 @@ class Augmentation:
         if base_size is not None and base_size < 1:
             raise ConfigError(f"base_size must be at least 1, got {base_size}", "base_size")
         self.base_size, self.crop_size = base_size, _size(crop_size)
+        largest = math.prod(self.crop_size) if self.crop_size else (base_size or 1)
+        if largest > MAX_PIXELS:
+            raise ConfigError(f"crops of {largest:,} pixels; the limit is {MAX_PIXELS:,}",
+                              "crop_size" if self.crop_size else "base_size")
         self.augment, self.val = augment, val
         self.scale = _factors(scale, SCALE, "scale") if augment else (1.0, 1.0)
         self.aspect = _factors(aspect, ASPECT, "aspect")

@@ -137,7 +137,8 @@ def _wrong_entry(state):
         "format": type(state["format"]) is int,
         "model": _is_weights(state["model"]),
         "ema": not state.get("ema") or _is_weights(state["ema"]),
-        "config": all(isinstance(section, dict) for section in sections),
+        "config": all(isinstance(section, dict) for section in sections) and (
+            "train_loader" not in config or {"ignore_index", "seed", "predict"} <= set(config)),
         "class_names": isinstance(names, list) and all(type(name) is str for name in names),
         "palette": isinstance(palette, list) and all(
             isinstance(colour, (list, tuple)) and len(colour) == 3

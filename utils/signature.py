@@ -105,6 +105,8 @@ def fits(value, annotation) -> bool:
                              for key, item in value.items()))
     if annotation in (None, types.NoneType):
         return value is None
+    if type(value) is int and not -2 ** 63 <= value < 2 ** 63:
+        return False        # no tensor, and nothing written in C, takes it
     if annotation is float:
         return type(value) is int or (type(value) is float and math.isfinite(value))
     return annotation in (bool, int, str) and type(value) is annotation
@@ -156,7 +158,10 @@ def value_name(value) -> str:
     text = text if len(text) <= 60 else text[:57] + "..."
     if value is None or isinstance(value, bool):
         return text
-    return f"{text} ({_NAMES.get(type(value), type(value).__name__)})"
+    kind = _NAMES.get(type(value), type(value).__name__)
+    if type(value) is int and not -2 ** 63 <= value < 2 ** 63:
+        kind = "a number of more than 64 bits"
+    return f"{text} ({kind})"
 
 
 def as_json(value):
