@@ -86,7 +86,8 @@ class SegFixTargets(BaseDataset):
 
     def check(self):
         """The source has checked its files; every image needs a label, and its file of targets."""
-        missing = [sample.id for sample in self.samples if sample.label is None]
+        missing = [sample.id for sample in self.samples
+                   if sample.image is not None and sample.label is None]
         if missing:
             raise DataError(f"{len(missing)} images have no label, such as {shown(missing[0])}",
                             shown(self.source.root), "choose a split with labels")
@@ -124,7 +125,7 @@ class SegFixTargets(BaseDataset):
         kind = np.uint8 if 0 <= self.ignore_index <= 255 else np.int16
         maps = {"boundary": boundary, "direction": direction,
                 "label": (direction + 2) * boundary}
-        maps = {name: torch.from_numpy(np.where(void, self.ignore_index, each).astype(kind))
+        maps = {name: torch.from_numpy(np.where(void, kind(self.ignore_index), each.astype(kind)))
                 for name, each in maps.items()}
         image = np.require(image, requirements=["C", "W"])
         return {"image": torch.from_numpy(image).permute(2, 0, 1), **maps,

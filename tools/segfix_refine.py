@@ -40,7 +40,7 @@ def parse(argv):
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads")
     add("--debug", action="store_true", help="show the traceback of every error")
     args = parser.parse_args(argv)
-    if args.workers < 1 or args.scale is not None and not args.scale > 0:
+    if args.workers < 1 or args.scale is not None and not 0 < args.scale < 1e6:
         parser.error("--workers must be at least 1, --scale above 0")
     if args.instances and args.ids != "keep":
         parser.error("--ids has no effect with --instances: masks hold no ids")

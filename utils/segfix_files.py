@@ -13,11 +13,13 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from utils.errors import DataError
-from utils.image_io import UnreadableFile, picture_files, shown, write_bytes
+from utils.image_io import IMAGE_SUFFIXES, UnreadableFile, picture_files, shown, write_bytes
 from utils.segfix import DEGREES_PER_STEP, stored_angle
 
 SUFFIX = ".mat"
-_ENDINGS = ("_leftImg8bit", "_gtFine_labelIds", "_gtFine_labelTrainIds", "_pred")
+_SUFFIXES = (SUFFIX, ".txt", *IMAGE_SUFFIXES)
+_ENDINGS = ("_pred", "_leftImg8bit", "_gtFine_labelIds", "_gtFine_labelTrainIds",
+            "_gtFine_instanceIds")
 
 
 def read_offsets(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -81,7 +83,7 @@ class MatFolder:
 
     def find(self, name: str) -> Path:
         """The file of an image. Raises DataError where there is none, or two would do."""
-        exact = self.folder / PurePath(name).with_suffix(SUFFIX)
+        exact = self.folder / PurePath(name).parent / f"{_without_suffix(name)}{SUFFIX}"
         candidates = self._paths.get(plain_name(name), [])
         if exact in candidates:
             return exact
@@ -108,15 +110,17 @@ def part_of_split(folder: str | os.PathLike, split: str | None, kind: str | None
 
 
 def plain_name(name: str) -> str:
-    """The name of a file without folders, a picture's or .mat extension and Cityscapes' ending."""
-    name = PurePath(name).name
-    stem, dot, suffix = name.rpartition(".")
-    # A dot may belong to the name of a sample, which has no extension.
-    if dot and 2 <= len(suffix) <= 4 and suffix.isalnum() and not suffix.isdigit():
-        name = stem
+    """A file's name without folders, a picture's or .mat extension and Cityscapes' endings."""
+    name = _without_suffix(name)
     for ending in _ENDINGS:
         name = name.removesuffix(ending)
     return name
+
+
+def _without_suffix(name):
+    """The last part of a path; another dot may belong to the name of a sample without extension."""
+    name = PurePath(name).name
+    return name.rpartition(".")[0] if name.lower().endswith(_SUFFIXES) else name
 
 
 def _variables(path, required, optional=()):

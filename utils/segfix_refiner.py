@@ -22,8 +22,8 @@ def open_refiner(path: str | os.PathLike, scale: float = 2.0,
     Raises ConfigError for a scale that is none, DataError for a folder without
     offset files, CheckpointError for a checkpoint of another network.
     """
-    if not scale > 0:
-        raise ConfigError(f"the scale must be above 0, got {scale}", "--scale")
+    if not 0 < scale < float("inf"):
+        raise ConfigError(f"the scale must be a number above 0, got {scale}", "--scale")
     source = FileOffsets(path) if os.path.isdir(path) or not os.path.exists(path) \
         and not os.fspath(path).endswith(".pth") else NetworkOffsets.open(path, device)
     return Refiner(source, scale)
