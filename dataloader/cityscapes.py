@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from base.base_dataset import BaseDataset
+from dataloader.samplers import drawn
 from utils.errors import ConfigError
 from utils.image_io import picture_files
 
@@ -115,8 +116,8 @@ class Cityscapes_coarse(_Cityscapes):
 class Cityscapes_fine_coarse(_Cityscapes):
     """train: all fine pictures and a share of the coarsely annotated ones; val and test are fine.
 
-    coarse_portion: share of train_extra, drawn once from the seed. A share that
-    is drawn anew for every epoch is a mixture of two datasets.
+    coarse_portion: share of train_extra, drawn once from the seed. A Mixture of
+    CityScapes and Cityscapes_coarse draws anew for every epoch.
     """
 
     splits = ("train", "val", "test")
@@ -137,8 +138,8 @@ class Cityscapes_fine_coarse(_Cityscapes):
         if self.split == "train" and self.coarse_portion:
             coarse = list(self.part("train_extra", "gtCoarse"))
             count = round(self.coarse_portion * len(coarse))
-            drawn = np.random.default_rng(self.seed % 2 ** 64).permutation(len(coarse))[:count]
-            yield from (coarse[index] for index in sorted(drawn))
+            rng = np.random.default_rng(self.seed % 2 ** 64)
+            yield from (coarse[index] for index in drawn(count, len(coarse), rng))
 
 
 class Cityscapes_autolabelled(_Cityscapes):

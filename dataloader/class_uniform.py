@@ -22,7 +22,7 @@ from dataloader.samplers import NO_CENTRE, EpochDraw, drawn
 from utils import distributed
 from utils.console import notice
 from utils.errors import ConfigError, DataError
-from utils.image_io import shown, write_bytes
+from utils.image_io import UnreadableFile, shown, write_bytes
 
 FORMAT = "segwright centroids 1"
 _STREAM = 0x636C61      # keeps these draws apart from every other use of the seed
@@ -57,7 +57,7 @@ class ClassUniform(EpochDraw):
             if not getattr(part.augmentation, "augment", False):
                 raise ConfigError("class-uniform sampling places random crops: it has no effect "
                                   f"on {type(part).__name__} {part.split} without augment",
-                                  "augment", "set it to true")
+                                  "train_loader.args.augment", "set it to true")
         self.dataset, self.seed, self.last_epoch = dataset, seed, last_epoch
         found = load_centroids(dataset, tile_size, centroids)
         wanted = range(dataset.num_classes) if classes is None else sorted(set(classes))
@@ -105,6 +105,9 @@ def load_centroids(dataset: BaseDataset, tile_size: int = 1024,
                "keep them")
         return find_centroids(dataset, tile_size)
     path, made_from = Path(path).expanduser(), _made_from(dataset, tile_size)
+    if not path.parent.is_dir():
+        raise DataError("no such folder for the file of centroids", shown(path.parent),
+                        "make it, or name another file in \"centroids\"")
     known = _read(path)
     if known is not None and known["made_from"] == made_from:
         return np.array(known["centroids"], np.int64).reshape(-1, 4)
@@ -124,7 +127,10 @@ def find_centroids(dataset: BaseDataset, tile_size: int = 1024) -> np.ndarray:
 
     def of_label(index):
         owner, place = dataset.owner(index)
-        stored = owner.load_label(place)
+        try:
+            stored = owner.load_label(place)
+        except UnreadableFile:
+            return []           # reported, or replaced, when the sample is read
         ids = owner.train_id_table(stored.dtype)[stored]
         return [(class_id, index, y, x)
                 for class_id, y, x in tile_centroids(ids, tile_size, dataset.num_classes)]

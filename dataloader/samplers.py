@@ -30,7 +30,7 @@ class EpochDraw(ABC):
 def drawn(count: int, total: int, rng: np.random.Generator) -> np.ndarray:
     """`count` of the indices below `total`: each in turn as often as it comes out even, and a
     random selection without replacement for the rest."""
-    whole, rest = divmod(count, total)
+    whole, rest = divmod(count, max(total, 1))
     return np.concatenate([np.tile(np.arange(total), whole),
                            np.sort(rng.permutation(total)[:rest])])
 

@@ -222,6 +222,26 @@ def test_centroids_of_other_labels_are_counted_anew(tmp_path, capsys):
     assert "with another tile_size" in capsys.readouterr().err
 
 
+def test_a_label_that_cannot_be_read_is_left_to_on_corrupt(tmp_path):
+    dataset = spots(tmp_path)
+    path = dataset.samples[3].label
+    path.write_bytes(path.read_bytes()[:-20])
+    loader = build_loader(dataset, 8, True, 0, training=True, sampler=sampler(),
+                          on_corrupt="skip")
+    loader.set_epoch(1)
+    assert all("03" not in batch["id"] for batch in loader)
+    with pytest.raises(DataError, match="03.png"):
+        for epoch in (1, 2, 3):
+            batches(build_loader(dataset, 8, True, 0, training=True, sampler=sampler()), epoch)
+
+
+def test_a_folder_that_is_not_there_is_said_before_labels_are_read(tmp_path, monkeypatch):
+    dataset = spots(tmp_path, 4)
+    monkeypatch.setattr(Spots, "load_label", None)
+    with pytest.raises(DataError, match="no such folder"):
+        load_centroids(dataset, 1024, tmp_path / "nowhere" / "centroids.json")
+
+
 @pytest.mark.parametrize("content", [b"{}", b"[1]", b"", b"\x80\x04K\x01.", b'{"format": 1}',
                                      b'{"format": "segwright centroids 1"}'])
 def test_another_file_is_never_taken_for_centroids_nor_overwritten(content, tmp_path):
@@ -260,7 +280,7 @@ def test_a_part_of_a_mixture_gives_centroids_of_the_classes_it_is_asked_for(tmp_
 def test_settings_out_of_range_are_refused(args, where, tmp_path):
     with pytest.raises(ConfigError) as caught:
         build_loader(spots(tmp_path), 4, True, 0, training=True, sampler=sampler(**args))
-    assert caught.value.where == where
+    assert caught.value.where == f"train_loader.args.sampler.args.{where}"
 
 
 def test_settings_without_effect_are_refused(tmp_path):

@@ -123,9 +123,9 @@ def test_ranks_together_see_what_one_process_sees(world):
 
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3), batch=st.integers(1, 4),
-       world=st.integers(1, 3), drop_last=st.booleans())
-def test_ranks_draw_the_samples_of_one_process(sizes, batch, world, drop_last):
-    mixture = Mixture([part("train", size, times=0.7) if size > 2 else part("test", size)
+       world=st.integers(1, 3), drop_last=st.booleans(), times=st.sampled_from([0.7, 1.6, 2.0]))
+def test_ranks_draw_the_samples_of_one_process(sizes, batch, world, drop_last, times):
+    mixture = Mixture([part("train", size, times=times) if size > 2 else part("test", size)
                        for size in sizes])
     single, *ranks = (
         build_loader(mixture, batch * world // share, True, 0, drop_last, rank=rank,
