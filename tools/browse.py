@@ -148,6 +148,8 @@ def _caption(name, width):
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
     font, text = ImageFont.load_default(11), _printable(name)
+    if len(text) > width // 2:      # no letter is narrower than two pixels
+        text = "…" + text[1 - width // 2:]
     while len(text) > 1 and font.getlength(text) > width - 4:
         text = "…" + text[2:]
     strip = Image.new("RGB", (width, CAPTION), (255, 255, 255))
