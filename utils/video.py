@@ -25,6 +25,9 @@ from utils.open_model import OpenModel
 from utils.predictor import Predictor
 from utils.visualize import overlay, side_by_side
 
+# FFmpeg would write lines of its own to stderr; read when OpenCV opens its first video.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 CAMERA = "camera:"
 FILM = ".mp4"               # of the results: MPEG-4, which every build of OpenCV can write
@@ -108,7 +111,6 @@ class VideoReader:
     """
 
     def __init__(self, path: str):
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         import cv2
         self._cv2, self._folder = cv2, tempfile.TemporaryDirectory(prefix="segwright-")
         if path.startswith(CAMERA):

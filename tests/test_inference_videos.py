@@ -1,0 +1,146 @@
+"""inference.py on videos: a film of the colours over every frame."""
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from tests.test_inference_py import checkpoint, picture, run, tree  # noqa: F401
+from utils import video
+from utils.video import VideoReader, VideoWriter, split_videos
+
+
+def frames(count, height=48, width=64):
+    """A bright square that walks over a grey ground, with enough detail for a codec."""
+    made = []
+    for i in range(count):
+        frame = np.full((height, width, 3), 90, np.uint8)
+        frame[10:30, 4 * i:4 * i + 20] = (250, 200, 40)
+        made.append(frame)
+    return made
+
+
+def clip(path, count=10, rate=12.5):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with VideoWriter(str(path), rate) as writer:
+        for frame in frames(count):
+            writer.write(frame)
+    return str(path)
+
+
+def test_a_film_that_was_written_reads_back(tmp_path):
+    with VideoReader(clip(f"{tmp_path}/a.mp4")) as reader:
+        assert reader.frames_per_s == 12.5 and reader.size == [48, 64]
+        found = list(reader)
+    assert len(found) == 10
+    for frame, expected in zip(found, frames(10)):
+        assert np.abs(frame.astype(int) - expected).mean() < 8        # MPEG-4 loses a little
+
+
+@pytest.mark.parametrize("options,width", [((), 64), (("--side-by-side", "--batch", 4), 132)])
+def test_a_clip_becomes_a_playable_film_with_overlay(checkpoint, tmp_path, capsys,  # noqa: F811
+                                                     options, width):
+    clip(f"{tmp_path}/in/a.mp4")
+    assert run(checkpoint, "-i", tmp_path / "in/a.mp4", "-o", tmp_path / "out", "--json",
+               *options) == 0
+    captured = capsys.readouterr()
+    assert "10 frames" in captured.err and "frames/s" in captured.err
+    entry = json.loads(captured.out)["images"][0]
+    assert entry["frames"] == 10 and entry["frames_per_s"] > 0 and entry["complete"]
+    with VideoReader(f"{tmp_path}/out/a.mp4") as film:
+        assert film.size == [48, width] and film.frames_per_s == 12.5
+        found = list(film)
+    assert len(found) == 10 and tree(tmp_path / "out") == ["a.mp4"]
+    if options:             # the left half is the frame itself
+        assert np.abs(found[5][:, :64].astype(int) - frames(10)[5]).mean() < 10
+    else:
+        assert np.abs(found[5].astype(int) - frames(10)[5]).mean() > 10
+
+
+def test_film_and_pictures_come_from_one_call_and_frames_can_be_limited(checkpoint,  # noqa: F811
+                                                                        tmp_path, capsys):
+    clip(f"{tmp_path}/in/a.mp4")
+    picture(f"{tmp_path}/in/b.png")
+    assert run(checkpoint, "-i", tmp_path / "in", f"{tmp_path}/in/*.mp4", "-o", tmp_path / "out",
+               "--max-frames", 3) == 0
+    assert "2 ok" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == ["a.mp4", "b.png"]
+    with VideoReader(f"{tmp_path}/out/a.mp4") as film:
+        assert len(list(film)) == 3
+
+
+def test_a_video_with_a_name_that_is_no_text(checkpoint, tmp_path):  # noqa: F811
+    """Handed to OpenCV such a name would end the interpreter."""
+    name = os.fsdecode(b"caf\xe9 \n.mp4")
+    clip(f"{tmp_path}/in/{name}", count=2)
+    assert run(checkpoint, "-i", f"{tmp_path}/in/{name}", "-o", tmp_path / "out") == 0
+    assert tree(tmp_path / "out") == [name]
+
+
+def test_a_damaged_video_is_one_line_and_the_next_is_done(checkpoint, tmp_path,  # noqa: F811
+                                                          capfd):
+    clip(f"{tmp_path}/in/b.mp4", count=2)
+    (tmp_path / "in/a.mp4").write_bytes(b"<html>not found</html>")
+    (tmp_path / "in/c.avi").write_bytes(b"")
+    assert run(checkpoint, "-i", f"{tmp_path}/in/a.mp4", f"{tmp_path}/in/b.mp4",
+               f"{tmp_path}/in/c.avi", "-o", tmp_path / "out") == 3
+    error = capfd.readouterr().err
+    assert "1 ok" in error and "2 failed" in error and len(error.splitlines()) == 1
+    assert tree(tmp_path / "out") == ["b.mp4"]
+
+
+def test_two_videos_of_one_stem_keep_their_extensions(checkpoint, tmp_path):  # noqa: F811
+    clip(f"{tmp_path}/in/a.mp4", count=2)
+    os.link(tmp_path / "in/a.mp4", tmp_path / "in/a.mov")
+    assert run(checkpoint, "-i", f"{tmp_path}/in/a.mp4", f"{tmp_path}/in/a.mov", "-o",
+               tmp_path / "out") == 0
+    assert tree(tmp_path / "out") == ["a.mov.mp4", "a.mp4.mp4"]
+
+
+def test_a_video_is_never_overwritten_by_its_film(checkpoint, tmp_path, capsys):  # noqa: F811
+    kept = open(clip(f"{tmp_path}/a.mp4", count=2), "rb").read()
+    assert run(checkpoint, "-i", tmp_path / "a.mp4", "-o", tmp_path) == 3
+    assert "overwrite" in capsys.readouterr().err
+    assert open(f"{tmp_path}/a.mp4", "rb").read() == kept
+
+
+@pytest.mark.parametrize("signum,status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_closes_the_film_with_the_frames_it_has(checkpoint, tmp_path,  # noqa: F811
+                                                         capsys, monkeypatch, signum, status):
+    clip(f"{tmp_path}/in/a.mp4")
+    written = video._write
+
+    def and_then(writer, group, *rest):
+        and_then.count += 1
+        if and_then.count == 3:
+            os.kill(os.getpid(), signum)
+        written(writer, group, *rest)
+    and_then.count = 0
+    monkeypatch.setattr(video, "_write", and_then)
+    assert run(checkpoint, "-i", tmp_path / "in/a.mp4", "-o", tmp_path / "out") == status
+    message = capsys.readouterr().err
+    assert "whole film of the first" in message and len(message.splitlines()) == 1
+    assert tree(tmp_path / "out") == ["a.mp4"]
+    with VideoReader(f"{tmp_path}/out/a.mp4") as film:
+        assert 2 <= len(list(film)) < 10
+
+
+def test_an_error_while_writing_leaves_no_film(tmp_path):
+    with pytest.raises(RuntimeError), VideoWriter(f"{tmp_path}/a.mp4", 10) as writer:
+        writer.write(frames(1)[0])
+        raise RuntimeError
+    assert tree(tmp_path) == []
+
+
+def test_cameras_are_told_from_files(tmp_path):
+    videos, others = split_videos(["camera:0", str(tmp_path), "camera:x"])
+    assert [source.path for source in videos] == ["camera:0"]
+    assert others == [str(tmp_path), "camera:x"]
+
+
+def test_a_camera_that_is_not_there_is_one_line(checkpoint, tmp_path, capfd):  # noqa: F811
+    assert run(checkpoint, "-i", "camera:99", "-o", tmp_path / "out") == 3
+    assert "cannot be opened" in capfd.readouterr().err
+
+
