@@ -21,6 +21,7 @@ MIXED = {"type": "Shapes", "args": {
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_samples_are_those_that_the_trainer_computes_with(accumulate, tmp_path):
+    """Two epochs of a real training: loading its modules takes a few seconds."""
     trainer = make_trainer(tmp_path, f"trainer.accumulate={accumulate}", "trainer.epochs=2",
                            "seed=4", loader=loader(4))
     trained = []

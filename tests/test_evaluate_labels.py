@@ -148,6 +148,22 @@ def test_truth_without_instances_has_no_niou_and_says_so(tmp_path, capsys):
     assert "no *_instanceIds.png" in capsys.readouterr().err
 
 
+def test_a_split_of_cityscapes_is_found_below_its_data_dir(tmp_path, capsys):
+    argv = make_city(tmp_path)
+    (tmp_path / "cs" / "gtFine").mkdir(parents=True)
+    (tmp_path / "gt").rename(tmp_path / "cs" / "gtFine" / "val")
+    argv[3] = tmp_path / "cs"
+    assert scored(*argv, "--split", "val") == 0
+    assert scored(*argv, "--split", "train") == 3
+    assert "gtFine/train" in capsys.readouterr().err
+
+
+def test_options_without_effect_are_refused(tmp_path):
+    for more in (("--args", '{"a": 1}'), ("--ignore-index", "19")):
+        with pytest.raises(SystemExit):
+            main(["--dataset", "minicity", "--gt", ".", "--pred", ".", *more])
+
+
 def test_a_single_missing_instance_file_is_a_mistake(tmp_path, capsys):
     argv = make_city(tmp_path)
     next((tmp_path / "gt" / "ulm").glob("*1_000019_gtFine_instanceIds.png")).unlink()

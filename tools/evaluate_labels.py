@@ -37,7 +37,8 @@ def parse(argv):
         help="cityscapes, minicity, or a dataset of `train.py --list datasets`; case is ignored")
     add("--gt", required=True, metavar="DIR", type=Path, help="the truth")
     add("--pred", required=True, metavar="DIR", type=Path, help="the predictions, in any subfolder")
-    add("--split", metavar="NAME", help="--gt is the data_dir of the dataset: score this split")
+    add("--split", metavar="NAME",
+        help="--gt is the data_dir of the dataset: score this split (Cityscapes: fine labels)")
     add("--args", metavar="JSON", default="{}",
         help="further arguments of the dataset, e.g. '{\"num_classes\": 171}'")
     add("--ids", choices=("label", "train"),
@@ -46,12 +47,16 @@ def parse(argv):
     add("--json", metavar="FILE", help="write the scores as JSON")
     add("--results", metavar="FILE", default="results.txt",
         help="write a short text of the scores (default: results.txt; '' writes none)")
-    add("--ignore-index", type=int, default=255, help="train id of ignored pixels (default 255)")
+    add("--ignore-index", type=int, default=255,
+        help="train id of ignored pixels, for other datasets than cityscapes (default 255)")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="reading threads")
     add("--debug", action="store_true", help="show the traceback of every error")
     args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error("--workers must be at least 1")
+    if args.dataset.lower() in OFFICIAL and (args.args != "{}" or args.ignore_index != 255):
+        parser.error(f"{args.dataset} is scored by the official rules: --args and --ignore-index "
+                     "have no effect")
     return args
 
 
@@ -107,10 +112,11 @@ def _score_cityscapes(args):
     from utils.image_io import shown
     from utils.metrics.cityscapes_metrics import CityscapesMetrics, count_pair
     _require_folders(args)
-    truths, problems = _city_truths(args.gt)
+    folder = _city_folder(args)
+    truths, problems = _city_truths(folder)
     if not truths:
         raise DataError("found no *_gtFine_labelIds.png or *_gtCoarse_labelIds.png",
-                        shown(args.gt), "give the folder of the truth, such as gtFine/val")
+                        shown(folder), "give the folder of the truth, such as gtFine/val")
     predictions, unpaired = pair(truths, args.pred, (".png",))
     instances = {name: Path(str(path).replace("_labelIds.png", "_instanceIds.png"))
                  for name, path in truths.items()}
@@ -143,6 +149,20 @@ def _score_cityscapes(args):
         ("IoU Category", scores["averageScoreCategories"]),
         ("iIoU Category", scores["averageScoreInstCategories"]), ("Accuracy", with_ignored)))
     return scores, text, summary
+
+
+def _city_folder(args):
+    """--gt, or with --split the folder of that split below it."""
+    from utils.errors import DataError
+    from utils.image_io import shown
+    places = [f"{outer}gtFine/{args.split}" for outer in ("gtFine_trainvaltest/", "", "minicity/")]
+    if not args.split:
+        return args.gt
+    for place in places:
+        if (args.gt / place).is_dir():
+            return args.gt / place
+    raise DataError(f"found no folder {' or '.join(places)} in it", shown(args.gt),
+                    "without --split, --gt is the folder of the truth itself")
 
 
 def _city_truths(folder):
