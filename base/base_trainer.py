@@ -14,7 +14,7 @@ import torch
 from utils import distributed
 from utils.checkpoint import load_exact, load_foreign, load_optimizer, read_checkpoint
 from utils.console import Interrupted, notice, warn
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, UserError
 from utils.logger import RunLogger
 from utils.losses import build_loss
 from utils.lr_scheduler import build_scheduler
@@ -255,7 +255,10 @@ class BaseTrainer(ABC):
     def _restore(self, checkpoint):
         try:
             self._load_state(checkpoint, str(self.folder))
-        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        except UserError:
+            raise
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError,
+                RuntimeError) as error:
             raise CheckpointError("checkpoint is damaged: its state of the training cannot be "
                                   f"taken up ({type(error).__name__}: {error})",
                                   str(self.folder), "use another checkpoint of the run") from error

@@ -218,11 +218,26 @@ def load_optimizer(optimizer, state: dict, where: str):
                         and value.shape != parameter.shape:
                     raise ValueError(f"{name} of parameter {key} is {tuple(value.shape)}, the "
                                      f"parameter {tuple(parameter.shape)}")
+        # Of the groups, what this version of torch has beyond the file's keeps its default.
+        _same_kinds(state["param_groups"], [{key: value for key, value in own.items()
+                                             if key in group or key == "lr"} for group, own in
+                                            zip(state["param_groups"], optimizer.param_groups)])
+        kept = list(state["state"].values())
+        _same_kinds(kept, [kept[0]] * len(kept) if kept else [])
         optimizer.load_state_dict(state)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"the optimizer's state does not fit: {error}", where,
                               "use the checkpoint's own config, or start from its weights with "
                               "trainer.finetune_from") from None
+
+
+def _same_kinds(found, expected):
+    """ValueError unless the entries of two lists of dicts are numbers, or tensors, alike."""
+    for one, other in zip(found, expected):
+        for key, value in other.items():
+            for kind in (torch.Tensor, (bool, int, float)):
+                if key not in one or isinstance(value, kind) != isinstance(one[key], kind):
+                    raise ValueError(f"{key} is {one.get(key)!r:.60}")
 
 
 def load_partial(model, state: dict, where: str) -> "LoadReport":

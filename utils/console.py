@@ -86,6 +86,12 @@ def report(error: BaseException, argv=None) -> int | None:
             traceback.print_exception(error)
         _say("error", str(error), "31")
         return error.exit_status
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        # The last line: torch's allocator begins with a line of its own source.
+        reason = str(error).splitlines()[-1:] or ["the machine has no more of it"]
+        _say("error", f"out of memory: {reason[0]}\n  fix: lower batch_size, crop_size or "
+                      "num_workers", "31")
+        return 1
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         _say("interrupted", str(error) or "at once; nothing more was saved", "33")
         return getattr(error, "status", 130)
