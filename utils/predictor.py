@@ -74,7 +74,8 @@ class Predictor:
         model gets the same arithmetic wherever it is used.
     align_corners: of the bilinear resizing of images and logits. The sources
         use True; False agrees with torch's and this project's networks.
-    label_pairs: class ids that trade places in a mirror (LIP: left and right arm).
+    label_pairs: class ids that trade places in a mirror (LIP: left and right arm); a
+        config without any takes those of its training data.
 
     Padding is 0 after normalisation, that is the mean colour. A scaled image
     has floor(H * scale) rows. Memory does not grow with the number of views:
