@@ -14,7 +14,9 @@ from tests.warm_start import WarmStart
 
 KILLS = int(os.environ.get("SEGWRIGHT_KILLS", 10))
 TINY = ["train_loader.args.size=[24,32]", "train_loader.args.batch_size=2",
-        "train_loader.args.length=4", "val_loader.args.size=[24,32]", "val_loader.args.length=2"]
+        "train_loader.args.length=4", 'optimizer.type=SGD',
+        'optimizer.args={"lr": 0.01, "momentum": 0.9}', "trainer.amp=false",
+        "val_loader.args.size=[24,32]", "val_loader.args.length=2"]
 
 
 def train(folder, *more):
@@ -44,7 +46,7 @@ def undisturbed(warm, tmp_path_factory):
 def test_k01_k17_killed_at_random_moments_and_resumed_equals_undisturbed(warm, undisturbed,
                                                                          tmp_path):
     expected, seconds = undisturbed
-    moments = random.Random(20)
+    moments = random.Random(KILLS)
     killed = unreadable = 0
     for trial in range(KILLS):
         folder, log = tmp_path / str(trial), tmp_path / f"{trial}.log"

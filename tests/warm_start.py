@@ -40,6 +40,7 @@ class WarmStart:
 
 
 def _serve():
+    import torch._dynamo                # noqa: F401   every optimizer loads it
     import train
     import trainer                      # noqa: F401
     from dataloader.loader import make_loader      # noqa: F401
