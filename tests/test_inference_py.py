@@ -1,7 +1,10 @@
 """inference.py: the right result for every image, or one clear line."""
 import argparse
+import io
 import json
 import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -9,13 +12,17 @@ import torch
 from PIL import Image
 
 import inference
-from utils import console
+from tests.run_program import kill_group, program, start
+from utils import console, image_io, large_image, segment_images
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.config import build
+from utils.decision import build_decision
 from utils.image_list import find_images, plan_outputs
 from utils.open_model import open_model
 from utils.palette import voc_palette
 from utils.predict_arguments import scale_list
+from utils.prediction_files import mask_names
+from utils.predictor import Predictor
 
 NAMES = ["road", "sky", "tree", "car", "person"]
 
@@ -313,3 +320,311 @@ def test_scales_are_a_list_or_a_series():
 def test_a_wrong_list_of_scales_says_why(text, reason):
     with pytest.raises(argparse.ArgumentTypeError, match=reason):
         scale_list(text)
+
+
+def hostile(folder):
+    """Files that programs stumble over: ({name: (width, height)} of those that must come out,
+    {name: reason} of those that cannot)."""
+    def save(name, image, format="PNG", **options):
+        buffer = io.BytesIO()
+        image.save(buffer, format, **options)
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(buffer.getvalue())
+        return buffer.getvalue()
+
+    os.makedirs(folder)
+    values = np.random.default_rng(7).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    rgb, turned = Image.fromarray(values), Image.Exif()
+    turned[0x0112] = 6
+    sixteen = Image.fromarray(np.arange(24 * 40, dtype=np.uint16).reshape(24, 40) * 60)
+    good = {}
+    for name, image, options in [
+            ("unicode ünï 图.png", rgb, {}), ("space and (brackets)[1].png", rgb, {}),
+            ("-dash.png", rgb, {}), ("rgba.png", rgb.convert("RGBA"), {}),
+            ("cmyk.jpg", rgb.convert("CMYK"), {"format": "JPEG"}),
+            ("sixteen.png", sixteen, {}), ("grey.png", rgb.convert("L"), {}),
+            ("one bit.png", rgb.convert("1"), {}), ("palette.gif", rgb, {"format": "GIF"}),
+            ("one pixel.png", rgb.crop((0, 0, 1, 1)), {}),
+            ("thin.png", rgb.resize((5000, 1)), {}), ("tall.png", rgb.resize((1, 500)), {}),
+            ("twins.png", rgb, {}), ("twins.jpg", rgb, {"format": "JPEG"}),
+            ("really a png.jpg", rgb, {})]:
+        save(name, image, **options)
+        good[name] = image.size
+    save("turned.jpg", rgb, "JPEG", exif=turned)
+    good["turned.jpg"] = (24, 40)
+    whole = save("truncated.png", rgb)
+    with open(f"{folder}/truncated.png", "wb") as file:
+        file.write(whole[:-200])
+    jpeg = save("truncated.jpg", rgb, "JPEG")
+    with open(f"{folder}/truncated.jpg", "wb") as file:
+        file.write(jpeg[:-200])
+    open(f"{folder}/empty.png", "wb").close()
+    with open(f"{folder}/page.jpg", "w") as file:
+        file.write("<html>404</html>")
+    with open(f"{folder}/bomb.png", "wb") as file:
+        file.write(whole[:16] + (60000).to_bytes(4, "big") * 2 + whole[24:])
+    os.mkfifo(f"{folder}/pipe.png")
+    return good, {"truncated.png": "truncated", "truncated.jpg": "truncated",
+                  "empty.png": "empty", "page.jpg": "not a picture", "bomb.png": "pixels",
+                  "pipe.png": "not a regular file"}
+
+
+@pytest.mark.parametrize("options", [(), ("--mode", "sliding", "--crop-size", "16x900"),
+                                     ("--scales", "0.5,1", "--flip", "--batch", "3")])
+def test_k61_k62_hostile_inputs_give_the_right_result_or_one_clear_line(checkpoint, tmp_path,
+                                                                        capsys, options):
+    """K61, K62: twenty-two files; the bad ones are named in one line, the others all done,
+    each exactly as large as its image is displayed."""
+    good, bad = hostile(f"{tmp_path}/in")
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--json", *options) == 3
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    report = json.loads(captured.out)
+    assert {os.path.basename(one["image"]): tuple(one["size"][::-1])
+            for one in report["images"]} == good
+    reasons = {os.path.basename(one["image"]): one["reason"] for one in report["failed"]}
+    assert reasons.keys() == bad.keys()
+    assert all(text in reasons[name] for name, text in bad.items())
+    for one in report["images"]:
+        assert Image.open(one["files"][0]).size == tuple(one["size"][::-1])
+    assert len(tree(tmp_path / "out")) == len(good)
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "two", "--skip-bad",
+               *options) == 0
+
+
+def test_k59_names_that_collide_lose_nothing(checkpoint, tmp_path):
+    """K59: as many results as images, whatever their names, letter case aside."""
+    for name in ("a.jpg", "a.png", "x/a.jpg", "y/a.jpg", "a_overlay.png", "a_masks/q.png",
+                 "b.png", "B.png"):
+        picture(f"{tmp_path}/in/{name}", format="JPEG" if name.endswith("jpg") else "PNG")
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--overlay",
+               "--masks") == 0
+    names = tree(tmp_path / "out")
+    assert len(names) == 8 * (2 + len(NAMES))
+    labels = [n for n in names if "_masks/0" not in n and not n.endswith("_overlay.png")]
+    assert {"a.jpg.png", "a.png.png", "x/a.png", "y/a.png"} <= set(labels)
+
+
+def test_k60_an_output_folder_that_cannot_be_written_is_status_3(checkpoint, tmp_path, capsys):
+    """K60: a read-only folder (root may write anywhere but into /proc) and a file in its place."""
+    picture(f"{tmp_path}/in/a.png")
+    for output in ("/proc/segwright-out", f"{tmp_path}/in/a.png/out"):
+        assert run(checkpoint, "-i", tmp_path / "in", "-o", output) == 3
+        error = capsys.readouterr().err
+        assert "cannot write into the output folder" in error and output in error
+
+
+def test_k60_a_full_disk_ends_the_run_with_status_3_and_the_file(checkpoint, tmp_path, capsys):
+    """K60: a limit on the size of files stands for the disk."""
+    for name in "ab":
+        picture(f"{tmp_path}/in/{name}.png", 200, 300)
+    resource = pytest.importorskip("resource")
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, kept[1]))
+        status = run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--masks")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert status == 3 and "cannot write" in capsys.readouterr().err
+    assert not [n for n in tree(tmp_path / "out") if ".part-" in n or n in ("a.png", "b.png")]
+
+
+@pytest.mark.parametrize("signum,status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_k63_a_signal_leaves_whole_files_and_skip_existing_does_the_rest(
+        checkpoint, tmp_path, capsys, monkeypatch, signum, status):
+    """K63, stopped politely: one line, whole files, and the rest on the next call."""
+    for i in range(12):
+        picture(f"{tmp_path}/in/{i:02d}.png")
+    read = segment_images.read_image
+
+    def and_then(path):
+        if path.endswith("08.png"):
+            os.kill(os.getpid(), signum)
+        return read(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(segment_images, "read_image", and_then)
+        assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out",
+                   "--workers", 1) == status
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1 and "--skip-existing" in message
+    done = tree(tmp_path / "out")
+    assert 0 < len(done) < 12 and all(name.endswith(".png") and name[0] != "." for name in done)
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--skip-existing") == 0
+    assert f"{12 - len(done)} ok, {len(done)} skipped" in capsys.readouterr().err
+    for name in tree(tmp_path / "out"):
+        Image.open(f"{tmp_path}/out/{name}").load()
+
+
+@pytest.mark.slow
+def test_k63_killed_at_any_moment_no_half_written_png_is_taken_as_done(checkpoint, tmp_path):
+    """K63: SIGKILL while large pictures are written; starts two processes, some 10 s."""
+    for i in range(30):
+        picture(f"{tmp_path}/in/{i:02d}.png", 200, 300)
+    command = ["inference.py", "-m", checkpoint, "-d", "cpu", "-i", tmp_path / "in",
+               "-o", tmp_path / "out", "--overlay", "--masks", "--skip-existing"]
+    process = start(*map(str, command))
+    while not [name for name in tree(tmp_path / "out") if name.endswith("_overlay.png")]:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    kill_group(process)
+    process.wait()
+    for name in tree(tmp_path / "out"):
+        if ".part-" not in name:
+            Image.open(f"{tmp_path}/out/{name}").load()
+    assert program(*command).returncode == 0
+    finished = [name for name in tree(tmp_path / "out") if ".part-" not in name]
+    assert len(finished) == 30 * (2 + len(NAMES))
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_share_the_images_and_one_summary_tells_of_all(checkpoint, tmp_path):
+    """Starts torchrun twice, some 15 s."""
+    for i in range(5):
+        picture(f"{tmp_path}/in/{i}.png")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "inference.py", "-m", checkpoint, "-d", "cpu", "-i", tmp_path / "in",
+               "-o", tmp_path / "out", "--json"]
+    done = program(*command)
+    assert done.returncode == 0, done.stderr
+    assert "5 ok; results in" in done.stderr and done.stderr.count("results in") == 1
+    report = json.loads(done.stdout)
+    assert [os.path.basename(one["image"]) for one in report["images"]] == \
+        [f"{i}.png" for i in range(5)]
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "alone") == 0
+    for name in tree(tmp_path / "alone"):
+        assert open(f"{tmp_path}/out/{name}", "rb").read() == \
+            open(f"{tmp_path}/alone/{name}", "rb").read()
+    open(f"{tmp_path}/in/3.png", "wb").close()
+    done = program(*command)
+    assert done.returncode != 0
+    assert "4 ok, 1 failed" in done.stderr and "empty" in done.stderr
+    assert len(json.loads(done.stdout)["failed"]) == 1
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_is_one_line_and_leaves_whole_files(checkpoint, tmp_path):
+    """Starts torchrun and stops it, some 10 s."""
+    for i in range(200):
+        picture(f"{tmp_path}/in/{i:03d}.png", 100, 150)
+    process = start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                    "inference.py", "-m", checkpoint, "-d", "cpu", "-i", str(tmp_path / "in"),
+                    "-o", str(tmp_path / "out"))
+    while not tree(tmp_path / "out"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.terminate()
+    _, error = process.communicate(timeout=60)
+    assert error.count("interrupted:") == 1 and "images are done" in error
+    names = tree(tmp_path / "out")
+    assert 0 < len(names) < 200 and not [name for name in names if ".part-" in name]
+    for name in names:
+        Image.open(f"{tmp_path}/out/{name}").load()
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch):
+    """Streams every image; strips and blocks of a few rows."""
+    monkeypatch.setattr(large_image, "LARGE_PIXELS", 1)
+    monkeypatch.setattr(large_image, "STRIP_PIXELS", 700)
+    keep = Predictor.in_blocks
+    monkeypatch.setattr(Predictor, "in_blocks", lambda *args: keep(*args, most_bytes=1))
+
+
+@pytest.mark.parametrize("rule", ["max", "T"])
+def test_a_streamed_image_gives_the_results_of_the_whole_one(checkpoint, tmp_path, request, rule):
+    picture(f"{tmp_path}/in/a.png", 75, 143)
+    options = ["-i", tmp_path / "in", "--mode", "sliding", "--crop-size", "24x32", "--overlay",
+               "--side-by-side", "-p", rule, *(["--masks"] if rule == "max" else [])]
+    assert run(checkpoint, *options, "-o", tmp_path / "whole") == 0
+    request.getfixturevalue("everything_is_large")
+    assert run(checkpoint, *options, "-o", tmp_path / "out") == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    for name in tree(tmp_path / "out"):
+        streamed, whole = (Image.open(f"{tmp_path}/{run}/{name}") for run in ("out", "whole"))
+        assert streamed.mode == whole.mode and streamed.getpalette() == whole.getpalette()
+        assert np.array_equal(np.array(streamed), np.array(whole))
+
+
+@pytest.mark.parametrize("options,text", [
+    (("-p", "rankdice"), "-p max"), (("--probabilities",), "--probabilities"),
+    (("-p", "T", "--masks"), "--masks")])
+def test_what_a_streamed_image_cannot_have_is_one_line(checkpoint, tmp_path, capsys, options, text,
+                                                       everything_is_large):
+    picture(f"{tmp_path}/in/a.png")
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--mode", "sliding",
+               "--crop-size", "16", *options) == 3
+    error = capsys.readouterr().err
+    assert text in error and len(error.splitlines()) == 1 and not tree(tmp_path / "out")
+
+
+def test_a_stopped_streamed_image_leaves_nothing(checkpoint, tmp_path, capsys, monkeypatch,
+                                                 everything_is_large):
+    picture(f"{tmp_path}/in/a.png", 75, 143)
+    keep = large_image.PngStrips.write
+
+    def and_then(self, rows):
+        os.kill(os.getpid(), signal.SIGTERM)
+        keep(self, rows)
+    monkeypatch.setattr(large_image.PngStrips, "write", and_then)
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--mode", "sliding",
+               "--crop-size", "24", "--overlay", "--masks") == 143
+    assert not tree(tmp_path / "out")
+
+
+def test_logits_that_do_not_fit_are_one_line_that_names_the_way_out(checkpoint, tmp_path, capsys,
+                                                                    monkeypatch):
+    monkeypatch.setattr(segment_images, "_free_memory", lambda: 1 << 29)
+    monkeypatch.setattr(segment_images, "MAPS", 10**6)
+    picture(f"{tmp_path}/in/a.png")
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out") == 3
+    assert "--mode sliding --crop-size N" in capsys.readouterr().err
+
+
+def test_the_limit_of_pixels_is_an_option(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(image_io, "MAX_PIXELS", image_io.MAX_PIXELS)
+    picture(f"{tmp_path}/in/a.png")
+    for most, status in ((959, 3), (960, 0)):
+        assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out",
+                   "--max-pixels", most) == status
+    assert "--max-pixels" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rule", ["rankdice", "max"])
+def test_masks_are_those_of_the_rule(checkpoint, tmp_path, rule):
+    """RankDice's masks may overlap and leave a pixel to none; the labels beside them do not."""
+    picture(f"{tmp_path}/in/sub/a.png")
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--masks", "-p",
+               rule) == 0
+    opened = open_model(read_checkpoint(checkpoint), "cpu")
+    x = torch.from_numpy(np.array(Image.open(f"{tmp_path}/in/sub/a.png"))).permute(2, 0, 1)[None]
+    logits, decision = opened.predictor()(x), build_decision(rule)
+    labels = decision.labels(logits)[0].numpy()
+    found = mask_stack(f"{tmp_path}/out/sub/a_masks")
+    expected = (decision(logits)[0].numpy() if decision.masks
+                else labels == np.arange(len(NAMES))[:, None, None])
+    assert np.array_equal(found, expected)
+    assert np.array_equal(np.array(Image.open(f"{tmp_path}/out/sub/a.png")), labels)
+
+
+def test_names_of_masks_are_safe_and_differ():
+    assert mask_names(["a", "a", "traffic light/red", "..", "ü"]) == [
+        "00_a.png", "01_a.png", "02_traffic_light_red.png", "03_.png", "04_.png"]
+    assert mask_names(["x"] * 101)[100] == "100_x.png"
+
+
+def test_labels_are_refined_by_segfix_offsets(checkpoint, tmp_path, capsys):
+    """Offset files that all point nowhere change nothing; a missing one is that image's failure."""
+    scipy_io = pytest.importorskip("scipy.io")
+    for name in "ab":
+        picture(f"{tmp_path}/in/{name}.png")
+    os.makedirs(tmp_path / "offsets")
+    scipy_io.savemat(f"{tmp_path}/offsets/a.mat", {"mat": np.zeros((24, 40, 2), np.int8)})
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--segfix",
+               tmp_path / "offsets", "--masks") == 3
+    assert "1 ok, 1 failed" in capsys.readouterr().err
+    assert run(checkpoint, "-i", tmp_path / "in/a.png", "-o", tmp_path / "plain") == 0
+    assert open(f"{tmp_path}/out/a.png", "rb").read() == open(f"{tmp_path}/plain/a.png",
+                                                              "rb").read()
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--segfix",
+               tmp_path / "nothing") in (3, 4)

@@ -100,8 +100,8 @@ def _write(paths, image, labels, opened, heed):
 def _refuse_what_needs_everything(paths, decision):
     if decision.name not in ("max", "T"):
         raise DataError(f"the rule {decision.name} needs all logits of an image at once, and this "
-                        "one is streamed", fix="use -p max")
+                        "one is streamed: use -p max")
     if PROBABILITIES in paths or (MASKS in paths and decision.masks):
         what = "--probabilities" if PROBABILITIES in paths else f"--masks of rule {decision.name}"
-        raise DataError(f"{what} of a streamed image would not fit into memory",
-                        fix="leave it out, or cut the image up")
+        raise DataError(f"{what} of a streamed image would not fit into memory: leave it out, or "
+                        "cut the image up")
