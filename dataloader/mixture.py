@@ -1,4 +1,5 @@
 """Several datasets of the same classes as one training set."""
+import math
 from collections.abc import Callable
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from utils.console import notice
 from utils.errors import ConfigError, DataError
 from utils.registry import components, lookup
 
+MAX_EPOCH = 10 ** 8     # images; more is a slip of the keyboard
 _DRAWS = ("times", "images", "of_first")
 _STREAM = 0x6D6978      # keeps the draws of parts apart from every other use of the seed
 
@@ -71,6 +73,9 @@ class Mixture(BaseDataset):
         self._starts = np.cumsum([0, *map(len, self.parts)])
         self.centroid_classes = [section.get("centroid_classes") for section in parts]
         self.counts = _counts(parts, [len(part) for part in self.parts], weights, epoch_images)
+        if sum(self.counts) > MAX_EPOCH:
+            raise ConfigError(f"an epoch would show {sum(self.counts)} images; the limit is "
+                              f"{MAX_EPOCH}", "parts", "draw less of them")
         split = " + ".join(f"{type(part).__name__} {part.split}" for part in self.parts)
         super().__init__("", split, ignore_index, seed, augmentation)
         self.root = first.root
@@ -99,7 +104,7 @@ class Mixture(BaseDataset):
         if parts[0].get("of_first") is not None:
             problems.append("parts[0].of_first: this is the first part; use times or images")
         if weights is not None and (len(weights) != len(parts) or min(weights) < 0
-                                    or sum(weights) <= 0):
+                                    or not 0 < sum(weights) < math.inf):
             problems.append(f"weights: expected {len(parts)} numbers from 0 up, one per part, "
                             f"found {weights}")
         if settings.get("cache") is not None:
@@ -113,8 +118,8 @@ class Mixture(BaseDataset):
         if images is not None and weights is None:
             problems.append("epoch_images: has an effect only with weights; or say \"images\" "
                             "beside a part")
-        elif images is not None and images < 1:
-            problems.append(f"epoch_images: expected at least 1, found {images}")
+        elif images is not None and not 1 <= images <= MAX_EPOCH:
+            problems.append(f"epoch_images: expected 1 to {MAX_EPOCH}, found {images}")
         return problems
 
     def find_samples(self):

@@ -233,6 +233,8 @@ def test_a_resolved_mixture_resolves_to_itself_and_says_of_the_parts_only_what_w
     ([{**FINE, "of_first": 1}], {}, "parts[0].of_first: this is the first part"),
     ([FINE, {**FINE, "images": 0}], {}, "parts[1].images: expected more than 0"),
     ([FINE, FINE], {"weights": [1]}, "weights: expected 2 numbers"),
+    ([FINE, FINE], {"weights": [1e308, 1e308]}, "weights: expected 2 numbers"),
+    ([FINE, FINE], {"weights": [1, 1], "epoch_images": 10 ** 12}, "epoch_images: expected 1 to"),
     ([FINE, FINE], {"epoch_images": 9}, "epoch_images: has an effect only with weights"),
     ([FINE, {**FINE, "times": 2}], {"weights": [1, 1]}, "parts[1].times: has no effect"),
     ([FINE, {"type": "Mixture", "args": {"parts": [FINE]}}], {}, "parts[1]: a Mixture cannot be"),
@@ -260,6 +262,11 @@ def test_the_counts_of_an_epoch_are_said(capsys):
     assert "shows 12 of 12 (Shapes train), 6 of 20 (Shapes test)" in capsys.readouterr().err
     Mixture([FINE, COARSE])
     assert capsys.readouterr().err == ""
+
+
+def test_an_epoch_without_end_is_refused():
+    with pytest.raises(ConfigError, match="an epoch would show"):
+        Mixture([{**FINE, "times": 1e30}])
 
 
 def test_nothing_is_drawn_for_a_score():
