@@ -37,7 +37,7 @@ def segment(args):
     from utils import distributed
     from utils.checkpoint import find_checkpoint, read_checkpoint
     from utils.checkpoint_config import with_config
-    from utils.decision import build_decision
+    from utils.decision import build_decision, rule_of
     from utils.inference_report import Report
     from utils.open_model import open_model
     from utils.segfix_refiner import open_refiner
@@ -49,8 +49,8 @@ def segment(args):
     device = distributed.start(args.device)
     opened = open_model(checkpoint, device, args.checkpoint)
     options = predict_options(opened.config.get("predict", {}), args)
-    decision = build_decision(args.predict or options.get("test", "max"), opened.activation,
-                              options)
+    rule = rule_of(opened.model, args.predict or options.get("test", "max"))
+    decision = build_decision(rule, opened.activation, options)
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
     predictor = opened.predictor(options)
     prepare_folder(args.output)

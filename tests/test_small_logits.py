@@ -119,6 +119,27 @@ def test_a_network_is_run_without_its_last_resize():
         assert torch.equal(resized(small.logits, (32, 40)), short.model(x))
 
 
+def test_an_evaluation_by_rule_max_without_a_loss_never_makes_the_large_logits(monkeypatch):
+    from utils import predictor as module
+    from utils.decision import build_decision
+    from utils.evaluate import evaluate
+
+    class Loader(list):
+        batch_size, dataset = 2, None
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, 90, 80), dtype=torch.uint8, generator=generator)
+    loader = Loader([{"image": image, "label": torch.randint(
+        0, 4, (2, 90, 80), dtype=torch.uint8, generator=generator), "id": ["a", "b"]}])
+    torch.manual_seed(0)
+    predictor = module.Predictor(Ending().eval(), lambda x: x.float() / 255)
+    options = dict(num_classes=4, ignore_index=255, device="cpu")
+    expected = evaluate(lambda x: predictor(x), loader, [build_decision("max")], **options)
+    monkeypatch.setattr(module.Predictor, "__call__", None)
+    found = evaluate(predictor, loader, [build_decision("max")], **options)
+    assert found["max"]["Mean_IoU"] == expected["max"]["Mean_IoU"] > 0
+    assert found["max"]["mIoU_I"] == expected["max"]["mIoU_I"]
+
+
 def test_a_network_that_goes_on_after_its_resize_is_run_whole():
     short, x = LastResize(Ending(goes_on=True).eval()), torch.randn(1, 3, 32, 40)
     for _ in range(2):

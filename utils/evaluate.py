@@ -12,6 +12,7 @@ from utils.decision import RULES, Decision, build_decision, rule_of
 from utils.distributed import all_reduce_, is_main, rank, world_size
 from utils.errors import ConfigError
 from utils.metrics import BoundaryMetrics, DatasetMetrics, ImageMetrics, count_pixels
+from utils.predictor import Predictor
 
 
 REFINED = "_segfix"        # what the name of a rule ends with whose labels were refined
@@ -75,6 +76,8 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
               for name in names}
     outlines = {name: BoundaryMetrics(num_classes, ignore_index, classes_of_interest)
                 for name in names if boundary}
+    if loss is None and names == ["max"] and isinstance(predictor, Predictor):
+        predictor, decisions = _labels_alone(predictor, decisions[0])
     losses, sizes = [], []
     bar = tqdm(loader, desc=progress, total=len(loader), leave=False, dynamic_ncols=True,
                disable=None if progress and is_main() else True)
@@ -128,6 +131,14 @@ def _predictions(decisions, logits, refiner, images, ids):
         if refiner is not None:
             yield decision.name + REFINED, torch.stack(
                 [refiner(*one) for one in zip(prediction, images, ids, strict=True)])
+
+
+def _labels_alone(predictor, rule):
+    """A predictor of labels and a rule that keeps them: nothing asks for the logits themselves."""
+    def decided(labels):
+        return labels
+    decided.name = rule.name
+    return (lambda images: predictor.labels(images, rule)), [decided]
 
 
 def _groups_of_equal_size(batch):
