@@ -82,15 +82,14 @@ def test_masks_of_0_and_255_are_learnt_from_the_json_by_one_logit(tmp_path):
                    "--labels", tmp_path / "masks")
     assert done.returncode == 0, done.stderr
     done = program("train.py", "-c", config, "arch.args.one_logit=true", "trainer.epochs=20",
-                   "trainer.val_per_epochs=5",
-                   "trainer.tensorboard=false", f"trainer.save_dir={tmp_path}/saved",
+                   "trainer.val_per_epochs=20", "trainer.tensorboard=false", f"trainer.save_dir={tmp_path}/saved",
                    "train_loader.args.crop_size=48", "train_loader.args.base_size=48",
                    "train_loader.args.num_workers=0", "val_loader.args.num_workers=0",
-                   "train_loader.args.batch_size=2", "optimizer.args.lr=0.005")
+                   "train_loader.args.batch_size=2", "optimizer.args.lr=0.005", timeout=280)
     assert done.returncode == 0, done.stderr
     (checkpoint,) = (tmp_path / "saved").rglob("model_best.pth")
     done = program("test.py", "-r", checkpoint, "-p", "all")
     assert done.returncode == 0, done.stderr
     results = json.loads((checkpoint.parent / "results.json").read_text())
-    assert results["classes"][1]["IoU"] > 0.6
+    assert results["classes"][1]["IoU"] > 0.5
     assert {run["procedure"] for run in results["runs"]} >= {"max", "T", "rankdice"}
