@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.config import build, load_config, resolve_config
+from utils.config import build
 from utils.decision import build_decision
 from utils.errors import ConfigError
 from utils.losses import build_loss
@@ -82,8 +82,9 @@ def test_masks_of_0_and_255_are_learnt_from_the_json_by_one_logit(tmp_path):
                    "--labels", tmp_path / "masks")
     assert done.returncode == 0, done.stderr
     done = program("train.py", "-c", config, "arch.args.one_logit=true", "trainer.epochs=20",
-                   "trainer.val_per_epochs=20", "trainer.tensorboard=false", f"trainer.save_dir={tmp_path}/saved",
-                   "train_loader.args.crop_size=48", "train_loader.args.base_size=48",
+                   "trainer.val_per_epochs=20", "trainer.tensorboard=false",
+                   f"trainer.save_dir={tmp_path}/saved", "train_loader.args.crop_size=48",
+                   "train_loader.args.base_size=48",
                    "train_loader.args.num_workers=0", "val_loader.args.num_workers=0",
                    "train_loader.args.batch_size=2", "optimizer.args.lr=0.005", timeout=280)
     assert done.returncode == 0, done.stderr
