@@ -34,6 +34,8 @@ class Trainer(BaseTrainer):
     of the step, whatever their split into micro-batches and ranks.
     """
 
+    guard = None      # of the epoch that is being trained
+
     def _check(self):
         self.train_loader.set_epoch(self.epoch, self.batches_done, self.into_batch)
         if self.train_loader.smallest_batch > 1:
@@ -192,7 +194,7 @@ class Trainer(BaseTrainer):
                               f"weight was changed by this step{resume}")
 
     def _raise_if_noted(self):
-        noted = self.guard.noted()
+        noted = self.guard and self.guard.noted()
         if noted:
             raise self._nonfinite_error(self._nonfinite_message("loss or gradient is not finite",
                                                                 *noted))

@@ -35,8 +35,7 @@ def warm():
 def undisturbed(warm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     before = time.monotonic()
-    warm.start(folder / "log", *train(folder))
-    assert warm.wait() == 0, (folder / "log").read_text()
+    assert warm.wait(warm.start(folder / "log", *train(folder))) == 0, (folder / "log").read_text()
     last, = folder.glob("shapes/*/last.pth")
     return digest(last), time.monotonic() - before
 
@@ -57,11 +56,11 @@ def test_k01_k17_killed_at_random_moments_and_resumed_equals_undisturbed(warm, u
             os.killpg(process, signal.SIGKILL)
         except ProcessLookupError:
             pass                                # it was done, or has no group yet
-        killed += warm.wait() == -signal.SIGKILL
+        killed += warm.wait(process) == -signal.SIGKILL
         workers = moments.choice([0, 1, 2])
-        warm.start(log, *train(folder, "-r", "auto", "trainer.save_every=1",
-                               f"train_loader.args.num_workers={workers}"))
-        status, said = warm.wait(), log.read_text()
+        process = warm.start(log, *train(folder, "-r", "auto", "trainer.save_every=1",
+                                         f"train_loader.args.num_workers={workers}"))
+        status, said = warm.wait(process), log.read_text()
         assert status == 0, said
         unreadable += "skipping" in said
         newest = max(folder.glob("shapes/*/last.pth"), key=lambda p: p.stat().st_mtime)

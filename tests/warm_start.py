@@ -2,13 +2,15 @@
 
 A process that imports torch takes seconds, which tests of hundreds of kills do
 not have. What is forked is a real process with a process group of its own, to
-be killed for real. Commands come on stdin as JSON lines {"argv", "log"}; the
-answer is the child's process id, and its exit status once a line "wait" asks.
+be killed for real. Commands come on stdin as JSON lines {"argv", "log", "fault",
+"variables"}; the answer is the child's process id, and its exit status once a
+line {"wait": process id} asks.
 """
 import json
 import os
 import subprocess
 import sys
+import time
 
 from tests.run_program import ROOT, environment
 
@@ -22,13 +24,17 @@ class WarmStart:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._server.stdout.readline()
 
-    def start(self, log, *arguments) -> int:
-        """The process id of a training, which leads a process group; it speaks to the file log."""
-        return int(self._ask({"argv": [str(a) for a in arguments], "log": str(log)}))
+    def start(self, log, *arguments, fault="", **variables) -> int:
+        """The process id of a training, which leads a process group and speaks to the file log.
 
-    def wait(self) -> int:
-        """The exit status of the last training started; negative: the signal that ended it."""
-        return int(self._ask("wait"))
+        fault: python code that the process runs first. variables: of its environment.
+        """
+        return int(self._ask({"argv": [str(a) for a in arguments], "log": str(log),
+                              "fault": fault, "variables": variables}))
+
+    def wait(self, process: int) -> int:
+        """The exit status of a training that was started; negative: the signal that ended it."""
+        return int(self._ask({"wait": process}))
 
     def close(self):
         self._server.stdin.close()
@@ -49,11 +55,10 @@ def _serve():
     for kind in KINDS:
         components(kind)
     print("ready", flush=True)
-    child = None
     for line in sys.stdin:
         order = json.loads(line)
-        if order == "wait":
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        if "wait" in order:
+            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
             continue
         child = os.fork()
         if child == 0:
@@ -62,8 +67,36 @@ def _serve():
             for descriptor in (1, 2):
                 os.dup2(output, descriptor)
             os.close(0)
+            os.environ.update(order["variables"])
+            sys.argv = ["train.py", *order["argv"]]
+            exec(order["fault"], {})
             sys.exit(console.run(train.main, order["argv"]))
         print(child, flush=True)
+
+
+def until(log, text, seconds=60):
+    """Wait for a text in a log; what the log says by then."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        said = log.read_text() if log.exists() else ""
+        if text in said:
+            return said
+        time.sleep(0.02)
+    raise AssertionError(f"{text!r} did not come within {seconds} s:\n{said}")
+
+
+def left_of_group(group):
+    """Processes of a group that still run, of those that are no zombies."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{entry}/stat") as stream:
+                state, _, owner = stream.read().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(owner) == group and state != "Z":
+            found.append(int(entry))
+    return found
 
 
 if __name__ == "__main__":
