@@ -17,6 +17,7 @@ from utils import console, image_io, large_image, segment_images
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.config import build
 from utils.decision import build_decision
+from utils.errors import DataError
 from utils.image_list import find_images, plan_outputs
 from utils.open_model import open_model
 from utils.palette import voc_palette
@@ -544,6 +545,21 @@ def test_a_streamed_image_gives_the_results_of_the_whole_one(checkpoint, tmp_pat
         streamed, whole = (Image.open(f"{tmp_path}/{run}/{name}") for run in ("out", "whole"))
         assert streamed.mode == whole.mode and streamed.getpalette() == whole.getpalette()
         assert np.array_equal(np.array(streamed), np.array(whole))
+
+
+@pytest.mark.parametrize("name,options,mapped", [
+    ("a.ppm", {"format": "PPM"}, True), ("a.tif", {"format": "TIFF"}, True),
+    ("b.tif", {"format": "TIFF", "compression": "tiff_lzw"}, False), ("a.png", {}, False),
+    ("grey.tif", {"format": "TIFF", "mode": "L"}, False)])
+def test_uncompressed_files_are_mapped_and_hold_what_is_read(tmp_path, name, options, mapped):
+    path = picture(f"{tmp_path}/{name}", 700, 300, **options)
+    image = image_io.map_image(path)
+    assert isinstance(image, np.memmap) == mapped
+    assert np.array_equal(image, image_io.read_image(path))
+    if mapped:
+        os.truncate(path, os.path.getsize(path) // 2)
+        with pytest.raises(DataError):
+            image_io.map_image(path)
 
 
 @pytest.mark.parametrize("options,text", [

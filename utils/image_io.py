@@ -81,6 +81,21 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     return _oriented(*_read_image(path))
 
 
+def map_image(path: str | os.PathLike) -> np.ndarray:
+    """`read_image`, but uncompressed RGB files (.ppm, TIFF) stay on disk, read where they are used.
+
+    A file that is larger than memory can be segmented in this form:
+    `vips copy large.jpg large.tif[compression=none]`.
+    """
+    with _pillow_open(path, path) as image:
+        _refuse_bomb(*image.size, path)
+        offset = _raw_offset(image)
+        (width, height), turned = image.size, _orientation(image) != 1
+    if offset is None or turned or os.path.getsize(path) < offset + 3 * width * height:
+        return read_image(path)
+    return np.memmap(path, np.uint8, "r", offset, (height, width, 3))
+
+
 def read_label(path: str | os.PathLike, palette: list | None = None) -> np.ndarray:
     """The stored values of a label map, (H, W), uint8 or uint16.
 
@@ -454,6 +469,21 @@ def _pillow_open(source, path):
                   f"cannot be read ({size} bytes): {error}")
         raise UnreadableFile(reason, shown(path),
                              "copy or download the file again, or remove it") from None
+
+
+def _raw_offset(image):
+    """Where the pixels of an RGB picture start that lie in its file as they are, or None."""
+    if image.mode != "RGB":
+        return None
+    first, row = None, 0
+    for decoder, (left, top, right, below), offset, arguments in image.tile:
+        layout = arguments if isinstance(arguments, tuple) else (arguments, 0, 1)
+        first = offset if first is None else first
+        if (decoder != "raw" or layout != ("RGB", 0, 1) or left or right != image.width
+                or top != row or offset != first + 3 * image.width * top):
+            return None
+        row = below
+    return first if row == image.height else None
 
 
 def _pillow_load(image, path, size):

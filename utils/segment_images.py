@@ -15,7 +15,7 @@ from utils import distributed
 from utils.console import Interrupted
 from utils.decision import Decision, probabilities
 from utils.errors import DataError
-from utils.image_io import read_header, read_image
+from utils.image_io import map_image, read_header, read_image
 from utils.image_list import Source
 from utils.inference_report import Report
 from utils.large_image import is_streamed, segment_large
@@ -125,7 +125,7 @@ class _Work:
         try:
             if self.refiner:
                 raise DataError("--segfix is not for images that are streamed")
-            image = read_image(source.path)
+            image = map_image(source.path)
             shares = segment_large(image, paths, self.opened, self.predictor, self.decision,
                                    self.heed)
         except DataError as error:
