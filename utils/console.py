@@ -5,6 +5,7 @@ stdout belongs to results, stderr to everything said about them.
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,9 @@ VERSION = "0.1.0"
 EXIT_STATUSES = ("exit status: 0 success; 1 unexpected; 2 usage or config; 3 data; 4 checkpoint; "
                  "5 numbers or a failed verification; 75 saved and to be started again "
                  "(trainer.requeue); 129 SIGHUP; 130 Ctrl-C; 143 SIGTERM")
+
+# What torch's and OpenCV's allocators say on a CPU.
+_NO_MEMORY = r"can't allocate memory|Insufficient memory"
 
 
 class Interrupted(Exception):
@@ -86,7 +90,7 @@ def report(error: BaseException, argv=None) -> int | None:
             traceback.print_exception(error)
         _say("error", str(error), "31")
         return error.exit_status
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
         # The last line: torch's allocator begins with a line of its own source.
         reason = str(error).splitlines()[-1:] or ["the machine has no more of it"]
         _say("error", f"out of memory: {reason[0]}\n  fix: lower batch_size, crop_size or "
