@@ -234,7 +234,8 @@ def test_input_stays_as_it_is():
 
 @pytest.mark.parametrize("offset, text", [
     (np.zeros((4, 5)), "shape"), (np.zeros((4, 5, 3)), "shape"),
-    (np.full((4, 5, 2), np.nan), "finite"), (np.zeros((4, 5, 2), complex), "numbers"), (np.zeros((5, 4, 2)), "pixels")])
+    (np.full((4, 5, 2), np.nan), "finite"), (np.zeros((4, 5, 2), complex), "numbers"),
+    (np.zeros((5, 4, 2)), "pixels")])
 def test_an_offset_map_that_is_none_is_refused(offset, text):
     with pytest.raises(ValueError, match=text):
         refine(np.zeros((4, 5), np.uint8), offset)

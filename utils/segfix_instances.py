@@ -23,14 +23,14 @@ def instance_jobs(folder: str | os.PathLike, out: str | os.PathLike) -> list[tup
     folder, own = Path(folder), os.path.realpath(out)
     if not folder.is_dir():
         raise DataError("no such folder of instance results", shown(folder))
+    if os.path.realpath(folder) == own:
+        raise DataError("the results would overwrite the input", shown(out),
+                        "choose another folder with --out")
     found = [path for path in sorted(folder.rglob(f"*{ENDING}"))
              if not os.path.realpath(path).startswith(own + os.sep)]
     if not found:
         raise DataError(f"holds no *{ENDING}", shown(folder),
                         "give a folder of Cityscapes instance results")
-    if os.path.realpath(folder) == own:
-        raise DataError("the results would overwrite the input", shown(out),
-                        "choose another folder with --out")
     return [(str(path), str(path.relative_to(folder)), Path(out) / path.relative_to(folder))
             for path in found]
 
