@@ -38,6 +38,10 @@ def parse(argv):
     wrong = [text for text in args.overrides if "=" not in text]
     if wrong:
         parser.error(f"expected KEY=VALUE, got {wrong[0]!r}")
+    if args.resume not in (None, "auto") and \
+            any(text.startswith("trainer.finetune_from=") for text in args.overrides):
+        parser.error("-r goes on with the weights of its checkpoint: trainer.finetune_from has no "
+                     "effect with it; leave one of the two out")
     if args.init and not (args.images and args.labels):
         parser.error("--init needs --images and --labels")
     return args

@@ -21,6 +21,7 @@ def check_across(config, report):
     _check_labels(config, report)
     _check_draws(config, report)
     _check_outputs(config, report)
+    _check_class_weights(config, report)
     _check_predict(config, report)
     if config.get("val_loader", ...) is None and (config.get("trainer") or {}).get("val") is True:
         report.note(("trainer", "val"), "is true, but there is no val_loader; add one or set it to "
@@ -111,6 +112,35 @@ def _check_outputs(config, report):
             for name in entry.split("+"):
                 if name not in outputs:
                     report.note(("loss", entry), unknown("output", name, outputs))
+
+
+def _check_class_weights(config, report):
+    """Lists of class weights, anywhere in the losses, against the classes of the training set."""
+    count = _static(config, "train_loader", "datasets", "num_classes")
+    if type(count) is not int:
+        loader = config.get("train_loader")
+        args = loader.get("args") if isinstance(loader, dict) else None
+        count = args.get("num_classes") if isinstance(args, dict) else None
+    if type(count) is not int:
+        return
+    for key in ("loss", "val_loss"):
+        for path, args in _arguments_in(config.get(key), (key,)):
+            weights = args.get("weight")
+            if isinstance(weights, list) and len(weights) != count:
+                report.note((*path, "weight"), f"expected {count} numbers, one per class, found "
+                                               f"{len(weights)}")
+
+
+def _arguments_in(section, path):
+    """(path, "args") of every section within a loss."""
+    if isinstance(section, list):
+        for number, item in enumerate(section):
+            yield from _arguments_in(item, (*path, number))
+    elif isinstance(section, dict):
+        for key, item in section.items():
+            if key == "args" and isinstance(item, dict):
+                yield (*path, key), item
+            yield from _arguments_in(item, (*path, key))
 
 
 def _check_predict(config, report):
