@@ -317,3 +317,14 @@ def test_a_setting_that_contradicts_another_is_named(options, key):
     with pytest.raises(ConfigError) as caught:
         Augmentation(**options)
     assert key in caught.value.where
+
+
+@pytest.mark.parametrize("angle", [-9.0, 0.7])
+def test_opencv_warps_four_channels_to_the_values_of_three(angle):
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    matrix = cv2.getRotationMatrix2D((60, 45), angle, 1.3)
+    options = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderMode": cv2.BORDER_CONSTANT}
+    three = cv2.warpAffine(image, matrix, (64, 48), borderValue=(7, 8, 9), **options)
+    four = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), matrix, (64, 48),
+                          borderValue=(7, 8, 9, 0), **options)
+    assert np.array_equal(four[..., :3], three)
