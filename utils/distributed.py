@@ -81,6 +81,7 @@ def start(device: str | None = None, timeout: float = RANK_TIMEOUT):
     import torch
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    _require_device(device)
     if not launched():
         return torch.device(device)
     import torch.distributed as dist
@@ -101,6 +102,18 @@ def start(device: str | None = None, timeout: float = RANK_TIMEOUT):
     if world_size() > 1:
         _watch(timeout)
     return torch.device(device)
+
+
+def _require_device(name):
+    import torch
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"{name!r} is no device", "--device", "write cpu, cuda or cuda:N") \
+            from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {device} is not there: {torch.cuda.device_count()} GPU(s) are "
+                          "visible", "--device", "use --device cpu")
 
 
 def stop():
