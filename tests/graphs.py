@@ -27,8 +27,11 @@ class TinyNet(BaseModel):
                              mode="bilinear")
 
 
-def write_tiny_checkpoint(path, monkeypatch, network=None, **normalization) -> str:
-    """A checkpoint that open_model opens as `network`, by default a TinyNet."""
+def write_tiny_checkpoint(path, monkeypatch, network=None, weights=None, **normalization) -> str:
+    """A checkpoint that open_model opens as `network`, by default a TinyNet.
+
+    weights: an ENet whose weights it holds, for programs in processes of their own.
+    """
     network = network or TinyNet()
     monkeypatch.setattr("utils.open_model.model_from_checkpoint", lambda *_: network.eval())
     loader = {"type": "Shapes", "args": {"length": 4, "size": [48, 64], "batch_size": 2,
@@ -38,7 +41,7 @@ def write_tiny_checkpoint(path, monkeypatch, network=None, **normalization) -> s
                                                                  "args": {"lr": 0.1}},
                              "loss": "CrossEntropyLoss2d", "trainer": {"epochs": 1}})
     write_checkpoint(path, {
-        "format": 1, "model": {}, "ema": None, "epoch": 3, "config": config,
+        "format": 1, "model": weights.state_dict() if weights else {}, "ema": None, "epoch": 3, "config": config,
         "class_names": NAMES, "palette": voc_palette(len(NAMES)), "activation": "softmax",
         "normalization": {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.3, 0.2], "order": "RGB",
                           "scale": 255.0, **normalization}, "versions": {}})

@@ -180,7 +180,11 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(403, "requests of other sites are not answered")
 
     def _choice(self, query, name, known):
-        found = parse_qs(query, max_num_fields=10).get(name, [self.server.about[known][0]])
+        try:
+            fields = parse_qs(query, max_num_fields=10)
+        except ValueError:
+            raise Refused(400, "the address holds too much") from None
+        found = fields.get(name, [self.server.about[known][0]])
         if found[-1] not in self.server.about[known]:
             raise Refused(400, f"{name} must be one of {', '.join(self.server.about[known])}")
         return found[-1]
