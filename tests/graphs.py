@@ -41,7 +41,8 @@ def write_tiny_checkpoint(path, monkeypatch, network=None, weights=None, **norma
                                                                  "args": {"lr": 0.1}},
                              "loss": "CrossEntropyLoss2d", "trainer": {"epochs": 1}})
     write_checkpoint(path, {
-        "format": 1, "model": weights.state_dict() if weights else {}, "ema": None, "epoch": 3, "config": config,
+        "format": 1, "model": weights.state_dict() if weights else {}, "ema": None, "epoch": 3,
+        "config": config,
         "class_names": NAMES, "palette": voc_palette(len(NAMES)), "activation": "softmax",
         "normalization": {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.3, 0.2], "order": "RGB",
                           "scale": 255.0, **normalization}, "versions": {}})

@@ -276,7 +276,8 @@ def _content_policy(page):
     """The page may run its own script and style and talk to this server, nothing else."""
     def hashes(tag):
         for text in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL):
-            yield "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+            digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+            yield f"'sha256-{digest}'"
     return ("default-src 'none'; connect-src 'self'; img-src blob: data:; "
             f"script-src {' '.join(hashes('script'))}; style-src {' '.join(hashes('style'))}; "
             "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
