@@ -4,6 +4,7 @@ Only rank 0 writes. A log that cannot be written (a full disk, a vanished
 folder) costs one warning, never the training.
 """
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class RunLogger:
             try:
                 from torch.utils.tensorboard import SummaryWriter
                 self._writer = SummaryWriter(str(where), purge_step=first_step or None)
+                self._other_hook, threading.excepthook = threading.excepthook, self._thread_ended
             except ImportError:
                 warn("tensorboard is not installed: no event files are written "
                      "(pip install tensorboard, or set trainer.tensorboard to false)")
@@ -73,6 +75,14 @@ class RunLogger:
     def close(self):
         if self._writer:
             self._guard("tensorboard", self._writer.close)
+            threading.excepthook = self._other_hook
+
+    def _thread_ended(self, failure):
+        """TensorBoard writes in a thread of its own, whose failure would be a traceback."""
+        if type(failure.thread).__name__ == "_AsyncWriterThread":
+            self._guard("tensorboard", _raise, failure.exc_value)
+        else:
+            self._other_hook(failure)
 
     def _event(self, method, *args, **kwargs):
         if self._writer:
@@ -102,6 +112,10 @@ class RunLogger:
             if what not in self._broken:
                 self._broken.add(what)
                 warn(f"{what} can no longer be written, the training goes on: {error}")
+
+
+def _raise(error):
+    raise error
 
 
 def _plain(value):
