@@ -35,7 +35,7 @@ _FOOTER = struct.Struct("<QQI16s")      # where the table starts, its length, it
 _COMPARED = 3                           # samples that are read from their files too
 _SIZED = 200                            # headers read to estimate a size
 _SHOWN = 5
-_LABEL_TYPES = ("uint8", "uint16")
+_LABEL_TYPES = ("uint8", "uint16", "int16")
 
 
 def use_cache(dataset: BaseDataset, cache: str | None = None) -> BaseDataset:
@@ -80,7 +80,7 @@ class PixelCache:
             if zlib.crc32(pixels) != crc:
                 raise _damaged(self._paths[number], "the pixels of "
                                f"{shown(self.samples[index].id)} have changed since they were "
-                               "written")
+                               "written", "delete this file, then " + _remedy())
             self._checked[index] = 1
         return (pixels[:3 * height * width].reshape(height, width, 3),
                 pixels[split:].view(_LABEL_TYPES[kind]).reshape(height, width))
@@ -151,7 +151,8 @@ class CachePlan:
         _require_own_folder(self.folder)
         self.bytes = _estimate(dataset)
         # A power of two, so that a few more files do not move every sample to another shard.
-        per_shard = 1 << max(0, int(math.log2(SHARD_BYTES * len(dataset) / max(self.bytes, 1))))
+        mean = max(self.bytes // max(len(dataset), 1), 1)
+        per_shard = 1 << int(math.log2(max(SHARD_BYTES / mean, 1)))
         indices = range(len(dataset))
         self.shards = [indices[k:k + per_shard] for k in range(0, len(dataset), per_shard)]
         self.reading = _reading(dataset)
@@ -177,12 +178,15 @@ class CachePlan:
 
         Interrupted, it goes on with the next shard when called again.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".part-*"):
-            left.unlink()
-        if self.todo:
-            # Nobody opens the cache while its shards are exchanged.
-            (self.folder / INDEX).unlink(missing_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".part-*"):
+                left.unlink()
+            if self.todo:
+                # Nobody opens the cache while its shards are exchanged.
+                (self.folder / INDEX).unlink(missing_ok=True)
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from None
         pool = ThreadPoolExecutor(workers)
         try:
             for number in self.todo:
@@ -199,8 +203,9 @@ class CachePlan:
 
     def _write_shard(self, number, pool, progress):
         path = self.folder / _shard_name(number)
-        handle, temporary = tempfile.mkstemp(prefix=".part-", dir=self.folder)
+        temporary = None
         try:
+            handle, temporary = tempfile.mkstemp(prefix=".part-", dir=self.folder)
             with os.fdopen(handle, "wb") as file:
                 file.write(MAGIC)
                 entries = []
@@ -218,11 +223,9 @@ class CachePlan:
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except OSError as error:
-            raise DataError(f"cannot write: {error.strerror or error}", shown(path),
-                            "check that the disk has room; what is written is kept, the same "
-                            "command goes on from there") from None
+            raise _cannot_write(path, error) from None
         finally:
-            if os.path.exists(temporary):
+            if temporary and os.path.exists(temporary):
                 os.unlink(temporary)
 
     def _is_there(self, number):
@@ -422,8 +425,14 @@ def _shard_name(number):
     return f"pixels-{number:05d}.bin"
 
 
-def _damaged(path, what):
-    return DataError(f"the cache is damaged or foreign: {what}", shown(path), _remedy())
+def _damaged(path, what, fix=None):
+    return DataError(f"the cache is damaged or foreign: {what}", shown(path), fix or _remedy())
+
+
+def _cannot_write(path, error):
+    return DataError(f"cannot be written: {error.strerror or error}", shown(path),
+                     "check that the disk has room and the folder can be written to; what is "
+                     "complete is kept, the same command goes on from there")
 
 
 def _remedy():

@@ -371,7 +371,19 @@ def test_verify_reads_every_pixel(cached, capsys):
     changed[200] ^= 1
     path.write_bytes(changed)
     assert packed(args, folder, "--verify") == 3
-    assert "have changed since they were written" in capsys.readouterr().err
+    assert "have changed since they were written" in (error := capsys.readouterr().err)
+    assert "delete this file" in error
+    path.unlink()
+    assert packed(args, folder) == packed(args, folder, "--verify") == 0
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    args = pictures(tmp_path / "data")
+    monkeypatch.setattr("tempfile.mkstemp", lambda **_: (_ for _ in ()).throw(
+        OSError(28, "No space left on device")))
+    assert packed(args, tmp_path / "cache") == 3
+    error = capsys.readouterr().err
+    assert "No space left" in error and "pixels-00000.bin" in error
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path, capsys):
