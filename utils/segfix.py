@@ -256,12 +256,16 @@ def _regions(labels, void, min_pixels):
     Beyond the margin nothing changes a distance: what is nearest lies in it or within.
     """
     height, width = labels.shape
-    values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(labels.shape)
-    for index, (value, count) in enumerate(zip(values.tolist(), counts.tolist())):
+    if labels.size and 0 <= labels.min() and labels.max() < 1 << 16:
+        counts = np.bincount(labels.ravel())        # several times quicker than sorting
+        values = np.flatnonzero(counts)
+        counts = counts[values]
+    else:
+        values, counts = np.unique(labels, return_counts=True)
+    for value, count in zip(values.tolist(), counts.tolist()):
         if value == void or count < min_pixels:
             continue
-        mask = inverse == index
+        mask = labels == value
         rows = np.flatnonzero(mask.any(axis=1))
         columns = np.flatnonzero(mask.any(axis=0))
         yield value, (slice(max(rows[0] - 1, 0), min(rows[-1] + 2, height)),
