@@ -17,6 +17,7 @@ from dataloader.loader import build_loader, make_loader
 from dataloader.pixel_cache import CachePlan, PixelCache, use_cache
 from dataloader.shapes import Shapes
 from dataloader.transforms import Augmentation
+from tests.test_datasets import FIXTURES, READINGS, make_fixtures, needs_fixtures, read
 from tests.test_loader import batches
 from tools.pack import main
 from utils.console import run
@@ -91,6 +92,20 @@ def test_files_of_every_kind_are_packed_as_they_are_read(tmp_path):
     assert cache.load(1)[0].shape == (8, 6, 3)
     for index in range(5):
         assert all(map(np.array_equal, cache.load(index), files.load(index)))
+
+
+@needs_fixtures
+@pytest.mark.slow       # makes and packs every layout of the sources
+def test_every_layout_reads_from_a_cache_what_it_reads_from_its_files(tmp_path):
+    fixtures = make_fixtures(tmp_path / "fixtures", FIXTURES)
+    for number, reading in enumerate(READINGS):
+        files = read(fixtures, reading)
+        CachePlan(files, tmp_path / str(number)).write()
+        cache = use_cache(read(fixtures, reading), str(tmp_path / str(number)))
+        for index in range(len(files)):
+            assert all(map(np.array_equal, cache.cache.load(index), files.load(index))), reading
+            for key in ("image", "label"):
+                assert cache[index][key].equal(files[index][key]), reading
 
 
 def test_batches_from_a_cache_are_those_of_the_files_for_any_number_of_workers(cached):
