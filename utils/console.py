@@ -18,6 +18,7 @@ EXIT_STATUSES = ("exit status: 0 success; 1 unexpected; 2 usage or config; 3 dat
                  "5 numbers or a failed verification; 75 saved and to be started again "
                  "(trainer.requeue); 129 SIGHUP; 130 Ctrl-C; 143 SIGTERM")
 
+_OUR_PACKAGES = ("base", "dataloader", "models", "tools", "trainer", "utils")
 # What torch's and OpenCV's allocators say on a CPU.
 _NO_MEMORY = r"can't allocate memory|Insufficient memory"
 
@@ -96,6 +97,12 @@ def report(error: BaseException, argv=None) -> int | None:
         _say("error", f"out of memory: {reason[0]}\n  fix: lower batch_size, crop_size or "
                       "num_workers", "31")
         return 1
+    if isinstance(error, ModuleNotFoundError) and error.name \
+            and error.name.partition(".")[0] not in _OUR_PACKAGES:
+        package = error.name.partition(".")[0]
+        _say("error", f"this needs the package {package}, which is not installed\n"
+                      f"  fix: pip install {package}", "31")
+        return 2
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         _say("interrupted", str(error) or "at once; nothing more was saved", "33")
         return getattr(error, "status", 130)
