@@ -67,12 +67,19 @@ class StopSignal:
         self.signum = self.signum or signum
         if signal.SIGINT in self._previous:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self._idle:
+        if self._idle and not _forks(frame):
             self._idle = False
             raise StopNow
 
     def _note_save(self, signum, frame):
         self.save_asked = True
+
+
+def _forks(frame):
+    """Whether a process is being started: Python swallows, and prints, what is raised there."""
+    while frame and frame.f_code.co_name not in ("_launch", "_execute_child"):
+        frame = frame.f_back
+    return frame is not None
 
 
 class Heeded:
