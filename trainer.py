@@ -104,7 +104,7 @@ class Trainer(BaseTrainer):
 
     def _step(self, batches):
         """One optimizer step; returns the outputs and loss parts of its last micro-batch."""
-        distributed.at(f"{self._moment()}: forward and backward passes")
+        distributed.at(f"{self._moment()}: count of labelled pixels")
         seed_everything(self.config["seed"], self.step, distributed.rank())
         self.guard.before_step()
         batches[:] = [self._to_device(batch) for batch in batches]

@@ -304,6 +304,9 @@ class BaseTrainer(ABC):
         notice(f"an epoch has {self.steps_per_epoch} steps now, over {distributed.world_size()} "
                f"process(es), instead of {before}: going on with the samples that are left of "
                f"epoch {self.epoch}, at step {self.step}")
+        again = -(self._samples_per_batch() - self.into_batch) % distributed.world_size()
+        if self.into_batch and again:
+            notice(f"{again} of them are seen twice, to give every process as many")
         if not self.scheduler.per_iteration:
             return state
         # What torch's OneCycleLR derives from the length of a run is as the new length has it.

@@ -6,9 +6,12 @@ through NCCL, CPUs through gloo. Everything here works, and does nothing, in a
 single process.
 """
 import contextlib
+import errno
 import os
 import signal
+import socket
 import sys
+import threading
 from datetime import timedelta
 
 from utils.errors import ConfigError
@@ -90,15 +93,10 @@ def start(device: str | None = None, timeout: float = RANK_TIMEOUT):
         torch.cuda.set_device(local)
         device = f"cuda:{local}"
     if not dist.is_initialized():
-        try:
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo",
-                                    timeout=timedelta(seconds=timeout))
-        except dist.DistNetworkError as error:
-            if "EADDRINUSE" not in str(error):
-                raise
-            raise ConfigError(f"port {os.environ['MASTER_PORT']} is in use", "MASTER_PORT",
-                              "choose another with --master-port, or let torchrun --standalone "
-                              "find a free one") from None
+        if os.environ["RANK"] == "0" and not _store_of_launcher():
+            _require_free(int(os.environ["MASTER_PORT"]))
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo",
+                                timeout=timedelta(seconds=timeout))
     if world_size() > 1:
         _watch(timeout)
     return torch.device(device)
@@ -176,6 +174,18 @@ def _store_of_launcher():
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launched()
 
 
+def _require_free(port):
+    # Torch may take half of a port that another program listens on, and wait for ranks there.
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise ConfigError(f"port {port} is in use", "MASTER_PORT",
+                          "choose another with --master-port, or let torchrun --standalone find "
+                          "a free one") from None
+
+
 def _watch(timeout):
     global _watcher
     from utils.rank_watch import RankWatch
@@ -186,7 +196,7 @@ def _watch(timeout):
 def _tell(error):
     """Report an error of one of several ranks; the exit status of this one."""
     from utils import console
-    from utils.rank_watch import RankWatch
+    from utils.rank_watch import LAST_WORDS, RankWatch
     signal.signal(signal.SIGTERM, signal.SIG_IGN)     # the launcher ends ranks that linger
     if isinstance(error, (console.Interrupted, KeyboardInterrupt)):
         # All ranks agreed to stop, or all were told to.
@@ -194,8 +204,14 @@ def _tell(error):
             getattr(error, "status", 130)
         stop()
         return status
-    watcher = _watcher or RankWatch(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    return watcher.tell(error)
+    watcher = _watcher or RankWatch(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]),
+                                    store=_store_of_launcher())
+    status = watcher.tell(error)
+    # Whatever else is still under way, in threads or in collectives, does not hold it up.
+    end = threading.Timer(LAST_WORDS, os._exit, (status,))
+    end.daemon = True
+    end.start()
+    return status
 
 
 def world_size() -> int:

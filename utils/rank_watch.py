@@ -6,6 +6,7 @@ that the process group was made with: a count that rises once a second, and the
 place it is at. A daemon thread writes it, looks whether another rank has
 failed, and ends this process if its main thread cannot (stuck in a collective).
 """
+import contextlib
 import json
 import os
 import sys
@@ -30,19 +31,20 @@ def connect():
 
 class RankWatch:
     """The watch of one rank. timeout: seconds a rank may stand still before the ranks that wait
-    for it give up; None starts no thread (before there is a process group)."""
+    for it give up; None starts no thread (before there is a process group). store: whether there
+    is a store to write to."""
 
-    def __init__(self, rank: int, world: int, timeout: float | None = None):
+    def __init__(self, rank: int, world: int, timeout: float | None = None, store: bool = True):
         self.rank, self.world, self.timeout = rank, world, timeout
         self._prefix = f"segwright/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         self._passed, self._place, self._since = 0, "start", time.monotonic()
         self._main = threading.main_thread().ident
         self._ended = threading.Event()
         self._telling = threading.Lock()      # the main thread and the watch never both tell
-        try:
-            self._store = connect()
-        except Exception:       # of any kind; without a store there is nobody to ask
-            self._store = None
+        self._store = None
+        if store:
+            with contextlib.suppress(Exception):   # of any kind; without it there is nobody to ask
+                self._store = connect()
         if timeout is not None and self._store:
             threading.Thread(target=self._run, name="rank watch", daemon=True).start()
 
@@ -88,9 +90,8 @@ class RankWatch:
         while not self._ended.wait(BEAT):
             beats += 1
             try:
-                self._store.set(self._key("line", self.rank), json.dumps({
-                    "beat": beats, "passed": self._passed, "place": self._place,
-                    "still": time.monotonic() - self._since, "line": self._current_line()}))
+                self._store.set(self._key("line", self.rank),
+                                json.dumps({"beat": beats, **self._own_line()}))
                 first = self._failure()
                 if first is None and time.monotonic() - self._since > self.timeout:
                     first = self._late()
@@ -160,7 +161,7 @@ class RankWatch:
     def _late(self, lines=None):
         """The failure of the ranks that are behind the others; None when none is."""
         lines = lines or self._lines()
-        lines[self.rank] = {"passed": self._passed, "place": self._place}
+        lines[self.rank] = self._own_line()
         running = {r: line for r, line in enumerate(lines) if not line.get("ended")}
         most = max(line.get("passed", 0) for line in running.values())
         ahead = next(line for line in running.values() if line.get("passed", 0) == most)
@@ -177,6 +178,10 @@ class RankWatch:
         keys = [self._key("line", r) for r in range(self.world)]
         return [json.loads(self._store.get(key)) if self._store.check([key]) else {}
                 for key in keys]
+
+    def _own_line(self):
+        return {"passed": self._passed, "place": self._place, "line": self._current_line(),
+                "still": time.monotonic() - self._since}
 
     def _current_line(self):
         frame = sys._current_frames().get(self._main)
