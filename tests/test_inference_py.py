@@ -484,7 +484,8 @@ def test_ranks_of_torchrun_share_the_images_and_one_summary_tells_of_all(checkpo
     """Starts torchrun twice, some 15 s."""
     for i in range(5):
         picture(f"{tmp_path}/in/{i}.png")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "inference.py", "-m", checkpoint, "-d", "cpu", "-i", tmp_path / "in",
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+               "inference.py", "-m", checkpoint, "-d", "cpu", "-i", tmp_path / "in",
                "-o", tmp_path / "out", "--json"]
     done = program(*command)
     assert done.returncode == 0, done.stderr
