@@ -18,7 +18,8 @@ from models.layers.heads import ASPP
 from models.layers.init import he_init
 from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
-from models.published import Published, from_published
+from models.published import Published
+from models.start_weights import start_state
 from utils.errors import ConfigError
 
 
@@ -60,7 +61,7 @@ class DeepLab(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(from_published(state, PUBLISHED))
+        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 # Keys of yassouali's DeepLab and DUC_HDC -> ours.

@@ -19,7 +19,8 @@ from models.backbones import build_backbone
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.heads import ASPP, fcn_head
 from models.layers.outputs import as_outputs
-from models.published import Published, from_published
+from models.published import Published
+from models.start_weights import start_state
 
 
 class DeepLabV3(BaseModel):
@@ -57,7 +58,7 @@ class DeepLabV3(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(from_published(state, PUBLISHED))
+        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 ASPP_KEYS = ((r"^classifier\.0\.convs\.4\.1\.", "head.0.image.0."),

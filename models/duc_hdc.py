@@ -21,7 +21,8 @@ from models.layers.heads import ASPP
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
 from models.layers.outputs import as_outputs
-from models.published import Published, from_published
+from models.published import Published
+from models.start_weights import start_state
 
 RATES3, RATES4 = (1, 2, 3) * 7 + (2, 2), (3, 4, 5)     # the paper's "Dilation-RF"
 
@@ -59,7 +60,7 @@ class DUC_HDC(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(from_published(state, PUBLISHED))
+        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 class _DenseUpsampling(nn.Module):

@@ -15,7 +15,8 @@ from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.download import torchvision_state
 from models.layers.init import he_init
-from models.published import Published, from_published
+from models.published import Published
+from models.start_weights import start_state
 from utils.errors import ConfigError
 
 
@@ -64,7 +65,7 @@ class FCN8(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(from_published(state, PUBLISHED))
+        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 def _crop(x, start, shape):

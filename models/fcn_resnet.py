@@ -8,7 +8,8 @@ from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.layers.heads import fcn_head
 from models.layers.outputs import as_outputs
-from models.published import Published, from_published
+from models.published import Published
+from models.start_weights import start_state
 
 
 class FCNResNet(BaseModel):
@@ -43,7 +44,7 @@ class FCNResNet(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(from_published(state, PUBLISHED))
+        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 PUBLISHED = {

@@ -18,7 +18,8 @@ from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.init import he_init
 from models.layers.resize import resize_to
-from models.published import Published, from_published
+from models.published import Published
+from models.start_weights import start_state
 from utils.errors import ConfigError
 
 
@@ -56,7 +57,7 @@ class GCN(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(from_published(state, PUBLISHED))
+        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
     def _refined(self, x):
         """The class maps of the four scales, high to low resolution."""

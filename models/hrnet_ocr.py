@@ -19,6 +19,7 @@ from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
 from models.layers.ocr import OCR_KEYS, PADDLE_OCR_KEYS, OCRHead
 from models.layers.outputs import as_outputs
+from models.openseg import backbone_keys
 from models.published import Published
 
 
@@ -64,10 +65,11 @@ class HRNetOCR(BaseModel):
         The head of a plain HRNet starts the auxiliary head, as its authors do.
         """
         return super().rename_foreign(
-            foreign_state(state, FOREIGN_KEYS, PADDLE_OCR_KEYS + PADDLE_KEYS))
+            foreign_state(state, backbone_keys(self) + FOREIGN_KEYS,
+                          PADDLE_OCR_KEYS + PADDLE_KEYS))
 
 
-FOREIGN_KEYS = BACKBONE_KEYS + OCR_KEYS + (
+FOREIGN_KEYS = OCR_KEYS + (
     (r"^last_layer\.([01])\.", r"aux_head.0.\1."), (r"^last_layer\.3\.", "aux_head.2."))
 
 

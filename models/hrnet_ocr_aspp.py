@@ -9,13 +9,14 @@ take what these repositories save.
 import torch
 
 from base.base_model import BaseModel
-from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS, build_pyramid
+from models.backbones.hrnet import PADDLE_KEYS, build_pyramid
 from models.foreign_state import BESIDE, PREFIXES, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
 from models.layers.image_pooling_aspp import ASPP_KEYS, ImagePoolingASPP
 from models.layers.ocr import OCR_KEYS, OCRHead
 from models.layers.outputs import as_outputs
+from models.openseg import backbone_keys
 from models.published import Published
 
 
@@ -60,7 +61,7 @@ class HRNetOCRASPP(BaseModel):
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet, Paddle, Mapillary and openseg HRNets in this network's keys."""
         return super().rename_foreign(
-            foreign_state(state, BACKBONE_KEYS + OCR_KEYS + ASPP_KEYS, PADDLE_KEYS))
+            foreign_state(state, backbone_keys(self) + OCR_KEYS + ASPP_KEYS, PADDLE_KEYS))
 
 
 def _entry(**options):

@@ -15,6 +15,7 @@ from models.foreign_state import BESIDE, PREFIXES, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
 from models.layers.outputs import as_outputs
+from models.openseg import backbone_keys
 from models.published import Published
 
 
@@ -43,7 +44,8 @@ class HRNet(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet, Paddle, Mapillary and openseg HRNets in this network's keys."""
-        return super().rename_foreign(foreign_state(state, BACKBONE_KEYS + HEAD_KEYS, PADDLE_KEYS))
+        return super().rename_foreign(foreign_state(
+            state, backbone_keys(self) + HEAD_KEYS, PADDLE_KEYS))
 
 
 HEAD_KEYS = ((r"^last_layer\.([01])\.", r"head.0.\1."), (r"^last_layer\.3\.", "head.2."))

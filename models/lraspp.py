@@ -11,7 +11,8 @@ from models.deeplabv3 import MOBILENET_KEYS
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
-from models.published import Published, from_published
+from models.published import Published
+from models.start_weights import start_state
 
 
 class LRASPP(BaseModel):
@@ -41,7 +42,7 @@ class LRASPP(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(from_published(state, PUBLISHED))
+        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 PUBLISHED = {

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from base.base_model import BaseModel
-from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS, build_pyramid
+from models.backbones.hrnet import PADDLE_KEYS, build_pyramid
 from models.foreign_state import BESIDE, PREFIXES, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head, conv_norm_act
 from models.layers.ocr import OCR_KEYS, PADDLE_OCR_KEYS, OCRHead
 from models.layers.resize import resize_to
+from models.openseg import backbone_keys
 from models.published import Published
 from utils.checkpoint import read_weights
 from utils.errors import ConfigError
@@ -140,7 +141,7 @@ class MscaleOCR(BaseModel):
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet, Paddle, Mapillary and openseg HRNets in this network's keys."""
         return super().rename_foreign(foreign_state(
-            state, BACKBONE_KEYS + OCR_KEYS + ATTENTION_KEYS, PADDLE_MSCALE_KEYS))
+            state, backbone_keys(self) + OCR_KEYS + ATTENTION_KEYS, PADDLE_MSCALE_KEYS))
 
 
 ATTENTION_KEYS = (

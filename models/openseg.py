@@ -14,10 +14,10 @@ MEAN = (102.9801, 115.9465, 122.7717)
 
 def backbone_keys(network: nn.Module) -> tuple:
     """Rules for an encoder's weights at the top level of a file: openseg's ImageNet start,
-    whose 3x3 stem becomes `resinit`, or any ResNet with the names that `network` has."""
+    whose 3x3 stem becomes `resinit`, or any ResNet or HRNet with the names that `network` has."""
     own = getattr(network.backbone, "resinit", None)
     stem = "backbone." if own is None else "backbone.resinit."
-    return ((r"^(resinit|layer\d)\.", r"backbone.\1."),
+    return ((r"^(resinit|layer\d|transition\d|stage\d)\.", r"backbone.\1."),
             (r"^((?:conv|bn)[123])\.", stem + r"\1."))
 
 

@@ -13,7 +13,8 @@ from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.heads import PyramidPooling, fcn_head
 from models.layers.init import he_init
 from models.layers.outputs import as_outputs
-from models.published import Published, from_published
+from models.published import Published
+from models.start_weights import start_state
 
 
 class PSPNet(BaseModel):
@@ -56,7 +57,7 @@ class PSPNet(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(from_published(state, PUBLISHED))
+        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 # Keys of yassouali's PSPNet and PSPDenseNet -> ours.

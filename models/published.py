@@ -117,15 +117,6 @@ def translate(state: Mapping, entry: Published) -> dict[str, torch.Tensor]:
     return rename(state, entry.rename)
 
 
-def from_published(state: Mapping, entries: Mapping[str, Published]) -> Mapping:
-    """`state` in our keys if it has those of one of the entries, else as it is.
-
-    For fine-tuning, where it may also be an encoder's or one of ours.
-    """
-    entry = next((e for e in entries.values() if e.classes in state), None)
-    return state if entry is None else translate(state, entry)
-
-
 def load_strictly(network: nn.Module, state: Mapping, where: str = "checkpoint"):
     """load_state_dict where every tensor must fit; CheckpointError tells all that do not.
 

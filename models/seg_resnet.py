@@ -19,7 +19,8 @@ from models.backbones import build_backbone
 from models.backbones.resnet import Bottleneck
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
-from models.published import Published, from_published
+from models.published import Published
+from models.start_weights import start_state
 from utils.errors import ConfigError
 
 
@@ -73,7 +74,7 @@ class SegResNet(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(from_published(state, PUBLISHED))
+        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 class _Widen(nn.Module):

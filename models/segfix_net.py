@@ -16,6 +16,7 @@ from models.foreign_state import BESIDE, PREFIXES, fold_in_place_norm, foreign_s
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
 from models.layers.resize import resize_to
+from models.openseg import backbone_keys
 from models.published import Published
 from utils.errors import ConfigError
 
@@ -63,7 +64,8 @@ class SegFix(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """ImageNet, Paddle, Mapillary and openseg HRNets in this network's keys."""
-        return super().rename_foreign(foreign_state(state, FOREIGN_KEYS, PADDLE_KEYS))
+        return super().rename_foreign(foreign_state(
+            state, backbone_keys(self) + FOREIGN_KEYS, PADDLE_KEYS))
 
 
 FOREIGN_KEYS = BACKBONE_KEYS + (

@@ -14,7 +14,8 @@ from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.init import he_init
 from models.layers.resize import resize_to
-from models.published import Published, from_published
+from models.published import Published
+from models.start_weights import start_state
 
 
 class UNetResnet(BaseModel):
@@ -52,7 +53,7 @@ class UNetResnet(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(from_published(state, PUBLISHED))
+        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 PUBLISHED = {

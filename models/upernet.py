@@ -21,7 +21,8 @@ from models.layers.heads import PyramidPooling
 from models.layers.init import he_init
 from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
-from models.published import Published, from_published
+from models.published import Published
+from models.start_weights import start_state
 
 
 class UperNet(BaseModel):
@@ -61,7 +62,7 @@ class UperNet(BaseModel):
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(from_published(state, PUBLISHED))
+        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 PUBLISHED = {

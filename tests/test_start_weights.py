@@ -1,0 +1,121 @@
+"""trainer.finetune_from: every HRNet and ResNet network starts from every family of encoders.
+
+Tensors on the meta device: only names and shapes are looked at, unless a value matters.
+"""
+import functools
+import inspect
+
+import pytest
+import torch
+
+from models.backbones import build_backbone
+from models.isa import ISA
+from models.pspnet import PSPNet
+from models.upernet import UperNet
+from tests.made_up import needs_goldens, published_keys
+from utils.checkpoint import MAX_DROPPED, compare, load_foreign, load_partial
+from utils.errors import CheckpointError, ConfigError
+from utils.registry import components
+
+ARCHITECTURES = {name: cls for name, cls in sorted(components("models").items())
+                 if name == cls.__name__ and "backbone" in inspect.signature(cls).parameters}
+
+
+@functools.lru_cache(maxsize=None)
+def on(name, backbone):
+    """The architecture on the encoder, on the meta device, at a stride that both can have."""
+    cls = ARCHITECTURES[name]
+    strides = [{}]
+    if "output_stride" in inspect.signature(cls).parameters:
+        strides.append({"output_stride": 32})
+    for options in strides:
+        try:
+            with torch.device("meta"):
+                return cls(num_classes=10, backbone=backbone, **options)
+        except ConfigError:
+            continue
+    return None
+
+
+def paddle_clas(name):
+    """A multi-scale network's encoder under the names of PaddleClas's SSLD file."""
+    return {key.removeprefix("ocrnet.backbone."): value for key, value in
+            published_keys(name).items() if key.startswith("ocrnet.backbone.")} | {
+            "last_cls.weight": torch.empty(2, device="meta")}
+
+
+def plain(backbone):
+    """An ImageNet classifier: the encoder's own names at the top level."""
+    with torch.device("meta"):
+        state = build_backbone(backbone).state_dict() | {"fc.weight": torch.empty(2)}
+    return {key.removeprefix("resinit."): value for key, value in state.items()}
+
+
+# encoder, and how its file is made
+SOURCES = {
+    "ImageNet HRNet": ("hrnet_w48", lambda: published_keys("hrnet_cls_w48")),
+    "Paddle SSLD": ("hrnet_w48", lambda: paddle_clas("paddle_mscale_ocrnet_w48")),
+    "Paddle multi-scale": ("hrnet_w48", lambda: published_keys("paddle_mscale_ocrnet_w48")),
+    "Mapillary, NVIDIA": ("hrnet_w48", lambda: published_keys("nvidia_ocrnet_hrnet_mscale")),
+    "openseg HRNet in place": ("hrnet_w48", lambda: published_keys("openseg_hrnet48_ocr")),
+    "openseg HRNet": ("hrnet_w48", lambda: published_keys("openseg_hrnet48_ocr_bn")),
+    "ImageNet ResNet": ("resnet101", lambda: plain("resnet101")),
+    "ImageNet deep stem": ("resnet101s", lambda: published_keys("yassouali_resnet101s_imagenet")),
+    "openseg ImageNet": ("deepbase_resnet101", lambda: plain("deepbase_resnet101")),
+    "openseg ResNet in place": ("deepbase_resnet101", lambda: published_keys("openseg_r101_isa")),
+    "openseg ResNet": ("deepbase_resnet101", lambda: published_keys("openseg_r101_ocr_bn")),
+}
+
+
+@functools.lru_cache(maxsize=None)
+def keys_of(source):
+    return SOURCES[source][1]()
+
+
+@needs_goldens
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("PSPNet", "HRNet") else
+                                               pytest.mark.slow) for name in ARCHITECTURES])
+def test_every_tensor_of_the_encoder_starts_from_the_file(name, source):
+    network = on(name, SOURCES[source][0])
+    if network is None:
+        pytest.skip("it does not take this encoder")
+    report = compare(network, network.rename_foreign(keys_of(source)))
+    wanted = [k for k in network.state_dict() if k.startswith("backbone.")
+              and not k.endswith("num_batches_tracked")]
+    learnt = [k for k in network.state_dict() if not k.endswith("num_batches_tracked")]
+    assert wanted and not set(wanted) - set(report.loaded), str(report)
+    assert len(set(learnt) & set(report.loaded)) >= (1 - MAX_DROPPED) * len(learnt)
+
+
+@pytest.mark.parametrize("network", [ISA, PSPNet, UperNet])
+def test_in_place_norms_are_folded_for_every_network(network):
+    model = network(3, "deepbase_resnet18")
+    renamed = model.rename_foreign({"conv_3x3.1.running_var": torch.ones(2),
+                                    "backbone.resinit.bn1.weight": torch.tensor([-0.5, 0.5])})
+    torch.testing.assert_close(renamed["backbone.resinit.bn1.weight"], torch.full((2,), 0.50001))
+
+
+def test_the_report_lists_what_was_loaded_left_out_and_of_another_shape(tmp_path):
+    torch.manual_seed(0)
+    donor = PSPNet(7, "resnet18").state_dict()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in donor.items()}
+                | {"module.extra.weight": torch.ones(1)}}, tmp_path / "file.pth")
+    model = PSPNet(3, "resnet18")
+    report = load_foreign(model, tmp_path / "file.pth")
+    assert [key for key, *_ in report.mismatched] == [
+        "head.1.weight", "head.1.bias", "aux_head.4.weight", "aux_head.4.bias"]
+    assert report.unexpected == ["extra.weight"] and not report.missing
+    assert torch.equal(model.backbone.conv1.weight, donor["backbone.conv1.weight"])
+    text = str(report)
+    assert f"loaded {len(donor) - 4} of {len(donor)}" in text and "head.1.weight is (7" in text
+
+
+def test_a_file_that_leaves_more_than_half_anew_is_refused():
+    model = PSPNet(3, "resnet18")
+    before = model.backbone.conv1.weight.clone()
+    state = {k: v for k, v in build_backbone("resnet18").state_dict().items()
+             if k.startswith(("conv1", "bn1", "layer1", "layer2"))}
+    with pytest.raises(CheckpointError, match="only .* tensors of PSPNet are in the file"):
+        load_partial(model, model.rename_foreign(state), "half.pth")
+    assert torch.equal(model.backbone.conv1.weight, before)
