@@ -129,8 +129,15 @@ def _describe_section(kind):
     if kind == "config":
         return _block("config", experiment, fields(experiment))
     section = section_of(fields(experiment)[kind].annotations[0])
-    return "\n\n".join(_block(kind, load(function), fields(load(function)), whole=True)
-                       for function in section.functions)
+    found = [load(function) for function in section.functions]
+    return "\n\n".join(_block(kind, _declares(function), fields(function), whole=True)
+                       for function in found)
+
+
+def _declares(function):
+    """Of a class, the ancestor whose constructor it has: that one explains the arguments."""
+    ancestors = function.__mro__ if inspect.isclass(function) else [function]
+    return next((one for one in ancestors if "__init__" in vars(one)), function)
 
 
 def _describe_class(kind, name, cls):
