@@ -248,6 +248,14 @@ def test_k42_a_picture_without_a_range_of_values_is_refused(tmp_path):
         read_image(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "TGA", "JPEG2000"])
+def test_k42_formats_beyond_the_documented_ones_are_not_even_tried(kind, tmp_path):
+    picture = np.zeros((8, 9, 3), np.uint8)
+    (tmp_path / "a.png").write_bytes(encoded(picture, kind))
+    with pytest.raises(DataError, match="not a picture that can be read"):
+        read_image(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("turn", [3, 6, 8])
 def test_k42_image_and_label_share_one_orientation(turn, tmp_path):
     rgb = np.kron(RNG.integers(0, 256, (2, 3, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))

@@ -25,6 +25,9 @@ import numpy as np
 from utils.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+# Of all that Pillow reads, by content: others have had more holes than users (PSD, PCX, FLI),
+# and one starts another program (EPS).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 # What Pillow refuses by default; a larger header is an accident or an attack.
 MAX_PIXELS_KEY = "SEGWRIGHT_MAX_PIXELS"
@@ -458,7 +461,7 @@ def _pillow_open(source, path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # what matters raises, here or in our own checks
-            return Image.open(source)
+            return Image.open(source, formats=FORMATS)
     except Image.DecompressionBombError:
         raise _bomb("more pixels than Pillow accepts", path) from None
     except Exception as error:                  # Pillow's parsers raise many types on bad bytes
