@@ -370,7 +370,7 @@ def hostile(folder):
                   "pipe.png": "not a regular file"}
 
 
-@pytest.mark.parametrize("options", [(), ("--mode", "sliding", "--crop-size", "16x900"),
+@pytest.mark.parametrize("options", [(), ("--mode", "sliding", "--crop-size", "24x300"),
                                      ("--scales", "0.5,1", "--flip", "--batch", "3")])
 def test_k61_k62_hostile_inputs_give_the_right_result_or_one_clear_line(checkpoint, tmp_path,
                                                                         capsys, options):
