@@ -215,6 +215,8 @@ def _near(value, draw):
                             *sorted(components(draw.choice(sorted(KINDS))))])
     if isinstance(value, list):
         return draw.choice([value[:-1], value * 2, value[::-1], [value], []])
+    if not isinstance(value, dict):
+        return copy.deepcopy(draw.choice(VALUES))
     return draw.choice([{}, {**value, "x": 1}, dict(list(value.items())[:-1])])
 
 

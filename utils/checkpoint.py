@@ -33,6 +33,7 @@ from utils.errors import CheckpointError, UserError
 FORMAT = 1
 # More than this share of a network's tensors left at their start values is no fine-tuning.
 MAX_DROPPED = 0.5
+_WAYS = ("foreach", "fused", "capturable", "differentiable")
 
 
 class SaveError(CheckpointError):
@@ -224,7 +225,12 @@ def load_optimizer(optimizer, state: dict, where: str):
                                             zip(state["param_groups"], optimizer.param_groups)])
         kept = list(state["state"].values())
         _same_kinds(kept, [kept[0]] * len(kept) if kept else [])
+        # How torch computes a step is the business of this machine.
+        ways = [{key: group[key] for key in _WAYS if key in group}
+                for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
+        for group, way in zip(optimizer.param_groups, ways):
+            group.update(way)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"the optimizer's state does not fit: {error}", where,
                               "use the checkpoint's own config, or start from its weights with "
