@@ -27,9 +27,11 @@ PAIRS = {
     "DeepLabV3": ({"backbone": "resnet50"}, lambda: _torchvision("deeplabv3_resnet50"), True),
     "FCNResNet": ({"backbone": "resnet50"}, lambda: _torchvision("fcn_resnet50"), True),
     "LRASPP": ({}, lambda: _torchvision("lraspp_mobilenet_v3_large"), True),
-    "PSPNet": ({"backbone": "resnet50", "use_aux": False}, lambda: _smp(
+    # smp's encoders of PSPNet and UPerNet are not dilated.
+    "PSPNet": ({"backbone": "resnet50", "use_aux": False, "output_stride": 32}, lambda: _smp(
         "PSPNet", encoder_depth=5, psp_out_channels=512), False),
-    "UNet": ({}, lambda: _smp("Unet", encoder_name="vgg13_bn"), False),
+    "UNet": ({}, lambda: _smp("Unet", encoder_name="vgg13_bn", encoder_depth=4,
+                              decoder_channels=(512, 256, 128, 64)), False),
     "UperNet": ({"backbone": "resnet50", "output_stride": 32}, lambda: _smp("UPerNet"), False),
     "DeepLab": ({"backbone": "resnet50"}, lambda: _smp("DeepLabV3Plus"), False),
 }

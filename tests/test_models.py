@@ -231,12 +231,12 @@ def test_a_head_of_one_logit_works_and_learns(name):
 def test_a_backbone_works_or_is_refused_with_a_reason(name, backbone):
     if "backbone" not in inspect.signature(ARCHITECTURES[name]).parameters:
         pytest.skip("it has no choice of encoder")
-    try:
-        model, classes = construct(name, backbone=backbone)
-    except ConfigError as error:
-        assert backbone in str(error)
-        return
-    with torch.no_grad():
+    with torch.device("meta"), torch.no_grad():         # shapes are all that is looked at
+        try:
+            model, classes = construct(name, backbone=backbone)
+        except ConfigError as error:
+            assert backbone in str(error)
+            return
         assert model.eval()(torch.randn(1, 3, 65, 97)).shape == (1, classes, 65, 97)
 
 
