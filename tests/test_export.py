@@ -212,6 +212,24 @@ def test_the_comparison_counts_pixels_labels_and_ties():
     assert not compare("nan", logits, logits * torch.nan, argmax=False).passed(jumps=True)
 
 
+def test_a_graph_need_not_be_closer_than_pytorch_is_to_itself(tmp_path, monkeypatch):
+    """Logits that cancel: 1e4 in every term, little in their sum."""
+    network = TinyNet()
+    with torch.no_grad():
+        network.second.weight *= 3e4
+        network.second.weight -= network.second.weight.mean(1, keepdim=True)
+    opened = open_model(read_checkpoint(write_tiny_checkpoint(
+        tmp_path / "model.pth", monkeypatch, network)), "cpu")
+    image = made_up_image(1, 40, 56)
+    with torch.no_grad():
+        exact = copy.deepcopy(network).double()(opened.normalize(torch.from_numpy(image)).double())
+    options = dict(uint8_input=True, argmax=False)
+    check = check_image(lambda _: exact.float().numpy(), opened, image, "exact", **options)
+    assert check.passed()
+    off = exact.float() + 0.05 * exact.abs().max()
+    assert not check_image(lambda _: off.numpy(), opened, image, "off", **options).passed()
+
+
 def test_only_unpooling_networks_may_jump_and_only_on_few_pixels():
     logits = torch.randn(1, 3, 40, 50)
     output = logits.clone()
