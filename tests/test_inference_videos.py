@@ -5,9 +5,14 @@ import signal
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests.test_inference_py import checkpoint, picture, run, tree  # noqa: F401
+from tests.test_segfix_tools import networks  # noqa: F401
 from utils import video
+from utils.image_io import read_image
+from utils.segfix_refiner import open_refiner
 from utils.video import VideoReader, VideoWriter, split_videos
 
 
@@ -144,3 +149,21 @@ def test_a_camera_that_is_not_there_is_one_line(checkpoint, tmp_path, capfd):  #
     assert "cannot be opened" in capfd.readouterr().err
 
 
+
+
+def test_segfix_networks_refine_pictures_and_frames(networks, tmp_path):  # noqa: F811
+    """The stage at the end of inference.py is the refiner on its own, for files and for films."""
+    segfix, network, images = networks
+    for folder, options in (("plain", ()), ("refined", ("--segfix", segfix))):
+        assert run(str(network), "-i", images, "-o", tmp_path / folder, *options) == 0
+    refiner, changed = open_refiner(segfix), 0
+    for name in tree(tmp_path / "plain"):
+        labels, refined = (np.array(Image.open(f"{tmp_path}/{folder}/{name}"))
+                           for folder in ("plain", "refined"))
+        image = torch.from_numpy(read_image(f"{images}/{name}")).permute(2, 0, 1)
+        assert np.array_equal(refined, refiner(labels, image, name))
+        changed += (labels != refined).sum()
+    assert changed
+    clip(f"{tmp_path}/in/a.mp4", count=2)
+    assert run(str(network), "-i", f"{tmp_path}/in/a.mp4", "-o", tmp_path / "film", "--segfix",
+               segfix) == 0
