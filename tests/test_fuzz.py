@@ -27,6 +27,7 @@ from PIL import Image
 import inference
 import test as test_program
 import train
+from tests.test_config import places_in
 from utils import console
 from utils.errors import DataError
 from utils.image_io import (read_header, read_image, read_label, read_label_colours, read_pair,
@@ -66,6 +67,10 @@ def judged(number, capfd, main, *arguments):
             status = console.run(main, list(map(str, arguments)))
         except Exception as error:
             raise AssertionError(f"mutation {number}: {type(error).__name__}: {error}") from error
+        finally:
+            # The end that was asked for may have come on the way out of a no_grad block, which
+            # concerns nobody but the next program in this process.
+            torch.set_grad_enabled(True)
     said = capfd.readouterr().err
     assert status in (0, 1, 2, 3, 4, 5, 143), f"mutation {number}: status {status}"
     assert "Traceback" not in said, f"mutation {number}: {said}"
@@ -132,14 +137,6 @@ def config_files():
                          "accumulate": 2, "clip_grad_norm": 1.0, "save_period": 1, "keep": 1,
                          "early_stop": 3, "nonfinite": "skip"}}
     return [small, mixed]
-
-
-def places_in(value, path=()):
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) \
-        if isinstance(value, list) else ()
-    for key, item in items:
-        yield from places_in(item, (*path, key))
 
 
 def mutated_config(draw):
