@@ -213,11 +213,11 @@ def test_the_comparison_counts_pixels_labels_and_ties():
 
 
 def test_a_graph_need_not_be_closer_than_pytorch_is_to_itself(tmp_path, monkeypatch):
-    """Logits that cancel: 1e4 in every term, little in their sum."""
-    network = TinyNet()
-    with torch.no_grad():
-        network.second.weight *= 3e4
-        network.second.weight -= network.second.weight.mean(1, keepdim=True)
+    """Logits beside which 1e5 is added and taken away lose their last digits in float32."""
+    class Cancelling(TinyNet):
+        def forward(self, x):
+            return super().forward(x) + 1e5 - 1e5
+    network = Cancelling()
     opened = open_model(read_checkpoint(write_tiny_checkpoint(
         tmp_path / "model.pth", monkeypatch, network)), "cpu")
     image = made_up_image(1, 40, 56)
@@ -225,7 +225,7 @@ def test_a_graph_need_not_be_closer_than_pytorch_is_to_itself(tmp_path, monkeypa
         exact = copy.deepcopy(network).double()(opened.normalize(torch.from_numpy(image)).double())
     options = dict(uint8_input=True, argmax=False)
     check = check_image(lambda _: exact.float().numpy(), opened, image, "exact", **options)
-    assert check.passed()
+    assert check.passed() and check.delta > exporting.allowed(check.largest)
     off = exact.float() + 0.05 * exact.abs().max()
     assert not check_image(lambda _: off.numpy(), opened, image, "off", **options).passed()
 
