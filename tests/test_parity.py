@@ -80,6 +80,23 @@ def test_every_folder_of_goldens_has_a_network():
     assert folders == set(published())
 
 
+# The larger ones of torchvision share every line with these.
+@pytest.mark.parametrize("name", [
+    pytest.param("fcn_resnet50", marks=pytest.mark.slow), "deeplabv3_mobilenet_v3_large",
+    "lraspp_mobilenet_v3_large"])
+def test_torchvision_s_own_network_gives_the_same_logits_at_an_odd_size(name):
+    build = getattr(pytest.importorskip("torchvision.models.segmentation"), name)
+    aux = {} if name.startswith("lraspp") else {"aux_loss": True}
+    theirs = waves(build(weights=None, weights_backbone=None, num_classes=4, **aux))
+    ours, images = load_published(f"torchvision_{name}", theirs.state_dict()), picture(65, 97, 2)
+    with torch.no_grad():
+        expected = theirs(images)
+        ours.training = True
+        outputs = ours(images)
+    for key, value in expected.items():
+        assert (outputs[key] - value).abs().max() <= 1e-4 * value.std(), key
+
+
 # What the networks gave when they were equal to the goldens, with weights and an image that
 # need no file: mean, standard deviation and three values of the logits.
 PROBES = {
