@@ -55,7 +55,8 @@ def left_in(folder):
 
 @pytest.mark.parametrize("options", [
     pytest.param(["--format", "onnx"], marks=needs_onnx),
-    pytest.param(["--format", "onnx", "--size", "40x56", "--opset", "20"], marks=needs_onnx),
+    pytest.param(["--format", "onnx", "--size", "40x56", "--opset", "20"],
+                 marks=[needs_onnx, pytest.mark.slow]),
     ["--format", "torch_export"], ["--format", "torchscript", "--size", "40x56"]])
 def test_every_format_is_compared_with_pytorch_and_then_kept(options, checkpoint, tmp_path, capsys):
     """Three to six seconds each: torch's exporters are slow to start."""
@@ -162,6 +163,7 @@ def test_options_without_effect_are_refused(checkpoint):
     assert stop.value.code == 2
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_two_logits_from_one_channel_survive_the_export(tmp_path):
     class OneChannel(TinyNet):
