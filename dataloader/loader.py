@@ -86,14 +86,18 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict]:
         self._position = self.plan.start
-        with _without_worker_advice():
-            self._iterator = iter(self._loader)
+        self._start_reading()
         if self.num_workers:
             _watch_workers(self)
         while (batch := self._next()) is not None:
             self._position += 1
             self._report(batch.pop("skipped"))
             yield batch
+
+    def _start_reading(self):
+        """Start the workers. A signal to stop waits until this returns (utils.stop_signal)."""
+        with _without_worker_advice():
+            self._iterator = iter(self._loader)
 
     def close(self):
         """End the worker processes. The loader cannot be used afterwards."""

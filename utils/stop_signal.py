@@ -76,8 +76,9 @@ class StopSignal:
 
 
 def _forks(frame):
-    """Whether a process is being started: Python swallows, and prints, what is raised there."""
-    while frame and frame.f_code.co_name not in ("_launch", "_execute_child"):
+    """Whether a process is being started: Python swallows, and prints, what is raised there, and
+    torch's half-made iterator over its workers cannot be taken down."""
+    while frame and frame.f_code.co_name not in ("_launch", "_execute_child", "_start_reading"):
         frame = frame.f_back
     return frame is not None
 
