@@ -2,6 +2,7 @@
 
 SEGWRIGHT_KILLS=200 python -m pytest -m slow tests/test_kill_resume.py   # CI kills ten times
 """
+import contextlib
 import os
 import random
 import signal
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from tests.run_program import SMALL, digest, program, start
-from tests.warm_start import WarmStart
+from tests.warm_start import WarmStart, until
 
 KILLS = int(os.environ.get("SEGWRIGHT_KILLS", 10))
 TINY = ["train_loader.args.size=[24,32]", "train_loader.args.batch_size=2",
@@ -33,14 +34,20 @@ def warm():
 
 @pytest.fixture(scope="module")
 def undisturbed(warm, tmp_path_factory):
+    """The weights of a training that nothing disturbs, and the seconds between two steps of it."""
     folder = tmp_path_factory.mktemp("undisturbed")
+    log = folder / "log"
+    process = warm.start(log, *train(folder, "trainer.log_per_iter=1", "trainer.save_every=1"))
+    until(log, "step 2/8 ")
     before = time.monotonic()
-    assert warm.wait(warm.start(folder / "log", *train(folder))) == 0, (folder / "log").read_text()
+    until(log, "step 6/8 ")
+    seconds = (time.monotonic() - before) / 4
+    assert warm.wait(process) == 0, log.read_text()
     last, = folder.glob("shapes/*/last.pth")
-    return digest(last), time.monotonic() - before
+    return digest(last), seconds
 
 
-@pytest.mark.slow      # ten trainings of a second or two, and as many halves
+@pytest.mark.slow      # ten trainings of a few seconds, and as many halves
 @pytest.mark.timeout(7200)
 def test_k01_k17_killed_at_random_moments_and_resumed_equals_undisturbed(warm, undisturbed,
                                                                          tmp_path):
@@ -50,12 +57,13 @@ def test_k01_k17_killed_at_random_moments_and_resumed_equals_undisturbed(warm, u
     for trial in range(KILLS):
         folder, log = tmp_path / str(trial), tmp_path / f"{trial}.log"
         folder.mkdir()
-        process = warm.start(log, *train(folder, "-r", "auto", "trainer.save_every=1"))
-        time.sleep(moments.uniform(0.05, 1.0) * seconds)
-        try:
+        process = warm.start(log, *train(folder, "-r", "auto", "trainer.save_every=1",
+                                         "trainer.log_per_iter=1"))
+        step = moments.randrange(8)             # of eight; 0: between the start and the first
+        until(log, f"step {step}/8 " if step else "training ENet")
+        time.sleep(moments.uniform(0, seconds))
+        with contextlib.suppress(ProcessLookupError):       # it was done already
             os.killpg(process, signal.SIGKILL)
-        except ProcessLookupError:
-            pass                                # it was done, or has no group yet
         killed += warm.wait(process) == -signal.SIGKILL
         workers = moments.choice([0, 1, 2])
         process = warm.start(log, *train(folder, "-r", "auto", "trainer.save_every=1",

@@ -104,8 +104,8 @@ def test_k25_a_killed_rank_is_named_with_the_place_of_the_others(warm, tmp_path)
     assert time.monotonic() - killed < END
     assert statuses == [1, -9]
     error, = errors_of(zero)
-    assert re.search(r"rank 1 is gone \(killed\? short of memory\?\); rank 0 was at epoch 1 step 3: "
-                     r"(count|exchange)", error), error
+    assert re.search(r"rank 1 is gone \(killed\? short of memory\?\); rank 0 was at epoch 1 step "
+                     r"3: (count|exchange)", error), error
     assert "Traceback" not in zero
 
 

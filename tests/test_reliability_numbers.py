@@ -41,8 +41,8 @@ def test_k32_a_loss_that_is_not_finite_leaves_everything_as_it_was_and_says_all(
         trainer.train()
     assert same(trainer.before, weights(trainer))           # running statistics included
     said = str(error.value)
-    for part in (f"loss is {value} at epoch 2 step 6", "out", "lr 0.0", "images", "last.pth with -r",
-                 "optimizer.args.lr"):
+    for part in (f"loss is {value} at epoch 2 step 6", "out", "lr 0.0", "images",
+                 "last.pth with -r", "optimizer.args.lr"):
         assert part in said, part
     assert error.value.exit_status == 5
     assert read_checkpoint(tmp_path / "last.pth")["step"] == 4

@@ -20,7 +20,8 @@ from utils.stop_signal import StopNow, StopSignal
 
 TINY = ["-c", "config.json", *SMALL, "train_loader.args.size=[24,32]", "trainer.log_per_iter=1",
         "train_loader.args.batch_size=2", "train_loader.args.length=8", "trainer.amp=false",
-        "val_loader.args.size=[24,32]", "val_loader.args.length=2", "train_loader.args.num_workers=2"]
+        "val_loader.args.size=[24,32]", "val_loader.args.length=2",
+        "train_loader.args.num_workers=2"]
 
 
 def dropout():
@@ -122,7 +123,7 @@ def test_k17_sigterm_during_the_check_before_training_saves_the_start(tmp_path, 
 
 
 @pytest.mark.parametrize("slow", ["data", "network"])
-def test_k17_sigterm_during_validation_saves_and_repeats_the_validation(tmp_path, undisturbed, slow):
+def test_k17_sigterm_during_validation_saves_and_repeats_it(tmp_path, undisturbed, slow):
     trainer = make(tmp_path, model=dropout)
     if slow == "data":
         trainer.val_loader = Waits(4, 2, epoch=0, batch=1)

@@ -96,7 +96,7 @@ def start(device: str | None = None, timeout: float = RANK_TIMEOUT):
         if os.environ["RANK"] == "0" and not _store_of_launcher():
             _require_free(int(os.environ["MASTER_PORT"]))
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo",
-                                timeout=timedelta(seconds=timeout))
+                                timeout=timedelta(seconds=timeout), **_place_of_attempt(timeout))
     if world_size() > 1:
         _watch(timeout)
     return torch.device(device)
@@ -172,6 +172,17 @@ def recall(key: str) -> str | None:
 
 def _store_of_launcher():
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launched()
+
+
+def _place_of_attempt(timeout):
+    """Where in the launcher's store the ranks find each other: after a restart torch would find
+    the addresses of dead ranks there."""
+    if not _store_of_launcher():
+        return {}
+    import torch.distributed as dist
+    from utils.rank_watch import connect
+    return {"store": dist.PrefixStore(f"segwright/attempt {restarts()}", connect(timeout)),
+            "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
 
 
 def _require_free(port):

@@ -22,11 +22,11 @@ SILENCE = 2.5       # a rank that wrote no line for so long is gone
 LAST_WORDS = 4.0    # how long a main thread may take to end by itself
 
 
-def connect():
+def connect(timeout: float = 5.0):
     """A connection of its own to the store of the process group (or of the launcher)."""
     import torch.distributed as dist
     return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
-                         is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
+                         is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout))
 
 
 class RankWatch:
