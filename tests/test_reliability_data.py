@@ -419,7 +419,7 @@ def test_k45_names_that_no_terminal_shows_are_printed_escaped(tmp_path):
         pytest.skip("this file system does not hold such names")
     write_label(tmp_path / "labels" / name, np.zeros(SIZE, np.uint8), [])
     (tmp_path / "c.json").write_text(json.dumps({
-        "extends": str(ROOT / "config.json"), "trainer": {"val": False},
+        "extends": str(ROOT / "config.json"), "trainer": {"val": False}, "loss": "CE",
         "train_loader": {"type": "Folder", "args": {"data_dir": str(tmp_path),
                                                     "num_classes": 3}}, "val_loader": None}))
     result = subprocess.run([sys.executable, "train.py", "-c", tmp_path / "c.json", "--dry-run"],
