@@ -102,7 +102,9 @@ class Soak:
 
     def _hit(self, process, saves, hit):
         """Do it; (the statuses it may end with, what mends it)."""
-        nothing = (lambda: None)
+        def nothing():
+            pass
+
         if process.poll() is not None:
             return (0,), nothing       # the training was finished before
         self.counts[hit] += 1

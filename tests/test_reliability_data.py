@@ -1,5 +1,4 @@
 """What data can do to a training: the faults K21 and K38 to K48 of docs/reliability.md."""
-import io
 import json
 import os
 import struct

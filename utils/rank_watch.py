@@ -26,7 +26,8 @@ def connect(timeout: float = 5.0):
     """A connection of its own to the store of the process group (or of the launcher)."""
     import torch.distributed as dist
     return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
-                         is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout))
+                         is_master=False, wait_for_workers=False,
+                         timeout=timedelta(seconds=timeout))
 
 
 class RankWatch:
