@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 
 from utils import distributed
-from utils.checkpoint import load_exact, load_foreign, load_optimizer, read_checkpoint
+from utils.checkpoint import (load_exact, load_foreign, load_optimizer, read_checkpoint,
+                              verified)
 from utils.console import Interrupted, notice, warn
 from utils.errors import CheckpointError, ConfigError, UserError
 from utils.logger import RunLogger
@@ -122,6 +123,7 @@ class BaseTrainer(ABC):
         self.into_batch = 0     # samples of the next batch that other numbers of ranks have seen
         self.skipped = 0        # steps left out because of a loss or gradient that was not finite
         self.overflows = 0      # steps left out by the loss scaling
+        self.resumed = checkpoint is not None
         if checkpoint:
             self._restore(checkpoint)
         elif finetune_from:
@@ -173,6 +175,8 @@ class BaseTrainer(ABC):
             try:
                 with self.stop_signal.idle():
                     self._check()
+                if self.resumed and not verified(self.folder / "last.pth"):
+                    self.save("last.pth")       # damaged: another checkpoint saved the run
                 while self.epoch <= self.epochs and not self.monitor.exhausted:
                     self._train_epoch(self.epoch)
                     self._finish_epoch()

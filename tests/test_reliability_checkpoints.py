@@ -204,6 +204,14 @@ def test_k04_a_flipped_bit_is_refused_and_auto_goes_on_to_the_same_weights(train
     assert digest(path) == expected
 
 
+def test_k04_a_damaged_last_checkpoint_of_a_finished_training_is_replaced(trained, capsys):
+    expected, path = digest(trained / "last.pth"), trained / "last.pth"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert resume(trained) == 0
+    assert re.search(r"going on from \S+checkpoint-epoch\d\.pth", capsys.readouterr().err)
+    assert digest(path) == expected
+
+
 def test_k05_foreign_files_are_passed_over(trained, capsys):
     for path in trained.glob("*.pth"):
         path.unlink()
