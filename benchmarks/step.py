@@ -11,7 +11,6 @@ Goals: ours / bare at most 1.02; source / ours at least 2 (DeepLabV3+, PSPNet), 
 """
 import argparse
 import statistics
-from types import SimpleNamespace
 
 CASES = {"ENet": {}, "DeepLab": {"backbone": "resnet50"}, "PSPNet": {"backbone": "resnet50"},
          "UNet": {}}
@@ -59,6 +58,7 @@ def our_step(name, batch):
     from trainer import Trainer
     from utils.config import load_config, resolve_config
     from utils.criterion import Criterion
+    from utils.finite import FiniteGuard
     from utils.normalize import Normalize
     config = resolve_config(load_config("config.json", ["optimizer.type=SGD",
                                                         'optimizer.args={"lr":0.01,"momentum":0.9,'
@@ -68,19 +68,26 @@ def our_step(name, batch):
                                                         "trainer.tensorboard=false"]))
     model = _network(name)
     names = [str(i) for i in range(CLASSES)]
-    dataset = SimpleNamespace(class_names=names, palette=[[0, 0, 0]] * CLASSES, mean=[0.5] * 3,
-                              std=[0.25] * 3)
+    dataset = _Dataset()
+    dataset.class_names, dataset.palette = names, [[0, 0, 0]] * CLASSES
     loader = _Loader(dataset, len(batch["id"]))
     trainer = Trainer(model, Criterion(config["loss"], model.output_weights),
                       Normalize(dataset.mean, dataset.std), loader, None, config,
                       tempfile.mkdtemp(), torch.device("cpu"), **config["trainer"])
     trainer.train_model.train()
     trainer.window, trainer.window_steps = torch.zeros(()), 0
+    trainer.guard = FiniteGuard(model, trainer.optimizer, trainer.device, False)
 
     def step():
         trainer._step([dict(batch)])
         trainer.step += 1
     return step
+
+
+class _Dataset(list):
+    """As much of a dataset: no samples, statistics, and attributes as they come."""
+
+    mean, std = [0.5] * 3, [0.25] * 3
 
 
 class _Loader:
