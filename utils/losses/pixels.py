@@ -101,6 +101,9 @@ class _SoftmaxTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, index, valid, with_sums):
         dtype = full_precision(logits[:0]).dtype
+        if logits.device.type == "cpu":
+            # There softmax and maximum over channels side by side cost more than the copy.
+            logits = logits.contiguous()
         if logits.shape[1] <= _FEW_CLASSES:
             p = F.softmax(logits, 1, dtype=dtype)
             # -ln p of the label as (largest logit - its logit) - ln(largest p): exact where p
