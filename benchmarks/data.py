@@ -9,6 +9,7 @@ here from its description: arrays of float32 and int32 from the start, the whole
 picture resized, turned, padded, cut, mirrored and blurred one after the other,
 ids mapped by one comparison each, floats to the device.
 """
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -30,7 +31,9 @@ FILES = 4
 CLASSES = 19
 
 
-def main():
+def main(argv=None):
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.
+                            RawDescriptionHelpFormatter).parse_args(argv)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     image, label = Shapes(size=(1024, 2048), length=1).load(0)
