@@ -1,5 +1,6 @@
 """Two gloo processes train and score as one does."""
 import os
+import threading
 
 import pytest
 import torch
@@ -125,3 +126,13 @@ def test_two_ranks_with_synchronised_norms_train_like_one_process(tmp_path):
                                rtol=1e-4, atol=1e-5)
     for key, value in one["weights"].items():
         torch.testing.assert_close(two["weights"][key], value, rtol=2e-3, atol=1e-4)
+
+
+def test_no_thread_is_left_to_the_end_of_the_program():
+    on_ranks(_leave, 2)
+
+
+def _leave(rank, world):
+    distributed.stop()
+    # Python aborts where a daemon thread is in the middle of a call as the program ends.
+    assert not [one for one in threading.enumerate() if one.name == "rank watch"]

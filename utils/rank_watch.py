@@ -20,9 +20,10 @@ from utils import console
 BEAT = 0.5          # seconds between two lines
 SILENCE = 2.5       # a rank that wrote no line for so long is gone
 LAST_WORDS = 4.0    # how long a main thread may take to end by itself
+STORE_TIMEOUT = 5.0
 
 
-def connect(timeout: float = 5.0):
+def connect(timeout: float = STORE_TIMEOUT):
     """A connection of its own to the store of the process group (or of the launcher)."""
     import torch.distributed as dist
     return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
@@ -46,8 +47,10 @@ class RankWatch:
         if store:
             with contextlib.suppress(Exception):   # of any kind; without it there is nobody to ask
                 self._store = connect()
+        self._thread = None
         if timeout is not None and self._store:
-            threading.Thread(target=self._run, name="rank watch", daemon=True).start()
+            self._thread = threading.Thread(target=self._run, name="rank watch", daemon=True)
+            self._thread.start()
 
     def at(self, place: str):
         self._passed += 1
@@ -61,30 +64,42 @@ class RankWatch:
                 self._store.set(self._key("line", self.rank), json.dumps({"ended": True}))
             except Exception:       # the store ended first
                 pass
+            self._join()
 
     def tell(self, error: BaseException) -> int:
         """Say why this rank stops: its own error if it is the first, else whose it was. Returns
         the exit status."""
         with self._telling:
             self._ended.set()
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            summary = lines[0] if lines else type(error).__name__
-            consequence = _of_a_collective(error)
-            if consequence:
-                first = self._wait_for_failure() or self._blame()
-                if first is None:        # nobody else is to blame: it is this rank's own
-                    consequence = False
-            if not consequence:
-                first = self._claim(self.rank, summary)
-                if first["rank"] == self.rank:
-                    status = console.report(error)
-                    if status is None:
-                        traceback.print_exception(error)
-                    return 1 if status is None else status
-            if "--debug" in sys.argv:
-                traceback.print_exception(error)
-            self._say(first)
-            return 1
+            status = self._told(error)
+        self._join()
+        return status
+
+    def _told(self, error):
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        summary = lines[0] if lines else type(error).__name__
+        consequence = _of_a_collective(error)
+        if consequence:
+            first = self._wait_for_failure() or self._blame()
+            if first is None:        # nobody else is to blame: it is this rank's own
+                consequence = False
+        if not consequence:
+            first = self._claim(self.rank, summary)
+            if first["rank"] == self.rank:
+                status = console.report(error)
+                if status is None:
+                    traceback.print_exception(error)
+                return 1 if status is None else status
+        if "--debug" in sys.argv:
+            traceback.print_exception(error)
+        self._say(first)
+        return 1
+
+    def _join(self):
+        """Python aborts where a daemon thread is in the middle of a call to the store as the
+        program ends; a call takes the store's timeout at most."""
+        if self._thread:
+            self._thread.join(2 * STORE_TIMEOUT)
 
     def _run(self):
         beats = 0
