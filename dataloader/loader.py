@@ -322,6 +322,10 @@ def _start_worker(_):
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LINGER))
+    # The thread that hands tensors over prints what it meets when the program is gone.
+    report = sys.excepthook
+    sys.excepthook = lambda kind, *error: \
+        None if issubclass(kind, (OSError, EOFError)) else report(kind, *error)
 
 
 _with_workers = weakref.WeakSet()
