@@ -62,9 +62,9 @@ def main(argv=None):
     if not is_loopback(args.host):
         console.warn(f"the page is open to everybody who can reach {args.host}, without a password")
     signal.signal(signal.SIGTERM, _terminated)
-    print(server.url, flush=True)
-    console.notice("Ctrl-C ends it")
     try:
+        print(server.url, flush=True)
+        console.notice("Ctrl-C ends it")
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
         raise console.Interrupted(signal.SIGINT, "the page is closed") from None
