@@ -176,8 +176,9 @@ class BaseTrainer(ABC):
                 with self.stop_signal.idle():
                     self._check()
                 if self.resumed and not verified(self.folder / "last.pth"):
-                    self.save("last.pth")       # damaged: another checkpoint saved the run
-                while self.epoch <= self.epochs and not self.monitor.exhausted:
+                    # Damaged: another checkpoint saved the run.
+                    self.save("last.pth", required=self._finished)
+                while not self._finished:
                     self._train_epoch(self.epoch)
                     self._finish_epoch()
             except StopNow:
@@ -232,7 +233,11 @@ class BaseTrainer(ABC):
             self.save("model_best.pth")
         if self.save_period and epoch % self.save_period == 0:
             self.save(f"checkpoint-epoch{epoch}.pth")
-        self.save("last.pth", required=self.epoch > self.epochs or self.monitor.exhausted)
+        self.save("last.pth", required=self._finished)
+
+    @property
+    def _finished(self):
+        return self.epoch > self.epochs or self.monitor.exhausted
 
     def _state(self):
         dataset = self.train_loader.dataset

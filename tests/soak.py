@@ -115,6 +115,8 @@ class Soak:
         if hit.startswith("kill"):
             (os.killpg if hit == "kill group" else os.kill)(process.pid, signal.SIGKILL)
             process.wait()
+            if process.returncode == 0:
+                return (0,), nothing   # its exit had begun when the signal came
             if "," in hit:
                 _damage(saves, hit, self.draw)
             return (-signal.SIGKILL,), self._clear_sockets

@@ -212,6 +212,14 @@ def test_k04_a_damaged_last_checkpoint_of_a_finished_training_is_replaced(traine
     assert digest(path) == expected
 
 
+def test_k04_a_finished_training_whose_last_checkpoint_stays_damaged_says_so(trained, capsys):
+    path = trained / "last.pth"
+    path.write_bytes(path.read_bytes()[:-100])
+    with files_limited_to(100_000):
+        assert resume(trained) == 1
+    assert "no space left while writing" in capsys.readouterr().err
+
+
 def test_k05_foreign_files_are_passed_over(trained, capsys):
     for path in trained.glob("*.pth"):
         path.unlink()
