@@ -4,15 +4,13 @@ torchvision's form and keys.
 Published (COCO with the 21 VOC classes, mIoU on COCO val2017):
 `fcn_resnet50_coco-1167a1af.pth` 60.5, `fcn_resnet101_coco-7ecb50ca.pth` 63.7.
 """
-from base.base_model import BaseModel
-from models.backbones import build_backbone
+from models.layers.auxiliary import AuxiliaryHeadModel
 from models.layers.heads import fcn_head
-from models.layers.outputs import as_outputs
 from models.published import Published
 from models.start_weights import start_state
 
 
-class FCNResNet(BaseModel):
+class FCNResNet(AuxiliaryHeadModel):
     """One 3x3 convolution and a classifier on the features of stride 8.
 
     x: (N, 3, H, W) normalised RGB, any H and W. use_aux: whether the auxiliary
@@ -26,21 +24,14 @@ class FCNResNet(BaseModel):
     def __init__(self, num_classes: int, backbone: str = "resnet50", pretrained: bool = False,
                  output_stride: int = 8, use_aux: bool = True, norm: str = "batch"):
         super().__init__()
-        self.backbone = build_backbone(backbone, levels=2, output_stride=output_stride,
+        aux, last = self.build_encoder(backbone, use_aux, output_stride=output_stride,
                                        pretrained=pretrained, norm=norm)
-        self.backbone.keep(-1, *([self.backbone.aux_level] if use_aux else []))
-        aux, last = self.backbone.channels[self.backbone.aux_level], self.backbone.channels[-1]
         self.head = fcn_head(last, last // 4, num_classes, norm=norm)
-        self.aux_head = fcn_head(aux, aux // 4, num_classes, norm=norm) if use_aux else None
-        if not use_aux:
-            self.output_weights = {"out": 1.0}
+        if use_aux:
+            self.aux_head = fcn_head(aux, aux // 4, num_classes, norm=norm)
 
-    def forward(self, x):
-        maps = self.backbone(x)
-        logits = {"out": self.head(maps[-1])}
-        if self.training and self.aux_head is not None:
-            logits["aux"] = self.aux_head(maps[self.backbone.aux_level])
-        return as_outputs(logits, x, self.training)
+    def segment(self, features):
+        return self.head(features)
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""

@@ -7,17 +7,15 @@ after the pyramid has a quarter of the encoder's channels.
 """
 from torch import nn
 
-from base.base_model import BaseModel
-from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS
+from models.layers.auxiliary import AuxiliaryHeadModel
 from models.layers.heads import PyramidPooling, fcn_head
 from models.layers.init import he_init
-from models.layers.outputs import as_outputs
 from models.published import Published
 from models.start_weights import start_state
 
 
-class PSPNet(BaseModel):
+class PSPNet(AuxiliaryHeadModel):
     """Pyramid pooling on a dilated backbone, output stride 8.
 
     x: (N, 3, H, W) normalised RGB; H and W need not be divisible by 8.
@@ -34,26 +32,17 @@ class PSPNet(BaseModel):
                  output_stride: int = 8, use_aux: bool = True, bins: tuple = (1, 2, 3, 6),
                  norm: str = "batch"):
         super().__init__()
-        self.backbone = build_backbone(backbone, levels=2, output_stride=output_stride,
+        aux, last = self.build_encoder(backbone, use_aux, output_stride=output_stride,
                                        pretrained=pretrained, norm=norm)
-        self.backbone.keep(-1, *([self.backbone.aux_level] if use_aux else []))
-        aux, last = self.backbone.channels[self.backbone.aux_level], self.backbone.channels[-1]
         self.head = nn.Sequential(PyramidPooling(last, last // 4, bins, norm=norm),
                                   nn.Conv2d(last // 4, num_classes, 1))
-        self.aux_head = None
         if use_aux:
             self.aux_head = fcn_head(aux, last // 4, num_classes, dropout_maps=True, norm=norm)
             he_init(self.aux_head, norm_bias=1e-4)
-        else:
-            self.output_weights = {"out": 1.0}
         he_init(self.head, norm_bias=1e-4)
 
-    def forward(self, x):
-        maps = self.backbone(x)                      # the last ones (N, C, H/8, W/8)
-        logits = {"out": self.head(maps[-1])}
-        if self.training and self.aux_head is not None:
-            logits["aux"] = self.aux_head(maps[self.backbone.aux_level])
-        return as_outputs(logits, x, self.training)
+    def segment(self, features):
+        return self.head(features)
 
     def rename_foreign(self, state: dict) -> dict:
         """An ImageNet encoder or a published checkpoint in this network's keys."""

@@ -1,0 +1,42 @@
+"""Networks that segment a backbone's last features, and earlier ones beside them in training."""
+from abc import abstractmethod
+
+import torch
+
+from base.base_model import BaseModel
+from models.backbones import build_backbone
+from models.layers.outputs import as_outputs
+
+
+class AuxiliaryHeadModel(BaseModel):
+    """`segment` on the last map of `self.backbone`; `self.aux_head`, or None, on an earlier one.
+
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
+    """
+
+    align_corners = False       # of the resize to the image
+
+    def __init__(self):
+        super().__init__()
+        self.aux_head = None
+
+    def build_encoder(self, backbone: str, use_aux: bool = True, **options) -> tuple[int, int]:
+        """Set self.backbone: channels of the map for the auxiliary head, and of the last one."""
+        self.backbone = build_backbone(backbone, levels=2, **options)
+        aux_level = self.backbone.aux_level
+        self.backbone.keep(-1, *([aux_level] if use_aux else []))
+        if not use_aux:
+            self.output_weights = {"out": 1.0}
+        return self.backbone.channels[aux_level], self.backbone.channels[-1]
+
+    @abstractmethod
+    def segment(self, features: torch.Tensor) -> torch.Tensor:
+        """The backbone's last map (N, C', h, w) -> logits (N, C, h, w)."""
+
+    def forward(self, x: torch.Tensor):
+        maps = self.backbone(x)
+        logits = {"out": self.segment(maps[-1])}
+        if self.training and self.aux_head is not None:
+            logits["aux"] = self.aux_head(maps[self.backbone.aux_level])
+        return as_outputs(logits, x, self.training, self.align_corners)
