@@ -239,22 +239,28 @@ class _Probe(NamedTuple):
     grey: bool = False
 
 
-def _read_image(path):
-    """(uint8 (H, W, 3) as stored, orientation)."""
-    import cv2
+def _read_checked(path):
+    """(bytes of a whole file, what its header says); no bomb and no half file passes here."""
     data = _read_bytes(path)
     probe = _probe(data)
     if probe:
         _refuse_bomb(probe.width, probe.height, path)
         _require_complete(data, probe, path)
-        if probe.ordinary:
-            flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-            if probe.bits == 16:
-                flags |= cv2.IMREAD_ANYDEPTH
-            image = _cv2_decode(data, flags)
-            if image is not None:
-                turn = _orientation(_pillow_open(io.BytesIO(data), path)) if probe.tagged else 1
-                return _eight_bits(image), turn
+    return data, probe
+
+
+def _read_image(path):
+    """(uint8 (H, W, 3) as stored, orientation)."""
+    import cv2
+    data, probe = _read_checked(path)
+    if probe and probe.ordinary:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        if probe.bits == 16:
+            flags |= cv2.IMREAD_ANYDEPTH
+        image = _cv2_decode(data, flags)
+        if image is not None:
+            turn = _orientation(_pillow_open(io.BytesIO(data), path)) if probe.tagged else 1
+            return _eight_bits(image), turn
     return _pillow_image(data, path)
 
 
@@ -269,15 +275,11 @@ def _read_label(path, palette):
 def _open_label(path):
     """A label as stored: an array of values (ordinary grey PNG) or a loaded Pillow image."""
     import cv2
-    data = _read_bytes(path)
-    probe = _probe(data)
-    if probe:
-        _refuse_bomb(probe.width, probe.height, path)
-        _require_complete(data, probe, path)
-        if probe.kind == "png" and probe.grey and probe.bits >= 8 and not probe.tagged:
-            values = _cv2_decode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
-            if values is not None:
-                return values, probe
+    data, probe = _read_checked(path)
+    if probe and probe.kind == "png" and probe.grey and probe.bits >= 8 and not probe.tagged:
+        values = _cv2_decode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+        if values is not None:
+            return values, probe
     image = _pillow_open(io.BytesIO(data), path)
     _refuse_bomb(*image.size, path)
     _pillow_load(image, path, len(data))

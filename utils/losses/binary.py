@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from utils.class_weights import class_weights
-from utils.losses.pixels import full_precision, labelled
+from utils.losses.pixels import check_reduction, full_precision, labelled
 from utils.losses.warning import warn_once
 
 
@@ -29,8 +29,7 @@ class BCEWithLogitsLoss2d(nn.Module):
     def __init__(self, weight: list | str | None = None, class_pixels: list | str | None = None,
                  reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
         super().__init__()
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
+        check_reduction(reduction)
         self.reduction, self.ignore_index = reduction, ignore_index
         self.register_buffer("weight", class_weights(weight, class_pixels), persistent=False)
         warn_sigmoid(self)
@@ -57,8 +56,7 @@ class BCEWithLogitsFocalLoss2d(nn.Module):
         super().__init__()
         if gamma < 0:
             raise ValueError(f"gamma must not be negative, found {gamma}")
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
+        check_reduction(reduction)
         self.gamma, self.reduction, self.ignore_index = gamma, reduction, ignore_index
         self.register_buffer("weight", class_weights(alpha), persistent=False)
         warn_sigmoid(self)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from utils.class_weights import class_weights
-from utils.losses.pixels import class_weight_map, cross_entropy_map, labelled, mean_over
+from utils.losses.pixels import (check_reduction, class_weight_map, cross_entropy_map, labelled,
+                                 mean_over)
 
 
 class CrossEntropyLoss2d(nn.Module):
@@ -24,8 +25,7 @@ class CrossEntropyLoss2d(nn.Module):
     def __init__(self, weight: list | str | None = None, class_pixels: list | str | None = None,
                  reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
         super().__init__()
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
+        check_reduction(reduction)
         self.reduction, self.ignore_index = reduction, ignore_index
         self.register_buffer("weight", class_weights(weight, class_pixels), persistent=False)
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.class_weights import class_weights
-from utils.losses.pixels import class_weight_map, cross_entropy_map, labelled, mean_over
+from utils.losses.pixels import (check_reduction, class_weight_map, cross_entropy_map, labelled,
+                                 mean_over)
 from utils.losses.warning import warn_once
 
 
@@ -60,8 +61,7 @@ class CE_DiceLoss(DiceLoss):  # noqa: N801 (the name that the published configs 
     def __init__(self, smooth: float = 1.0, weight: list | None = None,
                  reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
         super().__init__(smooth, ignore_index)
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
+        check_reduction(reduction)
         self.reduction = reduction
         self.register_buffer("weight", class_weights(weight), persistent=False)
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from utils.class_weights import class_weights
-from utils.losses.pixels import class_weight_map, cross_entropy_map, labelled, mean_over
+from utils.losses.pixels import (check_reduction, class_weight_map, cross_entropy_map, labelled,
+                                 mean_over)
 
 
 class FocalLoss(nn.Module):
@@ -25,8 +26,7 @@ class FocalLoss(nn.Module):
         super().__init__()
         if gamma < 0:
             raise ValueError(f"gamma must not be negative, found {gamma}")
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
+        check_reduction(reduction)
         self.gamma, self.reduction, self.ignore_index = gamma, reduction, ignore_index
         self.register_buffer("weight", class_weights(alpha, class_pixels), persistent=False)
 

@@ -15,6 +15,12 @@ from utils.errors import ConfigError
 _FEW_CLASSES = 32
 
 
+def check_reduction(reduction: str):
+    """Raises ValueError for a reduction other than "mean" and "sum"."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
+
+
 def full_precision(logits: torch.Tensor) -> torch.Tensor:
     """The logits in float32, or as they are where they are float64."""
     return logits if logits.dtype == torch.float64 else logits.float()
