@@ -6,19 +6,17 @@ examples:
   python test.py -r model_best.pth --segfix segfix.pth     # with and without refinement
   python test.py -r model_best.pth test_loader.args.data_dir=/data/camvid --json | jq .Mean_IoU
 """
-import argparse
 import json
 import os
 import sys
 
 from utils import console, distributed
+from utils.arguments import add_overrides, command_parser, parse_with_overrides
 from utils.predict_arguments import add_prediction_arguments, predict_options
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
-        prog="test.py", description=__doc__, epilog=console.EXIT_STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("test.py", __doc__)
     add = parser.add_argument
     add("-r", "-m", "--resume", "--model", dest="checkpoint", required=True, metavar="PATH|auto",
         help="checkpoint to score, its config names the data; auto: the newest best one in saved/")
@@ -35,19 +33,20 @@ def parse(argv):
     add("-o", "--output", metavar="DIR",
         help="folder of results.json, results.txt, confusion_matrix.png (default: beside it)")
     add("--json", action="store_true", help="print one JSON object per rule instead of tables")
-    add("--debug", action="store_true", help="show the traceback of every error")
     add("--version", action=console.ShowVersion)
-    add("overrides", nargs="*", metavar="KEY=VALUE",
-        help="config keys, e.g. test_loader.args.batch_size=4")
-    args = parser.parse_intermixed_args(argv)
-    wrong = [text for text in args.overrides if "=" not in text]
-    if wrong:
-        parser.error(f"expected KEY=VALUE, got {wrong[0]!r}")
-    return args
+    add_overrides(parser, "test_loader.args.batch_size=4")
+    return parse_with_overrides(parser, argv)
 
 
 def main(argv=None):
     args = parse(argv)
+    with distributed.one_voice():
+        score(args)
+
+
+def score(args):
+    """Everything after the arguments: the scores are printed and written."""
+    from dataloader.loader import make_loader
     from utils.checkpoint import find_checkpoint, read_checkpoint
     from utils.checkpoint_config import loader_section, with_config
     from utils.evaluate import build_rules, evaluate
@@ -63,33 +62,28 @@ def main(argv=None):
     folder = args.output or os.path.dirname(os.path.abspath(args.checkpoint))
     prepare_folder(folder)
     device = distributed.start(args.device)
-    try:
-        from dataloader.loader import make_loader
-        loader = make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
-                             rank=distributed.rank(), world_size=distributed.world_size(),
-                             training=False)
-        opened = open_model(checkpoint, device, args.checkpoint)
-        opened.require_classes(loader.dataset.class_names)
-        predictor = opened.predictor(options)
-        rules = build_rules(args.predict or options["test"], opened.activation, options,
-                            opened.model)
-        refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
-        results = evaluate(predictor, loader, rules, num_classes=len(opened.class_names),
-                           ignore_index=config["ignore_index"],
-                           classes_of_interest=options["CoI"], published=options["published"],
-                           boundary=options["boundary"] or refiner is not None,
-                           loss=opened.loss(), device=device, progress=key, refiner=refiner)
-        if distributed.is_main():
-            names = loader.dataset.class_names
-            entries = score_entries(results, opened, predictor, key, section, names,
-                                    options["CoI"], refiner)
-            print("\n".join(map(json.dumps, entries)) if args.json
-                  else score_text(results, entries, names))
-            ids = [sample.id for sample in loader.dataset.samples]
-            written = write_scores(folder, results, entries, names, ids)
-            console.notice("written: " + ", ".join(written))
-    finally:
-        distributed.stop()
+    loader = make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
+                         rank=distributed.rank(), world_size=distributed.world_size(),
+                         training=False)
+    opened = open_model(checkpoint, device, args.checkpoint)
+    opened.require_classes(loader.dataset.class_names)
+    predictor = opened.predictor(options)
+    rules = build_rules(args.predict or options["test"], opened.activation, options, opened.model)
+    refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
+    results = evaluate(predictor, loader, rules, num_classes=len(opened.class_names),
+                       ignore_index=config["ignore_index"], classes_of_interest=options["CoI"],
+                       published=options["published"],
+                       boundary=options["boundary"] or refiner is not None, loss=opened.loss(),
+                       device=device, progress=key, refiner=refiner)
+    if distributed.is_main():
+        names = loader.dataset.class_names
+        entries = score_entries(results, opened, predictor, key, section, names, options["CoI"],
+                                refiner)
+        print("\n".join(map(json.dumps, entries)) if args.json
+              else score_text(results, entries, names))
+        ids = [sample.id for sample in loader.dataset.samples]
+        written = write_scores(folder, results, entries, names, ids)
+        console.notice("written: " + ", ".join(written))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Train a segmentation network from a JSON config."""
-import argparse
 import sys
 
 from utils import console, distributed
+from utils.arguments import add_overrides, command_parser, parse_with_overrides
 
 EXAMPLES = """examples:
   python train.py --config config.json
@@ -13,9 +13,7 @@ EXAMPLES = """examples:
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, epilog=EXAMPLES + "\n" + console.EXIT_STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("train.py", __doc__, EXAMPLES + "\n")
     add = parser.add_argument
     add("-c", "--config", help="config file (default: config.json, or the checkpoint's)")
     add("-r", "--resume", metavar="PATH|auto",
@@ -31,13 +29,9 @@ def parse(argv):
     add("--init", metavar="FILE", help="look at --images and --labels, write a config and stop")
     add("--images", metavar="DIR", help="with --init: the folder of images")
     add("--labels", metavar="DIR", help="with --init: the folder of label images")
-    add("--debug", action="store_true", help="show the traceback of every error")
     add("--version", action=console.ShowVersion)
-    add("overrides", nargs="*", metavar="KEY=VALUE", help="config keys, e.g. trainer.epochs=5")
-    args = parser.parse_intermixed_args(argv)
-    wrong = [text for text in args.overrides if "=" not in text]
-    if wrong:
-        parser.error(f"expected KEY=VALUE, got {wrong[0]!r}")
+    add_overrides(parser, "trainer.epochs=5")
+    args = parse_with_overrides(parser, argv)
     if args.resume not in (None, "auto") and \
             any(text.startswith("trainer.finetune_from=") for text in args.overrides):
         parser.error("-r goes on with the weights of its checkpoint: trainer.finetune_from has no "

@@ -108,7 +108,7 @@ def test_bars_are_as_long_as_their_numbers():
     assert lengths[1] - lengths[0] == pytest.approx(52, abs=3)      # of 104 pixels at most
 
 
-@pytest.mark.parametrize("arguments", [["--size", "512"], ["--size", "0x8"], ["--batch", "0"]])
+@pytest.mark.parametrize("arguments", [["--size", "512x"], ["--size", "0x8"], ["--batch", "0"]])
 def test_senseless_numbers_are_refused(arguments):
     with pytest.raises(SystemExit):
         parse(arguments)

@@ -177,6 +177,38 @@ def test_two_processes_give_the_score_of_one(checkpoint, capsys):
     assert json.loads(done.stdout) == alone
 
 
+ONE_FAILS = """
+import os, sys
+sys.path.insert(0, {root!r})
+import test
+from dataloader.shapes import Shapes
+from utils import console
+from utils.errors import DataError
+
+def burn(self, index):
+    raise DataError("the scanner is on fire")
+
+if os.environ["RANK"] == "1":
+    Shapes.load = burn
+sys.exit(console.run(test.main))
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_other_and_its_error_is_told_once(checkpoint, tmp_path):
+    """Three processes import torch."""
+    program_file = tmp_path / "one_fails.py"
+    program_file.write_text(ONE_FAILS.format(root=str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         program_file, "-r", str(checkpoint), "-d", "cpu"], cwd=ROOT, text=True,
+        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200)
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode != 0 and told[0] == "error: the scanner is on fire"
+    assert all("stopped because rank 1 failed" in line for line in told[1:])
+    assert not (checkpoint.parent / "results.json").exists()
+
+
 def test_image_scores_beside_the_results_can_be_compared(checkpoint, capsys):
     from tools import compare_results
     assert run(checkpoint, "-p", "max,T") == 0

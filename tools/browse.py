@@ -11,36 +11,31 @@ epoch, index), through the batch transforms (CutMix, CopyBlob, ...) of that step
 Above is the image, below the colours of the classes over it; ignored pixels are dotted. A legend
 names the classes that occur.
 """
-import argparse
 import math
 import sys
 
 from utils import console
-from utils.dataset_arguments import (add_dataset_arguments, check_dataset_arguments,
-                                     dataset_config)
+from utils.arguments import at_least, command_parser
+from utils.dataset_arguments import (add_dataset_arguments, dataset_config,
+                                     parse_dataset_arguments)
 
 CAPTION = 18         # pixels below a sample
 DOTS = 8             # distance of the dots on ignored pixels
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.browse", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.browse", __doc__)
     add = parser.add_argument
     add_dataset_arguments(parser)
-    add("-n", "--samples", type=int, default=16, help="how many (default 16)")
-    add("--epoch", type=int, default=1, help="of the training, from 1 (default 1)")
-    add("--batch", type=int, default=0, help="first batch of the epoch, from 0 (default 0)")
-    add("--columns", type=int, default=4, help="samples in a row (default 4)")
-    add("--width", type=int, default=320, help="largest width and height of a picture (320)")
+    add("-n", "--samples", type=at_least(1), default=16, help="how many (default 16)")
+    add("--epoch", type=at_least(1), default=1, help="of the training, from 1 (default 1)")
+    add("--batch", type=at_least(0), default=0, help="first batch of the epoch, from 0 (default 0)")
+    add("--columns", type=at_least(1), default=4, help="samples in a row (default 4)")
+    add("--width", type=at_least(1), default=320,
+        help="largest width and height of a picture (320)")
     add("--opacity", type=float, default=0.55, help="of the colours over the image (0.55)")
     add("-o", "--output", default="browse.png", metavar="FILE", help="default: browse.png")
-    add("--debug", action="store_true", help="show the traceback of every error")
-    args = parser.parse_intermixed_args(argv)
-    check_dataset_arguments(parser, args)
-    if min(args.samples, args.epoch, args.columns, args.width) < 1 or args.batch < 0:
-        parser.error("-n, --epoch, --columns and --width start from 1, --batch from 0")
+    args = parse_dataset_arguments(parser, argv)
     if not 0 <= args.opacity <= 1:
         parser.error("--opacity is from 0 to 1")
     return args

@@ -8,41 +8,34 @@ examples:
 Fit on validation images, never on those that the final score is taken from. `max` gives the
 same labels at any temperature; T, rankdice and rankiou do not.
 """
-import argparse
 import json
 import os
 import sys
 
 from utils import console
+from utils.arguments import add_overrides, at_least, command_parser, parse_with_overrides
 from utils.predict_arguments import add_prediction_arguments, predict_options
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.calibrate", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.calibrate", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH",
         help="checkpoint to calibrate")
     add("-c", "--config", help="config to use in place of the checkpoint's own")
     add("-s", "--split", choices=("val", "test", "train"), default="val",
         help="which loader of the config (default: val)")
-    add("--pixels", type=int, default=500_000,
+    add("--pixels", type=at_least(1), default=500_000,
         help="labelled pixels to fit on, the same number of every image (default 500000)")
-    add("--bins", type=int, default=15, help="of the reliability diagram (default 15)")
+    add("--bins", type=at_least(2), default=15, help="of the reliability diagram (default 15)")
     add_prediction_arguments(parser)
     add("-o", "--output", metavar="PNG",
         help="reliability diagram (default: reliability.png beside the checkpoint)")
     add("--write", metavar="PATH",
         help="also write the checkpoint with the temperature in its config")
     add("--json", action="store_true", help="print one JSON object instead of text")
-    add("--debug", action="store_true", help="show the traceback of every error")
-    add("overrides", nargs="*", metavar="KEY=VALUE",
-        help="config keys, e.g. val_loader.args.data_dir=/data/camvid")
-    args = parser.parse_intermixed_args(argv)
-    if args.pixels < 1 or args.bins < 2:
-        parser.error("--pixels must be at least 1, --bins at least 2")
-    return args
+    add_overrides(parser, "val_loader.args.data_dir=/data/camvid")
+    return parse_with_overrides(parser, argv)
 
 
 def main(argv=None):

@@ -9,22 +9,20 @@ Reported are missing, unreadable and truncated files, sizes and modes, label val
 class, images without label and labels without image, names that occur twice and files of the
 same content. Exit status 3 says that something is wrong; notes alone do not.
 """
-import argparse
 import json
 import os
 import sys
 from typing import NamedTuple
 
 from utils import console
+from utils.arguments import at_least, command_parser
 
 SHOWN = 50             # problems printed; the JSON file has all of them
 SHOWN_NAMES = 5
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.check_dataset", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.check_dataset", __doc__)
     add = parser.add_argument
     add("--type", required=True, metavar="NAME", help="a dataset of `train.py --list datasets`")
     add("--args", required=True, metavar="JSON",
@@ -32,12 +30,8 @@ def parse(argv):
     add("--json", metavar="FILE",
         help="write the samples: image, label, size, pixels of each train id")
     add("--ignore-index", type=int, default=255, help="train id of ignored pixels (default 255)")
-    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="reading threads")
-    add("--debug", action="store_true", help="show the traceback of every error")
-    args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error("--workers must be at least 1")
-    return args
+    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), help="reading threads")
+    return parser.parse_args(argv)
 
 
 def main(argv=None):

@@ -9,32 +9,27 @@ Whole images are counted, without augmentation, each once. The JSON file is what
 a loss takes: {"type": "wCE", "args": {"weight": "log", "class_pixels": "camvid_classes.json"}}.
 Numbers are sums of integers: they do not depend on the workers.
 """
-import argparse
 import json
 import os
 import sys
 
 from utils import console
-from utils.dataset_arguments import (add_dataset_arguments, check_dataset_arguments,
-                                     dataset_config, whole_images)
+from utils.arguments import at_least, command_parser
+from utils.dataset_arguments import (add_dataset_arguments, dataset_config,
+                                     parse_dataset_arguments, whole_images)
 
 EXACT = 2 ** 24      # pixels that OpenCV's histogram of float32 counts without rounding
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.class_statistics", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.class_statistics", __doc__)
     add = parser.add_argument
     add_dataset_arguments(parser)
     add("--json", metavar="FILE", help="write the numbers, for class_pixels of a loss")
     add("--png", metavar="FILE", help="draw shares of pixels and of images")
-    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="reading processes")
-    add("--debug", action="store_true", help="show the traceback of every error")
-    args = parser.parse_intermixed_args(argv)
-    check_dataset_arguments(parser, args)
-    if args.workers < 0:
-        parser.error("--workers must be at least 0")
+    add("--workers", type=at_least(0), default=min(8, os.cpu_count() or 1),
+        help="reading processes")
+    args = parse_dataset_arguments(parser, argv)
     return args
 
 

@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 
 from utils import console
+from utils.arguments import at_least, command_parser, size
 from utils.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,34 +41,26 @@ SHARPNESS = 2       # drawn this many times larger, then reduced
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.compare_models", description=__doc__, epilog=console.EXIT_STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.compare_models", __doc__)
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="architectures (default: all of them)")
     add("--backbones", nargs="+", metavar="NAME", default=[],
         help="build each on each of these (default: each architecture's own)")
-    add("--size", default="512x1024", help="height x width (default %(default)s)")
-    add("--batch", type=int, default=2, metavar="N",
+    add("--size", type=size, default="512x1024", metavar="N|HxW",
+        help="of the images (default %(default)s)")
+    add("--batch", type=at_least(1), default=2, metavar="N",
         help="images; networks that pool to one pixel train on two or more (default %(default)s)")
-    add("--classes", type=int, default=19, metavar="N", help="default %(default)s")
-    add("--repeats", type=int, default=3, metavar="N", help="default %(default)s")
+    add("--classes", type=at_least(1), default=19, metavar="N", help="default %(default)s")
+    add("--repeats", type=at_least(1), default=3, metavar="N", help="default %(default)s")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
         help="auto takes the GPU where there is one")
-    add("--threads", type=int, default=0, metavar="N", help="on the CPU (default: torch's choice)")
+    add("--threads", type=at_least(0), default=0, metavar="N",
+        help="on the CPU (default: torch's choice)")
     add("--infer-only", action="store_true", help="do not train")
     add("--json", type=Path, metavar="FILE", help="also write every number there")
     add("--png", type=Path, metavar="FILE", help="also draw a bar chart there")
-    add("--debug", action="store_true", help="show the traceback of every error")
     add("--child", help=argparse.SUPPRESS)
-    args = parser.parse_intermixed_args(argv)
-    try:
-        args.height, args.width = (int(side) for side in args.size.split("x"))
-    except ValueError:
-        parser.error(f"--size must be like 512x1024, got {args.size!r}")
-    if min(args.height, args.width, args.batch, args.classes, args.repeats) < 1:
-        parser.error("--size, --batch, --classes and --repeats must be at least 1")
-    return args
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv=None):
@@ -238,7 +231,8 @@ def _jobs(args):
     for backbone in args.backbones:
         if not backbone.startswith("timm/"):
             lookup(backbone, dict.fromkeys(backbone_names()), "--backbones")
-    shared = {"device": device, "height": args.height, "width": args.width, "batch": args.batch,
+    height, width = args.size
+    shared = {"device": device, "height": height, "width": width, "batch": args.batch,
               "classes": args.classes, "repeats": args.repeats, "threads": args.threads,
               "train": not args.infer_only}
     jobs = []
@@ -284,7 +278,7 @@ def _write(args, rows):
     from utils.image_io import write_bytes
     device = args.device if args.device != "auto" else (
         "cuda" if torch.cuda.is_available() else "cpu")
-    about = {"size": [args.height, args.width], "batch": args.batch, "classes": args.classes,
+    about = {"size": args.size, "batch": args.batch, "classes": args.classes,
              "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
              "threads": args.threads or torch.get_num_threads(), "torch": str(torch.__version__)}
     if args.json:
@@ -294,7 +288,7 @@ def _write(args, rows):
     measured = [row for row in rows if "parameters" in row]
     if args.png and measured:
         picture = io.BytesIO()
-        draw(measured, f"{args.height} x {args.width}, batch {args.batch}, {about['device']}, "
+        draw(measured, f"{args.size[0]} x {args.size[1]}, batch {args.batch}, {about['device']}, "
                        f"torch {about['torch']}").quantize(64).save(picture, "PNG", optimize=True)
         write_bytes(args.png, picture.getvalue())
         console.notice(f"the bar chart is in {args.png}")

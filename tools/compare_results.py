@@ -8,33 +8,30 @@ examples:
 Takes results.json, which names the image scores that lie beside it, or those CSV files
 themselves. The two results must share images; only those count.
 """
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from utils import console
+from utils.arguments import at_least, command_parser
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.compare_results", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.compare_results", __doc__)
     add = parser.add_argument
     add("first", help="results.json or image scores (CSV)")
     add("second", help="what is compared with it")
     add("--rule", nargs="+", metavar="RULE",
         help="rule to take from each results.json (one for both, or two)")
     add("--level", type=float, default=0.95, help="of the intervals (default 0.95)")
-    add("--draws", type=int, default=2000, help="bootstrap samples (default 2000)")
+    add("--draws", type=at_least(100), default=2000, help="bootstrap samples (default 2000)")
     add("--seed", type=int, default=0)
     add("--json", action="store_true", help="print one JSON object instead of a table")
-    add("--debug", action="store_true", help="show the traceback of every error")
     args = parser.parse_args(argv)
     if args.rule and len(args.rule) > 2:
         parser.error("--rule takes one or two rules")
-    if not 0 < args.level < 1 or args.draws < 100:
-        parser.error("--level must lie between 0 and 1, --draws must be at least 100")
+    if not 0 < args.level < 1:
+        parser.error("--level must lie between 0 and 1")
     return args
 
 

@@ -12,18 +12,16 @@ examples:
   python inference.py -r ocr.pth -i photos -o segmented
   python test.py -r ocr.pth test_loader.args.data_dir=/data/cityscapes
 """
-import argparse
 import sys
 from pathlib import Path
 
 from utils import console
+from utils.arguments import at_least, command_parser
 from utils.errors import CheckpointError, ConfigError
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.convert_checkpoint", description=__doc__,
-        epilog=console.EXIT_STATUSES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.convert_checkpoint", __doc__)
     add = parser.add_argument
     add("name", nargs="?", help="which published network it is; see --list")
     add("source", nargs="?", help="the downloaded file: .pth, .pth.tar or .pdparams")
@@ -31,16 +29,13 @@ def parse(argv):
     add("--dataset", help="whose classes the network knows: a dataset of train.py --list datasets "
                           "(default: numbered classes)")
     add("--data-dir", help="where test.py looks for that dataset (default: data/NAME)")
-    add("--num-classes", type=int, metavar="N",
+    add("--num-classes", type=at_least(1), metavar="N",
         help="build the network for N classes and leave the published classifiers out")
     add("--overwrite", action="store_true", help="replace OUT if it is there")
     add("--list", action="store_true", help="print every name with its files and scores")
-    add("--debug", action="store_true", help="show the traceback of every error")
     args = parser.parse_args(argv)
     if not args.list and not args.out:
         parser.error("name, source and out are needed (or --list)")
-    if args.num_classes is not None and args.num_classes < 1:
-        parser.error("--num-classes must be at least 1")
     return args
 
 

@@ -7,21 +7,18 @@ examples:
 The page is served to this machine only. Pictures are held in memory for the time of one
 request. --host 0.0.0.0 opens it to everybody who can reach the machine; there is no password.
 """
-import argparse
 import signal
 import sys
 from pathlib import Path
 
 from utils import console
-from utils.predict_arguments import device
+from utils.arguments import command_parser, device
 
 PAGE = Path(__file__).with_name("demo.html")
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.demo", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
         help="checkpoint to show; auto: the newest best one in saved/")
@@ -36,7 +33,6 @@ def parse(argv):
         help="larger pictures are shrunk to this before the network sees them (default 2)")
     add("--seconds", type=float, default=20, help="in which a request must arrive (default 20)")
     add("-d", "--device", type=device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    add("--debug", action="store_true", help="show the traceback of every error")
     args = parser.parse_args(argv)
     if min(args.upload, args.pixels, args.work_pixels, args.seconds) <= 0:
         parser.error("--upload, --pixels, --work-pixels and --seconds must be above 0")

@@ -12,7 +12,6 @@ dataset-level and image-level scores; --gt is a folder of its labels or, with --
 of a config. A prediction belongs to the truth whose name its own begins with. Missing, surplus and
 unfit predictions are listed together, and no score is given.
 """
-import argparse
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import sys
 from pathlib import Path
 
 from utils import console
+from utils.arguments import at_least, command_parser
 
 OFFICIAL = ("cityscapes", "minicity")     # the names that are scored as the benchmark does
 TRUTH_ENDINGS = ("_gtFine_labelIds.png", "_gtCoarse_labelIds.png")
@@ -29,9 +29,7 @@ RULE = "-" * 32
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.evaluate_labels", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.evaluate_labels", __doc__)
     add = parser.add_argument
     add("--dataset", required=True, metavar="NAME",
         help="cityscapes, minicity, or a dataset of `train.py --list datasets`; case is ignored")
@@ -49,11 +47,8 @@ def parse(argv):
         help="write a short text of the scores (default: results.txt; '' writes none)")
     add("--ignore-index", type=int, default=255,
         help="train id of ignored pixels, for other datasets than cityscapes (default 255)")
-    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="reading threads")
-    add("--debug", action="store_true", help="show the traceback of every error")
+    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), help="reading threads")
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error("--workers must be at least 1")
     if args.dataset.lower() in OFFICIAL and (args.args != "{}" or args.ignore_index != 255):
         parser.error(f"{args.dataset} is scored by the official rules: --args and --ignore-index "
                      "have no effect")

@@ -11,22 +11,19 @@ several sizes and compared with PyTorch: every logit within 1e-4 (of the largest
 is above 1), and the same labels. A graph that fails is not kept, exit status 5. Class names,
 colours and normalisation are in its metadata; python -m tools.run_onnx uses them.
 """
-import argparse
 import functools
 import json
 import operator
 import sys
 
 from utils import console
-from utils.predict_arguments import size
+from utils.arguments import add_overrides, at_least, command_parser, parse_with_overrides, size
 
 ATTEMPTS = 5        # images of one size, for a network whose logits may jump (utils.export.unpools)
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.export", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.export", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
         help="checkpoint to export; auto: the newest best one in saved/")
@@ -40,12 +37,12 @@ def parse(argv):
                        help="any number of images of any size (the default)")
     add("--uint8-input", action="store_true", help="take bytes; else float32, also in 0..255")
     add("--argmax", action="store_true", help="give labels in place of logits")
-    add("--opset", type=int, metavar="N", help="of ONNX (default 18)")
+    add("--opset", type=at_least(1), metavar="N", help="of ONNX (default 18)")
     add("--images", nargs="+", metavar="PATH",
         help="compare on these images too (folders, files, .txt lists or patterns)")
     add("--int8", metavar="FOLDER",
         help="quantise to 8 bits, with ranges measured on the images of this folder")
-    add("--calibration-images", type=int, default=100, metavar="N",
+    add("--calibration-images", type=at_least(1), default=100, metavar="N",
         help="of the folder, evenly spaced (default 100)")
     add("-s", "--split", choices=("val", "test", "train"), default="val",
         help="labelled images that --int8 is scored on (default: val)")
@@ -53,14 +50,10 @@ def parse(argv):
         help="of mIoU that --int8 may cost before it counts as failed (default 0.05)")
     add("-c", "--config", help="config to use in place of the checkpoint's own")
     add("--json", action="store_true", help="print one JSON object instead of text")
-    add("--debug", action="store_true", help="show the traceback of every error")
-    add("overrides", nargs="*", metavar="KEY=VALUE",
-        help="config keys, e.g. val_loader.args.data_dir=/data/camvid")
-    args = parser.parse_intermixed_args(argv)
+    add_overrides(parser, "val_loader.args.data_dir=/data/camvid")
+    args = parse_with_overrides(parser, argv)
     if args.format != "onnx" and (args.int8 or args.opset is not None):
         parser.error(f"--int8 and --opset have no effect with --format {args.format}")
-    if args.opset is not None and args.opset < 1 or args.calibration_images < 1:
-        parser.error("--opset and --calibration-images must be at least 1")
     return args
 
 

@@ -12,21 +12,19 @@ what is missing or has changed, and nothing if nothing has. It needs four bytes 
 the 2975 pictures of Cityscapes train. The files of the dataset have to stay: their names, sizes and
 times are compared, so that a cache of other files is never read.
 """
-import argparse
 import os
 import shutil
 import sys
 from pathlib import Path
 
 from utils import console
-from utils.dataset_arguments import (add_dataset_arguments, check_dataset_arguments,
-                                     dataset_config, whole_images)
+from utils.arguments import at_least, command_parser
+from utils.dataset_arguments import (add_dataset_arguments, dataset_config,
+                                     parse_dataset_arguments, whole_images)
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.pack", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.pack", __doc__)
     add = parser.add_argument
     add_dataset_arguments(parser)
     add("-o", "--output", metavar="DIR",
@@ -34,12 +32,8 @@ def parse(argv):
     add("-n", "--dry-run", action="store_true", help="say what would be written, write nothing")
     add("--verify", action="store_true",
         help="write nothing; read the whole cache and compare its checksums")
-    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding threads")
-    add("--debug", action="store_true", help="show the traceback of every error")
-    args = parser.parse_intermixed_args(argv)
-    check_dataset_arguments(parser, args)
-    if args.workers < 1:
-        parser.error("--workers must be at least 1")
+    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), help="decoding threads")
+    args = parse_dataset_arguments(parser, argv)
     if args.dry_run and args.verify:
         parser.error("--dry-run and --verify exclude each other")
     return args

@@ -6,21 +6,19 @@ Above, the class and image that the second rule helps most, below the one that i
 harms most: the photo, then the mask of each rule. Green is right, red is too much,
 blue is missed; ignored pixels keep the photo's colours. stdout says which class and image.
 """
-import argparse
 import sys
 
 import numpy as np
 
 from utils import console
+from utils.arguments import add_overrides, at_least, command_parser, parse_with_overrides
 from utils.predict_arguments import add_prediction_arguments, predict_options
 
 COLOURS = {"right": (40, 170, 60), "too much": (220, 40, 40), "missed": (50, 90, 230)}
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.plot_rules", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.plot_rules", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH",
         help="checkpoint to predict with")
@@ -28,14 +26,12 @@ def parse(argv):
         help="the two rules (default: max,rankdice)")
     add("-s", "--split", choices=("val", "test", "train"), default="val",
         help="which loader of the config (default: val)")
-    add("--min-pixels", type=int, default=400,
+    add("--min-pixels", type=at_least(1), default=400,
         help="of a class in an image, to be shown (default 400)")
     add_prediction_arguments(parser)
     add("-o", "--output", metavar="PNG", default="rules.png", help="default: rules.png")
-    add("--debug", action="store_true", help="show the traceback of every error")
-    add("overrides", nargs="*", metavar="KEY=VALUE",
-        help="config keys, e.g. val_loader.args.data_dir=/data/camvid")
-    args = parser.parse_intermixed_args(argv)
+    add_overrides(parser, "val_loader.args.data_dir=/data/camvid")
+    args = parse_with_overrides(parser, argv)
     if len(set(args.predict.split(","))) != 2:
         parser.error("--predict takes two different rules, such as max,rankdice")
     return args

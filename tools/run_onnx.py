@@ -9,7 +9,6 @@ Label maps are those of inference.py in mode whole. Normalisation is part of the
 names and colours come from its metadata (python -m tools.export writes them). A graph that was
 exported with --size takes images of that size only, unless --resize is given.
 """
-import argparse
 import importlib.util
 import json
 import sys
@@ -18,13 +17,12 @@ import time
 import numpy as np
 
 from utils import console
+from utils.arguments import at_least, command_parser
 from utils.errors import CheckpointError, ConfigError, DataError
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.run_onnx", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.run_onnx", __doc__)
     add = parser.add_argument
     add("model", metavar="MODEL.onnx", help="a graph that tools.export wrote")
     add("-i", "--images", nargs="+", required=True, metavar="PATH",
@@ -36,14 +34,11 @@ def parse(argv):
         help="bring images to the size of a fixed graph and the labels back; costs accuracy")
     add("--provider", default="CPU", metavar="NAME",
         help="execution provider of ONNX Runtime: CPU, CUDA, TensorRT … (default: CPU)")
-    add("--threads", type=int, default=0, metavar="N", help="of the CPU (default: every core)")
+    add("--threads", type=at_least(0), default=0, metavar="N",
+        help="of the CPU (default: every core)")
     add("--skip-bad", action="store_true", help="exit status 0 even if some images failed")
     add("--json", action="store_true", help="print a report as JSON on stdout")
-    add("--debug", action="store_true", help="show the traceback of every error")
-    args = parser.parse_args(argv)
-    if args.threads < 0:
-        parser.error("--threads must be at least 0")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv=None):

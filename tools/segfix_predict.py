@@ -8,36 +8,30 @@ A file holds "mat", (H, W, 2): the (dy, dx) of every pixel, 0 where it is no bor
 in one folder, unless two images have the same name: then they lie as the images do. A published
 checkpoint is first converted by python -m tools.convert_checkpoint.
 """
-import argparse
 import os
 import sys
 
 from utils import console
-from utils.predict_arguments import device
+from utils.arguments import at_least, command_parser, device
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.segfix_predict", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.segfix_predict", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH",
         help="SegFix checkpoint")
     add("-i", "--images", required=True, nargs="+", metavar="PATH",
         help="folders, images, .txt lists or patterns")
     add("-o", "--out", required=True, metavar="DIR", help="folder of the offset files")
-    add("--crop", type=int, metavar="N",
+    add("--crop", type=at_least(1), metavar="N",
         help="predict on square crops and average (the published script: 512); default: the "
              "whole image")
-    add("--stride", type=int, metavar="N",
+    add("--stride", type=at_least(1), metavar="N",
         help="between crops (default: a third of the crop, 170 for 512, as published)")
     add("--skip-existing", action="store_true", help="leave out images whose file is there")
     add("-d", "--device", type=device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    add("--debug", action="store_true", help="show the traceback of every error")
     args = parser.parse_args(argv)
-    if args.crop is not None and args.crop < 1:
-        parser.error("--crop must be at least 1")
-    if args.stride is not None and (args.crop is None or not 1 <= args.stride <= args.crop):
+    if args.stride is not None and (args.crop is None or args.stride > args.crop):
         parser.error("--stride must be from 1 to --crop, which has to be given")
     return args
 

@@ -11,17 +11,15 @@ With --instances the input holds Cityscapes results, one NAME_pred.txt per image
 file, label id, score": the masks are refined, the rest is copied. The offset file of an image is
 found by its name. A file that cannot be refined is one line; the others are done.
 """
-import argparse
 import os
 import sys
 
 from utils import console
+from utils.arguments import at_least, command_parser
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.segfix_refine", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.segfix_refine", __doc__)
     add = parser.add_argument
     add("-i", "--input", required=True, metavar="DIR", help="folder of label files or results")
     add("--offset", required=True, metavar="DIR", help="folder of offset files (.mat)")
@@ -37,11 +35,10 @@ def parse(argv):
     add("--ids", choices=("keep", "cityscapes", "ade20k"), default="keep",
         help="keep: all values stay (default); cityscapes, ade20k: as published, a value that is "
              "no class of the benchmark becomes 255")
-    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads")
-    add("--debug", action="store_true", help="show the traceback of every error")
+    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), help="threads")
     args = parser.parse_args(argv)
-    if args.workers < 1 or args.scale is not None and not 0 < args.scale < 1e6:
-        parser.error("--workers must be at least 1, --scale above 0")
+    if args.scale is not None and not 0 < args.scale < 1e6:
+        parser.error("--scale must be above 0")
     if args.instances and args.ids != "keep":
         parser.error("--ids has no effect with --instances: masks hold no ids")
     if args.scale is None:

@@ -11,19 +11,17 @@ A file holds "depth" (uint8: distance to the nearest border, cut to whole pixels
 written to train: the dataset SegFixTargets computes them when it reads an image, and reads these
 files where its argument "targets" names their folder.
 """
-import argparse
 import os
 import sys
 
 from utils import console
+from utils.arguments import at_least, command_parser
 
 IDS = ("keep", "cityscapes", "ade20k")
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="python -m tools.segfix_targets", description=__doc__,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m tools.segfix_targets", __doc__)
     add = parser.add_argument
     add("-l", "--labels", required=True, nargs="+", metavar="PATH",
         help="label files: folders, files, .txt lists or patterns")
@@ -36,15 +34,12 @@ def parse(argv):
              "(default 255)")
     add("--instances", action="store_true",
         help="labels are *_instanceIds.png: every instance has its own borders, small ones too")
-    add("--min-pixels", type=int, default=100, metavar="N",
+    add("--min-pixels", type=at_least(0), default=100, metavar="N",
         help="classes with fewer pixels in the image are passed over (default 100, as published; "
              "of no effect with --instances)")
-    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads")
+    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), help="threads")
     add("--skip-existing", action="store_true", help="leave out labels whose file is there")
-    add("--debug", action="store_true", help="show the traceback of every error")
     args = parser.parse_args(argv)
-    if args.workers < 1 or args.min_pixels < 0:
-        parser.error("--workers must be at least 1, --min-pixels at least 0")
     if args.void and args.ids != "keep":
         parser.error(f"--void has no effect with --ids {args.ids}")
     if args.instances and (args.void or args.ids != "keep"):

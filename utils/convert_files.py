@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils import console
+from utils.arguments import at_least, command_parser
 
 SHOWN = 20        # targets of a dry run, and problems
 
@@ -33,15 +34,12 @@ class Outcome(NamedTuple):
 
 def conversion_parser(name: str, text: str) -> argparse.ArgumentParser:
     """A parser with the options that every conversion has."""
-    parser = argparse.ArgumentParser(prog=f"python -m tools.{name}", description=text,
-                                     epilog=console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(f"python -m tools.{name}", text)
     add = parser.add_argument
     add("data_dir", type=Path, help="folder of the dataset, as in a config")
     add("--dry-run", action="store_true", help="say what would be written, write nothing")
     add("--force", action="store_true", help="write files anew that are there already")
-    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads")
-    add("--debug", action="store_true", help="show the traceback of every error")
+    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), help="threads")
     return parser
 
 

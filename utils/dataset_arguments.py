@@ -2,6 +2,8 @@
 import argparse
 import copy
 
+from utils.arguments import add_overrides, parse_with_overrides
+
 
 def add_dataset_arguments(parser: argparse.ArgumentParser):
     """Add -c, --loader, --type, --args and KEY=VALUE; read them with dataset_config."""
@@ -11,19 +13,18 @@ def add_dataset_arguments(parser: argparse.ArgumentParser):
         help="which loader of the config (default: train)")
     add("--type", metavar="NAME", help="in place of -c: a dataset of `train.py --list datasets`")
     add("--args", metavar="JSON", default="{}", help="its arguments, as those of a loader")
-    add("overrides", nargs="*", metavar="KEY=VALUE",
-        help="config keys, e.g. train_loader.args.data_dir=/data/camvid")
+    add_overrides(parser, "train_loader.args.data_dir=/data/camvid")
 
 
-def check_dataset_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace):
-    """Usage errors that show without reading anything."""
+def parse_dataset_arguments(parser: argparse.ArgumentParser, argv: list[str] | None) \
+        -> argparse.Namespace:
+    """The arguments of `argv`, less the usage errors that show without reading anything."""
+    args = parse_with_overrides(parser, argv)
     if bool(args.config) == bool(args.type):
         parser.error("give either -c CONFIG or --type NAME with --args")
-    wrong = [text for text in args.overrides if "=" not in text]
-    if wrong:
-        parser.error(f"expected KEY=VALUE, got {wrong[0]!r}")
     if args.overrides and not args.config:
         parser.error("KEY=VALUE changes a config: give -c, or put the value into --args")
+    return args
 
 
 def dataset_config(args: argparse.Namespace) -> tuple[dict, dict]:

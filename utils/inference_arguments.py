@@ -2,6 +2,7 @@
 import argparse
 
 from utils import console
+from utils.arguments import at_least, command_parser
 from utils.predict_arguments import add_prediction_arguments
 
 EXAMPLES = """Segment images with a trained checkpoint.
@@ -18,9 +19,7 @@ docs/inference.md has the whole of it.
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="inference.py", description=EXAMPLES, epilog=console.EXIT_STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("inference.py", EXAMPLES)
     add = parser.add_argument
     add("-r", "-m", "--model", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
         help="checkpoint, with colours and class names; auto: the newest best one in saved/")
@@ -44,17 +43,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--segfix-scale", type=float, default=2.0, metavar="S", help="of its offsets (default 2)")
     add("--skip-existing", action="store_true", help="leave out images whose results are there")
     add("--skip-bad", action="store_true", help="exit status 0 even if some images failed")
-    add("--batch", type=int, default=1, metavar="N", help="images of one size in one forward")
-    add("--workers", type=int, default=2, metavar="N", help="decoding and encoding threads")
-    add("--max-frames", type=int, metavar="N", help="end a video or camera after N frames")
-    add("--max-pixels", type=int, metavar="N",
+    add("--batch", type=at_least(1), default=1, metavar="N",
+        help="images of one size in one forward")
+    add("--workers", type=at_least(1), default=2, metavar="N", help="decoding and encoding threads")
+    add("--max-frames", type=at_least(1), metavar="N", help="end a video or camera after N frames")
+    add("--max-pixels", type=at_least(1), metavar="N",
         help="refuse larger images, by their header (default 178956970)")
     add_prediction_arguments(parser)
     add("--json", action="store_true", help="print a report as JSON on stdout")
-    add("--debug", action="store_true", help="show the traceback of every error")
     add("--version", action=console.ShowVersion)
-    args = parser.parse_args(argv)
-    for name in ("batch", "workers", "max_frames", "max_pixels"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    return args
+    return parser.parse_args(argv)

@@ -1,7 +1,8 @@
 """The command-line arguments test.py and inference.py share: how to predict."""
 import argparse
 import math
-import re
+
+from utils.arguments import device, size
 
 MOST_SCALES, LEAST_SCALE, LARGEST_SCALE = 100, 0.01, 100
 
@@ -85,17 +86,3 @@ def _check_series(text, start, stop, step, ratio):
 def _no_scales(text, reason):
     return argparse.ArgumentTypeError(f"{text!r} is no list of scales: {reason}; give 0.5,1,1.5 or "
                                       "0.5:2:0.25 (start:stop:step) or 0.5:2:*1.41")
-
-
-def size(text: str) -> tuple[int, int]:
-    """"512" or "512x1024" -> (height, width)."""
-    match = re.fullmatch(r"(\d+)(?:[xX,](\d+))?", text)
-    if not match or not int(match[1]) or match[2] and not int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: give N or HEIGHTxWIDTH")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def device(text: str) -> str:
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no device: give cpu, cuda or cuda:N")
-    return text
