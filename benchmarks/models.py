@@ -1,12 +1,16 @@
-"""Our networks beside the same networks of torchvision and segmentation_models_pytorch.
+"""Our networks beside the same ones written plainly, and beside those of other packages.
 
     python -m benchmarks.models [NAME ...] [--size 256x256] [--batch 2] [--repeats 7]
+
+torchvision has some of them, benchmarks/plain_models.py others: given our weights,
+they must give our logits. segmentation_models_pytorch has other networks under the
+same names; times beside those are per FLOP. A package that is not installed is
+named and left out.
 
 Each pair runs in turns within one process: forward in eval mode, then forward
 and backward. Printed are the medians of the CPU time ratios of neighbouring
 turns (ours over theirs) and the ratio of the peak memory that tensors take
-beyond the weights. 1.00 is equal; less is better for us. Pairs whose package is
-not installed are named and left out.
+beyond the weights. 1.00 is equal; less is better for us.
 """
 import argparse
 import statistics
@@ -18,50 +22,72 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks import plain_models
+from utils.arguments import at_least, size
 from utils.registry import components
 
 CLASSES = 21
-# name -> arguments of ours, how to build the other, whether both are one network. Where they
-# are not, the ratio is divided by that of the FLOPs.
-PAIRS = {
-    "DeepLabV3": ({"backbone": "resnet50"}, lambda: _torchvision("deeplabv3_resnet50"), True),
-    "FCNResNet": ({"backbone": "resnet50"}, lambda: _torchvision("fcn_resnet50"), True),
-    "LRASPP": ({}, lambda: _torchvision("lraspp_mobilenet_v3_large"), True),
+RESNET = {"backbone": "resnet50"}
+# (name, arguments of ours, whose network, how to build it, whether it is the same one)
+PAIRS = [
+    ("DeepLabV3", RESNET, "torchvision", lambda: _torchvision("deeplabv3_resnet50"), True),
+    ("FCNResNet", RESNET, "torchvision", lambda: _torchvision("fcn_resnet50"), True),
+    ("LRASPP", {}, "torchvision", lambda: _torchvision("lraspp_mobilenet_v3_large"), True),
+    *((name, arguments, "plain", lambda name=name: getattr(plain_models, name)(CLASSES), True)
+      for name, arguments in (("DeepLab", RESNET), ("PSPNet", RESNET), ("UNet", {}),
+                              ("UperNet", RESNET))),
+    ("DeepLab", RESNET, "smp", lambda: _smp("DeepLabV3Plus"), False),
     # smp's encoders of PSPNet and UPerNet are not dilated.
-    "PSPNet": ({"backbone": "resnet50", "use_aux": False, "output_stride": 32}, lambda: _smp(
-        "PSPNet", encoder_depth=5, psp_out_channels=512), False),
-    "UNet": ({}, lambda: _smp("Unet", encoder_name="vgg13_bn", encoder_depth=4,
-                              decoder_channels=(512, 256, 128, 64)), False),
-    "UperNet": ({"backbone": "resnet50", "output_stride": 32}, lambda: _smp("UPerNet"), False),
-    "DeepLab": ({"backbone": "resnet50"}, lambda: _smp("DeepLabV3Plus"), False),
-}
+    ("PSPNet", {**RESNET, "use_aux": False, "output_stride": 32}, "smp",
+     lambda: _smp("PSPNet", encoder_depth=5, psp_out_channels=512), False),
+    ("UNet", {}, "smp", lambda: _smp("Unet", encoder_name="vgg13_bn", encoder_depth=4,
+                                     decoder_channels=(512, 256, 128, 64)), False),
+    ("UperNet", {**RESNET, "output_stride": 32}, "smp", lambda: _smp("UPerNet"), False),
+]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=list(PAIRS), metavar="NAME",
-                        help="of " + ", ".join(PAIRS))
-    parser.add_argument("--size", default="256x256", help="height x width (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=2, help="images (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="turns (default: %(default)s)")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = sorted({name for name, *_ in PAIRS})
+    parser.add_argument("names", nargs="*", default=names, metavar="NAME",
+                        help="of " + ", ".join(names))
+    parser.add_argument("--size", type=size, default="256x256", metavar="N|HxW",
+                        help="of the images (default: %(default)s)")
+    parser.add_argument("--batch", type=at_least(2), default=2, help="images (default: 2)")
+    parser.add_argument("--repeats", type=at_least(1), default=7, help="turns (default: 7)")
+    parser.add_argument("--same", action="store_true",
+                        help="only pairs of one and the same network")
     options = parser.parse_args()
-    height, width = map(int, options.size.split("x"))
+    if wrong := set(options.names) - set(names):
+        parser.error(f"no pair of {', '.join(sorted(wrong))}; there are {', '.join(names)}")
     torch.manual_seed(0)
-    images = torch.randn(options.batch, 3, height, width)
-    print(f"{'network':12} {'FLOPs':>6} {'params':>7} | {'forward':>8} {'memory':>7} | "
-          f"{'fwd+bwd':>8} {'memory':>7}   (ours / theirs, per FLOP where the networks differ)")
-    for name in options.names:
-        arguments, other, same = PAIRS[name]
+    images = torch.randn(options.batch, 3, *options.size)
+    print("ours / theirs, times per FLOP where the networks differ")
+    print(f"{'network':10} {'beside':12} {'FLOPs':>6} {'params':>7} | {'forward':>8} "
+          f"{'memory':>7} | {'fwd+bwd':>8} {'memory':>7}", flush=True)
+    for name, arguments, package, other, same in PAIRS:
+        if name not in options.names or options.same and not same:
+            continue
         try:
             theirs = other()
         except ImportError as error:
-            print(f"{name:12} left out: {error}")
+            print(f"{name:10} {package:12} left out: {error}")
             continue
         ours = components("models")[name](num_classes=CLASSES, **arguments)
-        compare(name, ours, theirs, images, options.repeats, same)
+        if same and package == "plain":
+            _require_one_network(ours, theirs, images)
+        compare(f"{name:10} {package:12}", ours, theirs, images, options.repeats, same)
 
 
-def compare(name, ours, theirs, images, repeats, same):
+def _require_one_network(ours, theirs, images):
+    """Give theirs our weights, in the order of the state dicts, and compare the logits."""
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(images), ours.eval()(images))
+
+
+def compare(title, ours, theirs, images, repeats, same):
     """Print one line."""
     flops = _flops(ours, images) / _flops(theirs, images)
     params = _count(ours) / _count(theirs)
@@ -77,7 +103,7 @@ def compare(name, ours, theirs, images, repeats, same):
                 ratios.append(spent[ours] / spent[theirs] / divisor)
         memory = _peak(step, ours, images) / _peak(step, theirs, images)
         cells += [statistics.median(ratios), memory]
-    print(f"{name:12} {flops:6.2f} {params:7.2f} | {cells[0]:8.3f} {cells[1]:7.3f} | "
+    print(f"{title} {flops:6.2f} {params:7.2f} | {cells[0]:8.3f} {cells[1]:7.3f} | "
           f"{cells[2]:8.3f} {cells[3]:7.3f}", flush=True)
 
 
