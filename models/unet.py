@@ -42,15 +42,13 @@ class UNet(BaseModel):
         nn.init.zeros_(self.final_conv.bias)
 
     def forward(self, x):
-        x1 = self.start_conv(x)                     # (N, 64, H, W)
-        x2 = self.down1(x1)                         # (N, 128, H/2, W/2)
-        x3 = self.down2(x2)
-        x4 = self.down3(x3)
-        x = self.middle_conv(self.down4(x4))        # (N, 1024, H/16, W/16)
-        x = self.up1(x4, x)
-        x = self.up2(x3, x)
-        x = self.up3(x2, x)
-        out = self.final_conv(self.up4(x1, x))
+        maps = [self.start_conv(x)]                 # (N, 64, H, W)
+        for down in (self.down1, self.down2, self.down3, self.down4):
+            maps.append(down(maps[-1]))             # (N, 2 C, H/2, W/2)
+        x = self.middle_conv(maps.pop())            # (N, 1024, H/16, W/16)
+        for up in (self.up1, self.up2, self.up3, self.up4):
+            x = up.up_conv(up.beside(maps.pop(), x))     # a map is freed once it was taken
+        out = self.final_conv(x)
         return {"out": out} if self.training else out
 
 
@@ -66,16 +64,16 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """skip (N, out, H, W) and x (N, 2 out, H/2, W/2) -> (N, out, H, W)."""
+    """Doubles the size; two convolutions on the result and the skip."""
 
     def __init__(self, in_channels, channels, norm):
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, in_channels // 2, 2, stride=2)
         self.up_conv = _two_convs(in_channels, channels, norm)
 
-    def forward(self, skip, x):
-        x = resize_to(self.up(x), skip, align_corners=True)
-        return self.up_conv(torch.cat([skip, x], dim=1))
+    def beside(self, skip, x):
+        """skip (N, out, H, W) and x (N, 2 out, H/2, W/2) -> both, (N, 2 out, H, W)."""
+        return torch.cat([skip, resize_to(self.up(x), skip, align_corners=True)], dim=1)
 
 
 def _two_convs(in_channels, channels, norm):

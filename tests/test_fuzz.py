@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import resource
 import signal
 import struct
 import warnings
@@ -38,6 +39,7 @@ FULL = os.environ.get("FUZZ") == "full"
 SEED = int(os.environ.get("FUZZ_SEED", 0))
 PATIENCE = 3         # seconds after which a training that a mutation made long is asked to stop
 LONGEST = 60         # seconds after which it hangs
+MEMORY = 6e9         # bytes of data: a config may ask for more than a machine has
 
 
 def numbers(few, many):
@@ -62,7 +64,7 @@ def trained(tmp_path_factory):
 def judged(number, capfd, main, *arguments):
     """Run an entry point; it ends by itself or when asked to, in one message where it fails."""
     capfd.readouterr()
-    with hurried():
+    with hurried(), bounded():
         try:
             status = console.run(main, list(map(str, arguments)))
         except Exception as error:
@@ -98,6 +100,17 @@ def hurried():
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
+
+
+@contextmanager
+def bounded():
+    """Memory beyond MEMORY is refused, where the system itself would kill some process."""
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(MEMORY), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 # --- configs ---

@@ -318,6 +318,9 @@ def test_k12_integers_and_nan_for_weights_are_refused_by_name(tmp_path):
     state = Net().state_dict()
     with pytest.raises(CheckpointError, match="head.weight is .* torch.int32"):
         load_exact(Net(), {**state, "head.weight": state["head.weight"].int()}, "Net", "x")
+    for name, tensor in state.items():
+        with pytest.raises(CheckpointError, match=f"{name} is .* torch.complex64"):
+            load_exact(Net(), {**state, name: tensor.to(torch.complex64)}, "Net", "x")
     with pytest.raises(CheckpointError, match="1 tensors hold NaN or Inf: head.bias"):
         load_exact(Net(), {**state, "head.bias": state["head.bias"] / 0}, "Net", "x")
 

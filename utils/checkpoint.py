@@ -332,14 +332,15 @@ class LoadReport:
 
 
 def compare(model, state: dict) -> LoadReport:
-    """Which tensors of `state` fit `model`: same key, same shape, both real numbers or both not."""
+    """Which tensors of `state` fit `model`: same key, same shape, both fractions or both whole."""
     own = model.state_dict()
     report = LoadReport(total=len(own))
     for key, tensor in own.items():
         if key not in state:
             report.missing.append(key)
         elif (tuple(state[key].shape) != tuple(tensor.shape)
-              or state[key].is_floating_point() != tensor.is_floating_point()):
+              or state[key].is_floating_point() != tensor.is_floating_point()
+              or state[key].is_complex()):
             report.mismatched.append((key, f"{tuple(state[key].shape)} {state[key].dtype}",
                                       f"{tuple(tensor.shape)} {tensor.dtype}"))
         else:
