@@ -455,7 +455,7 @@ def _problem_of(sample, label_header):
             return None, False
         label = label_header(sample.label)
     except DataError as error:
-        return f"{error.where}: {error.what}", isinstance(error, UnreadableFile)
+        return error.in_one_line, isinstance(error, UnreadableFile)
     except OSError as error:
         return f"{shown(error.filename)}: {error.strerror}", True
     if label.size == image.size or (label.orientation == 1 and label.size == image.stored_size):

@@ -26,7 +26,7 @@ from dataloader.transforms import Augmentation
 from utils.config import build, split_args
 from utils.config_schema import Component, Components, section_callables
 from utils.console import notice, warn
-from utils.errors import ConfigError, DataError, UserError
+from utils.errors import ConfigError, DataError, UserError, first_line
 from utils.image_io import UnreadableFile, shown
 from utils.registry import components, lookup
 
@@ -270,7 +270,7 @@ class _Batches:
             try:
                 return self.dataset[epoch, (index + step) % len(self.dataset), *rest]
             except UnreadableFile as error:
-                skipped.append(f"{error.where}: {error.what}")
+                skipped.append(error.in_one_line)
         raise DataError("no image of the dataset can be read", shown(self.dataset.root))
 
 
@@ -376,8 +376,8 @@ def _worker_error(error, loaders):
         return DataError(f"{str(error).rstrip('.')} while reading {listed}{more}", None,
                          "check that these files can be read (a pipe, a dead network disk?), or "
                          "raise timeout of the loader")
-    return DataError(f"a data worker died ({str(error).splitlines()[0].rstrip('.')}); it may have "
-                     f"been reading {listed}{more}", None,
+    return DataError(f"a data worker died ({first_line(error).rstrip('.')}); it may have been "
+                     f"reading {listed}{more}", None,
                      f"most often the machine is short of memory or of shared memory "
                      f"({_free_memory()}): lower num_workers, prefetch_factor or batch_size, or in "
                      "a container raise --shm-size")

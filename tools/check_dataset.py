@@ -140,7 +140,7 @@ def open_unchecked(name: str, given: dict, ignore_index: int):
     try:
         return unchecked(**own, ignore_index=ignore_index), []
     except DataError as error:
-        return None, [_in_one_line(error)]
+        return None, [error.in_one_line]
 
 
 def examine(dataset, index: int) -> Finding:
@@ -154,13 +154,13 @@ def examine(dataset, index: int) -> Finding:
                  "label": _absolute(sample.label), "size": list(label.shape[::-1]),
                  "hist": _histograms(dataset, label) if sample.label or not sample.image else {}}
     except DataError as error:
-        problems.append(_in_one_line(error))
+        problems.append(error.in_one_line)
         if isinstance(error, UnreadableFile) and sample.label \
                 and error.where != shown(sample.label):
             try:
                 dataset.read_label(sample.label)
             except DataError as second:
-                problems.append(_in_one_line(second))
+                problems.append(second.in_one_line)
     image_mode, turned, digest = _look_at(sample.image)
     return Finding(entry, problems, image_mode, _look_at(sample.label)[0], turned, digest)
 
@@ -279,10 +279,6 @@ def _some(names):
 
 def _absolute(path):
     return os.path.abspath(path) if path else None
-
-
-def _in_one_line(error):
-    return f"{error.where}: {error.what}" if error.where else error.what
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from utils import console
 from utils.arguments import at_least, command_parser, size
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError, UserError, first_line
 
 ROOT = Path(__file__).resolve().parents[1]
 # (key of a row, heading, what one unit of it is)
@@ -113,7 +113,7 @@ def measure(job: dict):
         if job["train"]:
             _tell(**_train(torch, model, images, watch, job["repeats"]))
     except (RuntimeError, ValueError) as error:     # out of memory, one pixel to normalise
-        _tell(error=str(error).splitlines()[0])
+        _tell(error=first_line(error))
 
 
 def _settle(torch, device):

@@ -304,7 +304,7 @@ def _counted(count, names, workers, problems):
             return count(name)
         except DataError as error:
             fixes.append(error.fix)
-            return f"{error.where}: {error.what}"
+            return error.in_one_line
 
     with ThreadPoolExecutor(workers) as pool:
         found = list(tqdm(pool.map(attempt, names), desc="scoring", total=len(names), unit="image",

@@ -18,7 +18,7 @@ import numpy as np
 
 from utils import console
 from utils.arguments import at_least, command_parser
-from utils.errors import CheckpointError, ConfigError, DataError
+from utils.errors import CheckpointError, ConfigError, DataError, first_line
 
 
 def parse(argv):
@@ -105,7 +105,7 @@ class OnnxNetwork:
             raise
         except Exception as error:          # ONNX Runtime raises many types, none of them ours
             raise CheckpointError(f"not a graph that ONNX Runtime can load: "
-                                  f"{str(error).strip().splitlines()[0]}", path,
+                                  f"{first_line(error)}", path,
                                   "export it with python -m tools.export") from None
         self.metadata = read_metadata(self.session.get_modelmeta().custom_metadata_map, path)
         self.input = self.session.get_inputs()[0]
@@ -131,8 +131,7 @@ class OnnxNetwork:
         try:
             output = self.session.run(None, {self.input.name: batch})[0][0]
         except Exception as error:          # as above; mostly memory
-            raise DataError("ONNX Runtime fails on it: "
-                            f"{str(error).strip().splitlines()[0]}") from None
+            raise DataError(f"ONNX Runtime fails on it: {first_line(error)}") from None
         labels = output if self.metadata.output == "labels" else largest(output)
         if labels.shape != (height, width):
             labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)

@@ -41,7 +41,7 @@ def main(argv=None):
     import torch
 
     from utils import distributed
-    from utils.errors import DataError
+    from utils.errors import DataError, first_line
     from utils.image_io import read_image, shown
     from utils.image_list import find_images, prepare_folder
     from utils.segfix_files import write_offsets
@@ -61,9 +61,8 @@ def main(argv=None):
             offset = network.predict(image)
         except RuntimeError as error:
             # Mostly memory: one image too large for the device shall not stop the others.
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(f"the network fails on {image.shape[2]}x{image.shape[1]}: {reason}",
-                            shown(source), "try --crop 512") from None
+            raise DataError(f"the network fails on {image.shape[2]}x{image.shape[1]}: "
+                            f"{first_line(error)}", shown(source), "try --crop 512") from None
         os.makedirs(os.path.dirname(path), exist_ok=True)
         write_offsets(path, offset)
         return float((offset != 0).any(axis=2).mean())

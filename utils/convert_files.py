@@ -70,7 +70,7 @@ def convert(jobs: Iterable[Job], args: argparse.Namespace, problems: Iterable[st
                 make_folder(target.parent)
             job.write()
         except UserError as error:
-            return f"{error.where}: {error.what}" if error.where else error.what
+            return error.in_one_line
 
     with ThreadPoolExecutor(max(1, args.workers)) as pool:
         try:

@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 from utils.console import notice, warn
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError, UserError, first_line
 
 # Only what browsers show. Anything else, PostScript say, never reaches a decoder.
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
@@ -162,8 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
         except UserError as error:
             raise Refused(422, error.what) from None
         except (RuntimeError, MemoryError) as error:
-            raise Refused(500, f"the network fails on it: {str(error).strip().splitlines()[0]}"
-                          if str(error).strip() else "out of memory") from None
+            reason = "out of memory" if isinstance(error, MemoryError) else first_line(error)
+            raise Refused(500, f"the network fails on it: {reason}") from None
         finally:
             server.waiting.release()
         notice(f"segmented {result['height']}x{result['width']}, mode {mode}, rule {rule}: "

@@ -28,6 +28,11 @@ class UserError(ValueError):
             lines.append(f"  fix: {self.fix}")
         return "\n".join(lines)
 
+    @property
+    def in_one_line(self) -> str:
+        """What is wrong and where, for a list of many such errors."""
+        return f"{self.where}: {self.what}" if self.where else self.what
+
     def __reduce__(self):
         # The default would call the class with the joined message only and
         # lose the parts on the way back from a data worker.
@@ -56,3 +61,9 @@ class NumericalError(UserError):
     """A loss or weight is not finite, or a numerical check failed."""
 
     exit_status = 5
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library begins with; the name of its type where it is silent."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

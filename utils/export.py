@@ -20,10 +20,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils.decision import largest
-from utils.errors import ConfigError, DataError, NumericalError
+from utils.errors import ConfigError, DataError, NumericalError, first_line
 from utils.graph_metadata import GraphMetadata
 from utils.image_io import shown
+from utils.largest_class import largest_class
 from utils.open_model import OpenModel
 
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2", "torchscript": ".pt"}
@@ -175,9 +175,8 @@ def write_graph(graph: Graph, path, file_format: str, metadata: GraphMetadata, *
     except (ConfigError, OSError):
         raise
     except Exception as error:          # torch's exporters raise many types, none of them ours
-        first = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
         raise ConfigError(f"torch cannot export {metadata.architecture}"
-                          f"{'' if size else ' for images of any size'}: {first}",
+                          f"{'' if size else ' for images of any size'}: {first_line(error)}",
                           f"--format {file_format}", "see the whole message with --debug"
                           if size else "give --size HxW; see the whole message with --debug"
                           ) from error
@@ -217,8 +216,7 @@ def check_image(run: Callable, opened: OpenModel, image: np.ndarray, name: str, 
     try:
         output = run(image if uint8_input else image.astype(np.float32))
     except Exception as error:          # whatever the other program raises, the check failed
-        first = str(error).strip().splitlines()[0]
-        raise NumericalError(f"the graph cannot be run on {name}: {first}") from error
+        raise NumericalError(f"the graph cannot be run on {name}: {first_line(error)}") from error
     expected = (logits.shape[0], *logits.shape[2:]) if argmax else tuple(logits.shape)
     if output.shape != expected:
         raise NumericalError(f"the graph gives {output.shape} on {name}, not {expected}")
@@ -254,7 +252,7 @@ def compare(name: str, logits: torch.Tensor, output: torch.Tensor, argmax: bool,
     if not argmax:
         distance = (output - logits).abs().amax(1)
         delta, off = float(distance.max()), int((~(distance <= tolerance)).sum())
-        output = largest(output)
+        output = largest_class(output)
     best, labels = logits.max(1)
     output = output.long()
     valid = (output >= 0) & (output < logits.shape[1])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.errors import DataError, NumericalError
+from utils.errors import DataError, NumericalError, first_line
 from utils.evaluate import build_rules, evaluate
 from utils.export import open_graph
 from utils.image_io import read_image
@@ -59,8 +59,8 @@ def quantize(path, paths: list[str], size: tuple | None, uint8_input: bool):
         except DataError:
             raise
         except Exception as error:          # ONNX Runtime raises many types
-            first = str(error).strip().splitlines()[0]
-            raise NumericalError(f"ONNX Runtime cannot quantise the graph: {first}") from error
+            raise NumericalError(f"ONNX Runtime cannot quantise the graph: "
+                                 f"{first_line(error)}") from error
         model = onnx.load(str(result))
         del model.metadata_props[:]
         model.metadata_props.extend(metadata)

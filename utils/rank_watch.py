@@ -16,6 +16,7 @@ import traceback
 from datetime import timedelta
 
 from utils import console
+from utils.errors import first_line
 
 BEAT = 0.5          # seconds between two lines
 SILENCE = 2.5       # a rank that wrote no line for so long is gone
@@ -76,8 +77,7 @@ class RankWatch:
         return status
 
     def _told(self, error):
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        summary = lines[0] if lines else type(error).__name__
+        summary = first_line(error)
         consequence = _of_a_collective(error)
         if consequence:
             first = self._wait_for_failure() or self._blame()

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from utils.errors import DataError
+from utils.errors import DataError, first_line
 from utils.image_io import IMAGE_SUFFIXES, UnreadableFile, picture_files, shown, write_bytes
 from utils.segfix import DEGREES_PER_STEP, stored_angle
 
@@ -134,9 +134,8 @@ def _variables(path, required, optional=()):
     try:
         found = scipy.io.loadmat(data, variable_names=(*required, *optional))
     except Exception as error:                  # its parser raises many types on bad bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         size = data.getbuffer().nbytes
-        raise UnreadableFile(f"damaged, or no MATLAB file ({size} bytes): {reason}",
+        raise UnreadableFile(f"damaged, or no MATLAB file ({size} bytes): {first_line(error)}",
                              shown(path)) from None
     missing = [name for name in required if name not in found]
     if missing:

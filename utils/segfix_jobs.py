@@ -51,7 +51,6 @@ def work_through(jobs: Iterable, work: Callable, workers: int = 1, title: str = 
             if error is None:
                 outcome.done.append(result)
                 continue
-            line = f"{error.where}: {error.what}" if error.where else error.what
-            outcome.failed.append((job[0], line))
-            warn(line)
+            outcome.failed.append((job[0], error.in_one_line))
+            warn(error.in_one_line)
     return outcome

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from utils import distributed
 from utils.console import Interrupted
 from utils.decision import Decision, probabilities
-from utils.errors import DataError
+from utils.errors import DataError, first_line
 from utils.image_io import map_image, read_header, read_image
 from utils.image_list import Source
 from utils.inference_report import Report
@@ -111,7 +111,7 @@ class _Work:
             # Mostly memory: one image too large for the device shall not stop the others.
             if len(group) > 1:
                 return [result for one in group for result in self.segment([one])]
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             fix = "; try --mode sliding" if "memory" in reason else ""
             self.report.fail(group[0][0][0].path,
                              f"the network fails on {shape[1]}x{shape[0]}: {reason}{fix}")
