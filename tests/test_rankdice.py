@@ -342,7 +342,8 @@ def test_other_shapes_are_refused():
 
 
 MEMORY = """
-import resource, sys, torch
+import sys, torch
+from utils.progress import peak_memory
 from utils.rankdice import rank_dice
 torch.set_num_threads(1)
 c, h, w = map(int, sys.argv[1:4])
@@ -350,11 +351,10 @@ rank_dice(torch.rand(1, 2, 8, 8))
 probs = torch.empty(1, c, h, w).uniform_()
 probs /= probs.sum(1, keepdim=True).mul_(0.2)
 probs.clamp_(max=1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 rank_dice(probs)
 rank_dice(probs, overlap=False)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024 / (probs.numel() * 4))
+print((peak_memory() - before) / (probs.numel() * 4))
 """
 
 

@@ -309,11 +309,10 @@ def bombs():
 def peak_while(body, *arguments):
     """What a script prints, the last line being the megabytes that its body added to its peak."""
     script = textwrap.dedent("""
-        import resource, sys
+        import sys
         sys.path.insert(0, ".")
-        def peak():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    """) + textwrap.dedent(body) + "\nprint(peak() - before)\n"
+        from utils.progress import peak_memory
+    """) + textwrap.dedent(body) + "\nprint((peak_memory() - before) / 2 ** 20)\n"
     result = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT,
                             capture_output=True, text=True, env=environment(), timeout=120)
     assert result.returncode == 0, result.stderr
@@ -331,7 +330,7 @@ def test_k44_bombs_are_refused_within_bounded_memory(tmp_path):
         import cv2
         from utils.image_io import read_header, read_image, read_label
         from utils.errors import DataError
-        before = peak()
+        before = peak_memory()
         for path in sorted(Path(sys.argv[1]).iterdir()):
             for read in (read_header, read_image, read_label):
                 try:
@@ -376,7 +375,7 @@ def test_k44_an_archive_that_unpacks_beyond_its_size_is_refused(tmp_path):
         from pathlib import Path
         from utils.checkpoint import read_state
         from utils.errors import CheckpointError
-        before = peak()
+        before = peak_memory()
         for path in sorted(Path(sys.argv[1]).iterdir()):
             try:
                 read_state(path)

@@ -5,6 +5,8 @@ SEGWRIGHT_VALIDATIONS=1000 python -m pytest -m slow -s tests/test_reliability_gr
 import ctypes
 import gc
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 
 from base.base_model import BaseModel
 from dataloader.loader import make_loader
+from tests.run_program import ROOT
 from trainer import Trainer
 from utils.config import load_config, resolve_config
 from utils.criterion import Criterion
@@ -72,3 +75,10 @@ def test_memory_files_and_threads_do_not_grow_with_the_number_of_validations(tmp
           f"({growth:+.2%}), files {early[1]} -> {last[1]}, threads {early[2]} -> {last[2]}")
     assert growth < 0.01 and last[1] <= early[1] and last[2] <= early[2]
     assert len(list(tmp_path.glob("checkpoint-*.pth"))) == 2
+
+
+def test_the_peak_of_a_program_is_its_own_whatever_started_it():
+    held = torch.ones(100_000_000)      # 400 MB
+    said = subprocess.run([sys.executable, "-c", "from utils.progress import peak_memory; "
+                           "print(peak_memory())"], cwd=ROOT, capture_output=True, check=True)
+    assert 2e6 < int(said.stdout) < held.nbytes / 4

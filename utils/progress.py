@@ -1,4 +1,5 @@
 """How fast a loop runs, how long it waits for data, how much memory it holds."""
+import sys
 import time
 from collections.abc import Iterable, Iterator
 
@@ -39,5 +40,16 @@ def memory_in_use(device) -> float:
     if device.type == "cuda":
         import torch
         return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return peak_memory() / 1e9
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this program has held."""
+    try:
+        with open("/proc/self/status") as stream:
+            return next(1024 * int(line.split()[1]) for line in stream if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        # Elsewhere than on Linux. This one begins with what the program's parent held.
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024)
