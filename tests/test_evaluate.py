@@ -1,6 +1,7 @@
 """Evaluation: one pass, every rule, the same numbers however the work is split."""
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from utils.decision import build_decision
 from utils.evaluate import evaluate
 from utils.metrics import DatasetMetrics, ImageMetrics
+from utils.segfix_refiner import Refiner
 
 CLASSES = 4
 
@@ -93,6 +95,20 @@ def test_several_rules_take_one_forward_per_batch():
     assert calls == [2, 2]
     assert got.keys() == {"max", "T"}
     assert got["T"]["confusion"] is None and got["max"]["confusion"] is not None
+
+
+def test_offsets_are_made_once_for_all_rules():
+    asked = []
+
+    def still(image, name, size):
+        asked.append(name)
+        return np.zeros((*size, 2), np.int8)
+
+    still.needs_image = False
+    found = scores([(12, 16)] * 3, 2, ("max", "rankdice"), refiner=Refiner(still))
+    assert asked == ["0", "1", "2"]
+    assert list(found) == ["max", "max_segfix", "rankdice", "rankdice_segfix"]
+    assert found["rankdice_segfix"]["Mean_Dice"] == found["rankdice"]["Mean_Dice"]
 
 
 def test_the_loss_is_the_mean_over_images():

@@ -14,8 +14,8 @@ from tests.run_program import ROOT, environment
 from tools import export, run_onnx
 from utils import console
 from utils.checkpoint import read_checkpoint
-from utils.decision import largest
 from utils.export import made_up_image
+from utils.largest_class import largest_class
 from utils.open_model import open_model
 from utils.palette import voc_palette
 
@@ -41,7 +41,7 @@ def lab(tmp_path_factory):
     for name, size in zip(("a", "sub/bü b"), SIZES):
         image = made_up_image(1, *size)
         Image.fromarray(image[0].transpose(1, 2, 0)).save(folder / "images" / f"{name}.png")
-        expected[name] = largest(opened.predictor({})(torch.from_numpy(image)))[0].numpy()
+        expected[name] = largest_class(opened.predictor({})(torch.from_numpy(image)))[0].numpy()
     return folder, expected
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from utils.errors import ConfigError
+from utils.largest_class import largest_class
 from utils.rankdice import check_settings, rank_dice
 from utils.registry import unknown
 from utils.segfix import offset_classes
@@ -99,7 +100,7 @@ class MaxDecision(Decision):
     name, masks = "max", False
 
     def __call__(self, logits):
-        return largest(logits)
+        return largest_class(logits)
 
     labels = __call__
 
@@ -138,9 +139,9 @@ class ThresholdDecision(Decision):
 
     def labels(self, logits):
         if len(set(self.threshold)) == 1:
-            return largest(logits)
+            return largest_class(logits)
         probs = probabilities(logits, self.activation, self.temperature)
-        return largest(probs.sub_(self._thresholds(probs)))
+        return largest_class(probs.sub_(self._thresholds(probs)))
 
     def _thresholds(self, probs):
         """A number, or (C, 1, 1) on the device of `probs`."""
@@ -185,12 +186,3 @@ def probabilities(logits: torch.Tensor, activation: str = "softmax",
     # Softmax over scattered channels is several times slower than a copy and softmax.
     logits = logits.contiguous()
     return logits.softmax(1) if activation == "softmax" else logits.sigmoid()
-
-
-def largest(scores: torch.Tensor) -> torch.Tensor:
-    """The index of the largest of (N, C, H, W) along C; the first of equals.
-
-    Tensor.max finds the same index several times quicker than Tensor.argmax on a CPU.
-    """
-    label = scores.max(dim=1).indices
-    return label.to(torch.uint8 if scores.shape[1] <= 255 else torch.int16)

@@ -13,7 +13,7 @@ from utils.distributed import all_reduce_, is_main, rank, world_size
 from utils.errors import ConfigError
 from utils.metrics import BoundaryMetrics, DatasetMetrics, ImageMetrics, count_pixels
 from utils.predictor import Predictor
-
+from utils.segfix_refiner import refined
 
 REFINED = "_segfix"        # what the name of a rule ends with whose labels were refined
 
@@ -62,7 +62,8 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
         is the mean over images. Every number is the same for any number of
         ranks, to the last bit.
 
-    Nothing is read from the device before the last batch, boundary scores aside.
+    Nothing is read from the device before the last batch, boundary scores and refined labels
+    aside.
     """
     device = torch.device(device)
     names = [decision.name for decision in decisions]
@@ -125,12 +126,15 @@ def evaluate(predictor, loader, decisions: list, *, num_classes: int, ignore_ind
 
 def _predictions(decisions, logits, refiner, images, ids):
     """(name, prediction) of every rule, and of every rule refined."""
+    size = tuple(logits.shape[-2:])
+    moves = [refiner.movement(image, name, size) for image, name in zip(images, ids, strict=True)
+             ] if refiner is not None else []
     for decision in decisions:
         prediction = decision(logits)
         yield decision.name, prediction
-        if refiner is not None:
+        if moves:
             yield decision.name + REFINED, torch.stack(
-                [refiner(*one) for one in zip(prediction, images, ids, strict=True)])
+                [refined(*one) for one in zip(prediction, moves, strict=True)])
 
 
 def _labels_alone(predictor, rule):

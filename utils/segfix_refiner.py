@@ -30,7 +30,7 @@ def open_refiner(path: str | os.PathLike, scale: float = 2.0,
 
 
 class Refiner:
-    """refiner(labels, image, name) -> refined labels.
+    """refiner(labels, image, name) -> refined labels; in two steps for several maps of an image.
 
     needs_image: whether the offsets come from the image (a network) or by name
     from a file.
@@ -41,21 +41,29 @@ class Refiner:
 
     def __call__(self, labels: np.ndarray | torch.Tensor, image: torch.Tensor | None = None,
                  name: str = "") -> np.ndarray | torch.Tensor:
-        """labels (H, W), or masks (C, H, W), of any integer dtype or bool -> the same, refined.
+        """labels (H, W), or masks (C, H, W), of any integer dtype or bool -> the same, refined."""
+        return refined(labels, self.movement(image, name, tuple(labels.shape[-2:])))
+
+    def movement(self, image: torch.Tensor | None, name: str, size: tuple[int, int]) -> Refinement:
+        """Where every pixel of the labels (H, W) = `size` takes its label from.
 
         image: uint8 (3, H, W) RGB, the one the labels belong to, on any device;
         only looked at if needs_image. name: path or id of the image, by which a
         file is found. Raises DataError naming a file that is missing, damaged
         or of another size.
         """
-        move = Refinement(self.source(image, name, tuple(labels.shape[-2:])), self.scale)
-        array = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else labels
-        refined = move(array) if array.ndim == 2 else np.stack([move(mask) for mask in array])
-        return torch.from_numpy(refined).to(labels.device) if array is not labels else refined
+        return Refinement(self.source(image, name, size), self.scale)
 
     def describe(self) -> str:
         """For reports: where the offsets come from, and the scale."""
         return f"{self.source.describe()}, scale {self.scale:g}"
+
+
+def refined(labels: np.ndarray | torch.Tensor, move: Refinement) -> np.ndarray | torch.Tensor:
+    """labels (H, W), or masks (C, H, W), of any integer dtype or bool, moved."""
+    array = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else labels
+    moved = move(array) if array.ndim == 2 else np.stack([move(mask) for mask in array])
+    return torch.from_numpy(moved).to(labels.device) if array is not labels else moved
 
 
 class FileOffsets:
