@@ -10,7 +10,6 @@ align_corners=True.
 import torch
 from torch import nn
 
-from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS, uniform_dilation
 from models.layers.conv_norm_act import conv_norm_act
@@ -19,11 +18,11 @@ from models.layers.init import he_init
 from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
 from models.published import Published
-from models.start_weights import start_state
+from models.start_weights import StartsFromFiles
 from utils.errors import ConfigError
 
 
-class DeepLab(BaseModel):
+class DeepLab(StartsFromFiles):
     """ASPP on a dilated backbone and a decoder that adds the features of stride 4.
 
     x: (N, 3, H, W) normalised RGB, any H and W.
@@ -58,10 +57,6 @@ class DeepLab(BaseModel):
         high = resize_to(self.aspp(high), low, align_corners=True)
         out = self.decoder(torch.cat([low, high], dim=1))
         return as_outputs({"out": out}, x, self.training, align_corners=True)
-
-    def rename_foreign(self, state: dict) -> dict:
-        """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 # Keys of yassouali's DeepLab and DUC_HDC -> ours.

@@ -18,10 +18,10 @@ from models.layers.auxiliary import AuxiliaryHeadModel
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.heads import ASPP, fcn_head
 from models.published import Published
-from models.start_weights import start_state
+from models.start_weights import StartsFromFiles
 
 
-class DeepLabV3(AuxiliaryHeadModel):
+class DeepLabV3(StartsFromFiles, AuxiliaryHeadModel):
     """ASPP on a dilated backbone.
 
     x: (N, 3, H, W) normalised RGB, any H and W. output_stride: 8, or 16, the
@@ -46,10 +46,6 @@ class DeepLabV3(AuxiliaryHeadModel):
 
     def segment(self, features):
         return self.head(features)
-
-    def rename_foreign(self, state: dict) -> dict:
-        """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 ASPP_KEYS = ((r"^classifier\.0\.convs\.4\.1\.", "head.0.image.0."),

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS
 from models.deeplab import ASPP_KEYS, DECODER_KEYS
@@ -22,12 +21,12 @@ from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
 from models.layers.outputs import as_outputs
 from models.published import Published
-from models.start_weights import start_state
+from models.start_weights import StartsFromFiles
 
 RATES3, RATES4 = (1, 2, 3) * 7 + (2, 2), (3, 4, 5)     # the paper's "Dilation-RF"
 
 
-class DUC_HDC(BaseModel):
+class DUC_HDC(StartsFromFiles):
     """ASPP with five rates on a ResNet of stride 8; every resize is learnt by channels.
 
     x: (N, 3, H, W) normalised RGB, any H and W. backbone: a resnet. A training
@@ -57,10 +56,6 @@ class DUC_HDC(BaseModel):
         high = self.up(self.aspp(high))[..., :low.shape[-2], :low.shape[-1]]
         out = self.up_out(self.decoder(torch.cat([low, high], dim=1)))
         return as_outputs({"out": out}, x, self.training, align_corners=True)
-
-    def rename_foreign(self, state: dict) -> dict:
-        """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 class _DenseUpsampling(nn.Module):

@@ -11,16 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.download import torchvision_state
 from models.layers.init import he_init
 from models.published import Published
-from models.start_weights import start_state
+from models.start_weights import StartsFromFiles
 from utils.errors import ConfigError
 
 
-class FCN8(BaseModel):
+class FCN8(StartsFromFiles):
     """Classifiers on pool3, pool4 and the convolutional form of VGG's last layers, summed.
 
     x: (N, 3, H, W) normalised RGB, any H and W. backbone: vgg11 … vgg19, with
@@ -62,10 +61,6 @@ class FCN8(BaseModel):
         out = self.up_final(_crop(self.adj_pool3(0.0001 * pool3), 9, out.shape) + out)
         out = _crop(out, 31, x.shape).contiguous()
         return {"out": out} if self.training else out
-
-    def rename_foreign(self, state: dict) -> dict:
-        """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 def _crop(x, start, shape):

@@ -7,10 +7,10 @@ Published (COCO with the 21 VOC classes, mIoU on COCO val2017):
 from models.layers.auxiliary import AuxiliaryHeadModel
 from models.layers.heads import fcn_head
 from models.published import Published
-from models.start_weights import start_state
+from models.start_weights import StartsFromFiles
 
 
-class FCNResNet(AuxiliaryHeadModel):
+class FCNResNet(StartsFromFiles, AuxiliaryHeadModel):
     """One 3x3 convolution and a classifier on the features of stride 8.
 
     x: (N, 3, H, W) normalised RGB, any H and W. use_aux: whether the auxiliary
@@ -32,10 +32,6 @@ class FCNResNet(AuxiliaryHeadModel):
 
     def segment(self, features):
         return self.head(features)
-
-    def rename_foreign(self, state: dict) -> dict:
-        """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 PUBLISHED = {

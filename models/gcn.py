@@ -13,17 +13,16 @@ cropped. The option use_resnet_gcn, which cannot work there, does not exist.
 import torch.nn.functional as F
 from torch import nn
 
-from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.init import he_init
 from models.layers.resize import resize_to
 from models.published import Published
-from models.start_weights import start_state
+from models.start_weights import StartsFromFiles
 from utils.errors import ConfigError
 
 
-class GCN(BaseModel):
+class GCN(StartsFromFiles):
     """Large separable kernels on four feature maps, refined at every scale on the way up.
 
     x: (N, 3, H, W) normalised RGB, any H and W. kernel_size: of the large
@@ -54,10 +53,6 @@ class GCN(BaseModel):
         up = self._up_by_deconvolution if self.use_deconv else self._up_by_resize
         out = self.final_conv(up(x))
         return {"out": out} if self.training else out
-
-    def rename_foreign(self, state: dict) -> dict:
-        """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
     def _refined(self, x):
         """The class maps of the four scales, high to low resolution."""

@@ -5,17 +5,16 @@ COCO val2017): `lraspp_mobilenet_v3_large-d234d4ea.pth` 57.9.
 """
 from torch import nn
 
-from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.deeplabv3 import MOBILENET_KEYS
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
 from models.published import Published
-from models.start_weights import start_state
+from models.start_weights import StartsFromFiles
 
 
-class LRASPP(BaseModel):
+class LRASPP(StartsFromFiles):
     """The last map, scaled by a gate from the image's mean, beside the map of stride 8.
 
     x: (N, 3, H, W) normalised RGB, any H and W.
@@ -39,10 +38,6 @@ class LRASPP(BaseModel):
         gated = self.features(high) * self.gate(high.mean((2, 3), keepdim=True))
         out = self.low_classifier(low) + self.high_classifier(resize_to(gated, low))
         return as_outputs({"out": out}, x, self.training)
-
-    def rename_foreign(self, state: dict) -> dict:
-        """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 PUBLISHED = {

@@ -12,10 +12,10 @@ from models.layers.auxiliary import AuxiliaryHeadModel
 from models.layers.heads import PyramidPooling, fcn_head
 from models.layers.init import he_init
 from models.published import Published
-from models.start_weights import start_state
+from models.start_weights import StartsFromFiles
 
 
-class PSPNet(AuxiliaryHeadModel):
+class PSPNet(StartsFromFiles, AuxiliaryHeadModel):
     """Pyramid pooling on a dilated backbone, output stride 8.
 
     x: (N, 3, H, W) normalised RGB; H and W need not be divisible by 8.
@@ -43,10 +43,6 @@ class PSPNet(AuxiliaryHeadModel):
 
     def segment(self, features):
         return self.head(features)
-
-    def rename_foreign(self, state: dict) -> dict:
-        """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 # Keys of yassouali's PSPNet and PSPDenseNet -> ours.

@@ -14,17 +14,16 @@ keeps the shear, which it may have been trained with.
 import torch.nn.functional as F
 from torch import nn
 
-from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.resnet import Bottleneck
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
 from models.published import Published
-from models.start_weights import start_state
+from models.start_weights import StartsFromFiles
 from utils.errors import ConfigError
 
 
-class SegResNet(BaseModel):
+class SegResNet(StartsFromFiles):
     """ResNet down to stride 32, its blocks in reverse up to stride 4, unpooling to stride 2.
 
     x: (N, 3, H, W) normalised RGB, any H and W. backbone: resnet50, 101, 152.
@@ -71,10 +70,6 @@ class SegResNet(BaseModel):
             top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
         out = x[..., top:top + height, left:left + width]
         return {"out": out} if self.training else out
-
-    def rename_foreign(self, state: dict) -> dict:
-        """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 class _Widen(nn.Module):

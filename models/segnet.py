@@ -13,17 +13,16 @@ it cannot pool, are padded and the logits cropped.
 import torch.nn.functional as F
 from torch import nn
 
-from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.vgg import WIDTHS
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
 from models.published import Published
-from models.start_weights import start_state
+from models.start_weights import StartsFromFiles
 from utils.errors import ConfigError
 
 
-class SegNet(BaseModel):
+class SegNet(StartsFromFiles):
     """VGG down, the mirrored convolutions up, unpooling by the stored positions of the maxima.
 
     x: (N, 3, H, W) normalised RGB, any H and W. backbone: vgg11_bn … vgg19_bn.
@@ -76,10 +75,6 @@ class SegNet(BaseModel):
             x = stage(F.max_unpool2d(x, positions, 2, output_size=size))
         out = x[..., :height, :width]
         return {"out": out} if self.training else out
-
-    def rename_foreign(self, state: dict) -> dict:
-        """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 def _share(state):

@@ -9,16 +9,15 @@ resized to their skip.
 import torch
 from torch import nn
 
-from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.init import he_init
 from models.layers.resize import resize_to
 from models.published import Published
-from models.start_weights import start_state
+from models.start_weights import StartsFromFiles
 
 
-class UNetResnet(BaseModel):
+class UNetResnet(StartsFromFiles):
     """Five convolutions and five transposed convolutions up, with the encoder's maps as skips.
 
     x: (N, 3, H, W) normalised RGB, any H and W. backbone: one with four maps;
@@ -50,10 +49,6 @@ class UNetResnet(BaseModel):
         out = resize_to(out, x, align_corners=True)
         out = self.classifier(self.convs[-1](out))
         return {"out": out} if self.training else out
-
-    def rename_foreign(self, state: dict) -> dict:
-        """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 PUBLISHED = {

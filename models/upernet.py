@@ -13,7 +13,6 @@ always ResNet-101), and a 1x1 convolution brings the finest map to
 import torch
 from torch import nn
 
-from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS, uniform_dilation
 from models.layers.conv_norm_act import conv_norm_act
@@ -22,10 +21,10 @@ from models.layers.init import he_init
 from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
 from models.published import Published
-from models.start_weights import start_state
+from models.start_weights import StartsFromFiles
 
 
-class UperNet(BaseModel):
+class UperNet(StartsFromFiles):
     """Pyramid pooling on the last map, a feature pyramid over four, all fused at stride 4.
 
     x: (N, 3, H, W) normalised RGB, any H and W. A training batch needs two
@@ -59,10 +58,6 @@ class UperNet(BaseModel):
         merged = [resize_to(level, merged[0], align_corners=True) for level in merged]
         out = self.head(self.fuse(torch.cat(merged, dim=1)))
         return as_outputs({"out": out}, x, self.training)
-
-    def rename_foreign(self, state: dict) -> dict:
-        """An ImageNet encoder or a published checkpoint in this network's keys."""
-        return super().rename_foreign(start_state(self, state, PUBLISHED))
 
 
 PUBLISHED = {

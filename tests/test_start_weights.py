@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from models.backbones import build_backbone
+from models.deeplabv3 import DeepLabV3
+from models.foreign_state import rename
 from models.isa import ISA
+from models.psp_densenet import PSPDenseNet
 from models.pspnet import PSPNet
+from models.segnet import SegNet
 from models.upernet import UperNet
 from tests.made_up import needs_goldens, published_keys
 from utils.checkpoint import MAX_DROPPED, compare, load_foreign, load_partial
@@ -86,6 +90,39 @@ def test_every_tensor_of_the_encoder_starts_from_the_file(name, source):
     learnt = [k for k in network.state_dict() if not k.endswith("num_batches_tracked")]
     assert wanted and not set(wanted) - set(report.loaded), str(report)
     assert len(set(learnt) & set(report.loaded)) >= (1 - MAX_DROPPED) * len(learnt)
+
+
+# network, options, and how the keys of one published file follow from ours
+RELATIVES = {
+    "MobileNet of torchvision": (DeepLabV3, {"backbone": "mobilenet_v3_large",
+                                             "output_stride": 16}, (
+        (r"^backbone\.layers\.", "backbone."), (r"^aux_head\.", "aux_classifier."),
+        (r"^head\.0\.image\.0\.", "classifier.0.convs.4.1."),
+        (r"^head\.0\.image\.1\.", "classifier.0.convs.4.2."),
+        (r"^head\.0\.branches\.", "classifier.0.convs."), (r"^head\.", "classifier."))),
+    "PSPNet on DenseNet": (PSPDenseNet, {}, (
+        (r"^backbone\.conv0\.", "block0.0."), (r"^backbone\.norm0\.", "block0.1."),
+        (r"^backbone\.denseblock(\d)\.", r"block\1."),
+        (r"^backbone\.transition(\d)\.norm\.", r"transition\1.0."),
+        (r"^backbone\.transition(\d)\.conv\.", r"transition\1.2."),
+        (r"^head\.", "master_branch."), (r"^aux_head\.", "auxiliary_branch."))),
+    "SegNet with one copy of what it shares": (SegNet, {"shared_decoder": True}, (
+        *((rf"^backbone\.features\.{place + i}\.", f"stage{stage}_encoder.{i}.")
+          for stage, place in ((1, 0), (2, 7), (3, 14), (4, 24), (5, 34)) for i in range(8)),
+        *((rf"^decoder\.{i}\.", f"stage{i + 1}_decoder.") for i in range(5)))),
+}
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_a_published_file_fills_its_network_whole_among_its_relatives(name):
+    cls, options, rules = RELATIVES[name]
+    with torch.device("meta"):
+        network = cls(num_classes=5, **options)
+    own = network.state_dict()
+    once = dict.fromkeys(k for k, _ in network.named_parameters()) | dict.fromkeys(
+        k for k, _ in network.named_buffers())           # a shared tensor has its first name only
+    renamed = network.rename_foreign(rename({k: own[k] for k in once}, rules))
+    assert renamed.keys() == own.keys(), str(compare(network, renamed))
 
 
 @pytest.mark.parametrize("network", [ISA, PSPNet, UperNet])
