@@ -30,11 +30,14 @@ class Trainer(BaseTrainer):
     """Trains by gradient descent, one optimizer step per `accumulate` micro-batches.
 
     Between two log lines nothing is read back from the device: losses and
-    counts stay there. A step's gradient is the mean over all labelled pixels
-    of the step, whatever their split into micro-batches and ranks.
+    counts stay there. Only fp16 (did the step overflow?) and nonfinite "skip"
+    (may it be taken?) read a number at every step. A step's gradient is the
+    mean over all labelled pixels of the step, whatever their split into
+    micro-batches and ranks.
     """
 
-    guard = None      # of the epoch that is being trained
+    guard = None          # of the epoch that is being trained
+    loss_scale = 0.0
 
     def _check(self):
         self.train_loader.set_epoch(self.epoch, self.batches_done, self.into_batch)
@@ -63,6 +66,8 @@ class Trainer(BaseTrainer):
         self.clock = StepClock(self.train_loader.batch_size * distributed.world_size())
         self.window = torch.zeros((), device=self.device)     # summed loss since the last log line
         self.window_steps = 0
+        self.grad_norm = torch.full((), math.nan, device=self.device)
+        self.loss_scale = self.scaler.get_scale()
         train_rule = build_decision(self.config["predict"]["train"], self.criterion.activation,
                                     self.config["predict"])
         metrics = DatasetMetrics(self.num_classes, self.config["ignore_index"])
@@ -85,6 +90,7 @@ class Trainer(BaseTrainer):
                 if logged and "out" in outputs:
                     metrics.update(train_rule(outputs["out"].detach().float()),
                                    batches[-1]["label"])
+                del outputs          # room for the next forward pass
                 if logged:
                     self._log_step(epoch, bar, parts)
                 if self.save_every and self.step % self.save_every == 0:
@@ -114,6 +120,7 @@ class Trainer(BaseTrainer):
             wait = i < len(batches) - 1 and hasattr(self.train_model, "no_sync")
             with self.train_model.no_sync() if wait else contextlib.nullcontext():
                 images = self.normalize(batch["image"], self.memory_format)
+                outputs = None       # those of the micro-batch before make room
                 with self._autocast():
                     outputs = self._forward(self.train_model, images)
                     loss, parts = self.criterion(outputs, batch)
@@ -141,20 +148,23 @@ class Trainer(BaseTrainer):
         if self.guard.objects(loss if scaling else loss + norm, self.step, names):
             self._refuse_step(loss.item(), norm.item(), parts, names)
             return False
-        self.grad_norm = norm
-        before = self.scaler.get_scale() if scaling else 0
         self.scaler.step(self.optimizer)
-        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if scaling and self.scaler.get_scale() < before:
+        if self._update_scale():
             self.overflows += 1
             return True
+        self.grad_norm = norm
         if self.ema:
             self.ema.update_parameters(self.model)
-        if self.scheduler.per_iteration \
-                or self.batches_done + len(batches) >= len(self.train_loader):
+        if self.scheduler.per_iteration:
             self.scheduler.step()
         return True
+
+    def _update_scale(self):
+        """Update the loss scale; whether it fell, as it does after an overflow."""
+        self.scaler.update()
+        before, self.loss_scale = self.loss_scale, self.scaler.get_scale()
+        return self.loss_scale < before
 
     def _refuse_step(self, loss, norm, parts, names):
         """A step that is not finite: leave it out, or end the run."""
@@ -174,13 +184,12 @@ class Trainer(BaseTrainer):
                                         "finite (trainer.max_skipped)")
         warn(f"step left out ({self.skipped} of at most {self.max_skipped}): {said}")
         self.optimizer.zero_grad(set_to_none=True)
-        if self.scaler.is_enabled():
-            self.scaler.update()
+        self._update_scale()
 
     def _nonfinite_message(self, what, step, names, details=()):
         details = [*details, f"lr {self.optimizer.param_groups[0]['lr']:.3g}"]
         if self.scaler.is_enabled():
-            details.append(f"loss scale {self.scaler.get_scale():.4g}")
+            details.append(f"loss scale {self.loss_scale:.4g}")
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         images = f", images {', '.join(map(str, names[:SHOWN]))}{more}" if names else ""
         return f"{what} at epoch {self.epoch} step {step} ({', '.join(details)}){images}"
@@ -253,7 +262,7 @@ class Trainer(BaseTrainer):
         values |= {f"train/lr/{group['name']}": group["lr"]
                    for group in self.optimizer.param_groups}
         if self.scaler.is_enabled():
-            values |= {"train/loss_scale": self.scaler.get_scale(),
+            values |= {"train/loss_scale": self.loss_scale,
                        "train/overflows": self.overflows}
         if self.skipped:
             values["train/skipped"] = self.skipped
@@ -315,7 +324,7 @@ class Trainer(BaseTrainer):
             dataset = self.val_loader.dataset
             samples = [dataset[i] for i in range(min(EXAMPLES, len(dataset)))]
             with torch.inference_mode():
-                predictions = [rule.labels(predictor(s["image"][None].to(self.device)))[0].cpu()
+                predictions = [predictor.labels(s["image"][None].to(self.device), rule)[0].cpu()
                                for s in samples]
             self.logger.image("val/examples", prediction_grid(samples, predictions,
                                                               dataset.palette), self.step)

@@ -5,6 +5,7 @@ A subclass writes the two loops, `_train_epoch` and `_valid_epoch`.
 import inspect
 import math
 import signal
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
@@ -229,6 +230,12 @@ class BaseTrainer(ABC):
         if self.val_loader is not None and due:
             better = self.monitor.update(self._valid_epoch(epoch), epoch)
         self.epoch, self.batches_done, self.into_batch = epoch + 1, 0, 0
+        if not self.scheduler.per_iteration:
+            # Only now: a run that is stopped in the validation comes here again.
+            with warnings.catch_warnings():
+                # It may have taken no step since it was resumed, or left out every one.
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                self.scheduler.step()
         if better:
             self.save("model_best.pth")
         if self.save_period and epoch % self.save_period == 0:

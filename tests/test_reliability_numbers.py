@@ -9,7 +9,7 @@ from torch import nn
 import train
 from tests.run_program import SMALL
 from tests.test_losses import NAMES, build, inputs_of, value_and_gradients
-from tests.test_trainer import Loader, Net, make, same, weights
+from tests.test_trainer import STEP_LR, Loader, Net, make, same, weights
 from utils import console
 from utils.checkpoint import read_checkpoint
 from utils.errors import NumericalError
@@ -127,6 +127,20 @@ def test_k33_an_overflow_under_loss_scaling_is_skipped_counted_and_not_scheduled
     assert trainer.overflows == 4 and trainer.scheduler.last_epoch == 0
     learnt = [name for name, _ in trainer.model.named_parameters()]
     assert all(torch.equal(before[name], weights(trainer)[name]) for name in learnt)
+
+
+@pytest.mark.parametrize("left_out", ["overflow", "not finite"])
+def test_k33_a_schedule_per_epoch_steps_where_the_epochs_last_step_is_left_out(tmp_path, left_out):
+    trainer = make(tmp_path, STEP_LR, "trainer.epochs=2", "trainer.nonfinite=skip")
+    if left_out == "overflow":
+        trainer.scaler = torch.amp.GradScaler("cpu")
+        trainer.model.head[1].weight.register_hook(
+            lambda gradient: gradient * float("inf") if trainer.step == 3 else gradient)
+    else:
+        poison(trainer, 3)
+    trainer.train()
+    assert (trainer.overflows, trainer.skipped) == ((1, 0) if left_out == "overflow" else (0, 1))
+    assert trainer.scheduler.last_epoch == 2
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,8 @@
 """The training loop on data small enough to check by hand."""
 import contextlib
 import json
+import warnings
+import weakref
 
 import pytest
 import torch
@@ -186,6 +188,56 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, stop):
     lines = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").open()]
     steps = [line["step"] for line in lines if line["kind"] == "validation"]
     assert steps == [4, 8, 12]
+
+
+STEP_LR = 'lr_scheduler={"type": "StepLR", "args": {"step_size": 1, "gamma": 0.5}}'
+
+
+@pytest.mark.parametrize("stop", [3, 4, "validation"])
+def test_a_schedule_per_epoch_goes_on_as_if_never_stopped(tmp_path, stop):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole = make(tmp_path / "a", STEP_LR)
+    whole.train()
+    first = make(tmp_path / "b", STEP_LR)
+    name = "_valid_epoch" if stop == "validation" else "_update"
+    method = getattr(first, name)
+
+    def stopping(*args):
+        if stop in ("validation", first.step + 1):
+            first.stop_signal.signum = 15
+        return method(*args)
+    setattr(first, name, stopping)
+    with pytest.raises(Interrupted):
+        first.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")       # torch warns where a schedule steps without a step
+        second = make(tmp_path / "b", STEP_LR,
+                      checkpoint=read_checkpoint(tmp_path / "b" / "last.pth"))
+        second.train()
+    assert same(weights(whole), weights(second))
+    assert whole.scheduler.state_dict() == second.scheduler.state_dict()
+
+
+def test_checkpoints_of_an_epochs_end_hold_the_schedule_of_the_next_epoch(tmp_path):
+    make(tmp_path, STEP_LR, "trainer.save_period=1").train()
+    for epoch in (1, 2, 3):
+        saved = read_checkpoint(tmp_path / f"checkpoint-epoch{epoch}.pth")
+        assert saved["scheduler"]["last_epoch"] == epoch
+        assert saved["optimizer"]["param_groups"][0]["lr"] == 0.1 * 0.5 ** epoch
+    best = read_checkpoint(tmp_path / "model_best.pth")
+    assert best["scheduler"]["last_epoch"] == best["epoch"] - 1
+
+
+def test_the_outputs_of_a_step_are_gone_when_the_next_forward_pass_begins(tmp_path):
+    trainer, alive = make(tmp_path, "trainer.accumulate=2", "trainer.log_per_iter=1"), []
+
+    def before(*_):
+        assert not any(output() is not None for output in alive)
+    trainer.train_model.register_forward_pre_hook(before)
+    trainer.train_model.register_forward_hook(
+        lambda module, args, outputs: alive.extend(map(weakref.ref, outputs.values())))
+    trainer._train_epoch(1)
+    assert len(alive) == len(trainer.train_loader)
 
 
 def test_accumulated_micro_batches_equal_one_batch(tmp_path):
