@@ -159,6 +159,12 @@ def test_the_shortest_runs_have_a_schedule(name, steps):
         scheduler.step()
 
 
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_a_rate_of_zero_stays_zero(name):
+    rates = curve({"type": name, "args": ARGS.get(name, {})}, rate=0.0, steps=10, per_epoch=5)[0]
+    assert rates == (0.0,) * 10
+
+
 def test_our_schedules_step_per_iteration_and_torchs_per_epoch_unless_defined_so():
     def steps_per_iteration(section):
         return build_scheduler(section, optimizer_of(), 100, 20).per_iteration

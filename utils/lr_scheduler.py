@@ -100,7 +100,8 @@ class _StepSchedule(LRScheduler):
 
     def _of_largest_rate(self, rate):
         """An absolute rate as a factor: of the group with the largest rate."""
-        return rate / max(float(lr) for lr in self.base_lrs)
+        largest = max(float(lr) for lr in self.base_lrs)
+        return rate / largest if largest else 0.0
 
 
 class Poly(_StepSchedule):
