@@ -1,4 +1,6 @@
-"""Which arithmetic a device trains in."""
+"""Which arithmetic a device trains in, and what needs float32 whatever that is."""
+import contextlib
+
 import torch
 
 from utils.errors import ConfigError
@@ -16,6 +18,25 @@ def autocast_dtype(amp, device: torch.device) -> torch.dtype | None:
         raise ConfigError("fp16 training needs a GPU (its loss scaling has no CPU form)",
                           "trainer.amp", 'use "bf16", "auto" or false')
     return {"bf16": torch.bfloat16, "fp16": torch.float16, False: None}[amp]
+
+
+def full_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The type of `tensor`, float32 where that is less."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in float32, or as it is where it is float64: squares overflow float16 and lose
+    everything in bfloat16."""
+    return tensor.to(full_dtype(tensor))
+
+
+def no_autocast(tensor: torch.Tensor):
+    """A context in which matrix products keep the precision of their operands."""
+    kind = tensor.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def _computes_in_bf16(device):
