@@ -109,6 +109,14 @@ def test_every_norm_keeps_the_shape_with_and_without_an_activation_behind_it(nam
         assert norm_layer(name)(32, linear=linear)(x).shape == x.shape
 
 
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_keep_the_type_of_a_half_precision_map(name):
+    x = torch.randn(2, 32, 3, 5, dtype=torch.bfloat16)
+    for linear in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert norm_layer(name)(32, linear=linear)(x).dtype == x.dtype
+
+
 def test_evonorm_is_its_own_activation_and_linear_where_none_follows():
     assert isinstance(activation("evo_s0"), nn.Identity)
     assert isinstance(activation("evo_s0", after_sum=True), nn.ReLU)

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from utils.errors import ConfigError
+from utils.precision import full_precision
 from utils.registry import unknown
 from utils.sync_batchnorm import SyncBatchNorm
 
@@ -83,7 +84,7 @@ class Affine(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x):
-        return torch.addcmul(self.beta, self.gamma, x)
+        return torch.addcmul(self.beta, self.gamma, x).to(x.dtype)
 
 
 class EvoNormS0(Affine):
@@ -100,7 +101,7 @@ class EvoNormS0(Affine):
         self.groups, self.eps, self.unbiased = math.gcd(groups, channels), eps, unbiased
 
     def forward(self, x):
-        grouped = _wide(x).unflatten(1, (self.groups, -1))           # (N, G, C/G, H, W)
+        grouped = full_precision(x).unflatten(1, (self.groups, -1))           # (N, G, C/G, H, W)
         var = grouped.var((2, 3, 4), correction=int(self.unbiased))   # (N, G)
         scale = torch.rsqrt(var + self.eps).repeat_interleave(self.gamma.shape[1] // self.groups, 1)
         return super().forward(x * torch.sigmoid(self.v * x) * scale[..., None, None]).to(x.dtype)
@@ -120,7 +121,7 @@ class EvoNormB0(Affine):
         self.eps, self.momentum = eps, momentum
 
     def forward(self, x):
-        wide = _wide(x)
+        wide = full_precision(x)
         if self.training:
             var = wide.var((0, 2, 3), correction=0, keepdim=True)
             with torch.no_grad():
@@ -129,11 +130,6 @@ class EvoNormB0(Affine):
             var = self.running_var
         own = self.v * wide + torch.sqrt(wide.var((2, 3), correction=0, keepdim=True) + self.eps)
         return super().forward(wide / torch.maximum(torch.sqrt(var + self.eps), own)).to(x.dtype)
-
-
-def _wide(x):
-    """x in float32 at least: squares overflow float16 and lose everything in bfloat16."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _group(channels, linear=False):
