@@ -582,6 +582,12 @@ def test_sums_of_a_mixture_are_weighted_and_its_parts_are_kept():
     assert loss.last_parts.keys() == {"CE", "DC"} and torch.equal(loss.last_parts["CE"], ce)
 
 
+def test_the_parts_of_a_part_of_a_mixture_are_kept():
+    loss = build_loss({"type": "MixedLoss", "args": {"losses": ["CE", "RMI"]}})
+    loss(torch.randn(1, 3, 16, 16), torch.randint(0, 3, (1, 16, 16)))
+    assert loss.last_parts.keys() == {"CE", "RMI", "RMI.bce", "RMI.rmi"}
+
+
 def test_segfix_without_a_predicted_boundary_has_no_direction_loss():
     loss = build_loss("SegFixLoss")
     mask = torch.zeros(1, 2, 4, 4)

@@ -10,7 +10,7 @@ class MixedLoss(nn.Module):
 
     logits (N, C, H, W), target (N, H, W) -> scalar.
     losses: [{"type", "args", "weight" (default 1)}, ...]. `last_parts` holds the
-    unweighted value of each after a call.
+    unweighted value of each after a call, and its own parts as "name.part".
     """
 
     def __init__(self, losses: list, ignore_index: int = 255):
@@ -34,6 +34,9 @@ class MixedLoss(nn.Module):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         values = [loss(logits, target) for loss in self.losses]
-        self.last_parts = {name: value.detach()
-                           for name, value in zip(self.names, values, strict=True)}
+        self.last_parts = {}
+        for name, loss, value in zip(self.names, self.losses, values, strict=True):
+            self.last_parts[name] = value.detach()
+            for part, amount in getattr(loss, "last_parts", {}).items():
+                self.last_parts[f"{name}.{part}"] = amount
         return sum(weight * value for weight, value in zip(self.weights, values, strict=True))
