@@ -325,6 +325,14 @@ def test_without_a_likely_class_every_pixel_still_has_a_label():
     assert labels.flatten().tolist() == [0, 1]
 
 
+def test_without_a_likely_class_the_information_tells_of_the_pruned_masks():
+    probs = torch.tensor([[0.4, 0.3], [0.3, 0.4], [0.3, 0.3]]).view(1, 3, 1, 2)
+    _, info = rank_dice(probs, overlap=False, return_info=True)
+    _, _, batched = solve_batched(probs.flatten(2), Objective("dice", 0), 0.5, "auto", False)
+    assert torch.equal(torch.stack((info.thresholds, info.expected)), batched)
+    assert (info.thresholds == 1).all() and (info.expected == 0).all()
+
+
 def test_many_classes_get_int16_labels():
     assert rank_dice(torch.rand(1, 256, 2, 2), overlap=False).dtype == torch.int16
 

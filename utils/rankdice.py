@@ -33,6 +33,7 @@ import torch
 
 from utils.errors import ConfigError
 from utils.expected_score import EXACT_VOLUME, Objective
+from utils.precision import full_precision
 from utils.rankdice_batched import solve_batched
 from utils.registry import unknown
 
@@ -131,7 +132,7 @@ def _by_row(flat, problem, overlap, with_info):
     masks = torch.zeros(flat.shape, dtype=torch.bool) if overlap else None
 
     def solve(place, prune=True):
-        row = _as_numpy(flat[place])
+        row = full_precision(flat[place]).numpy()
         mask = masks[place].numpy() if overlap else np.empty(n, bool)
         answer = _solve(row, problem, mask, prune)
         if overlap and answer is not None:
@@ -140,6 +141,7 @@ def _by_row(flat, problem, overlap, with_info):
 
     with _pool(flat.numel()) as run:
         run(solve, [(i, c) for i in range(images) for c in range(classes)])
+        info = _info(flat, problem, answers) if with_info else None
         if overlap:
             result = masks
         else:
@@ -148,7 +150,6 @@ def _by_row(flat, problem, overlap, with_info):
             run(lambda place: solve(place, prune=False),
                 [(i, c) for i in empty for c in range(classes)])
             result = _labels_by_row(flat, problem, answers, run)
-    info = _info(flat, problem, answers) if with_info else None
     return result, info
 
 
@@ -156,7 +157,7 @@ def _info(flat, problem, answers):
     info = torch.ones(2, *flat.shape[:2], dtype=torch.float64)
     for place, answer in answers.items():
         if answer is None:
-            info[1][place] = _empty_score(_as_numpy(flat[place]), problem)
+            info[1][place] = _empty_score(full_precision(flat[place]).numpy(), problem)
         else:
             info[0][place], info[1][place] = answer.threshold, answer.expected
     return RankInfo(*info)
@@ -190,13 +191,8 @@ def _solve(row, problem, scratch, prune):
 
 
 def _newton(row, volume, problem, scratch):
-    threshold = _warm_start(row, problem.objective)
-    buffer = np.empty_like(row)
-    for _ in range(PASSES):
-        chosen, size = _above(row, threshold, scratch, buffer)
-        previous, threshold = threshold, float(problem.objective.threshold(chosen, size, volume))
-        if abs(threshold - previous) <= TOLERANCE * threshold:
-            break
+    start = _warm_start(row, problem.objective)
+    threshold, chosen, size = _fixed_point(row, start, volume, problem.objective, scratch)
     expected = float(problem.objective.first_order(chosen, size, volume))
     return _Answer(threshold, expected, chosen, size, volume)
 
@@ -209,14 +205,20 @@ def _warm_start(row, objective):
     sample = np.ascontiguousarray(
         row[:blocks * STRIDE * SAMPLE].reshape(blocks, STRIDE, SAMPLE)[:, 0]).ravel()
     scaled = dataclasses.replace(objective, smooth=objective.smooth / STRIDE)
-    volume, threshold = float(sample.sum()), 0.5
-    scratch, buffer = np.empty(len(sample), bool), np.empty_like(sample)
+    threshold, _, _ = _fixed_point(sample, 0.5, float(sample.sum()), scaled,
+                                   np.empty(len(sample), bool))
+    return threshold or min(0.5, float(row.max()) / 2)
+
+
+def _fixed_point(row, threshold, volume, objective, scratch):
+    """The last threshold, and sum and count of the pixels above the one before it."""
+    buffer = np.empty_like(row)
     for _ in range(PASSES):
-        chosen, size = _above(sample, threshold, scratch, buffer)
-        previous, threshold = threshold, float(scaled.threshold(chosen, size, volume))
+        chosen, size = _above(row, threshold, scratch, buffer)
+        previous, threshold = threshold, float(objective.threshold(chosen, size, volume))
         if abs(threshold - previous) <= TOLERANCE * threshold:
             break
-    return threshold or min(0.5, float(row.max()) / 2)
+    return threshold, chosen, size
 
 
 def _above(row, threshold, scratch, buffer):
@@ -272,7 +274,7 @@ def _labels_by_row(flat, problem, answers, run):
 
     def fill(place):
         image, start = place
-        block = _as_numpy(flat[image, :, start:start + BLOCK])
+        block = full_precision(flat[image, :, start:start + BLOCK]).numpy()
         out = labels[image, start:start + BLOCK].numpy()
         best = np.full(len(out), -np.inf, block.dtype)
         gain, better = np.empty_like(best), np.empty(len(out), bool)
@@ -289,12 +291,6 @@ def _labels_by_row(flat, problem, answers, run):
 
     run(fill, [(i, start) for i in range(images) for start in range(0, n, BLOCK)])
     return labels
-
-
-def _as_numpy(tensor):
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        tensor = tensor.float()
-    return tensor.numpy()
 
 
 @contextlib.contextmanager

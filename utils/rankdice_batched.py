@@ -6,6 +6,7 @@ of steps, so that nothing is read back from the device.
 import torch
 
 from utils.expected_score import EXACT_VOLUME, TINY, Objective, quadrature
+from utils.precision import full_precision
 
 ELEMENTS = 2 ** 24       # probabilities worked on at a time; bounds the temporary memory
 STEPS = 8                # Newton steps; from 0.5 three to six reach the fixed point
@@ -25,7 +26,7 @@ def solve_batched(flat: torch.Tensor, objective: Objective, pruning: float, solv
     answers = []
     step = max(1, ELEMENTS // n)
     for start in range(0, len(rows), step):
-        x = _promoted(rows[start:start + step])
+        x = full_precision(rows[start:start + step])
         answer = _solve(x, objective, pruning, solver)
         answers.append(answer)
         if overlap:
@@ -160,11 +161,7 @@ def _labels(flat, objective, answer):
         slope = gain[image, :, None].to(torch.float32)
         offset = gain_at_zero[image, :, None].to(torch.float32)
         for start in range(0, n, step):
-            part = _promoted(flat[image, :, start:start + step])
+            part = full_precision(flat[image, :, start:start + step])
             labels[image, start:start + step] = torch.addcmul(offset.to(part.dtype), part,
                                                               slope).max(0).indices
     return labels
-
-
-def _promoted(x):
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
