@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from utils.class_weights import class_weights
-from utils.losses.pixels import check_reduction, full_precision, labelled
+from utils.losses.pixels import check_reduction, labelled
 from utils.losses.warning import warn_once
+from utils.precision import full_dtype, full_precision
 
 
 class BCEWithLogitsLoss2d(nn.Module):
@@ -177,8 +178,7 @@ class _SigmoidTerms(torch.autograd.Function):
 
 def _wrong(logits, index):
     """A copy of the logits with the sign changed at the label."""
-    z = full_precision(logits).clone(memory_format=torch.preserve_format)
-    return _scale_label(z, index, -1)
+    return _scale_label(logits.to(full_dtype(logits), copy=True), index, -1)
 
 
 def _scale_label(values, index, factor):

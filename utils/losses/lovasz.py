@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.losses.pixels import full_precision, labelled, reads_are_free
+from utils.losses.pixels import labelled, planar, reads_are_free
+from utils.precision import full_dtype
 
 # Errors that are sorted at once on a device: bounds the memory beside the logits.
 _SORTED_AT_ONCE = 1 << 23
@@ -56,17 +57,16 @@ class _Lovasz(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, index, valid, classes, per_image):
-        p = F.softmax(logits, 1, dtype=full_precision(logits[:0]).dtype)
+        p = F.softmax(planar(logits), 1, dtype=full_dtype(logits))
         images, num_classes = p.shape[:2]
         chosen = list(range(num_classes)) if isinstance(classes, str) else list(classes)
         slope = torch.zeros_like(p, memory_format=torch.contiguous_format)
         add = _add_on_cpu if reads_are_free(p) else _add_on_device
-        parts = range(images) if per_image else [slice(None)]
-        total = p.new_zeros((), dtype=torch.float64)
+        parts = [slice(i, i + 1) for i in range(images)] if per_image else [slice(None)]
+        labels, total = torch.where(valid, index, -1), p.new_zeros((), dtype=torch.float64)
         for part in parts:
-            take = slice(part, part + 1) if per_image else part
-            total = total + add(p[take], torch.where(valid, index, -1)[take], chosen,
-                                classes == "present", slope[take], len(parts))
+            total = total + add(p[part], labels[part], chosen, classes == "present", slope[part],
+                                len(parts))
         if ctx.needs_input_grad[0]:
             # Back through the softmax: p (m - sum of p m).
             slope.mul_(p)
@@ -148,8 +148,9 @@ def _add_on_device(p, labels, chosen, only_present, slope, divisor):
     valid = labels >= 0
     seen = torch.zeros(num_classes + 1, dtype=torch.bool, device=p.device)
     seen.scatter_(0, torch.where(valid, labels, num_classes), True)
-    picked = torch.zeros(num_classes, dtype=torch.bool, device=p.device)
-    for c in chosen:
+    every = chosen == list(range(num_classes))
+    picked = torch.full((num_classes,), every, device=p.device)
+    for c in () if every else chosen:       # a list as index would wait for the device
         picked[c] = True
     counted = picked & (seen[:-1] if only_present else valid.any())
     scale = counted.double() / (counted.sum().clamp_min(1) * divisor)

@@ -4,12 +4,11 @@ Everything here is free of host synchronisation: no value travels from the
 device, no shape depends on the labels. A loss that is cheaper where the host
 knows a count asks `reads_are_free` first.
 """
-import contextlib
-
 import torch
 import torch.nn.functional as F
 
 from utils.errors import ConfigError
+from utils.precision import full_dtype, no_autocast
 
 # Up to here two more reductions over the classes cost less than one more exponential.
 _FEW_CLASSES = 32
@@ -19,11 +18,6 @@ def check_reduction(reduction: str):
     """Raises ValueError for a reduction other than "mean" and "sum"."""
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
-
-
-def full_precision(logits: torch.Tensor) -> torch.Tensor:
-    """The logits in float32, or as they are where they are float64."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def labelled(target: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +75,7 @@ def class_weight_map(weight: torch.Tensor, index: torch.Tensor, valid: torch.Ten
     """The weight (N, H, W) of every pixel's class, 0 where it is not labelled."""
     if len(weight) != logits.shape[1]:
         raise ConfigError(f"{len(weight)} class weights for {logits.shape[1]} classes")
-    return weight.to(full_precision(logits[:0]))[index] * valid
+    return weight.to(logits.device, full_dtype(logits))[index] * valid
 
 
 def reads_are_free(tensor: torch.Tensor) -> bool:
@@ -90,12 +84,10 @@ def reads_are_free(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def no_autocast(tensor: torch.Tensor):
-    """A context in which matrix products keep the precision of their operands."""
-    kind = tensor.device.type
-    if not torch.amp.is_autocast_available(kind):
-        return contextlib.nullcontext()
-    return torch.autocast(kind, enabled=False)
+def planar(logits: torch.Tensor) -> torch.Tensor:
+    """The logits class by class in memory, where that pays: on a CPU, softmax and maximum over
+    channels that lie side by side cost more than the copy."""
+    return logits.contiguous() if logits.device.type == "cpu" else logits
 
 
 class _SoftmaxTerms(torch.autograd.Function):
@@ -106,10 +98,7 @@ class _SoftmaxTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, index, valid, with_sums):
-        dtype = full_precision(logits[:0]).dtype
-        if logits.device.type == "cpu":
-            # There softmax and maximum over channels side by side cost more than the copy.
-            logits = logits.contiguous()
+        dtype, logits = full_dtype(logits), planar(logits)
         if logits.shape[1] <= _FEW_CLASSES:
             p = F.softmax(logits, 1, dtype=dtype)
             # -ln p of the label as (largest logit - its logit) - ln(largest p): exact where p

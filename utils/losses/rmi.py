@@ -15,9 +15,9 @@ from torch import nn
 
 from utils.class_weights import class_weights
 from utils.losses.binary import binary_cross_entropy_sums, warn_sigmoid
-from utils.losses.pixels import (class_weight_map, full_precision, labelled, no_autocast,
-                                 reads_are_free)
+from utils.losses.pixels import class_weight_map, labelled, reads_are_free
 from utils.losses.warning import warn_once
+from utils.precision import full_precision, no_autocast
 
 _STRIDES = {"max": 3, "avg": 4, "interp": 2, "none": 1}
 # Elements of the stacked windows that are held at once: stays in the cache of a
@@ -96,8 +96,10 @@ class RMI(nn.Module):
             weight = self.weight.to(weight)
         if not len(image):
             return constant * weight.sum()
-        shown = index[image] == label[:, None, None]
-        y = self._pool_labels(shown & valid[image])
+        # The gathered maps are as many as the logits': two bytes a pixel hold any class id.
+        small = torch.int16 if num_classes < 2 ** 15 else torch.int64
+        labels = index.masked_fill(~valid, -1).to(small)
+        y = self._pool_labels(labels[image] == label.to(small)[:, None, None])
         q = self._pool_predictions(logits, image, label, valid)
         covariance = _RegionCovariance.apply(q, y, self.radius)
         terms = _half_log_det(covariance, self.alpha) / self.radius ** 2

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.losses.pixels import (class_weight_map, cross_entropy_map, full_precision, labelled,
-                                 mean_over, sum_by_class)
+from utils.losses.pixels import (class_weight_map, cross_entropy_map, labelled, mean_over,
+                                 sum_by_class)
+from utils.precision import full_precision
 
 
 class SegFixLoss(nn.Module):
