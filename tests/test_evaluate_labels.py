@@ -102,6 +102,12 @@ def test_an_id_that_is_none_is_refused_by_the_counts(wrong):
         count_pair(np.array([[7]]), np.array([[7]]), np.array([[99000]]))
 
 
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (2,)])
+def test_instances_of_another_size_are_refused_by_the_counts(shape):
+    with pytest.raises(ValueError, match="size of the truth"):
+        count_pair(np.full((2, 2), 7), np.full((2, 2), 7), np.zeros(shape, int))
+
+
 def make_city(root, names=("ulm_000000_000019", "ulm_000001_000019"), instances=True):
     """Truth below root/gt/ulm, equal predictions in root/pred."""
     (root / "gt" / "ulm").mkdir(parents=True)

@@ -163,6 +163,8 @@ def count_pair(prediction: np.ndarray, truth: np.ndarray,
         if ids.shape != truth.shape or not ids.size or ids.min() < 0 or ids.max() >= _IDS:
             raise ValueError(f"the {name} must hold label ids 0..{_IDS - 1} in the size of the "
                              "truth")
+    if instances is not None and instances.shape != truth.shape:
+        raise ValueError("the instances must have the size of the truth")
     cells = truth.astype(np.intp) * _IDS + prediction
     confusion = np.bincount(cells.ravel(), minlength=_IDS * _IDS).reshape(_IDS, _IDS)
     return PairCounts(confusion, _count_instances(prediction, instances)
