@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 
 from utils.errors import DataError
+from utils.metrics.dataset_metrics import ratio
 from utils.metrics.image_scores import OF_IMAGE, ImageScores
 
 DRAWS_AT_ONCE = 2 ** 22       # draws x images held as weights
@@ -100,21 +101,17 @@ def _scores(weights, scores):
         hits, predicted, labelled = totals.reshape(len(weights), 3, -1).swapaxes(0, 1)
         hits, predicted, labelled = (part[:, scores.classes_of_interest]
                                      for part in (hits, predicted, labelled))
-        table["Mean_IoU"] = _nanmean(_ratio(hits, predicted + labelled - hits))
-        table["Mean_Dice"] = _nanmean(_ratio(2 * hits, predicted + labelled))
+        table["Mean_IoU"] = _nanmean(ratio(hits, predicted + labelled - hits))
+        table["Mean_Dice"] = _nanmean(ratio(2 * hits, predicted + labelled))
     for name, values in zip(OF_IMAGE, scores.image.T):
         known = ~np.isnan(values)
-        table[name] = _ratio(weights[:, known] @ values[known], weights[:, known].sum(1))
+        table[name] = ratio(weights[:, known] @ values[known], weights[:, known].sum(1))
     return table
-
-
-def _ratio(part, whole):
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
 def _nanmean(values):
     known = ~np.isnan(values)
-    return _ratio(np.where(known, values, 0).sum(1), known.sum(1))
+    return ratio(np.where(known, values, 0).sum(1), known.sum(1))
 
 
 def _bounds(values, level):

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from utils.metrics.counts import checked_classes, labels_of_one_hot
+from utils.metrics.image_metrics import mean
 from utils.metrics.reduction import all_gather
 
 COUNTS = 6        # per image and class: band hits and union, outline pixels and hits, both ways
@@ -67,10 +68,10 @@ class BoundaryMetrics:
         counts = self._table().numpy().reshape(-1, COUNTS, self.num_classes)
         hits, union = counts[:, :2].sum(0)
         iou = [h / u if u else math.nan for h, u in zip(hits.tolist(), union.tolist())]
-        f = [_mean(_f(*row) for row in counts[:, 2:, k].tolist())
+        f = [mean(_f(*row) for row in counts[:, 2:, k].tolist())
              for k in range(self.num_classes)]
-        return {"Boundary_IoU": _mean(iou[k] for k in self.classes_of_interest),
-                "Boundary_F": _mean(f[k] for k in self.classes_of_interest),
+        return {"Boundary_IoU": mean(iou[k] for k in self.classes_of_interest),
+                "Boundary_F": mean(f[k] for k in self.classes_of_interest),
                 "Class_Boundary_IoU": iou, "Class_Boundary_F": f}
 
     def _table(self):
@@ -124,8 +125,3 @@ def _f(predicted, predicted_hits, labelled, labelled_hits):
         return 0.0
     precision, recall = predicted_hits / predicted, labelled_hits / labelled
     return 2 * precision * recall / (precision + recall)
-
-
-def _mean(values):
-    values = [v for v in values if not math.isnan(v)]
-    return math.fsum(values) / len(values) if values else math.nan

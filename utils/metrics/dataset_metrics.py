@@ -29,7 +29,7 @@ class DatasetMetrics:
 
     def reset(self):
         """Forgets everything counted so far."""
-        self._totals = None       # (3C + 1 + C(C + 1),) int64, see `add`
+        self._totals = None       # see `_counted`
         self._label_images = self._mask_images = 0
 
     def update(self, prediction: torch.Tensor, target: torch.Tensor, index=None):
@@ -53,10 +53,8 @@ class DatasetMetrics:
 
     def reduce(self):
         """Adds up the counts of all processes of torch.distributed, if there are several; once."""
-        size = 3 * self.num_classes + 1 + self.num_classes * (self.num_classes + 1)
-        totals = torch.zeros(size, dtype=torch.int64) if self._totals is None else self._totals
         images = torch.tensor([self._label_images, self._mask_images])
-        totals = all_reduce(torch.cat((totals.cpu(), images)))
+        totals = all_reduce(torch.cat((self._counted(), images)))
         self._totals = totals[:-2]
         self._label_images, self._mask_images = totals[-2:].tolist()
 
@@ -75,13 +73,12 @@ class DatasetMetrics:
         tp, fp, fn, pixels: per class, integers (pixels = tp + fn). Images: integer.
         """
         c = self.num_classes
-        size = 3 * c + 1 + c * (c + 1)
-        totals = np.zeros(size, np.int64) if self._totals is None else self._totals.cpu().numpy()
+        totals = self._counted().numpy()
         hits, predicted, labelled = totals[:3 * c].reshape(3, c)
         valid, matrix = int(totals[3 * c]), totals[3 * c + 1:].reshape(c, c + 1)
         union = predicted + labelled - hits
-        iou, dice = _ratio(hits, union), _ratio(2 * hits, predicted + labelled)
-        recall, precision = _ratio(hits, labelled), _ratio(hits, predicted)
+        iou, dice = ratio(hits, union), ratio(2 * hits, predicted + labelled)
+        recall, precision = ratio(hits, labelled), ratio(hits, predicted)
         of_interest = self.classes_of_interest
         only_labels = self._label_images > 0 and self._mask_images == 0
         seen = labelled > 0
@@ -90,8 +87,8 @@ class DatasetMetrics:
             "Mean_Recall": _mean(recall[of_interest]),
             "Mean_Precision": _mean(precision[of_interest]),
             "Classes_Averaged": int(np.count_nonzero(~np.isnan(iou[of_interest]))),
-            "Pixel_Accuracy": float(_ratio(hits.sum(), valid)) if only_labels else float("nan"),
-            "Binary_Accuracy": float(_ratio(c * valid - (union - hits).sum(), c * valid)),
+            "Pixel_Accuracy": float(ratio(hits.sum(), valid)) if only_labels else float("nan"),
+            "Binary_Accuracy": float(ratio(c * valid - (union - hits).sum(), c * valid)),
             "FWIoU": float((labelled[seen] / valid * iou[seen]).sum()) if valid else float("nan"),
             "Class_IoU": iou.tolist(), "Class_Dice": dice.tolist(),
             "Class_Recall": recall.tolist(), "Class_Precision": precision.tolist(),
@@ -101,8 +98,14 @@ class DatasetMetrics:
             "Images": self._label_images + self._mask_images,
         }
 
+    def _counted(self):
+        """(3C + 1 + C(C + 1),) int64 on the CPU, the sum of what `add` concatenates."""
+        c = self.num_classes
+        return (torch.zeros(3 * c + 1 + c * (c + 1), dtype=torch.int64) if self._totals is None
+                else self._totals.cpu())
 
-def _ratio(part, whole):
+
+def ratio(part, whole) -> np.ndarray:
     """part / whole in float64, nan where whole is 0."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)

@@ -110,17 +110,17 @@ class ImageMetrics:
         if self.published:
             accuracy = binary
         of_interest = self.classes_of_interest
-        miou = np.array([_mean(row) for row in iou[:, of_interest]])
-        mdice = np.array([_mean(row) for row in dice[:, of_interest]])
-        class_iou = [_mean(column) for column in iou.T]
-        class_dice = [_mean(column) for column in dice.T]
+        miou = np.array([mean(row) for row in iou[:, of_interest]])
+        mdice = np.array([mean(row) for row in dice[:, of_interest]])
+        class_iou = [mean(column) for column in iou.T]
+        class_dice = [mean(column) for column in dice.T]
         averaged = [k for k in of_interest if not math.isnan(class_iou[k])]
         return {
-            "Mean_IoU": _mean(miou), "Mean_Dice": _mean(mdice),
-            "Mean_Class_IoU": _mean([class_iou[k] for k in averaged]),
-            "Mean_Class_Dice": _mean([class_dice[k] for k in averaged]),
+            "Mean_IoU": mean(miou), "Mean_Dice": mean(mdice),
+            "Mean_Class_IoU": mean([class_iou[k] for k in averaged]),
+            "Mean_Class_Dice": mean([class_dice[k] for k in averaged]),
             "Classes_Averaged": len(averaged),
-            "Pixel_Accuracy": _mean(accuracy), "Binary_Accuracy": _mean(binary),
+            "Pixel_Accuracy": mean(accuracy), "Binary_Accuracy": mean(binary),
             "Class_IoU": class_iou, "Class_Dice": class_dice, "Images": len(table),
             "img_index": index.tolist(), "img_iou": iou.tolist(), "img_dice": dice.tolist(),
             "img_miou": miou.tolist(), "img_mdice": mdice.tolist(),
@@ -151,7 +151,7 @@ class ImageMetrics:
         return np.where(nobody, np.nan, iou), np.where(nobody, np.nan, dice)
 
 
-def _mean(values):
+def mean(values) -> float:
     """Mean of the numbers that are not nan, correctly rounded; nan without any."""
     values = [float(v) for v in values if not math.isnan(v)]
     return math.fsum(values) / len(values) if values else float("nan")

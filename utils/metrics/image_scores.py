@@ -17,6 +17,7 @@ import numpy as np
 
 from utils.errors import DataError
 from utils.image_io import write_bytes
+from utils.metrics.counts import checked_classes
 
 OF_IMAGE = ("mIoU_I", "mDice_I", "Pixel_Accuracy", "Binary_Accuracy")
 OF_CLASS = ("IoU", "Dice", "hits", "predicted", "labelled")
@@ -48,12 +49,11 @@ def image_scores(results: dict, ids: Sequence[str], class_names: Sequence[str],
     image = results["image"]
     pixels = np.array([image[f"img_{name}"] for name in ("hits", "predicted", "labelled")],
                       np.int64).reshape(3, -1, len(class_names)).swapaxes(0, 1)
-    everything = classes_of_interest is None or classes_of_interest == "all"
     return ImageScores(
         [ids[i] for i in image["img_index"]],
         np.array(_of_image(image), np.float64).T,
         None if image["published"] else pixels,
-        list(range(len(class_names)) if everything else classes_of_interest), list(class_names))
+        checked_classes(classes_of_interest, len(class_names)), list(class_names))
 
 
 def write_image_scores(path, results: dict, ids: Sequence[str], class_names: Sequence[str]):
