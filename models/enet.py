@@ -5,7 +5,7 @@ The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
 `yassouali_enet`; the keys are its own. No weights are published.
 
 Differs from the paper: one PReLU weight per activation instead of one per
-channel; the channels that a residual sum lacks are appended as zeros.
+channel, but in the first block; the channels that a residual sum lacks are appended as zeros.
 Differs from the source: any input size. There a size that is not a multiple of
 8 crashes or scrambles the unpooled maps; here the first block's maps are
 padded with their border and the logits cropped. Sizes it can take give equal
