@@ -1,5 +1,6 @@
 """Runs a function of a test on several gloo ranks of this machine."""
 import os
+import random
 import socket
 
 import torch
@@ -9,10 +10,18 @@ import torch.multiprocessing as mp
 def on_ranks(function, world: int, *args):
     """Call function(rank, world, *args) in `world` processes of one gloo group; it must be a
     module-level function. Any failure of a rank fails the test."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_enter, (world, port, function, args), nprocs=world)
+    mp.spawn(_enter, (world, free_port(), function, args), nprocs=world)
+
+
+def free_port() -> int:
+    """A port that nobody listens on, of those that the system gives to nobody who asks for any."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32768)
+        try:
+            socket.create_server(("", port)).close()
+            return port
+        except OSError:
+            pass
 
 
 def _enter(rank, world, port, function, args):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.ranks import free_port
 from utils.decision import build_decision
 from utils.evaluate import evaluate
 from utils.metrics import DatasetMetrics, ImageMetrics
@@ -155,13 +156,8 @@ def _one_rank(rank, world, port, folder):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_ranks_gives_the_same_numbers_to_the_last_bit(world, tmp_path):
-    import socket
-
     import torch.multiprocessing as mp
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     alone = json.dumps(scores(SIZES, 2, rules=("max", "T"), loss=cross_entropy))
-    mp.start_processes(_one_rank, (world, port, tmp_path), nprocs=world, start_method="fork")
+    mp.start_processes(_one_rank, (world, free_port(), tmp_path), nprocs=world, start_method="fork")
     for rank in range(world):
         assert (tmp_path / f"{rank}.json").read_text() == alone

@@ -2,7 +2,6 @@
 
 SEGWRIGHT_KILLS=200 python -m pytest -m slow tests/test_kill_resume.py   # CI kills ten times
 """
-import contextlib
 import os
 import random
 import signal
@@ -10,7 +9,8 @@ import time
 
 import pytest
 
-from tests.run_program import SMALL, digest, program, start
+from tests.run_program import SMALL, digest
+from tests.test_reliability_signals import AT_STEP_3
 from tests.warm_start import WarmStart, until
 
 KILLS = int(os.environ.get("SEGWRIGHT_KILLS", 10))
@@ -18,6 +18,17 @@ TINY = ["train_loader.args.size=[24,32]", "train_loader.args.batch_size=2",
         "train_loader.args.length=4", 'optimizer.type=SGD',
         'optimizer.args={"lr": 0.01, "momentum": 0.9}', "trainer.amp=false",
         "val_loader.args.size=[24,32]", "val_loader.args.length=2"]
+
+# A step, and how many seconds after its beginning.
+KILLED_AFTER = """
+import os, threading, trainer
+step = trainer.Trainer._step
+def timed(self, batches):
+    if self.step == {}:
+        threading.Timer({}, os.killpg, (0, 9)).start()
+    return step(self, batches)
+trainer.Trainer._step = timed
+"""
 
 
 def train(folder, *more):
@@ -58,12 +69,9 @@ def test_k01_k17_killed_at_random_moments_and_resumed_equals_undisturbed(warm, u
         folder, log = tmp_path / str(trial), tmp_path / f"{trial}.log"
         folder.mkdir()
         process = warm.start(log, *train(folder, "-r", "auto", "trainer.save_every=1",
-                                         "trainer.log_per_iter=1"))
-        step = moments.randrange(8)             # of eight; 0: between the start and the first
-        until(log, f"step {step}/8 " if step else "training ENet")
-        time.sleep(moments.uniform(0, seconds))
-        with contextlib.suppress(ProcessLookupError):       # it was done already
-            os.killpg(process, signal.SIGKILL)
+                                         "trainer.log_per_iter=1"),
+                             fault=KILLED_AFTER.format(moments.randrange(8),
+                                                       moments.uniform(0, seconds)))
         killed += warm.wait(process) == -signal.SIGKILL
         workers = moments.choice([0, 1, 2])
         process = warm.start(log, *train(folder, "-r", "auto", "trainer.save_every=1",
@@ -79,19 +87,15 @@ def test_k01_k17_killed_at_random_moments_and_resumed_equals_undisturbed(warm, u
     assert unreadable == 0 and killed >= KILLS // 2
 
 
-@pytest.mark.slow      # two processes that import torch
+@pytest.mark.slow
 @pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_k17_k19_a_signal_saves_says_how_to_go_on_and_loses_nothing(undisturbed, tmp_path, signum,
-                                                                    status):
-    process = start("train.py", *train(tmp_path, "trainer.save_every=0", "trainer.log_per_iter=1"))
-    for line in process.stderr:
-        if "step 5/" in line:
-            break
-    process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
-    assert "Traceback" not in errors and "train.py -r" in errors
+def test_k17_k19_a_signal_saves_says_how_to_go_on_and_loses_nothing(warm, undisturbed, tmp_path,
+                                                                    signum, status):
+    log = tmp_path / "log"
+    process = warm.start(log, *train(tmp_path, "trainer.save_every=0"),
+                         fault=AT_STEP_3.format(f"os.kill(os.getpid(), {int(signum)})"))
+    assert warm.wait(process) == status, log.read_text()
+    assert "Traceback" not in log.read_text() and "train.py -r" in log.read_text()
     last, = tmp_path.glob("shapes/*/last.pth")
-    result = program("train.py", "-r", last)
-    assert result.returncode == 0, result.stderr
+    assert warm.wait(warm.start(log, "-r", last)) == 0, log.read_text()
     assert digest(last) == undisturbed[0]

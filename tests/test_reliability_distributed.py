@@ -1,8 +1,6 @@
 """Faults K24-K31, on two gloo processes of this machine."""
 import json
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +9,7 @@ import time
 import pytest
 
 from dataloader.samplers import BatchPlan, EpochOrder
+from tests.ranks import free_port
 from tests.run_program import ROOT, SMALL, digest, environment
 from tests.test_reliability_signals import AT_STEP_3
 from tests.warm_start import WarmStart, left_of_group, until
@@ -21,7 +20,7 @@ TINY = ["-c", "config.json", *SMALL, "train_loader.args.size=[24,32]", "trainer.
         "train_loader.args.batch_size=2", "train_loader.args.length=16", "trainer.amp=false",
         "val_loader.args.size=[24,32]", "val_loader.args.length=3", "trainer.epochs=2",
         "train_loader.args.num_workers=0"]
-END = 15      # seconds in which all ranks are gone
+END = 30      # seconds in which all ranks are gone
 
 # One warm process and many short trainings of two ranks.
 pytestmark = pytest.mark.slow
@@ -32,12 +31,6 @@ def warm():
     server = WarmStart()
     yield server
     server.close()
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class Ranks:
@@ -236,9 +229,7 @@ def test_k31_two_ranks_leave_the_files_of_one(warm, tmp_path):
 
 
 def test_sigterm_to_one_rank_saves_once_and_ends_all(warm, tmp_path):
-    ranks = Ranks(warm, tmp_path)
-    until(ranks.logs[0], "step 3/")
-    os.kill(ranks.processes[1], signal.SIGTERM)
+    ranks = Ranks(warm, tmp_path, fault=AT_STEP_3.format("os.kill(os.getpid(), signal.SIGTERM)"))
     statuses, (zero, one) = ranks.wait()
     assert statuses == [143, 143]
     assert zero.count("go on with") == 1 and "interrupted" not in one
