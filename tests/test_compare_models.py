@@ -26,7 +26,9 @@ def test_a_network_is_measured_in_both_modes(capsys):
     row = told(capsys)
     assert row.keys() == {"parameters", "flops", "infer_seconds", "train_seconds", "infer_bytes",
                           "train_bytes"}
-    assert 340_000 < row["parameters"] < 380_000 and min(row.values()) > 0
+    assert 340_000 < row["parameters"] < 380_000
+    # In this process, which has run others before, a network may add no bytes to the peak.
+    assert all(value > 0 for name, value in row.items() if not name.endswith("_bytes"))
 
 
 def test_flops_are_of_one_image(capsys):

@@ -204,9 +204,12 @@ class Slow(Shapes):
 
 
 def test_a_read_that_never_returns_becomes_an_error_naming_the_files():
-    loader = build_loader(Slow(size=(32, 48), length=8), 2, num_workers=1, timeout=1)
+    loader = build_loader(Slow(size=(32, 48), length=8), 2, num_workers=1, timeout=60)
+    batches = iter(loader)
+    next(batches)
+    loader._iterator._timeout = 1       # that the worker starts takes as long as it takes
     with pytest.raises(DataError, match="timed out") as caught:
-        list(loader)
+        next(batches)
     assert "val" not in caught.value.what and "train_00003" in caught.value.what
     assert "train_00005" not in caught.value.what
 

@@ -66,6 +66,7 @@ def test_more_classes_than_two_are_refused():
 
 
 # Three whole programs: over two seconds of wall time.
+@pytest.mark.timeout(900)
 def test_masks_of_0_and_255_are_learnt_from_the_json_by_one_logit(tmp_path):
     from PIL import Image
     rng = np.random.default_rng(1)
