@@ -14,6 +14,7 @@ colours and normalisation are in its metadata; python -m tools.run_onnx uses the
 import functools
 import json
 import operator
+import os
 import sys
 
 from utils import console
@@ -59,11 +60,12 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
-    from utils.export import OPSET, require_packages, unfinished
+    from utils.export import OPSET, require_packages
     require_packages(args.format)
     opset = (args.opset or OPSET) if args.format == "onnx" else None
     from utils.checkpoint import find_checkpoint, read_checkpoint
     from utils.checkpoint_config import with_config
+    from utils.image_io import unfinished
     from utils.open_model import open_model
     path = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(path), args.config, args.overrides)
@@ -71,7 +73,7 @@ def main(argv=None):
     loader = _labelled(args, opened.config) if args.int8 else None
     if loader:
         opened.require_classes(loader.dataset.class_names)
-    with unfinished(args.output) as temporary:
+    with unfinished(args.output, os.path.splitext(args.output)[1]) as temporary:
         report = _export(args, opened, temporary, opset)
         if loader:
             report["int8"] = _quantise(args, opened, loader, temporary)

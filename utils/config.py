@@ -9,7 +9,6 @@ import copy
 import json
 import os
 import re
-import tempfile
 
 from utils.config_checks import names_outputs
 from utils.config_docs import describe, json_schema
@@ -18,6 +17,7 @@ from utils.errors import ConfigError, UserError
 from utils.jsonc import parse_jsonc, read_jsonc
 from utils.registry import components, lookup, unknown
 from utils.signature import REQUIRED, converted, fields, parameters
+from utils.whole_files import WholeFile
 
 __all__ = ["LoadedConfig", "apply_overrides", "build", "describe", "json_schema", "load_config",
            "resolve_config", "save_config", "split_args"]
@@ -70,21 +70,12 @@ def save_config(config: dict, path):
     path = os.fspath(path)
     text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     try:
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", suffix=".tmp")
-    except OSError as error:
-        raise ConfigError(f"the config cannot be written: {error}", path) from None
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
+        with WholeFile(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())      # mkstemp makes files for the owner alone
-        os.replace(temporary, path)
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise ConfigError(f"the config cannot be written: {error}", path) from None
-        raise
+    except OSError as error:
+        raise ConfigError(f"the config cannot be written: {error}", path) from None
 
 
 def build(kind: str, section: dict | str, **provided):
@@ -293,9 +284,3 @@ def _expand_text(text, where, problems):
             problems.append(f"{where}: the environment variable {match[1]!r} is not set")
         return os.environ.get(match[1], "")
     return os.path.expanduser(_VARIABLE.sub(variable, text))
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

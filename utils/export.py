@@ -8,21 +8,17 @@ import contextlib
 import copy
 import importlib.util
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils.errors import ConfigError, DataError, NumericalError, first_line
+from utils.errors import ConfigError, NumericalError, first_line
 from utils.graph_metadata import GraphMetadata
-from utils.image_io import shown
 from utils.largest_class import largest_class
 from utils.open_model import OpenModel
 
@@ -272,29 +268,6 @@ def made_up_image(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:
                                      mode="bicubic").numpy()
     noisy = soft + generator.normal(0, 12, soft.shape)
     return noisy.clip(0, 255).astype(np.uint8)
-
-
-@contextlib.contextmanager
-def unfinished(path):
-    """A file beside `path` that takes its name when the block ends well, and goes when not."""
-    path = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise DataError(f"cannot write: {error.strerror or error}", shown(path),
-                        "check that the folder exists and is writable") from None
-    try:
-        yield Path(temporary)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"cannot write: {error.strerror or error}", shown(path),
-                        "check that the folder is writable and has room") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _write_onnx(graph, image, path, metadata, any_size, opset):

@@ -10,12 +10,12 @@ has a tag of its own. A label without one was drawn on the picture as displayed
 if it has that size; if it has the size of the stored, unturned picture, it is
 turned with it.
 """
+import contextlib
 import functools
 import io
 import os
 import stat
 import struct
-import tempfile
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.errors import DataError
+from utils.whole_files import WholeFile
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 # Of all that Pillow reads, by content: others have had more holes than users (PSD, PCX, FLI),
@@ -186,18 +187,18 @@ def write_image(path: str | os.PathLike, rgb: np.ndarray):
 
 
 def write_bytes(path: str | os.PathLike, data):
-    """Write a file through a temporary neighbour and a rename; OSError becomes DataError."""
-    path = Path(path)
-    temporary = None
+    """Write a file, whole or not at all; OSError becomes DataError."""
+    with unfinished(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def unfinished(path: str | os.PathLike, suffix: str = ""):
+    """A WholeFile whose OSErrors become DataErrors."""
     try:
-        handle, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~current_umask())
-        os.replace(temporary, path)
+        with WholeFile(path, suffix) as temporary:
+            yield temporary
     except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
         raise DataError(f"cannot write: {error.strerror or error}", shown(path),
                         "check that the folder exists, is writable and has room") from None
 
@@ -557,10 +558,3 @@ def _bomb(size, path):
 
 def _size(array):
     return f"{array.shape[1]}x{array.shape[0]}"
-
-
-def current_umask() -> int:
-    """The permissions that new files do not get."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,14 +5,14 @@ PNG (Portable Network Graphics), W3C recommendation, third edition, 2025.
 """
 import os
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import DataError
-from utils.image_io import current_umask, shown
+from utils.image_io import shown
+from utils.whole_files import WholeFile
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LARGEST = 2**31 - 1                # rows or columns that the format allows
@@ -34,7 +34,7 @@ class PngStrips:
         if max(height, width) > _LARGEST:
             raise DataError(f"{width}x{height} is too large for a PNG", shown(path))
         self.path, self.height, self.width, self.kind = Path(path), height, width, kind
-        self._rows, self._temporary, self._file = 0, None, None
+        self._rows, self._whole, self._file = 0, None, None
         self._pack = zlib.compressobj(4)
         bits, colours = _KINDS[kind]
         head = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0))]
@@ -43,8 +43,8 @@ class PngStrips:
             table[:min(len(palette), 256)] = np.asarray(palette, np.uint8)[:256]
             head.append((b"PLTE", table.tobytes()))
         try:
-            handle, self._temporary = tempfile.mkstemp(prefix=".part-", dir=self.path.parent)
-            self._file = os.fdopen(handle, "wb")
+            self._whole = WholeFile(self.path)
+            self._file = open(self._whole.temporary, "wb")
             self._file.write(_SIGNATURE)
             for name, data in head:
                 self._chunk(name, data)
@@ -75,27 +75,27 @@ class PngStrips:
         try:
             self._chunk(b"IEND", b"")
             self._file.close()
-            os.chmod(self._temporary, 0o666 & ~current_umask())
-            os.replace(self._temporary, self.path)
+            self._whole.finish()
         except OSError as error:
             self._fail(error)
-        self._temporary = None
 
     def discard(self):
-        """Remove what was written."""
-        if self._file:
-            self._file.close()
-        if self._temporary:
-            os.unlink(self._temporary)
-            self._temporary = None
+        """Remove what was written; nothing to do for a file that is finished."""
+        try:
+            if self._file:
+                self._file.close()
+        finally:
+            if self._whole:
+                self._whole.discard()
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, *_):
-        if kind is None:
-            self.close()
-        else:
+        try:
+            if kind is None:
+                self.close()
+        finally:
             self.discard()
 
     def _data(self, data):

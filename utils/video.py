@@ -19,11 +19,12 @@ from tqdm import tqdm
 from utils.decision import Decision
 from utils.distributed import is_main
 from utils.errors import ConfigError, DataError
-from utils.image_io import current_umask, shown
+from utils.image_io import shown
 from utils.image_list import Source
 from utils.open_model import OpenModel
 from utils.predictor import Predictor
 from utils.visualize import overlay, side_by_side
+from utils.whole_files import WholeFile
 
 # FFmpeg would write lines of its own to stderr; read when OpenCV opens its first video.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -155,7 +156,7 @@ class VideoWriter:
 
     def __init__(self, path: str, frames_per_s: float):
         self.path, self.frames_per_s = path, frames_per_s
-        self._writer = self._temporary = None
+        self._writer = self._whole = None
         self._folder = tempfile.TemporaryDirectory(prefix="segwright-")
 
     def write(self, frame: np.ndarray):
@@ -169,14 +170,13 @@ class VideoWriter:
         folder = os.path.dirname(os.path.abspath(self.path))
         try:
             os.makedirs(folder, exist_ok=True)
-            handle, self._temporary = tempfile.mkstemp(FILM, ".part-", folder)
-            os.close(handle)
+            self._whole = WholeFile(self.path, FILM)
         except OSError as error:
             raise DataError(f"cannot write: {error.strerror or error}", shown(self.path),
                             "choose another output folder with -o") from None
         link = os.path.join(self._folder.name, "out")
         os.symlink(folder, link)
-        self._writer = cv2.VideoWriter(os.path.join(link, os.path.basename(self._temporary)),
+        self._writer = cv2.VideoWriter(os.path.join(link, self._whole.temporary.name),
                                        cv2.VideoWriter_fourcc(*"mp4v"), self.frames_per_s,
                                        (shape[1], shape[0]))
         if not self._writer.isOpened():
@@ -190,13 +190,8 @@ class VideoWriter:
         if self._writer is not None:
             self._writer.release()
         self._folder.cleanup()
-        if self._temporary is None:
-            return
-        if kind is None:
-            os.chmod(self._temporary, 0o666 & ~current_umask())
-            os.replace(self._temporary, self.path)
-        else:
-            os.unlink(self._temporary)
+        if self._whole is not None:
+            self._whole.__exit__(kind)
 
 
 def _read_ahead(reader, pool, ahead) -> Iterator[np.ndarray]:
