@@ -35,6 +35,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.run_program import ROOT, digest, environment
+from tests.warm_start import left_of_group
 
 TRAIN, VAL, SIZE = 32, 6, (48, 64)
 LONGEST = 300          # seconds after which a program counts as hanging
@@ -92,7 +93,7 @@ class Soak:
         self.starts += 1
         process = self._start(saves, self.draw.choice([0, 1, 2]))
         self._wait(process, self.draw.uniform(0.1, 0.9) * self.seconds)
-        self.pids |= _group(process.pid)
+        self.pids |= left_of_group(process.pid)
         allowed, mend = self._hit(process, saves, hit)
         errors = self._end(process, allowed, hit)
         mend()
@@ -161,7 +162,7 @@ class Soak:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         ended = time.monotonic()
-        while alive := _group(process.pid):
+        while alive := left_of_group(process.pid):
             self.pids |= alive
             if time.monotonic() - ended > ORPHANS_END:
                 self.faults.append(f"{hit}: {len(alive)} processes live on")
@@ -264,20 +265,6 @@ def _damage(saves, hit, draw):
 def _last(saves):
     found = sorted(saves.glob("soak/*/last.pth"), key=lambda path: path.stat().st_mtime_ns)
     return found[-1] if found else None
-
-
-def _group(leader):
-    """The living processes of a process group, zombies left out."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[2]) == leader and fields[0] != "Z":
-                found.add(int(entry.name))
-    return found
 
 
 def _shared_memory():

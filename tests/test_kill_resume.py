@@ -11,7 +11,7 @@ import pytest
 
 from tests.run_program import SMALL, digest
 from tests.test_reliability_signals import AT_STEP_3
-from tests.warm_start import WarmStart, until
+from tests.warm_start import until
 
 KILLS = int(os.environ.get("SEGWRIGHT_KILLS", 10))
 TINY = ["train_loader.args.size=[24,32]", "train_loader.args.batch_size=2",
@@ -34,13 +34,6 @@ trainer.Trainer._step = timed
 def train(folder, *more):
     return ["-c", "config.json", *SMALL, *TINY, "trainer.save_every=3",
             f"trainer.save_dir={folder}", *more]
-
-
-@pytest.fixture(scope="module")
-def warm():
-    server = WarmStart()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

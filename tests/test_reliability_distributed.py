@@ -12,7 +12,7 @@ from dataloader.samplers import BatchPlan, EpochOrder
 from tests.ranks import free_port
 from tests.run_program import ROOT, SMALL, digest, environment
 from tests.test_reliability_signals import AT_STEP_3
-from tests.warm_start import WarmStart, left_of_group, until
+from tests.warm_start import left_of_group, until
 from utils import distributed
 from utils.errors import ConfigError
 
@@ -24,13 +24,6 @@ END = 30      # seconds in which all ranks are gone
 
 # One warm process and many short trainings of two ranks.
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def warm():
-    server = WarmStart()
-    yield server
-    server.close()
 
 
 class Ranks:

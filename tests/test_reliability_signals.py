@@ -11,7 +11,7 @@ import train
 from tests.run_program import SMALL
 from tests.test_train_py import camvid, on_camvid     # noqa: F401   a fixture
 from tests.test_trainer import Loader, Net, make, same, weights
-from tests.warm_start import WarmStart, left_of_group
+from tests.warm_start import left_of_group
 from utils import console
 from utils.checkpoint import read_checkpoint
 from utils.console import Interrupted
@@ -191,13 +191,6 @@ def test_k21_a_pipe_in_place_of_an_image_is_named(camvid, capsys):     # noqa: F
 
 
 # Processes of their own, forked from one that has torch imported.
-
-@pytest.fixture(scope="module")
-def warm():
-    server = WarmStart()
-    yield server
-    server.close()
-
 
 AT_STEP_3 = """
 import os, signal, trainer

@@ -85,9 +85,9 @@ def until(log, text, seconds=60):
     raise AssertionError(f"{text!r} did not come within {seconds} s:\n{said}")
 
 
-def left_of_group(group):
-    """Processes of a group that still run, of those that are no zombies."""
-    found = []
+def left_of_group(group) -> set[int]:
+    """The living processes of a process group, zombies left out."""
+    found = set()
     for entry in os.listdir("/proc"):
         try:
             with open(f"/proc/{entry}/stat") as stream:
@@ -95,7 +95,7 @@ def left_of_group(group):
         except (OSError, ValueError):
             continue
         if int(owner) == group and state != "Z":
-            found.append(int(entry))
+            found.add(int(entry))
     return found
 
 
