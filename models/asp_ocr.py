@@ -12,7 +12,7 @@ from torch import nn
 from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.foreign_state import ROW, foreign_state
-from models.layers.conv_norm_act import classifier_head, conv_norm_act
+from models.layers.conv_norm_act import atrous_branches, classifier_head, conv_norm_act
 from models.layers.ocr import OCR_KEYS, ObjectContext
 from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
@@ -43,9 +43,7 @@ class ASPOCR(BaseModel):
         self.aux_head = classifier_head(c3, 512, num_classes, 3, dropout=dropout, **options)
         self.reduce = conv_norm_act(c4, channels, 3, **options)
         self.context = ObjectContext(channels, channels // 2, **options)
-        self.branches = nn.ModuleList(
-            [conv_norm_act(c4, channels, 1, **options)]
-            + [conv_norm_act(c4, channels, 3, dilation=rate, **options) for rate in rates])
+        self.branches = atrous_branches(c4, channels, rates, **options)
         self.fuse = conv_norm_act((2 + len(rates)) * channels, channels, 1, **options)
         self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models.backbones import build_backbone
-from models.backbones.resnet import YASSOUALI_KEYS, uniform_dilation
+from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.heads import ASPP
 from models.layers.init import he_init
@@ -41,7 +41,7 @@ class DeepLab(StartsFromFiles):
                               where="arch.args.output_stride")
         self.backbone = build_backbone(backbone, levels=2, output_stride=output_stride,
                                        pretrained=pretrained, norm=norm,
-                                       **uniform_dilation(backbone))
+                                       if_known={"dilate_first": True})
         rates = (6, 12, 18) if output_stride == 16 else (12, 24, 36)
         self.backbone.keep(0, -1)
         self.aspp = ASPP(self.backbone.channels[-1], 256, rates, norm=norm)

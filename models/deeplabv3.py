@@ -44,9 +44,6 @@ class DeepLabV3(StartsFromFiles, AuxiliaryHeadModel):
         if use_aux:
             self.aux_head = fcn_head(aux, aux // 4, num_classes, norm=norm)
 
-    def segment(self, features):
-        return self.head(features)
-
 
 ASPP_KEYS = ((r"^classifier\.0\.convs\.4\.1\.", "head.0.image.0."),
              (r"^classifier\.0\.convs\.4\.2\.", "head.0.image.1."),

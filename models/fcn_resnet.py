@@ -30,9 +30,6 @@ class FCNResNet(StartsFromFiles, AuxiliaryHeadModel):
         if use_aux:
             self.aux_head = fcn_head(aux, aux // 4, num_classes, norm=norm)
 
-    def segment(self, features):
-        return self.head(features)
-
 
 PUBLISHED = {
     f"torchvision_fcn_{name}": Published(

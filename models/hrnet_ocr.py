@@ -13,7 +13,8 @@ leaky ReLU of the heads stays.
 import torch
 
 from base.base_model import BaseModel
-from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS, build_pyramid
+from models.backbones import build_backbone
+from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS
 from models.foreign_state import BESIDE, PREFIXES, fold_in_place_norm, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
@@ -46,7 +47,8 @@ class HRNetOCR(BaseModel):
                  norm: str = "batch", pretrained: bool = False):
         super().__init__()
         self.align_corners = align_corners
-        self.backbone = build_pyramid(backbone, align_corners, norm, pretrained)
+        self.backbone = build_backbone(backbone, norm=norm, pretrained=pretrained,
+                                       if_known={"align_corners": align_corners})
         channels = sum(self.backbone.channels)
         self.aux_head = classifier_head(channels, aux_channels or channels, num_classes,
                                         aux_kernel, norm=norm, act=activation)

@@ -9,7 +9,8 @@ take what these repositories save.
 import torch
 
 from base.base_model import BaseModel
-from models.backbones.hrnet import PADDLE_KEYS, build_pyramid
+from models.backbones import build_backbone
+from models.backbones.hrnet import PADDLE_KEYS
 from models.foreign_state import BESIDE, PREFIXES, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
@@ -42,15 +43,15 @@ class HRNetOCRASPP(BaseModel):
                  pretrained: bool = False):
         super().__init__()
         self.align_corners = align_corners
-        self.backbone = build_pyramid(backbone, align_corners, norm, pretrained)
+        self.backbone = build_backbone(backbone, norm=norm, pretrained=pretrained,
+                                       if_known={"align_corners": align_corners})
         self.aspp = ImagePoolingASPP(sum(self.backbone.channels), aspp_channels, rates, norm=norm)
         channels = self.aspp.channels
         self.aux_head = classifier_head(channels, channels, num_classes, norm=norm)
         inner = (ImagePoolingASPP(mid_channels, aspp_channels, rates, norm=norm)
                  if distribution_aspp else None)
         self.head = OCRHead(channels, num_classes, mid_channels, key_channels, dropout=dropout,
-                            norm=norm, extra=inner,
-                            extra_channels=inner.channels if distribution_aspp else 0)
+                            norm=norm, extra=inner)
 
     def forward(self, x: torch.Tensor):
         features = self.aspp(concat_maps(self.backbone(x), self.align_corners))

@@ -10,7 +10,8 @@ Published checkpoints: HRNet-Semantic-Segmentation (`hrnet_w48`, `hrnet_w18_smal
 import torch
 
 from base.base_model import BaseModel
-from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS, build_pyramid
+from models.backbones import build_backbone
+from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS
 from models.foreign_state import BESIDE, PREFIXES, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
@@ -34,7 +35,8 @@ class HRNet(BaseModel):
                  align_corners: bool = False, norm: str = "batch", pretrained: bool = False):
         super().__init__()
         self.align_corners = align_corners
-        self.backbone = build_pyramid(backbone, align_corners, norm, pretrained)
+        self.backbone = build_backbone(backbone, norm=norm, pretrained=pretrained,
+                                       if_known={"align_corners": align_corners})
         channels = sum(self.backbone.channels)
         self.head = classifier_head(channels, channels, num_classes, norm=norm)
 

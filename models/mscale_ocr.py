@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from base.base_model import BaseModel
-from models.backbones.hrnet import PADDLE_KEYS, build_pyramid
+from models.backbones import build_backbone
+from models.backbones.hrnet import PADDLE_KEYS
 from models.foreign_state import BESIDE, PREFIXES, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head, conv_norm_act
@@ -64,7 +65,8 @@ class MscaleOCR(BaseModel):
         _check_scales(self.eval_scales, "arch.args.eval_scales")
         self.output_weights = {"out": 1.0, "aux": 0.4,
                                **{_scale_name(s): 0.05 for s in self.train_scales}}
-        self.backbone = build_pyramid(backbone, self.align_corners, norm, pretrained)
+        self.backbone = build_backbone(backbone, norm=norm, pretrained=pretrained,
+                                       if_known={"align_corners": self.align_corners})
         channels = sum(self.backbone.channels)
         self.aux_head = classifier_head(channels, channels, num_classes, norm=norm)
         self.head = OCRHead(channels, num_classes, mid_channels, key_channels, dropout=dropout,

@@ -41,9 +41,6 @@ class PSPNet(StartsFromFiles, AuxiliaryHeadModel):
             he_init(self.aux_head, norm_bias=1e-4)
         he_init(self.head, norm_bias=1e-4)
 
-    def segment(self, features):
-        return self.head(features)
-
 
 # Keys of yassouali's PSPNet and PSPDenseNet -> ours.
 HEAD_KEYS = ((r"^master_branch\.", "head."), (r"^auxiliary_branch\.", "aux_head."))

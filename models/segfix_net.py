@@ -11,7 +11,8 @@ with `_bn` for files with plain batch norm.
 import torch
 
 from base.base_model import BaseModel
-from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS, build_pyramid
+from models.backbones import build_backbone
+from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS
 from models.foreign_state import BESIDE, PREFIXES, fold_in_place_norm, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
@@ -45,7 +46,8 @@ class SegFix(BaseModel):
         if directions not in (4, 8, 16, 32):
             raise ConfigError(f"directions must be 4, 8, 16 or 32, got {directions}",
                               "arch.args.directions")
-        self.backbone = build_pyramid(backbone, True, norm, pretrained)
+        self.backbone = build_backbone(backbone, norm=norm, pretrained=pretrained,
+                                       if_known={"align_corners": True})
         features = sum(self.backbone.channels)
         options = dict(bias=False, classifier_bias=False, norm=norm, act=activation)
         self.mask_head = classifier_head(features, channels, 2, **options)
@@ -69,7 +71,6 @@ class SegFix(BaseModel):
 
 
 FOREIGN_KEYS = BACKBONE_KEYS + (
-    (r"^transition0\.", "backbone.transition0."),
     (r"^dir_head\.", "direction_head."),
     (r"^(mask|direction)_head\.([01])(?:\.0)?\.(?=\w+$)", r"\1_head.0.\2."),
 )

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from models.backbones import build_backbone
-from models.backbones.resnet import YASSOUALI_KEYS, uniform_dilation
+from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.heads import PyramidPooling
 from models.layers.init import he_init
@@ -37,7 +37,7 @@ class UperNet(StartsFromFiles):
         super().__init__()
         self.backbone = build_backbone(backbone, levels=4, output_stride=output_stride,
                                        pretrained=pretrained, norm=norm,
-                                       **uniform_dilation(backbone))
+                                       if_known={"dilate_first": True})
         first, *rest = self.backbone.channels[-4:]
         self.ppm = PyramidPooling(rest[-1], rest[-1], (1, 2, 4, 6), norm=norm)
         self.lateral0 = (nn.Identity() if first == fpn_channels

@@ -6,6 +6,7 @@ several (ResNet-18 … 152), the constructor's first argument, `name`, is told
 which. Adding a backbone is adding a file.
 """
 import inspect
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -40,12 +41,14 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
-def build_backbone(name: str, levels: int = 1, **options) -> Backbone:
+def build_backbone(name: str, levels: int = 1, if_known: Mapping[str, object] | None = None,
+                   **options) -> Backbone:
     """The encoder called `name`, e.g. build_backbone("resnet50", output_stride=16).
 
-    levels: how many feature maps the caller needs. Options that ask for nothing
+    levels: how many feature maps the caller needs. if_known: options that go only to
+    an encoder that has them. Other options that ask for nothing
     (pretrained=False, norm="batch", the output stride it has anyway) may be
-    given for any encoder. Raises ConfigError for an unknown name, for other
+    given for any encoder too. Raises ConfigError for an unknown name, for other
     options that this encoder has not, and for values it cannot take.
     """
     if name.startswith("timm/"):
@@ -56,6 +59,7 @@ def build_backbone(name: str, levels: int = 1, **options) -> Backbone:
     stride = options.get("output_stride")
     options = {option: value for option, value in options.items()
                if option in known or option != "output_stride" and NEUTRAL.get(option) != value}
+    options |= {option: value for option, value in (if_known or {}).items() if option in known}
     for option, value in options.items():
         if option not in known:
             raise ConfigError(f"backbone {name} has no option {option}, got {value!r}",

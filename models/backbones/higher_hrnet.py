@@ -8,11 +8,11 @@ checkpoints.
 from torch import nn
 
 from models.backbones import Backbone
+from models.backbones.download import no_download
 from models.backbones.hrnet import FusingModule, Transition
 from models.backbones.resnet import BasicBlock, Bottleneck, conv3x3
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
-from utils.errors import ConfigError
 
 
 class HigherHRNetBackbone(Backbone):
@@ -26,10 +26,7 @@ class HigherHRNetBackbone(Backbone):
     def __init__(self, align_corners: bool = True, norm: str = "batch", pretrained: bool = False):
         super().__init__()
         if pretrained:
-            raise ConfigError("pretrained: there is no download for hrnext20",
-                              where="arch.args.pretrained",
-                              fix="set pretrained to false and give the weights' path as "
-                                  "trainer.finetune_from")
+            raise no_download("hrnext20")
         fuse = dict(align_corners=align_corners, upsample="bilinear", norm=norm)
         self.conv1, self.bn1, self.relu = conv3x3(3, 64, 2), norm_layer(norm)(64), activation(norm)
         self.transition0 = Transition([64], [128, 256], norm)

@@ -14,13 +14,11 @@ network moves far too fast when it is trained from scratch. Sizes that are no
 multiple of 32 crash the authors' ImageNet network; here a coarse map is resized
 to the finer one's actual size.
 """
-import urllib.error
-
-import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.backbones import Backbone, build_backbone
+from models.backbones import Backbone
+from models.backbones.download import state_from
 from models.backbones.resnet import BasicBlock, Bottleneck, conv3x3
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.init import he_init
@@ -107,7 +105,7 @@ class HRNetBackbone(Backbone):
         self.channels, self.strides = channels, [4, 8, 16, 32]
         he_init(self, mode="fan_out")
         if pretrained:
-            self.load_state_dict(drop_classifier(_imagenet_state(name)))
+            self.load_state_dict(drop_classifier(state_from(_IMAGENET_URL + _IMAGENET[name], name)))
 
     def forward(self, x):
         x = self.relu(self.bn1(self.conv1(x)))
@@ -116,15 +114,6 @@ class HRNetBackbone(Backbone):
         maps = self.transition2(self.stage2(maps))
         maps = self.transition3(self.stage3(maps))
         return self.stage4(maps)
-
-
-def build_pyramid(name: str, align_corners: bool, norm: str, pretrained: bool) -> Backbone:
-    """The encoder called `name` at its own stride, for a head that joins all its maps.
-
-    align_corners goes to those that resize inside; the others have no such option.
-    """
-    options = {"align_corners": align_corners} if name.startswith(("hrnet", "hrnext")) else {}
-    return build_backbone(name, norm=norm, pretrained=pretrained, **options)
 
 
 class FusingModule(nn.Module):
@@ -217,23 +206,10 @@ def _exchange(channels, source, target, norm):
                            for _ in range(target - source - 1)], last)
 
 
-def _imagenet_state(name):
-    url = _IMAGENET_URL + _IMAGENET[name]
-    try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False,
-                                                  check_hash=True, weights_only=True)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise ConfigError(f"cannot fetch the ImageNet weights of {name} from {url}: {error}",
-                          where="arch.args.pretrained",
-                          fix="set arch.args.pretrained to false, or give a local file as "
-                              "trainer.finetune_from") from error
-
-
 PUBLISHED = {
     f"hrnet_cls_{name.removeprefix('hrnet_')}": Published(
         network=HRNetBackbone, args={"name": name, "upsample": "nearest"},
-        drop=(r"^(incre_modules|downsamp_modules|final_layer|classifier)\.",), files=files,
-        imagenet=True)
+        drop=tuple(f"^{part}" for part in CLASSIFIER_PARTS), files=files, imagenet=True)
     for name, files in (("hrnet_w48", ("hrnetv2_w48_imagenet_pretrained.pth",
                                        "HRNet_W48_C_ssld_pretrained.pth")),
                         ("hrnet_w18_small_v2", ("hrnet_w18_small_model_v2.pth",)))

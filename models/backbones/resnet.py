@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.backbones import Backbone
-from models.backbones.download import torchvision_state
+from models.backbones.download import no_download, torchvision_state
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
 from models.published import Published
@@ -106,17 +106,9 @@ class ResNet(Backbone):
 
     def _load_pretrained(self, name):
         if self.conv1 is None or isinstance(self.conv1, nn.Sequential):
-            raise ConfigError(f"pretrained: there is no download for {name}",
-                              where="arch.args.pretrained",
-                              fix="set pretrained to false and give the weights' path as "
-                                  "trainer.finetune_from")
+            raise no_download(name)
         state = torchvision_state(name)
         self.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
-
-
-def uniform_dilation(name: str) -> dict:
-    """The option that gives every block of a dilated stage the new rate, for a ResNet."""
-    return {"dilate_first": True} if name in ResNet.aliases else {}
 
 
 class BasicBlock(nn.Module):

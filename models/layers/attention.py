@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.foreign_state import ROW
-from models.layers.conv_norm_act import conv_norm_act
+from models.layers.conv_norm_act import conv_norm_act, two_1x1
 
 # openseg's names -> ours.
 ATTENTION_KEYS = (
@@ -35,10 +35,8 @@ class SelfAttention(nn.Module):
                  act: str = "relu"):
         super().__init__()
         options = dict(bias=bias, norm=norm, act=act)
-        self.key = nn.Sequential(conv_norm_act(channels, key_channels, 1, **options),
-                                 conv_norm_act(key_channels, key_channels, 1, **options))
-        self.query = nn.Sequential(conv_norm_act(channels, key_channels, 1, **options),
-                                   conv_norm_act(key_channels, key_channels, 1, **options))
+        self.key = two_1x1(channels, key_channels, **options)
+        self.query = two_1x1(channels, key_channels, **options)
         self.value = nn.Conv2d(channels, value_channels, 1, bias=bias)
         if project_norm:
             self.project = conv_norm_act(value_channels, channels, 1, **options)

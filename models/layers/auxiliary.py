@@ -1,6 +1,4 @@
 """Networks that segment a backbone's last features, and earlier ones beside them in training."""
-from abc import abstractmethod
-
 import torch
 
 from base.base_model import BaseModel
@@ -30,9 +28,9 @@ class AuxiliaryHeadModel(BaseModel):
             self.output_weights = {"out": 1.0}
         return self.backbone.channels[aux_level], self.backbone.channels[-1]
 
-    @abstractmethod
     def segment(self, features: torch.Tensor) -> torch.Tensor:
-        """The backbone's last map (N, C', h, w) -> logits (N, C, h, w)."""
+        """The backbone's last map (N, C', h, w) -> logits (N, C, h, w); `self.head` by default."""
+        return self.head(features)
 
     def forward(self, x: torch.Tensor):
         maps = self.backbone(x)

@@ -28,6 +28,21 @@ def conv_norm_act(in_channels: int, channels: int, kernel_size: int, *, stride: 
         activation(norm, make=ACTIVATIONS[act]))
 
 
+def two_1x1(in_channels: int, channels: int, *, bias: bool = False, norm: str = "batch",
+            act: str = "relu") -> nn.Sequential:
+    """Two 1x1 conv-norm-act in a row: (N, in_channels, H, W) -> (N, channels, H, W)."""
+    return nn.Sequential(*(conv_norm_act(width, channels, 1, bias=bias, norm=norm, act=act)
+                           for width in (in_channels, channels)))
+
+
+def atrous_branches(in_channels: int, channels: int, rates: tuple, *, bias: bool = False,
+                    norm: str = "batch", act: str = "relu") -> nn.ModuleList:
+    """A 1x1 conv-norm-act, and a dilated 3x3 one per rate: (N, channels, H, W) each."""
+    return nn.ModuleList(
+        conv_norm_act(in_channels, channels, size, dilation=rate, bias=bias, norm=norm, act=act)
+        for size, rate in ((1, 1), *((3, rate) for rate in rates)))
+
+
 def classifier_head(in_channels: int, channels: int, num_classes: int, kernel_size: int = 1, *,
                     bias: bool = True, classifier_bias: bool = True, dropout: float = 0.0,
                     norm: str = "batch", act: str = "relu") -> nn.Sequential:

@@ -2,18 +2,18 @@
 import torch
 from torch import nn
 
-from models.layers.conv_norm_act import conv_norm_act
+from models.layers.conv_norm_act import atrous_branches, conv_norm_act
 from models.layers.norm import pooled_norm
 from models.layers.resize import resize_to
 
 
-def fcn_head(in_channels: int, channels: int, num_classes: int, *, dropout: float = 0.1,
+def fcn_head(in_channels: int, channels: int, num_classes: int, *,
              dropout_maps: bool = False, norm: str = "batch") -> nn.Sequential:
     """3x3 convolution, norm, ReLU, dropout, 1x1 classifier; keys "0", "1" and "4".
 
     dropout_maps: drop whole maps instead of single values.
     """
-    drop = nn.Dropout2d(dropout) if dropout_maps else nn.Dropout(dropout)
+    drop = nn.Dropout2d(0.1) if dropout_maps else nn.Dropout(0.1)
     return nn.Sequential(*conv_norm_act(in_channels, channels, 3, norm=norm), drop,
                          nn.Conv2d(channels, num_classes, 1))
 
@@ -27,7 +27,7 @@ class PyramidPooling(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, bins: tuple = (1, 2, 3, 6), *,
-                 norm: str = "batch", dropout: float = 0.1):
+                 norm: str = "batch"):
         super().__init__()
         channels = in_channels // len(bins)
         self.stages = nn.ModuleList(
@@ -37,7 +37,7 @@ class PyramidPooling(nn.Module):
             for size in bins)
         self.bottleneck = nn.Sequential(
             *conv_norm_act(in_channels + len(bins) * channels, out_channels, 3, norm=norm),
-            nn.Dropout2d(dropout))
+            nn.Dropout2d(0.1))
 
     def forward(self, x):
         pooled = [resize_to(stage(x), x, align_corners=True) for stage in self.stages]
@@ -77,16 +77,13 @@ class ASPP(nn.Module):
     """
 
     def __init__(self, in_channels: int, channels: int = 256, rates: tuple = (12, 24, 36), *,
-                 norm: str = "batch", dropout: float = 0.5):
+                 norm: str = "batch"):
         super().__init__()
-        self.branches = nn.ModuleList(
-            [conv_norm_act(in_channels, channels, 1, norm=norm)]
-            + [conv_norm_act(in_channels, channels, 3, dilation=rate, norm=norm)
-               for rate in rates])
+        self.branches = atrous_branches(in_channels, channels, rates, norm=norm)
         self.image = conv_norm_act(in_channels, channels, 1, norm=pooled_norm(norm))
         self.project = nn.Sequential(
             *conv_norm_act((len(rates) + 2) * channels, channels, 1, norm=norm),
-            nn.Dropout(dropout))
+            nn.Dropout(0.5))
 
     def forward(self, x):
         parts = [branch(x) for branch in self.branches]

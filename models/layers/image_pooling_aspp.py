@@ -6,7 +6,7 @@ that NVIDIA and MIC-DKFZ put in front of the OCR head.
 import torch
 from torch import nn
 
-from models.layers.conv_norm_act import conv_norm_act
+from models.layers.conv_norm_act import atrous_branches, conv_norm_act
 from models.layers.norm import pooled_norm
 
 # NVIDIA's and MIC-DKFZ's names -> ours, for the pyramid before and the one inside the OCR head.
@@ -27,10 +27,7 @@ class ImagePoolingASPP(nn.Module):
                  norm: str = "batch"):
         super().__init__()
         self.image = conv_norm_act(in_channels, channels, 1, norm=pooled_norm(norm))
-        self.branches = nn.ModuleList(
-            [conv_norm_act(in_channels, channels, 1, norm=norm)]
-            + [conv_norm_act(in_channels, channels, 3, dilation=rate, norm=norm)
-               for rate in rates])
+        self.branches = atrous_branches(in_channels, channels, rates, norm=norm)
         self.channels = channels * (2 + len(rates))
 
     def forward(self, x):

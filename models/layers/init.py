@@ -5,11 +5,9 @@ from torch import nn
 def he_init(*modules: nn.Module, mode: str = "fan_in", norm_bias: float = 0.0):
     """He's normal initialisation of the Conv2d inside `modules`; batch norms start as identity.
 
-    Transposed convolutions keep torch's start.
-
-    mode: "fan_out" keeps the variance of gradients, as torchvision's encoders
-    do, "fan_in" that of activations. norm_bias: 1e-4 in the heads of
-    yassouali/pytorch-segmentation. He et al., 2015, arXiv:1502.01852.
+    Transposed convolutions keep torch's start. mode: "fan_out" keeps the variance of
+    gradients, as torchvision's encoders do, "fan_in" that of activations. norm_bias: 1e-4
+    in the heads of yassouali/pytorch-segmentation. He et al., 2015, arXiv:1502.01852.
     """
     for module in modules:
         for part in module.modules():

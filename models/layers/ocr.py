@@ -10,7 +10,7 @@ from torch import nn
 
 from models.foreign_state import ROW
 from models.layers.attention import attend
-from models.layers.conv_norm_act import conv_norm_act
+from models.layers.conv_norm_act import conv_norm_act, two_1x1
 
 # Names of HRNet's, NVIDIA's, MIC-DKFZ's and openseg's OCR heads -> ours. They count the
 # modules of a row: 0 convolution, 1 norm, 2 and 3 the next pair.
@@ -49,10 +49,8 @@ class ObjectContext(nn.Module):
                  norm: str = "batch", act: str = "relu"):
         super().__init__()
         options = dict(bias=bias, norm=norm, act=act)
-        self.query = nn.Sequential(conv_norm_act(channels, key_channels, 1, **options),
-                                   conv_norm_act(key_channels, key_channels, 1, **options))
-        self.key = nn.Sequential(conv_norm_act(channels, key_channels, 1, **options),
-                                 conv_norm_act(key_channels, key_channels, 1, **options))
+        self.query = two_1x1(channels, key_channels, **options)
+        self.key = two_1x1(channels, key_channels, **options)
         self.value = conv_norm_act(channels, key_channels, 1, **options)
         self.project = conv_norm_act(key_channels, channels, 1, **options)
 
@@ -83,19 +81,19 @@ class SpatialOCR(nn.Module):
     """The context beside the features, mixed by a 1x1 convolution.
 
     features (N, C, H, W), class_logits (N, K, H, W) -> (N, out_channels, H, W).
-    `extra`, a module on the features that gives `extra_channels`, joins between
+    `extra`, a module on the features that gives `extra.channels`, joins between
     the two: [context, extra, features].
     """
 
     def __init__(self, channels: int, key_channels: int, out_channels: int, *,
                  dropout: float = 0.05, bias: bool = False, norm: str = "batch",
-                 act: str = "relu", extra: nn.Module | None = None,
-                 extra_channels: int = 0):
+                 act: str = "relu", extra: nn.Module | None = None):
         super().__init__()
         options = dict(bias=bias, norm=norm, act=act)
         self.context = ObjectContext(channels, key_channels, **options)
         self.extra = extra
-        self.fuse = conv_norm_act(2 * channels + extra_channels, out_channels, 1, **options)
+        joined = 2 * channels + (0 if extra is None else extra.channels)
+        self.fuse = conv_norm_act(joined, out_channels, 1, **options)
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, features, class_logits):
@@ -114,14 +112,12 @@ class OCRHead(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, mid_channels: int = 512,
                  key_channels: int = 256, *, dropout: float = 0.05, bias: bool = False,
-                 norm: str = "batch", act: str = "relu",
-                 extra: nn.Module | None = None, extra_channels: int = 0):
+                 norm: str = "batch", act: str = "relu", extra: nn.Module | None = None):
         super().__init__()
         self.reduce = conv_norm_act(in_channels, mid_channels, 3, bias=True, norm=norm,
                                     act=act)
         self.ocr = SpatialOCR(mid_channels, key_channels, mid_channels, dropout=dropout, bias=bias,
-                              norm=norm, act=act, extra=extra,
-                              extra_channels=extra_channels)
+                              norm=norm, act=act, extra=extra)
         self.classifier = nn.Conv2d(mid_channels, num_classes, 1)
 
     def forward(self, x, class_logits):
