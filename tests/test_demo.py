@@ -220,7 +220,7 @@ def test_who_sends_byte_by_byte_is_cut_off(beginning):
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
         connection.sendall(beginning)
         connection.settimeout(0.2)
-        while time.monotonic() < start + 15:
+        while time.monotonic() < start + 60:
             try:
                 connection.sendall(b"a")
                 if not connection.recv(4096):
@@ -229,7 +229,7 @@ def test_who_sends_byte_by_byte_is_cut_off(beginning):
                 continue
             except OSError:
                 break
-    assert time.monotonic() - start < 12
+    assert time.monotonic() - start < 40
     assert ask(server, "GET", "/")[0] == 200
     stop(server)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import inference
-from tests.run_program import kill_group, program, start
+from tests.run_program import ROOT, kill_group, program, start
 from utils import console, image_io, large_image, segment_images
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.config import build
@@ -504,19 +504,34 @@ def test_ranks_of_torchrun_share_the_images_and_one_summary_tells_of_all(checkpo
     assert len(json.loads(done.stdout)["failed"]) == 1
 
 
+# The 20th image of rank 0 stops torchrun; those after it take their time.
+STOPPED = """
+import os, signal, sys, time
+sys.path.insert(0, {!r})
+import inference
+from utils import console, segment_images
+read, seen = segment_images.read_image, []
+def and_then(path):
+    seen.append(path)
+    if len(seen) == 20 and os.environ["RANK"] == "0":
+        os.kill(os.getppid(), signal.SIGTERM)
+    if len(seen) >= 20:
+        time.sleep(0.3)
+    return read(path)
+segment_images.read_image = and_then
+sys.exit(console.run(inference.main))
+"""
+
+
 @pytest.mark.slow
 def test_sigterm_to_torchrun_is_one_line_and_leaves_whole_files(checkpoint, tmp_path):
     """Starts torchrun and stops it, some 10 s."""
     for i in range(200):
         picture(f"{tmp_path}/in/{i:03d}.png", 100, 150)
-    process = start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-                    "inference.py", "-m", checkpoint, "-d", "cpu", "-i", str(tmp_path / "in"),
-                    "-o", str(tmp_path / "out"))
-    while not tree(tmp_path / "out"):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.terminate()
-    _, error = process.communicate(timeout=60)
+    (tmp_path / "stopped.py").write_text(STOPPED.format(str(ROOT)))
+    error = program("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                    tmp_path / "stopped.py", "-m", checkpoint, "-d", "cpu", "-i", tmp_path / "in",
+                    "-o", tmp_path / "out", "--workers", 1).stderr
     assert error.count("interrupted:") == 1 and "images are done" in error
     names = tree(tmp_path / "out")
     assert 0 < len(names) < 200 and not [name for name in names if ".part-" in name]
