@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import train
@@ -107,6 +108,7 @@ def test_k51_nan_is_no_number(said, write):
     (["loss_weights=[1,2]"], "loss_weights: has an effect only when loss is a list"),
     (["val_loader=null"], "trainer.val: is true, but there is no val_loader"),
     (["predict.CoI=[99]"], "predict.CoI: expected classes from 0 to 8"),
+    (["predict.CoI=[1,1]"], "predict.CoI: expected different classes, found 1 twice"),
     (["predict.val=rankdise"], "rankdise"),
     (["val_loader.type=Cityscapes", "val_loader.args.data_dir=x"], "Cityscapes has 19 classes"),
 ])
@@ -297,6 +299,13 @@ def test_k58_half_a_line_of_a_killed_writer_is_dropped(tmp_path):
     RunLogger(tmp_path, tensorboard=False, first_step=5).record("train", 6, loss=float("nan"))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == [1, 6] and lines[1]["loss"] is None
+
+
+def test_metrics_jsonl_holds_no_number_that_json_lacks(tmp_path):
+    RunLogger(tmp_path, tensorboard=False).record(
+        "train", 1, loss=float("inf"), parts=[-float("inf"), np.float32("nan"), 2.0])
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert "Infinity" not in line and json.loads(line)["parts"] == [None, None, 2.0]
 
 
 def test_k50_types_are_looked_up_among_components_alone(said):

@@ -13,7 +13,6 @@ of a config. A prediction belongs to the truth whose name its own begins with. M
 unfit predictions are listed together, and no score is given.
 """
 import json
-import math
 import os
 import re
 import sys
@@ -58,11 +57,12 @@ def parse(argv):
 def main(argv=None):
     args = parse(argv)
     from utils.image_io import write_bytes
+    from utils.json_values import as_json
     official = args.dataset.lower() in OFFICIAL
     scores, text, summary = (_score_cityscapes if official else _score_dataset)(args)
     print(text)
     if args.json:
-        document = json.dumps(_plain(scores), indent=1, allow_nan=False)
+        document = json.dumps(as_json(scores), indent=1, allow_nan=False)
         write_bytes(args.json, document.encode() + b"\n")
     if args.results:
         write_bytes(args.results, summary.encode() + b"\n")
@@ -369,14 +369,6 @@ def _beginnings(name):
     yield name
     for match in reversed(list(re.finditer(r"[\W_]", name))):
         yield name[:match.start()]
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 if __name__ == "__main__":

@@ -179,6 +179,9 @@ def _check_classes_of_interest(classes, config, report):
             bound = f" from 0 to {limit - 1}" if type(count) is int else ""
             report.note(("predict", "CoI"), f"expected classes{bound}, found "
                                             f"{', '.join(map(value_name, wrong)) or 'none'}")
+        elif len(set(classes)) < len(classes):
+            twice = next(one for one in classes if classes.count(one) > 1)
+            report.note(("predict", "CoI"), f"expected different classes, found {twice} twice")
 
 
 def _static(config, key, kind, attribute):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from utils import distributed
 from utils.console import notice, warn
+from utils.json_values import as_json
 
 
 class RunLogger:
@@ -60,7 +61,7 @@ class RunLogger:
     def record(self, kind: str, step: int, **values):
         """One object in metrics.jsonl: {"kind", "step", …}."""
         if self._active:
-            line = json.dumps({"kind": kind, "step": step, **_plain(values)})
+            line = json.dumps({"kind": kind, "step": step, **as_json(values)})
             self._guard("metrics.jsonl", self._append, "metrics.jsonl", line + "\n")
 
     def scalars(self, values: dict, step: int):
@@ -116,16 +117,3 @@ class RunLogger:
 
 def _raise(error):
     raise error
-
-
-def _plain(value):
-    """Tensors and numpy numbers as plain ones; NaN as None, which JSON can say."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and value != value:
-        return None
-    return value

@@ -9,7 +9,6 @@ in results.json.
 """
 import hashlib
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from utils.errors import DataError
 from utils.evaluate import REFINED
 from utils.image_io import write_bytes, write_image
+from utils.json_values import as_json
 from utils.metrics.image_scores import write_image_scores
 from utils.metrics.table import format_rules, format_table
 from utils.open_model import OpenModel
@@ -49,7 +49,7 @@ def score_entries(results: dict[str, dict], opened: OpenModel, predictor: Predic
                     "Precision": scores["Class_Precision"][k], "IoU_I": image["Class_IoU"][k],
                     "Dice_I": image["Class_Dice"][k], "pixels": scores["pixels"][k]}
                    for k, name in enumerate(class_names)]
-        entries.append(_plain({
+        entries.append(as_json({
             "schema": SCHEMA, "dataset": section["type"],
             "split": section.get("args", {}).get("split", loader_key), "loader": loader_key,
             "data": section, "n_images": scores["images"], "procedure": rule,
@@ -146,11 +146,3 @@ def _earlier_sections(path):
         title, _, table = block.partition("\n")
         sections[title] = table.strip("\n")
     return sections
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
