@@ -13,6 +13,7 @@ from utils.errors import ConfigError, NumericalError
 from utils.evaluate import evaluate
 from utils.finite import FiniteGuard, copy_all
 from utils.metrics import DatasetMetrics
+from utils.metrics.counts import checked_classes
 from utils.metrics.table import format_table
 from utils.monitor import MONITORED
 from utils.predictor import build_predictor
@@ -40,6 +41,11 @@ class Trainer(BaseTrainer):
     loss_scale = 0.0
 
     def _check(self):
+        predict = self.config["predict"]
+        checked_classes(predict["CoI"], self.num_classes)
+        for phase in ("train", "val", "test"):
+            rule = build_decision(predict[phase], self.criterion.activation, predict)
+            rule(torch.zeros(1, self.num_classes, 1, 1))
         self.train_loader.set_epoch(self.epoch, self.batches_done, self.into_batch)
         if self.train_loader.smallest_batch > 1:
             return

@@ -2,6 +2,7 @@
 
 A subclass writes the two loops, `_train_epoch` and `_valid_epoch`.
 """
+import contextlib
 import inspect
 import math
 import signal
@@ -13,17 +14,17 @@ from typing import Literal
 import torch
 
 from utils import distributed
-from utils.checkpoint import (load_exact, load_foreign, load_optimizer, read_checkpoint,
-                              verified)
+from utils.checkpoint import (FORMAT, load_exact, load_foreign, load_optimizer,
+                              read_checkpoint, taking_up, verified)
 from utils.console import Interrupted, notice, warn
-from utils.errors import CheckpointError, ConfigError, UserError
+from utils.criterion import validation_loss
+from utils.errors import CheckpointError, ConfigError
 from utils.logger import RunLogger
-from utils.losses import build_loss
 from utils.lr_scheduler import build_scheduler
 from utils.monitor import Monitor, monitor_problem
 from utils.optim import build_optimizer
 from utils.precision import autocast_dtype
-from utils.run_checkpoints import RunCheckpoints
+from utils.run_checkpoints import PERIODIC, RunCheckpoints
 from utils.run_folder import dataset_facts, run_facts
 from utils.stop_signal import StopNow, StopSignal
 from utils.sync_batchnorm import convert_sync_batchnorm
@@ -106,8 +107,9 @@ class BaseTrainer(ABC):
             model = convert_sync_batchnorm(model, every=config["use_synch_bn"])
         self.model = model                      # the network itself: weights are saved from here
         self.criterion, self.normalize = criterion.to(device), normalize.to(device)
-        self.val_loss = (build_loss(config["val_loss"], config["ignore_index"]).to(device)
-                         if config["val_loss"] else criterion.main_loss)
+        self.val_loss = validation_loss(config, lambda: criterion)
+        if self.val_loss is not None:
+            self.val_loss.to(device)
         self.num_classes = len(train_loader.dataset.class_names)
         self.dataset_facts = dataset_facts(train_loader.dataset)
         self.optimizer = build_optimizer(config["optimizer"], model)
@@ -172,11 +174,12 @@ class BaseTrainer(ABC):
         self.logger.say(f"training {type(self.model).__name__} to epoch {self.epochs} "
                         f"({self.total_steps} steps) on {self.device}, from epoch {self.epoch} "
                         f"step {self.step}; run folder {self.folder}")
-        with self.stop_signal:
+        with contextlib.closing(self.logger), self.stop_signal:
             try:
                 with self.stop_signal.idle():
                     self._check()
-                if self.resumed and not verified(self.folder / "last.pth"):
+                if self.resumed and distributed.is_main() \
+                        and not verified(self.folder / "last.pth"):
                     # Damaged: another checkpoint saved the run.
                     self.save("last.pth", required=self._finished)
                 while not self._finished:
@@ -193,7 +196,6 @@ class BaseTrainer(ABC):
         if self.monitor.best is not None:
             self.logger.say(f"best {self.monitor.metric} {self.monitor.best:.4f} at epoch "
                             f"{self.monitor.epoch}: {self.folder / 'model_best.pth'}")
-        self.logger.close()
 
     def stop_if_asked(self):
         """Between two steps: save, and leave, when some rank received a signal to."""
@@ -208,7 +210,6 @@ class BaseTrainer(ABC):
         if not leave:
             self.logger.say(f"saved at {self._moment()}, as asked by a signal")
             return
-        self.logger.close()
         on = f"at {self._moment()}; go on with\n  python train.py -r {self.folder / 'last.pth'}"
         if asked > STOP:
             raise Interrupted(asked - STOP, on)
@@ -239,7 +240,7 @@ class BaseTrainer(ABC):
         if better:
             self.save("model_best.pth")
         if self.save_period and epoch % self.save_period == 0:
-            self.save(f"checkpoint-epoch{epoch}.pth")
+            self.save(PERIODIC.format(epoch))
         self.save("last.pth", required=self._finished)
 
     @property
@@ -249,7 +250,7 @@ class BaseTrainer(ABC):
     def _state(self):
         dataset = self.train_loader.dataset
         return {
-            "format": 1, "model": self.model.state_dict(),
+            "format": FORMAT, "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -269,15 +270,8 @@ class BaseTrainer(ABC):
         return self.train_loader.batch_size * distributed.world_size()
 
     def _restore(self, checkpoint):
-        try:
+        with taking_up(str(self.folder)):
             self._load_state(checkpoint, str(self.folder))
-        except UserError:
-            raise
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError,
-                RuntimeError) as error:
-            raise CheckpointError("checkpoint is damaged: its state of the training cannot be "
-                                  f"taken up ({type(error).__name__}: {error})",
-                                  str(self.folder), "use another checkpoint of the run") from error
         best = "none yet" if self.monitor.best is None else f"{self.monitor.best:.4f}"
         notice(f"resuming at {self._moment()}, lr {self.optimizer.param_groups[0]['lr']:.3g}, best "
                f"{self.monitor.metric or ''} {best}")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.criterion import Criterion
+from utils.criterion import Criterion, validation_loss
 from utils.errors import ConfigError
 from utils.losses import build_loss
 from utils.registry import components
@@ -251,6 +251,16 @@ def test_segfix_gives_the_golden_total_on_small_outputs(golden):
     total, _ = criterion(outputs, {"label": golden["segfix/seg_label"], "boundary": boundary,
                                    "direction": direction})
     assert total.item() == pytest.approx(golden["segfix/value"].item(), rel=1e-9)
+
+
+def test_a_val_loss_needs_nothing_of_the_training_loss():
+    """Which may read files of the machine that the training ran on."""
+    config = {"val_loss": "CE", "ignore_index": 255}
+    loss = validation_loss(config, lambda: pytest.fail("the training loss was made"))
+    assert isinstance(loss, type(build_loss("CE")))
+    assert validation_loss({"val_loss": None}, lambda: None) is None
+    criterion = Criterion("CE", {"out": 1.0})
+    assert validation_loss({"val_loss": None}, lambda: criterion) is criterion.main_loss
 
 
 # --- the loss lines of docs/losses.md ---------------------------------------------------------

@@ -438,6 +438,19 @@ def test_keep_deletes_old_periodic_checkpoints_and_nothing_else(tmp_path):
         "model_best.pth", "last.pth", "checkpoint-epoch4.pth", "checkpoint-epoch5.pth"}
 
 
+def test_old_checkpoints_are_read_again_only_where_one_may_go(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(run_checkpoints, "verified", lambda path: read.append(path.name) or True)
+    writer = RunCheckpoints(tmp_path, keep=2)
+    for name in ("checkpoint-epoch1.pth", "last.pth", "checkpoint-epoch2.pth", "last.pth",
+                 "model_best.pth"):
+        writer.save(name, numbered_state(1))
+    assert not read
+    writer.save("checkpoint-epoch3.pth", numbered_state(1))
+    writer.save("last.pth", numbered_state(1))
+    assert read == ["checkpoint-epoch3.pth", "checkpoint-epoch2.pth"]
+
+
 def test_keep_never_deletes_the_only_whole_copy(tmp_path, monkeypatch):
     writer = RunCheckpoints(tmp_path, keep=1)
     writer.save("checkpoint-epoch9.pth", numbered_state(9))

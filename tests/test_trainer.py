@@ -1,6 +1,7 @@
 """The training loop on data small enough to check by hand."""
 import contextlib
 import json
+import threading
 import warnings
 import weakref
 
@@ -322,6 +323,31 @@ def test_differential_lr_slows_the_backbone_by_ten(tmp_path):
     trainer = make(tmp_path, "optimizer.differential_lr=true", "lr_scheduler=null")
     rates = {g["name"]: g["lr"] for g in trainer.optimizer.param_groups}
     assert rates == pytest.approx({"head": 0.1, "backbone": 0.01})
+
+
+@pytest.mark.parametrize("setting, words", [
+    ("predict.CoI=[0, 3]", "different class ids in 0..2"),
+    ('predict={"val": "T", "threshold": [0.5, 0.5]}', "2 thresholds for 3 classes"),
+    ('predict={"test": "T", "threshold": [0.5, 0.5]}', "2 thresholds for 3 classes")])
+def test_what_does_not_fit_the_classes_is_found_before_the_first_step(tmp_path, setting, words):
+    trainer = make(tmp_path, setting)
+    trainer._train_epoch = lambda epoch: pytest.fail("an epoch was trained")
+    with pytest.raises(ConfigError, match=words):
+        trainer.train()
+
+
+def test_event_files_are_whole_when_the_training_ends_with_an_error(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    trainer = make(tmp_path, "trainer.tensorboard=true", "trainer.log_per_iter=1")
+    hook = trainer.logger._other_hook
+    trainer._valid_epoch = lambda epoch: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert threading.excepthook is hook
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
 
 
 def test_validation_without_a_loader_is_refused(tmp_path):

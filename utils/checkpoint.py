@@ -164,7 +164,8 @@ def taking_up(where: str):
         yield
     except UserError:
         raise
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError,
+            RuntimeError) as error:
         raise CheckpointError(f"checkpoint is damaged, or not of this program: it cannot be taken "
                               f"up ({type(error).__name__}: {error})", where,
                               "use another checkpoint of the run") from error

@@ -1,4 +1,6 @@
 """The training criterion: one loss per named output of the network, summed with weights."""
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -103,6 +105,15 @@ class Criterion(nn.Module):
 
     def _loss(self, name):
         return dict(zip(self._plans, self.losses, strict=True)).get(name)
+
+
+def validation_loss(config: dict, criterion: Callable[[], Criterion | None]) -> nn.Module | None:
+    """The loss that a validation reports, (logits, labels) -> scalar: `val_loss`, or the loss of
+    "out" of the training criterion, which is made only where it is asked for it."""
+    if config.get("val_loss"):
+        return build_loss(config["val_loss"], config["ignore_index"])
+    made = criterion()
+    return made and made.main_loss
 
 
 def _sections(section, output_weights, loss_weights):

@@ -6,9 +6,8 @@ import torch
 
 from utils.checkpoint import model_from_checkpoint, taking_up
 from utils.console import warn
-from utils.criterion import Criterion
+from utils.criterion import Criterion, validation_loss
 from utils.errors import ConfigError
-from utils.losses import build_loss
 from utils.normalize import Normalize
 from utils.predictor import Predictor, build_predictor
 
@@ -40,14 +39,14 @@ class OpenModel:
 
     def loss(self):
         """The loss that training reports in validation, or None if the config has none."""
+        loss = validation_loss(self.config, self._criterion)
+        return loss and loss.to(self.device)
+
+    def _criterion(self):
         config = self.config
-        if not config.get("loss"):
-            return None
-        criterion = Criterion(config["loss"], self.model.output_weights, config["ignore_index"],
-                              config.get("loss_weights"), len(self.class_names))
-        if config.get("val_loss"):
-            return build_loss(config["val_loss"], config["ignore_index"]).to(self.device)
-        return criterion.main_loss and criterion.main_loss.to(self.device)
+        return Criterion(config["loss"], self.model.output_weights, config["ignore_index"],
+                         config.get("loss_weights"), len(self.class_names)
+                         ) if config.get("loss") else None
 
     def require_classes(self, class_names: list[str]):
         """ConfigError unless a dataset with these classes can be scored with this network."""

@@ -3,7 +3,7 @@ import re
 import threading
 from pathlib import Path
 
-from utils.checkpoint import (SaveError, checkpoint_bytes, verified, write_bytes)
+from utils.checkpoint import SaveError, checkpoint_bytes, verified, write_bytes
 from utils.console import warn
 
 PERIODIC = "checkpoint-epoch{}.pth"
@@ -48,7 +48,8 @@ class RunCheckpoints:
     def _write(self, name, data):
         try:
             write_bytes(self.folder / name, data)
-            self._prune()
+            if _number(name) is not None:
+                self._prune()
         except SaveError as error:
             self._error = error
 
@@ -63,11 +64,12 @@ class RunCheckpoints:
     def _prune(self):
         if not self.keep:
             return
-        numbered = [(int(re.sub(r"\D", "", path.stem)), path)
-                    for path in self.folder.glob(PERIODIC.format("*"))
-                    if re.fullmatch(PERIODIC.format(r"\d+"), path.name)]
+        numbered = [path for path in self.folder.glob(PERIODIC.format("*"))
+                    if _number(path.name) is not None]
+        if len(numbered) <= self.keep:
+            return
         whole = 0
-        for _, path in sorted(numbered, reverse=True):
+        for path in sorted(numbered, key=lambda path: _number(path.name), reverse=True):
             if whole < self.keep:
                 whole += verified(path)
                 continue
@@ -75,3 +77,9 @@ class RunCheckpoints:
                 path.unlink()
             except OSError as error:
                 warn(f"an old checkpoint could not be deleted: {error}")
+
+
+def _number(name):
+    """The epoch of a periodic checkpoint, None of any other."""
+    match = re.fullmatch(PERIODIC.format(r"(\d+)"), name)
+    return match and int(match[1])
