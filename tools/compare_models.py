@@ -29,6 +29,7 @@ from pathlib import Path
 from utils import console
 from utils.arguments import at_least, command_parser, size
 from utils.errors import ConfigError, UserError, first_line
+from utils.progress import forget_peak, resident
 
 ROOT = Path(__file__).resolve().parents[1]
 # (key of a row, heading, what one unit of it is)
@@ -169,7 +170,7 @@ class _Watch:
 
     def __init__(self, torch, device):
         self.torch, self.cuda = torch, device.type == "cuda"
-        self.before = torch.cuda.memory_allocated() if self.cuda else _resident("VmRSS")
+        self.before = torch.cuda.memory_allocated() if self.cuda else resident("VmRSS")
 
     def time(self, step) -> float:
         """Seconds: of the clock on CUDA, of the processor per thread on the CPU."""
@@ -188,25 +189,13 @@ class _Watch:
         if self.cuda:
             self.torch.cuda.reset_peak_memory_stats()
         else:
-            try:
-                Path("/proc/self/clear_refs").write_text("5")
-            except OSError:                         # then the peak includes the warming up
-                pass
+            forget_peak()
 
     def peak(self) -> int | None:
         if self.cuda:
             return self.torch.cuda.max_memory_allocated() - self.before
-        peak = _resident("VmHWM")
+        peak = resident("VmHWM")
         return None if peak is None or self.before is None else peak - self.before
-
-
-def _resident(field):
-    """Bytes of this process in main memory, now (VmRSS) or at most (VmHWM); None: unknown."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:                                 # another system than Linux
-        return None
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def _tell(**found):

@@ -45,11 +45,29 @@ def memory_in_use(device) -> float:
 
 def peak_memory() -> int:
     """The most bytes of memory that this program has held."""
-    try:
-        with open("/proc/self/status") as stream:
-            return next(1024 * int(line.split()[1]) for line in stream if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        # Elsewhere than on Linux. This one begins with what the program's parent held.
+    peak = resident("VmHWM")
+    if peak is None:
+        # This one begins with what the program's parent held.
         import resource
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
             1 if sys.platform == "darwin" else 1024)
+    return peak
+
+
+def resident(field: str) -> int | None:
+    """Bytes of this program in main memory, now ("VmRSS") or at most ("VmHWM"); None elsewhere
+    than on Linux."""
+    try:
+        with open("/proc/self/status") as stream:
+            return next(1024 * int(line.split()[1]) for line in stream if line.startswith(field))
+    except (OSError, StopIteration):
+        return None
+
+
+def forget_peak():
+    """Start the peak of the memory anew, where the system can."""
+    try:
+        with open("/proc/self/clear_refs", "w") as stream:
+            stream.write("5")
+    except OSError:                         # then it includes what came before
+        pass
