@@ -10,8 +10,9 @@ picture resized, turned, padded, cut, mirrored and blurred one after the other,
 ids mapped by one comparison each, floats to the device.
 """
 import argparse
+import itertools
+import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 
 from base.base_dataset import BaseDataset
+from benchmarks.measure import interleaved
 from dataloader.folder import Folder
 from dataloader.pixel_cache import CachePlan, use_cache
 from dataloader.shapes import Shapes
@@ -61,21 +63,19 @@ def _augmentation(image, label, base, goal):
     floats, ints = image.astype(np.float32), label.astype(np.int32)
     rng = np.random.default_rng(0)
     ours = _ours(base, 512)
-    source_time, our_time = _interleaved(
-        lambda i: _source_augmentation(floats, ints, base, 512, rng),
-        lambda i: ours(image, label, np.random.default_rng(i), image_border=(73, 83, 72),
-                       label_border=0), 60)
-    _print(f"augmentation 1024x2048 to 512, base {base}", source_time, our_time, goal)
+    _compare(f"augmentation 1024x2048 to 512, base {base}",
+             lambda i: _source_augmentation(floats, ints, base, 512, rng),
+             lambda i: ours(image, label, np.random.default_rng(i), image_border=(73, 83, 72),
+                            label_border=0), 60, goal)
 
 
 def _whole_item(name, place, base, crop, goal, cache):
     """Files to tensors; ours from the files, or from a cache of them."""
     dataset = use_cache(_dataset(place, base, crop), cache)
     rng = np.random.default_rng(0)
-    source_time, our_time = _interleaved(
-        lambda i: _source_item(dataset, i % FILES, base, crop, rng),
-        lambda i: dataset[i, i % FILES], 24)
-    _print(f"item from {name}, crop {crop}", source_time, our_time, goal)
+    _compare(f"item from {name}, crop {crop}",
+             lambda i: _source_item(dataset, i % FILES, base, crop, rng),
+             lambda i: dataset[i, i % FILES], 24, goal)
     if place.name == "street" and base == 1024 and not cache:
         source = _bytes(_source_item(dataset, 0, base, crop, rng))
         ours = _bytes([v for v in dataset[0].values() if isinstance(v, torch.Tensor)])
@@ -135,19 +135,13 @@ def _source_augmentation(image, label, base, crop, rng):
                             borderType=cv2.BORDER_REFLECT_101), label
 
 
-def _interleaved(source, ours, count):
-    """Mean CPU seconds of each, called in turn; the first round warms up."""
-    spent = np.zeros(2)
-    for i in range(-2, count):
-        for k, function in enumerate((source, ours)):
-            start = time.process_time()
-            function(max(i, 0))
-            if i >= 0:
-                spent[k] += time.process_time() - start
-    return spent / count
-
-
-def _print(what, source, ours, goal):
+def _compare(what, source, ours, rounds, goal):
+    """Both are called with the number of the round; the first ones warm up."""
+    of_source, of_ours = itertools.count(), itertools.count()
+    seconds = interleaved({"source": lambda: source(next(of_source)),
+                           "ours": lambda: ours(next(of_ours))}, rounds, warmup=FILES)
+    # Means: every round draws another size, each pipeline its own.
+    source, ours = map(statistics.fmean, seconds.values())
     print(f"{what:44s}{1000 * source:7.2f}ms{1000 * ours:7.2f}ms{source / ours:7.1f}x{goal:6.1f}x",
           flush=True)
 

@@ -6,7 +6,7 @@
 The sources' way, restated: one window at a time, scipy's zoom for the scaled
 images, every view's logits taken to NumPy and summed in float64, softmax before
 the arg-max. Both ways get the same views (same windows, same scales), run in
-turns in one process on one thread, and are compared by the median of CPU times.
+turns in one process on one thread, and are compared by the median ratio of CPU times.
 
 The free model (average pooling by 8, one 1x1 convolution, bilinear back) costs
 next to nothing, so that what remains is the work around the network. The same
@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.measure import interleaved, peak_of, ratio
 from models.layers.resize import resize_to
 from utils.config import build
 from utils.decision import build_decision
@@ -104,17 +105,6 @@ def bare(model, x, predictor):
             model(F.interpolate(x, size, mode="nearest") if scale != 1 else x)
 
 
-def timed(repeats, **ways):
-    """Median CPU seconds of each way, run in turns."""
-    times = {name: [] for name in ways}
-    for _ in range(repeats + 1):                      # the first turn warms up
-        for name, way in ways.items():
-            start = time.process_time()
-            way()
-            times[name].append(time.process_time() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
-
-
 def report(text, value, goal, at_least=True):
     reached = value >= goal if at_least else value <= goal
     print(f"{text:<66}{value:8.2f}  goal {'>=' if at_least else '<='} {goal:g}  "
@@ -136,21 +126,24 @@ def around_a_free_model(height, width, repeats):
     print(f"free model, {height}x{width}, {CLASSES} classes; labels equal to the source's: "
           f"multiscale {same:.4%}, sliding "
           f"{(slide.labels(image, rule)[0].numpy() == source_sliding(model, x)).mean():.4%}")
-    t = timed(repeats, theirs=lambda: source_multiscale(model, normalize(image)),
-              ours=lambda: multi.labels(image, rule), closed=lambda: other.labels(image, rule),
-              bare=lambda: bare(model, x, multi))
-    report(f"multiscale {SCALES}: source / ours", t["theirs"] / t["ours"], 8)
-    print(f"{'  the same, last resize inside the network':<66}{t['theirs'] / t['closed']:8.2f}")
+    t = interleaved({"theirs": lambda: source_multiscale(model, normalize(image)),
+                     "ours": lambda: multi.labels(image, rule),
+                     "closed": lambda: other.labels(image, rule),
+                     "bare": lambda: bare(model, x, multi)}, repeats)
+    report(f"multiscale {SCALES}: source / ours", ratio(t, "theirs", "ours"), 8)
+    print(f"{'  the same, last resize inside the network':<66}{ratio(t, 'theirs', 'closed'):8.2f}")
     print(f"{'  its forwards alone, with that resize, would give':<66}"
-          f"{t['theirs'] / t['bare']:8.2f}")
-    t = timed(repeats, theirs=lambda: source_sliding(model, normalize(image)),
-              ours=lambda: slide.labels(image, rule), even=lambda: even.labels(image, rule))
-    report("sliding, equal windows: source / ours", t["theirs"] / t["ours"], 1.6)
+          f"{ratio(t, 'theirs', 'bare'):8.2f}")
+    t = interleaved({"theirs": lambda: source_sliding(model, normalize(image)),
+                     "ours": lambda: slide.labels(image, rule),
+                     "even": lambda: even.labels(image, rule)}, repeats)
+    report("sliding, equal windows: source / ours", ratio(t, "theirs", "ours"), 1.6)
     counts = [len(rows) * len(columns) for _, rows, columns in
               (p.windows(height, width) for p in (slide, even))]
     report(f"windows at the same overlap: source {counts[0]} / default {counts[1]}",
            counts[0] / counts[1], 1.4)
-    print(f"{'sliding with the default windows: source / ours':<66}{t['theirs'] / t['even']:8.2f}")
+    print(f"{'sliding with the default windows: source / ours':<66}"
+          f"{ratio(t, 'theirs', 'even'):8.2f}")
 
 
 def full_resolution_labels(height, width, repeats):
@@ -168,12 +161,13 @@ def full_resolution_labels(height, width, repeats):
             def ours(small=small, size=size, aligned=aligned):
                 return upsampled_labels(small, size, aligned)
             different = int((plain() != ours()).sum())
-            t = timed(repeats, plain=plain, ours=ours)
+            t = interleaved({"plain": plain, "ours": ours}, repeats)
             report(f"{classes} classes to {size[0]}x{size[1]}, align_corners={aligned}, "
-                   f"{different} differ: plain / ours", t["plain"] / t["ours"], 3)
+                   f"{different} differ: plain / ours", ratio(t, "plain", "ours"), 3)
     logits = torch.randn(1, CLASSES, height, width, generator=seed)
-    t = timed(repeats, plain=lambda: logits.max(1).indices, ours=lambda: largest_class(logits))
-    print(f"{'class of the largest logit alone: max / ours':<66}{t['plain'] / t['ours']:8.2f}")
+    t = interleaved({"plain": lambda: logits.max(1).indices,
+                     "ours": lambda: largest_class(logits)}, repeats)
+    print(f"{'class of the largest logit alone: max / ours':<66}{ratio(t, 'plain', 'ours'):8.2f}")
 
 
 def around_a_network(height, width, repeats):
@@ -232,21 +226,7 @@ def _peaks(size, scales):
     image = _image(height, width)
     x = torch.zeros(1, 3, *(int(n * max(scales)) for n in image.shape[2:]))
     with torch.inference_mode():
-        print(_peak_of(lambda: predictor.model(x)), _peak_of(lambda: predictor(image)))
-
-
-def _peak_of(work):
-    """Bytes by which the resident memory rose above where it was (Linux)."""
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")                              # forget the highest value so far
-    before = _resident("VmRSS")
-    work()
-    return _resident("VmHWM") - before
-
-
-def _resident(name):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+        print(peak_of(lambda: predictor.model(x)), peak_of(lambda: predictor(image)))
 
 
 def _image(height, width):

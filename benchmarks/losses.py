@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import published_losses as published
-from benchmarks.measure import interleaved, ratio, table
+from benchmarks.measure import interleaved, peak_of, ratio, table
 from utils.losses import build_loss
 
 IGNORE = 255
@@ -159,18 +159,12 @@ def _peak(name, size, confident):
     logits, target = _inputs(size, confident)
     loss = build_loss(LOSSES[name][0], IGNORE) if name in LOSSES else None
     wide = target.long()
-    Path("/proc/self/clear_refs").write_text("5")           # the peak starts over
-    before = _status("VmRSS")
-    value = loss(logits, target) if loss else F.cross_entropy(logits, wide, ignore_index=IGNORE)
-    value.backward()
-    return _status("VmHWM") - before, logits.numel() * logits.element_size()
 
+    def step():
+        value = loss(logits, target) if loss else F.cross_entropy(logits, wide, ignore_index=IGNORE)
+        value.backward()
 
-def _status(field):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
+    return peak_of(step), logits.numel() * logits.element_size()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+from utils.progress import forget_peak, resident
+
 
 def interleaved(candidates: dict[str, Callable], rounds: int = 5, warmup: int = 1) \
         -> dict[str, list[float]]:
@@ -26,6 +28,14 @@ def interleaved(candidates: dict[str, Callable], rounds: int = 5, warmup: int = 
 def ratio(seconds: dict[str, list[float]], of: str, over: str) -> float:
     """Median over the rounds of time `of` / time `over`."""
     return statistics.median(a / b for a, b in zip(seconds[of], seconds[over]))
+
+
+def peak_of(work: Callable) -> int:
+    """Bytes by which the resident memory rose above where it was (Linux)."""
+    forget_peak()
+    before = resident("VmRSS")
+    work()
+    return resident("VmHWM") - before
 
 
 def table(title: str, rows: list[tuple]):

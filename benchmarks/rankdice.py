@@ -64,19 +64,16 @@ def main(argv=None):
 
 def _evaluations(path, device):
     """rule -> one evaluation of the checkpoint's validation split, as test.py runs it."""
-    from dataloader.loader import make_loader
+    from dataloader.loader import split_loader
     from utils.checkpoint import read_checkpoint
-    from utils.checkpoint_config import loader_section
+    from utils.checkpoint_config import with_config
     from utils.decision import build_decision
     from utils.evaluate import evaluate
     from utils.open_model import open_model
-    checkpoint = read_checkpoint(path)
-    config = checkpoint["config"]
-    _, section = loader_section(config, "val")
     # Without workers, so that reading the images is part of the time in every case.
-    section = {**section, "args": {**section["args"], "num_workers": 0}}
-    loader = make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
-                         rank=0, world_size=1, training=False)
+    checkpoint = with_config(read_checkpoint(path), None, ["val_loader.args.num_workers=0"])
+    config = checkpoint["config"]
+    *_, loader = split_loader(config, "val")
     opened = open_model(checkpoint, device, path)
     predictor = opened.predictor()
 
