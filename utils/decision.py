@@ -15,6 +15,7 @@ import torch
 
 from utils.errors import ConfigError
 from utils.largest_class import largest_class
+from utils.precision import full_precision
 from utils.rankdice import check_settings, rank_dice
 from utils.registry import unknown
 from utils.segfix import offset_classes
@@ -179,8 +180,7 @@ class RankDecision(Decision):
 def probabilities(logits: torch.Tensor, activation: str = "softmax",
                   temperature: float = 1.0) -> torch.Tensor:
     """Softmax over the classes, or sigmoid, of logits / temperature, in float32 or better."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    logits = full_precision(logits)
     if temperature != 1.0:
         logits = logits / temperature
     # Softmax over scattered channels is several times slower than a copy and softmax.
