@@ -46,9 +46,9 @@ def main(argv=None):
 
 def score(args):
     """Everything after the arguments: the scores are printed and written."""
-    from dataloader.loader import make_loader
+    from dataloader.loader import split_loader
     from utils.checkpoint import find_checkpoint, read_checkpoint
-    from utils.checkpoint_config import loader_section, with_config
+    from utils.checkpoint_config import with_config
     from utils.evaluate import build_rules, evaluate
     from utils.image_list import prepare_folder
     from utils.open_model import open_model
@@ -57,14 +57,12 @@ def score(args):
     args.checkpoint = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(args.checkpoint), args.config, args.overrides)
     config = checkpoint["config"]
-    key, section = loader_section(config, args.split)
     options = predict_options(config["predict"], args)
     folder = args.output or os.path.dirname(os.path.abspath(args.checkpoint))
     prepare_folder(folder)
     device = distributed.start(args.device)
-    loader = make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
-                         rank=distributed.rank(), world_size=distributed.world_size(),
-                         training=False)
+    key, section, loader = split_loader(config, args.split, distributed.rank(),
+                                        distributed.world_size())
     opened = open_model(checkpoint, device, args.checkpoint)
     opened.require_classes(loader.dataset.class_names)
     predictor = opened.predictor(options)

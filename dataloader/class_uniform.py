@@ -57,7 +57,7 @@ class ClassUniform(EpochDraw):
             if not getattr(part.augmentation, "augment", False):
                 raise ConfigError("class-uniform sampling places random crops: it has no effect "
                                   f"on {type(part).__name__} {part.split} without augment",
-                                  "train_loader.args.augment", "set it to true")
+                                  "augment", "set it to true")
         self.dataset, self.seed, self.last_epoch = dataset, seed, last_epoch
         found = load_centroids(dataset, tile_size, centroids)
         wanted = range(dataset.num_classes) if classes is None else sorted(set(classes))

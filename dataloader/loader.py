@@ -7,6 +7,7 @@ given names the epoch and the sample.
 import atexit
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -23,12 +24,14 @@ from base.base_dataset import REPLACES_UNREADABLE, BaseDataset
 from dataloader.pixel_cache import use_cache
 from dataloader.samplers import BatchPlan, EpochOrder
 from dataloader.transforms import Augmentation
+from utils.checkpoint_config import loader_section
 from utils.config import build, split_args
 from utils.config_schema import Component, Components, section_callables
 from utils.console import notice, warn
 from utils.errors import ConfigError, DataError, UserError, first_line
 from utils.image_io import UnreadableFile, shown
 from utils.registry import components, lookup
+from utils.signature import fields
 
 LISTED_FILES = 8
 MAX_WORKERS = max(64, 4 * (os.cpu_count() or 1))     # more would only bring the machine down
@@ -154,27 +157,23 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
     """
     if batch_size < 1 or num_workers < 0 or prefetch_factor < 1 or timeout < 0:
         raise ConfigError(f"batch_size {batch_size} and prefetch_factor {prefetch_factor} must be "
-                          f"at least 1, num_workers {num_workers} and timeout {timeout} at least 0",
-                          "train_loader.args" if training else "val_loader.args")
+                          f"at least 1, num_workers {num_workers} and timeout {timeout} at least 0")
     if num_workers > MAX_WORKERS:
         raise ConfigError(f"{num_workers} data workers; the limit here is {MAX_WORKERS}",
-                          "train_loader.args.num_workers" if training else
-                          "val_loader.args.num_workers",
-                          "one per CPU core is plenty")
+                          "num_workers", "one per CPU core is plenty")
     if not len(dataset):
         raise DataError(f"{type(dataset).__name__} {dataset.split} has no images")
     if not training and drop_last:
-        raise ConfigError("drop_last would leave images out of an evaluation",
-                          "val_loader.args.drop_last", "remove it")
+        raise ConfigError("drop_last would leave images out of an evaluation", "drop_last",
+                          "remove it")
     if not training and on_corrupt == "skip":
         raise ConfigError("a score over other images is another score: on_corrupt \"skip\" is for "
-                          "training", "val_loader.args.on_corrupt", "remove it")
+                          "training", "on_corrupt", "remove it")
     if not training and batch_transforms:
-        raise ConfigError("batch_transforms are for training",
-                          "val_loader.args.batch_transforms", "remove them")
+        raise ConfigError("batch_transforms are for training", "batch_transforms", "remove them")
     if not training and sampler:
         raise ConfigError("a score is taken over every image once: sampler is for training",
-                          "val_loader.args.sampler", "remove it")
+                          "sampler", "remove it")
     mixing = [build("batch_transforms", section, num_classes=dataset.num_classes)
               for section in batch_transforms]
     draw = len(dataset)
@@ -184,7 +183,7 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
     images, group = len(order(1)), batch_size * world_size
     if not images:
         raise DataError(f"an epoch of {type(dataset).__name__} {dataset.split} shows no image",
-                        "train_loader.args", "draw more of its parts")
+                        fix="draw more of its parts")
     if training and drop_last is not False:
         drop_last = images >= group
         if not drop_last:
@@ -201,43 +200,66 @@ build_loader.provided = ("dataset", "seed", "rank", "world_size", "training")
 
 
 def make_loader(section: dict, *, ignore_index: int, seed: int = 0, rank: int = 0,
-                world_size: int = 1, training: bool = False) -> Loader:
+                world_size: int = 1, training: bool = False, key: str | None = None) -> Loader:
     """The loader of a config section {"type": dataset, "args": {...}}.
 
     `args` is one flat dict for the dataset class, use_cache, Augmentation and build_loader;
-    each key goes to whoever declares it.
+    each key goes to whoever declares it. key: of the section in the config, for messages.
     """
-    place = "train_loader.type" if training else "val_loader.type"
-    dataset_class = lookup(section["type"], components("datasets"), place)
-    dataset_args, cache_args, augmentation_args, loader_args = split_args(
-        section, *section_callables("datasets", dataset_class))
-    tolerant = REPLACES_UNREADABLE.set(loader_args.get("on_corrupt") == "skip")
+    key = key or ("train_loader" if training else "val_loader")
+    dataset_class = lookup(section["type"], components("datasets"), f"{key}.type")
+    declared = section_callables("datasets", dataset_class)
+    dataset_args, cache_args, augmentation_args, loader_args = split_args(section, *declared)
+    with _mistakes_in(f"{key}.args", fields(*declared)):
+        tolerant = REPLACES_UNREADABLE.set(loader_args.get("on_corrupt") == "skip")
+        try:
+            dataset = dataset_class(**dataset_args, ignore_index=ignore_index, seed=seed,
+                                    augmentation=Augmentation(**augmentation_args))
+        except UserError:
+            raise
+        except (ValueError, OverflowError, MemoryError) as error:
+            raise ConfigError(f"{section['type']}: {error or 'not enough memory'}") from error
+        finally:
+            REPLACES_UNREADABLE.reset(tolerant)
+        use_cache(dataset, **cache_args)
+        return build_loader(dataset, **loader_args, seed=seed, rank=rank, world_size=world_size,
+                            training=training)
+
+
+def split_loader(config: dict, split: str | None, rank: int = 0, world_size: int = 1) \
+        -> tuple[str, dict, Loader]:
+    """(key, section, loader) of a split of a whole config, to score or to measure on.
+
+    See utils.checkpoint_config.loader_section.
+    """
+    key, section = loader_section(config, split)
+    return key, section, make_loader(section, ignore_index=config["ignore_index"],
+                                     seed=config["seed"], rank=rank, world_size=world_size,
+                                     key=key)
+
+
+@contextlib.contextmanager
+def _mistakes_in(place, keys):
+    """A mistake in one of `keys` is named with the place of them all in the config."""
     try:
-        dataset = dataset_class(**dataset_args, ignore_index=ignore_index, seed=seed,
-                                augmentation=Augmentation(**augmentation_args))
-    except UserError:
-        raise
-    except (ValueError, OverflowError, MemoryError) as error:
-        raise ConfigError(f"{section['type']}: {error or 'not enough memory'}",
-                          place.replace("type", "args")) from error
-    finally:
-        REPLACES_UNREADABLE.reset(tolerant)
-    use_cache(dataset, **cache_args)
-    return build_loader(dataset, **loader_args, seed=seed, rank=rank, world_size=world_size,
-                        training=training)
+        yield
+    except ConfigError as error:
+        if error.where and re.match(r"\w*", error.where)[0] not in keys:
+            raise                       # it lies in a file
+        where = f"{place}.{error.where}" if error.where else place
+        raise ConfigError(error.what, where, error.fix) from error.__cause__
 
 
 def _draw(section, dataset, shuffle, seed):
     """The sampler of a section."""
     if not shuffle:
         raise ConfigError("a sampler draws its images class by class, which are to be shuffled",
-                          "train_loader.args.shuffle", "set it to true")
+                          "shuffle", "set it to true")
     try:
         return build("samplers", section, dataset=dataset, seed=seed)
     except ConfigError as error:
         if error.where in (section.get("args") or {} if isinstance(section, dict) else {}):
-            error = ConfigError(error.what, f"train_loader.args.sampler.args.{error.where}",
-                                error.fix)
+            error = ConfigError(error.what, f"sampler.args.{error.where}", error.fix)
         raise error from None
 
 

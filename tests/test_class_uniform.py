@@ -280,7 +280,7 @@ def test_a_part_of_a_mixture_gives_centroids_of_the_classes_it_is_asked_for(tmp_
 def test_settings_out_of_range_are_refused(args, where, tmp_path):
     with pytest.raises(ConfigError) as caught:
         build_loader(spots(tmp_path), 4, True, 0, training=True, sampler=sampler(**args))
-    assert caught.value.where == f"train_loader.args.sampler.args.{where}"
+    assert caught.value.where == f"sampler.args.{where}"
 
 
 def test_settings_without_effect_are_refused(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from base.base_dataset import BaseDataset, Sample
-from dataloader.loader import build_loader, make_loader
+from dataloader.loader import build_loader, make_loader, split_loader
 from dataloader.shapes import Shapes
 from dataloader.transforms import Augmentation
 from utils.errors import ConfigError, DataError
@@ -194,6 +194,16 @@ def test_make_loader_deals_out_one_flat_dict():
         make_loader({"type": "Shapes", "args": {"batch_sise": 3}}, ignore_index=255)
     with pytest.raises(ConfigError, match="Shapes"):
         make_loader({"type": "Shaps", "args": {}}, ignore_index=255)
+
+
+@pytest.mark.parametrize("args, place", [
+    ({"drop_last": True}, "drop_last"), ({"split": "tst"}, "split"), ({"size": [8, 8]}, "size"),
+    ({"val": True, "crop_size": -1}, "crop_size"), ({"num_workers": 10 ** 6}, "num_workers")])
+def test_a_mistake_is_named_with_its_loader(args, place):
+    config = {"test_loader": {"type": "Shapes", "args": args}, "ignore_index": 255, "seed": 0}
+    with pytest.raises(ConfigError) as caught:
+        split_loader(config, "test")
+    assert caught.value.where == f"test_loader.args.{place}"
 
 
 class Slow(Shapes):

@@ -10,6 +10,7 @@ import torch
 
 import test as program
 from dataloader.loader import make_loader
+from tools import calibrate, plot_rules
 from utils import console
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.config import build, load_config, resolve_config
@@ -137,12 +138,13 @@ def test_a_checkpoint_without_data_says_what_to_give(checkpoint, capsys):
     assert "-c CONFIG" in capsys.readouterr().err
 
 
-def test_data_with_other_classes_is_refused(checkpoint, capsys):
+@pytest.mark.parametrize("main", [program.main, calibrate.main, plot_rules.main])
+def test_data_with_other_classes_is_refused(checkpoint, capsys, main):
     state = read_checkpoint(checkpoint)
     model = build("models", state["config"]["arch"], num_classes=5)
     changed(checkpoint, model=model.state_dict(), class_names=list("abcde"),
             palette=state["palette"][:5])
-    assert run(checkpoint) == 2
+    assert console.run(main, ["-r", str(checkpoint), "-d", "cpu"]) == 2
     assert "5 classes" in capsys.readouterr().err
 
 
