@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -205,6 +206,29 @@ def test_k57_a_device_that_is_not_there_is_refused(said, monkeypatch, device, wo
     import torch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert words in said("-c", "config.json", "-d", device)
+
+
+def test_k57_more_ranks_than_gpus_are_refused_before_cuda_is(monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: pytest.fail("CUDA was asked"))
+    for name, value in {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2",
+                        "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="device cuda:2 is not there: 2 GPU"):
+        distributed.start()
+
+
+def test_n_gpu_0_is_the_cpu_also_beside_a_gpu(monkeypatch):
+    from utils.run_setup import start_processes
+    import torch
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = {"n_gpu": 0, "seed": 0, "deterministic": False, "trainer": {"rank_timeout": 9.0}}
+    device = start_processes(SimpleNamespace(config=config),
+                             SimpleNamespace(device=None, dry_run=False))
+    assert device == torch.device("cpu")
 
 
 def test_k57_one_gpu_in_the_config_and_none_in_the_machine_is_a_notice(monkeypatch, capsys):

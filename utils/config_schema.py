@@ -245,9 +245,9 @@ def experiment(*, name: str = "segwright", seed: int = 0, deterministic: bool = 
 
     name: the folder of its runs. seed: of every random number. deterministic:
     the same numbers on every run, at some cost in speed. n_gpu: null takes every
-    visible GPU, or the CPU. use_synch_bn: batch norms share statistics over the
-    GPUs. lr_scheduler: null keeps the rate. loss_weights: where loss is a list.
-    val_loss: the loss reported in validation, where it is another one.
+    visible GPU, or the CPU; 0 takes the CPU. use_synch_bn: batch norms share
+    statistics over the GPUs. lr_scheduler: null keeps the rate. loss_weights: where
+    loss is a list. val_loss: the loss reported in validation, where it is another one.
     """
 
 

@@ -84,25 +84,27 @@ def start(device: str | None = None, timeout: float = RANK_TIMEOUT):
     import torch
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    _require_device(device)
     if not launched():
-        return torch.device(device)
+        return require_device(device)
     import torch.distributed as dist
-    local = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
-        torch.cuda.set_device(local)
-        device = f"cuda:{local}"
+        device = f"cuda:{int(os.environ['LOCAL_RANK'])}"
+    device = require_device(device, "start no more processes than there are GPUs, or use "
+                                    "--device cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if not dist.is_initialized():
         if os.environ["RANK"] == "0" and not _store_of_launcher():
             _require_free(int(os.environ["MASTER_PORT"]))
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo",
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
                                 timeout=timedelta(seconds=timeout), **_place_of_attempt(timeout))
     if world_size() > 1:
         _watch(timeout)
-    return torch.device(device)
+    return device
 
 
-def _require_device(name):
+def require_device(name, fix: str = "use --device cpu"):
+    """The torch.device called `name`; ConfigError where it is not there."""
     import torch
     try:
         device = torch.device(name)
@@ -111,7 +113,8 @@ def _require_device(name):
             from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {device} is not there: {torch.cuda.device_count()} GPU(s) are "
-                          "visible", "--device", "use --device cpu")
+                          "visible", "--device", fix)
+    return device
 
 
 def stop():

@@ -7,6 +7,7 @@ import torch
 from utils.checkpoint import model_from_checkpoint, taking_up
 from utils.console import warn
 from utils.criterion import Criterion, validation_loss
+from utils.distributed import require_device
 from utils.errors import ConfigError
 from utils.normalize import Normalize
 from utils.predictor import Predictor, build_predictor
@@ -68,10 +69,7 @@ def open_model(checkpoint: dict, device: torch.device | str, path="checkpoint") 
     Raises CheckpointError if the weights do not fit the network, ConfigError if
     the device is not there.
     """
-    device = torch.device(device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {device} is not there: {torch.cuda.device_count()} GPU(s) "
-                          "are visible", "--device", "use --device cpu")
+    device = require_device(device)
     with taking_up(str(path)):
         model = model_from_checkpoint(checkpoint, device, str(path))
         trainer = checkpoint["config"].get("trainer") or {}

@@ -121,7 +121,8 @@ def start_processes(run: Run, args):
         processes = distributed.choose_processes(config["n_gpu"])
         if processes > 1:
             distributed.relaunch(processes, sys.argv[1:])
-    device = distributed.start(args.device, config["trainer"]["rank_timeout"])
+    device = args.device or ("cpu" if config["n_gpu"] == 0 else None)
+    device = distributed.start(device, config["trainer"]["rank_timeout"])
     from utils.seeding import seed_everything, set_deterministic
     seed_everything(config["seed"])
     set_deterministic(config["deterministic"])
