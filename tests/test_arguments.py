@@ -1,7 +1,9 @@
 import argparse
+import importlib
 
 import pytest
 
+from utils import console
 from utils.arguments import (add_overrides, at_least, command_parser, device,
                              parse_with_overrides, size)
 
@@ -44,6 +46,25 @@ def test_overrides_stand_anywhere_and_have_a_value(capsys):
         with pytest.raises(SystemExit):
             parse_with_overrides(parser, argv)
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool, arguments, option", [
+    ("calibrate", ["-r", "x.pth"], "-o"), ("calibrate", ["-r", "x.pth"], "--write"),
+    ("plot_rules", ["-r", "x.pth"], "-o"), ("export", ["-r", "x.pth"], "-o"),
+    ("class_statistics", ["-c", "x.json"], "--json"), ("browse", ["-c", "x.json"], "-o"),
+    ("class_statistics", ["-c", "x.json"], "--png"),
+    ("check_dataset", ["--type", "x", "--args", "{}"], "--json"),
+    ("evaluate_labels", ["--dataset", "x", "--gt", "x", "--pred", "x"], "--json"),
+    ("evaluate_labels", ["--dataset", "x", "--gt", "x", "--pred", "x"], "--results"),
+    ("compare_models", [], "--png"),
+    ("convert_checkpoint", ["x", "x.pth"], "")])
+def test_a_folder_that_is_not_there_is_found_before_the_work(tool, arguments, option, tmp_path,
+                                                            capsys):
+    main = importlib.import_module(f"tools.{tool}").main
+    place = tmp_path / "nowhere" / "file.onnx"
+    assert console.run(main, [*arguments, *filter(None, [option]), str(place)]) == 3
+    said = capsys.readouterr().err
+    assert f"no such folder\n  where: {place.parent}\n" in said
 
 
 def test_help_ends_with_the_exit_statuses():

@@ -8,7 +8,7 @@ from PIL import Image
 from models.lraspp import LRASPP
 from tools import compare_models
 from tools.compare_models import BARS, draw, main, measure, parse
-from utils.errors import ConfigError
+from utils.errors import UserError
 
 JOB = {"type": "ENet", "backbone": None, "device": "cpu", "height": 32, "width": 48, "batch": 2,
        "classes": 5, "repeats": 1, "threads": 1, "train": True}
@@ -120,5 +120,5 @@ def test_senseless_numbers_are_refused(arguments):
     (["ENett"], "Did you mean 'ENet'"), (["PSPNet", "--backbones", "resnet51"], "resnet50"),
     (["ENet", "--json", "/nowhere/x.json"], "no such folder")])
 def test_mistakes_are_told_before_anything_runs(arguments, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         main(arguments)

@@ -15,7 +15,7 @@ import math
 import sys
 
 from utils import console
-from utils.arguments import at_least, command_parser
+from utils.arguments import at_least, command_parser, require_folder
 from utils.dataset_arguments import (add_dataset_arguments, dataset_config,
                                      parse_dataset_arguments)
 
@@ -43,6 +43,7 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
+    require_folder(args.output)
     from dataloader.loader import make_loader
     from utils.errors import ConfigError
     from utils.image_io import write_image

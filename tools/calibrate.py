@@ -13,7 +13,8 @@ import os
 import sys
 
 from utils import console
-from utils.arguments import add_overrides, at_least, command_parser, parse_with_overrides
+from utils.arguments import (add_overrides, at_least, command_parser, parse_with_overrides,
+                             require_folder)
 from utils.predict_arguments import add_prediction_arguments, predict_options
 
 
@@ -40,15 +41,14 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
+    require_folder(args.output, args.write)
     from utils.calibration import fit_temperature, reliability, reliability_diagram
     from utils.checkpoint import read_checkpoint, write_checkpoint
-    from utils.checkpoint_config import loader_section, with_config
+    from utils.checkpoint_config import with_config
     from utils.image_io import write_image
     stored = read_checkpoint(args.checkpoint)
     checkpoint = with_config(stored, args.config, args.overrides)
-    config = checkpoint["config"]
-    _, section = loader_section(config, args.split)
-    logits, labels, activation, images = _sample(args, checkpoint, section)
+    logits, labels, activation, images = _sample(args, checkpoint)
     temperature = fit_temperature(logits, labels, activation)
     result = {"temperature": temperature, "images": images, "pixels": len(labels),
               "activation": activation}
@@ -71,20 +71,19 @@ def main(argv=None):
                    + (f", the calibrated checkpoint in {args.write}" if args.write else ""))
 
 
-def _sample(args, checkpoint, section):
+def _sample(args, checkpoint):
     """Logits and labels of random pixels of the split."""
     import torch
     from tqdm import tqdm
 
-    from dataloader.loader import make_loader
+    from dataloader.loader import split_loader
     from utils import distributed
     from utils.calibration import PixelSample
     from utils.open_model import open_model
     config = checkpoint["config"]
     device = distributed.start(args.device)
     try:
-        loader = make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
-                             rank=0, world_size=1, training=False)
+        *_, loader = split_loader(config, args.split)
         opened = open_model(checkpoint, device, args.checkpoint)
         opened.require_classes(loader.dataset.class_names)
         predictor = opened.predictor(predict_options(config["predict"], args))

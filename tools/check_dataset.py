@@ -15,7 +15,7 @@ import sys
 from typing import NamedTuple
 
 from utils import console
-from utils.arguments import at_least, command_parser
+from utils.arguments import at_least, command_parser, require_folder
 
 SHOWN = 50             # problems printed; the JSON file has all of them
 SHOWN_NAMES = 5
@@ -36,6 +36,7 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
+    require_folder(args.json)
     from utils.image_io import write_bytes
     from utils.jsonc import parse_jsonc
     given = parse_jsonc(args.args, "--args")

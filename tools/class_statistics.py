@@ -14,7 +14,7 @@ import os
 import sys
 
 from utils import console
-from utils.arguments import at_least, command_parser
+from utils.arguments import at_least, command_parser, require_folder
 from utils.dataset_arguments import (add_dataset_arguments, dataset_config,
                                      parse_dataset_arguments, whole_images)
 
@@ -29,12 +29,12 @@ def parse(argv):
     add("--png", metavar="FILE", help="draw shares of pixels and of images")
     add("--workers", type=at_least(0), default=min(8, os.cpu_count() or 1),
         help="reading processes")
-    args = parse_dataset_arguments(parser, argv)
-    return args
+    return parse_dataset_arguments(parser, argv)
 
 
 def main(argv=None):
     args = parse(argv)
+    require_folder(args.json, args.png)
     from utils.image_io import write_bytes, write_image
     section, config = dataset_config(args)
     dataset = whole_images(section, config)

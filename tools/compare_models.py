@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 
 from utils import console
-from utils.arguments import at_least, command_parser, size
+from utils.arguments import at_least, command_parser, require_folder, size
 from utils.errors import ConfigError, UserError, first_line
 from utils.progress import forget_peak, resident
 
@@ -69,9 +69,7 @@ def main(argv=None):
     if args.child:
         measure(json.loads(args.child))
         return 0
-    for path in (args.json, args.png):
-        if path and not path.parent.is_dir():
-            raise ConfigError("no such folder", str(path.parent), "create it first")
+    require_folder(args.json, args.png)
     jobs = _jobs(args)
     print("  ".join([f"{'network':<34}", *(f"{heading:>12}" for _, heading, _ in COLUMNS)]))
     rows = []

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from utils import console
-from utils.arguments import at_least, command_parser
+from utils.arguments import at_least, command_parser, require_folder
 from utils.errors import CheckpointError, ConfigError
 
 
@@ -45,12 +45,11 @@ def main(argv=None):
     if args.list:
         _print_list(published())
         return 0
+    require_folder(args.out)
     out = Path(args.out)
     if out.exists() and not args.overwrite:
         raise CheckpointError("the file is there already", str(out),
                               "choose another name or give --overwrite")
-    if not out.parent.is_dir():
-        raise CheckpointError("no such folder", str(out.parent), "create it first")
     network = load_published(args.name, args.source, args.num_classes)
     entry = published()[args.name]
     if entry.imagenet:

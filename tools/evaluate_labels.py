@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from utils import console
-from utils.arguments import at_least, command_parser
+from utils.arguments import at_least, command_parser, require_folder
 
 OFFICIAL = ("cityscapes", "minicity")     # the names that are scored as the benchmark does
 TRUTH_ENDINGS = ("_gtFine_labelIds.png", "_gtCoarse_labelIds.png")
@@ -56,6 +56,7 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
+    require_folder(args.json, args.results)
     from utils.image_io import write_bytes
     from utils.json_values import as_json
     official = args.dataset.lower() in OFFICIAL

@@ -18,7 +18,8 @@ import os
 import sys
 
 from utils import console
-from utils.arguments import add_overrides, at_least, command_parser, parse_with_overrides, size
+from utils.arguments import (add_overrides, at_least, command_parser, parse_with_overrides,
+                             require_folder, size)
 
 ATTEMPTS = 5        # images of one size, for a network whose logits may jump (utils.export.unpools)
 
@@ -60,9 +61,11 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
+    require_folder(args.output)
     from utils.export import OPSET, require_packages
     require_packages(args.format)
     opset = (args.opset or OPSET) if args.format == "onnx" else None
+    from dataloader.loader import split_loader
     from utils.checkpoint import find_checkpoint, read_checkpoint
     from utils.checkpoint_config import with_config
     from utils.image_io import unfinished
@@ -70,8 +73,9 @@ def main(argv=None):
     path = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(path), args.config, args.overrides)
     opened = open_model(checkpoint, "cpu", path)
-    loader = _labelled(args, opened.config) if args.int8 else None
-    if loader:
+    loader = None
+    if args.int8:
+        *_, loader = split_loader(opened.config, args.split)
         opened.require_classes(loader.dataset.class_names)
     with unfinished(args.output, os.path.splitext(args.output)[1]) as temporary:
         report = _export(args, opened, temporary, opset)
@@ -164,15 +168,6 @@ def _quantise(args, opened, loader, path):
                              "was kept")
     return {"calibration_images": len(images), "split": args.split, "images": len(loader.dataset),
             "mIoU_float": before, "mIoU_int8": after, "bytes_float": float_bytes}
-
-
-def _labelled(args, config):
-    """The loader that --int8 is scored on."""
-    from dataloader.loader import make_loader
-    from utils.checkpoint_config import loader_section
-    _, section = loader_section(config, args.split)
-    return make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
-                       rank=0, world_size=1, training=False)
 
 
 def _text(report):

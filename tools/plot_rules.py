@@ -11,7 +11,8 @@ import sys
 import numpy as np
 
 from utils import console
-from utils.arguments import add_overrides, at_least, command_parser, parse_with_overrides
+from utils.arguments import (add_overrides, at_least, command_parser, parse_with_overrides,
+                             require_folder)
 from utils.predict_arguments import add_prediction_arguments, predict_options
 
 COLOURS = {"right": (40, 170, 60), "too much": (220, 40, 40), "missed": (50, 90, 230)}
@@ -39,6 +40,7 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
+    require_folder(args.output)
     from utils.image_io import write_image
     from utils.visualize import legend, side_by_side, stacked
     helped, harmed, names = differences(args)
@@ -58,20 +60,19 @@ def differences(args):
     import torch
     from tqdm import tqdm
 
-    from dataloader.loader import make_loader
+    from dataloader.loader import split_loader
     from utils import distributed
     from utils.checkpoint import read_checkpoint
-    from utils.checkpoint_config import loader_section, with_config
+    from utils.checkpoint_config import with_config
     from utils.errors import DataError
     from utils.evaluate import build_rules
     from utils.open_model import open_model
     checkpoint = with_config(read_checkpoint(args.checkpoint), None, args.overrides)
     config = checkpoint["config"]
-    _, section = loader_section(config, args.split)
     device = distributed.start(args.device)
-    loader = make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
-                         rank=0, world_size=1, training=False)
+    *_, loader = split_loader(config, args.split)
     opened = open_model(checkpoint, device, args.checkpoint)
+    opened.require_classes(loader.dataset.class_names)
     options = predict_options(config["predict"], args)
     predictor = opened.predictor(options)
     rules = build_rules(args.predict, opened.activation, options)

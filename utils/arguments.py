@@ -1,9 +1,11 @@
 """What every command line shares: the parser, and the kinds of values."""
 import argparse
+import os
 import re
 from collections.abc import Callable
 
 from utils import console
+from utils.errors import DataError
 
 
 def command_parser(prog: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -30,6 +32,17 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: list[str] | None
     if wrong:
         parser.error(f"expected KEY=VALUE, got {wrong[0]!r}")
     return args
+
+
+def require_folder(*paths):
+    """DataError for a file to be written into a folder that is not there. None is passed over.
+
+    Asked before the work: it may take minutes until the file is written.
+    """
+    for path in paths:
+        folder = os.path.dirname(os.path.abspath(path)) if path else "."
+        if not os.path.isdir(folder):
+            raise DataError("cannot write: no such folder", folder, "create it first")
 
 
 def at_least(least: int) -> Callable[[str], int]:
