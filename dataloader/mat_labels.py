@@ -7,7 +7,7 @@ import numpy as np
 
 from base.base_dataset import BaseDataset
 from utils.errors import DataError
-from utils.image_io import LABEL_SUFFIXES, Header, UnreadableFile, read_header, read_image, shown
+from utils.image_io import LABEL_SUFFIXES, Header, UnreadableFile, read_pair, shown
 
 
 class MatLabels(BaseDataset):
@@ -39,16 +39,7 @@ class MatLabels(BaseDataset):
         sample = self.samples[index]
         if sample.label is None or sample.label.suffix.lower() != ".mat":
             return super().load(index)
-        image, label = read_image(sample.image), self.read_label(sample.label)
-        if label.shape != image.shape[:2]:
-            header = read_header(sample.image)
-            if label.shape == header.stored_size:
-                label = _turned(label, header.orientation)
-        if label.shape != image.shape[:2]:
-            raise DataError(f"image {shown(sample.image)} is {image.shape[1]}x{image.shape[0]} but "
-                            f"its label is {label.shape[1]}x{label.shape[0]}", shown(sample.label),
-                            "give image and label the same size")
-        return image, label
+        return read_pair(sample.image, sample.label, label=self.read_label(sample.label))
 
 
 def read_mat_label(path: Path, variable: str) -> np.ndarray:
@@ -82,13 +73,3 @@ def read_mat_label(path: Path, variable: str) -> np.ndarray:
         raise DataError(f"{variable} holds {low} to {high}: no class ids", shown(path))
     kind = np.uint8 if values.dtype == np.uint8 else np.uint16
     return np.ascontiguousarray(values, dtype=kind)
-
-
-def _turned(label, orientation):
-    """A label of the stored picture as displayed, for an EXIF orientation that swaps the axes."""
-    label = label.T
-    if orientation in (6, 7):
-        label = label[:, ::-1]
-    if orientation in (7, 8):
-        label = label[::-1]
-    return np.ascontiguousarray(label)

@@ -1,3 +1,4 @@
+import ast
 import io
 import os
 import struct
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.run_program import ROOT
 from utils import image_io
 from utils.errors import DataError
 from utils.image_io import (UnreadableFile, picture_files, read_header, read_image, read_label,
@@ -322,3 +324,12 @@ def test_a_png_may_carry_its_exif_tag_before_or_after_the_pixels(place, tmp_path
     path = tmp_path / "tagged.png"
     path.write_bytes(data[:place] + chunk + data[place:])
     np.testing.assert_array_equal(read_image(path), np.rot90(RGB, -1))
+
+
+def test_pillow_is_never_let_try_all_the_formats_it_knows():
+    for path in [*ROOT.glob("[bdmtu]*/**/*.py"), *ROOT.glob("*.py")]:
+        if "tests" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
+                assert "formats" in {each.arg for each in node.keywords}, f"{path}:{node.lineno}"

@@ -188,7 +188,7 @@ def _look_at(path):
 
     from PIL import Image
 
-    from utils.image_io import read_header
+    from utils.image_io import FORMATS, read_header
     if path is None or not path.is_file():
         return None, False, None
     try:
@@ -198,7 +198,7 @@ def _look_at(path):
             return "MATLAB", False, digest
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 mode = f"{image.format} {image.mode}"
         return mode, read_header(path).orientation != 1, digest
     except Exception:                   # whatever is wrong with it was reported when it was read

@@ -111,10 +111,14 @@ def read_label(path: str | os.PathLike, palette: list | None = None) -> np.ndarr
 
 
 def read_pair(image_path: str | os.PathLike, label_path: str | os.PathLike,
-              palette: list | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W, 3) and its label (H, W) under one orientation rule (see the module)."""
+              palette: list | None = None, label: np.ndarray | None = None) \
+        -> tuple[np.ndarray, np.ndarray]:
+    """An image (H, W, 3) and its label (H, W) under one orientation rule (see the module).
+
+    label: what the file holds where it is no picture.
+    """
     image, turn = _read_image(image_path)
-    label, label_turn = _read_label(label_path, palette)
+    label, label_turn = _read_label(label_path, palette) if label is None else (label, 1)
     image = _oriented(image, turn)
     label = _oriented(label, label_turn)
     if label_turn == 1 and turn >= 5 and label.shape != image.shape[:2]:
@@ -201,6 +205,15 @@ def unfinished(path: str | os.PathLike, suffix: str = ""):
     except OSError as error:
         raise DataError(f"cannot write: {error.strerror or error}", shown(path),
                         "check that the folder exists, is writable and has room") from None
+
+
+def make_folder(folder: str | os.PathLike, fix: str = "choose another output folder with -o"):
+    """Make a folder, with those above it, where it is not there; OSError becomes DataError."""
+    try:
+        os.makedirs(folder or ".", exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder: {error.strerror or error}", shown(folder),
+                        fix) from None
 
 
 def picture_files(folder: str | os.PathLike, suffixes: tuple = IMAGE_SUFFIXES) -> list[Path]:

@@ -220,7 +220,7 @@ def _classes_of_colours(colours):
 def _stored_palette(path, values):
     """The colours a palette PNG shows these values in, if they are all different."""
     from PIL import Image
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         stored = image.getpalette() if image.mode == "P" else None
     if not stored or len(stored) < 3 * (max(values) + 1):
         return None

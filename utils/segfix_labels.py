@@ -5,8 +5,8 @@ import os
 import numpy as np
 
 from utils.errors import DataError
-from utils.image_io import (LABEL_SUFFIXES, read_image, read_label, shown, write_image,
-                            write_label)
+from utils.image_io import (LABEL_SUFFIXES, make_folder, read_image, read_label, shown,
+                            write_image, write_label)
 from utils.image_list import find_images, plan_outputs
 from utils.segfix import CITYSCAPES_IDS, Refinement
 from utils.segfix_files import MatFolder, read_offsets
@@ -37,7 +37,7 @@ def refine_label_file(job: tuple[str, str, str], files: MatFolder, scale: float 
         labels = with_known_ids(labels, ids)
     offset = read_offsets(files.find(name), labels.shape[:2])
     refined = Refinement(offset, scale)(labels)
-    os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
+    make_folder(os.path.dirname(out))
     if kind == "palette":
         write_label(out, refined, palette)
     else:
@@ -62,7 +62,7 @@ def _kind(path):
     from PIL import Image
     try:
         with open(path, "rb") as file:
-            image = Image.open(io.BytesIO(file.read()))
+            image = Image.open(io.BytesIO(file.read()), formats=FORMATS)
     except Exception:           # read_label says what is wrong with the file
         return "grey", []
     if image.mode == "P":
