@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.errors import ConfigError, DataError
-from utils.image_io import (IMAGE_SUFFIXES, LABEL_SUFFIXES, picture_files, read_header, read_image,
-                            read_label, read_label_colours, shown, write_bytes)
+from utils.image_io import (FORMATS, IMAGE_SUFFIXES, LABEL_SUFFIXES, picture_files, read_header,
+                            read_image, read_label, read_label_colours, shown, write_bytes)
 from utils.palette import voc_palette
 
 LABELS_READ = 400           # at most, evenly spread; all of them in small datasets

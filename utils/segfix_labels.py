@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from utils.errors import DataError
-from utils.image_io import (LABEL_SUFFIXES, make_folder, read_image, read_label, shown,
+from utils.image_io import (FORMATS, LABEL_SUFFIXES, make_folder, read_image, read_label, shown,
                             write_image, write_label)
 from utils.image_list import find_images, plan_outputs
 from utils.segfix import CITYSCAPES_IDS, Refinement
