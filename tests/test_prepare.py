@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_made_is_a_problem_of_its_job(tmp_path):
     job = Job((tmp_path / "file",), (tmp_path / "file" / "x.png",), lambda: None)
     assert "cannot make the folder" in convert([job], args).problems[0]
     with pytest.raises(DataError):
-        from utils.convert_files import make_folder
+        from utils.image_io import make_folder
         make_folder(tmp_path / "file" / "x")
 
 

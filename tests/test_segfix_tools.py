@@ -107,6 +107,18 @@ def test_what_cannot_be_refined_is_one_line_each_and_the_rest_is_done(folder, ca
     assert (folder / "out/palette.png").is_file() and not (folder / "out/missing.png").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_one_line_for_each_file_in_it(folder, capsys):
+    for place in ("out", "targets"):
+        (folder / place).mkdir()
+        (folder / place / "sub").touch()
+    assert refined(folder) == 3
+    out, err = capsys.readouterr()
+    assert "2 label files refined, 2 failed" in out and "Traceback" not in err
+    assert err.count(f"{folder}/out/sub: cannot make the folder: ") == 2
+    assert run(segfix_targets, "--labels", folder / "labels", "--out", folder / "targets") == 3
+    assert f"{folder}/targets/sub: cannot make the folder: " in capsys.readouterr().err
+
+
 def test_the_default_place_is_the_published_one(folder, capsys):
     (folder / "labels").rename(folder / "label")
     assert run(segfix_refine, "--input", folder / "label", "--offset", folder / "off") == 0
@@ -194,6 +206,15 @@ def test_a_bad_instance_result_is_one_line_and_leaves_nothing(results, capsys):
     for line, text in zip(lines, ("is 5x5", "outside", "expected a mask file", "cannot be opened")):
         assert text in line
     assert not list((results / "out").rglob("b_0_1*"))
+
+
+def test_a_folder_of_masks_that_cannot_be_made_is_one_line_for_each_result(results, capsys):
+    (results / "out").mkdir()
+    (results / "out/masks").touch()
+    assert refined(results, "--instances") == 3
+    out, err = capsys.readouterr()
+    assert "1 instance results refined, 2 failed" in out and "Traceback" not in err
+    assert err.count("out/masks: cannot make the folder: ") == 2
 
 
 def test_paths_in_the_ground_truth_follow(results):

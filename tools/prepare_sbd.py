@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from utils import console
-from utils.convert_files import Job, conversion_parser, convert, make_folder
+from utils.convert_files import Job, conversion_parser, convert
 
 LABELS = "SegmentationClassAug"
 
@@ -107,7 +107,7 @@ def _pairs(names):
 
 
 def _write_list(path, lines, args):
-    from utils.image_io import shown, write_bytes
+    from utils.image_io import make_folder, shown, write_bytes
     text = "".join(f"{line}\n" for line in lines)
     if path.is_file() and not args.force:
         there = path.read_text("utf-8", "surrogateescape").splitlines()
@@ -118,7 +118,7 @@ def _write_list(path, lines, args):
     if args.dry_run:
         print(f"would write {shown(path)}: {len(lines)} lines")
         return
-    make_folder(path.parent)
+    make_folder(path.parent, "choose another place with --output")
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
     print(f"{shown(path)}: {len(lines)} lines")
 

@@ -42,7 +42,7 @@ def main(argv=None):
 
     from utils import distributed
     from utils.errors import DataError, first_line
-    from utils.image_io import read_image, shown
+    from utils.image_io import make_folder, read_image, shown
     from utils.image_list import find_images, prepare_folder
     from utils.segfix_files import write_offsets
     from utils.segfix_jobs import work_through
@@ -63,7 +63,7 @@ def main(argv=None):
             # Mostly memory: one image too large for the device shall not stop the others.
             raise DataError(f"the network fails on {image.shape[2]}x{image.shape[1]}: "
                             f"{first_line(error)}", shown(source), "try --crop 512") from None
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        make_folder(os.path.dirname(path))
         write_offsets(path, offset)
         return float((offset != 0).any(axis=2).mean())
 

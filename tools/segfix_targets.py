@@ -50,7 +50,7 @@ def parse(argv):
 def main(argv=None):
     args = parse(argv)
     from utils.errors import DataError
-    from utils.image_io import LABEL_SUFFIXES, read_label, shown
+    from utils.image_io import LABEL_SUFFIXES, make_folder, read_label, shown
     from utils.image_list import find_images, plan_outputs, prepare_folder
     from utils.segfix import VOID, distance_maps, instance_regions, semantic_regions
     from utils.segfix_files import write_distance_maps
@@ -78,7 +78,7 @@ def main(argv=None):
         else:
             maps = distance_maps(semantic_regions(labels, args.ids, args.void or (255,)), VOID,
                                  args.min_pixels)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        make_folder(os.path.dirname(path))
         write_distance_maps(path, *maps)
         return path
 

@@ -53,7 +53,7 @@ def convert(jobs: Iterable[Job], args: argparse.Namespace, problems: Iterable[st
     from tqdm import tqdm
 
     from utils.errors import UserError
-    from utils.image_io import shown
+    from utils.image_io import make_folder, shown
     jobs = list(jobs)
     todo = [job for job in jobs if args.force or not is_done(job)]
     if args.dry_run:
@@ -67,7 +67,7 @@ def convert(jobs: Iterable[Job], args: argparse.Namespace, problems: Iterable[st
     def attempt(job):
         try:
             for target in job.targets:
-                make_folder(target.parent)
+                make_folder(target.parent, "choose another place with --output")
             job.write()
         except UserError as error:
             return error.in_one_line
@@ -93,17 +93,6 @@ def is_done(job: Job) -> bool:
         return finished >= max(os.stat(source).st_mtime_ns for source in job.sources)
     except OSError:
         return False        # the job will say which source is not there
-
-
-def make_folder(folder: Path):
-    """The folder, with those above it; DataError if that cannot be."""
-    from utils.errors import DataError
-    from utils.image_io import shown
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder: {error.strerror or error}", shown(folder),
-                        "choose another place with --output") from None
 
 
 def _reported(outcome, done):

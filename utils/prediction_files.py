@@ -8,8 +8,7 @@ import re
 
 import numpy as np
 
-from utils.errors import DataError
-from utils.image_io import shown, write_bytes, write_image, write_label
+from utils.image_io import make_folder, write_bytes, write_image, write_label
 from utils.png_strips import PngStrips
 from utils.visualize import overlay, side_by_side
 
@@ -53,11 +52,7 @@ def make_folders(paths: dict[str, str]):
     """Make the folders that the results lie in, and the one that the masks are."""
     folders = {os.path.dirname(path) for path in paths.values()}
     for folder in sorted(folders | ({paths[MASKS]} if MASKS in paths else set())):
-        try:
-            os.makedirs(folder or ".", exist_ok=True)
-        except OSError as error:
-            raise DataError(f"cannot make the folder: {error.strerror}", shown(folder),
-                            "choose another output folder with -o") from None
+        make_folder(folder)
 
 
 def mask_names(class_names: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import DataError
-from utils.image_io import UnreadableFile, read_label, shown, write_bytes
+from utils.image_io import UnreadableFile, make_folder, read_label, shown, write_bytes
 from utils.segfix import Refinement
 from utils.segfix_files import MatFolder, read_offsets
 
@@ -63,10 +63,10 @@ def refine_instances(job: tuple[str, str, Path], files: MatFolder, scale: float 
         masks.append((mask_name, mask, move(mask)))
     for mask_name, _, refined in masks:
         target = out.parent / mask_name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         # A PNG, whatever the mask's name ends with.
         write_bytes(target, cv2.imencode(".png", refined.view(np.uint8) * np.uint8(255))[1])
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_bytes(out, text)
     return (sum(int(np.count_nonzero(old != new)) for _, old, new in masks),
             sum(new.size for *_, new in masks))
