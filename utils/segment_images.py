@@ -137,7 +137,7 @@ class _Work:
     def _run(self, group):
         wanted = group[0][0][1]
         stack = np.stack([image for _, image in group])
-        x = torch.from_numpy(stack).to(self.opened.device).permute(0, 3, 1, 2).contiguous()
+        x = torch.from_numpy(stack).to(self.opened.device).permute(0, 3, 1, 2)
         nothing = [None] * len(group)
         probs, masks = nothing, nothing
         with torch.inference_mode():

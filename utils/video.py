@@ -79,7 +79,7 @@ def segment_video(source: Source, path: str, opened: OpenModel, predictor: Predi
         writing = deque()
         for group in _groups(_read_ahead(reader, ahead, 2 * batch), batch, most_frames):
             x = torch.from_numpy(np.stack(group)).to(opened.device).permute(0, 3, 1, 2)
-            labels = predictor.labels(x.contiguous(), decision)
+            labels = predictor.labels(x, decision)
             if refiner:
                 labels = torch.stack([refiner(one, image, source.path)
                                       for one, image in zip(labels, x, strict=True)])
