@@ -79,6 +79,8 @@ class SegFixTargets(BaseDataset):
         for key in ("max_distance", "min_pixels"):
             if settings[key] < 0:
                 problems.append(f"{key}: expected at least 0, found {settings[key]}")
+        if settings.get("sampler"):
+            problems.append("sampler: borders and directions are no classes to draw images by")
         return problems
 
     def find_samples(self):
@@ -99,6 +101,9 @@ class SegFixTargets(BaseDataset):
         """The image and its train ids."""
         whole = self.source[index]
         return whole["image"].permute(1, 2, 0).numpy(), whole["label"].numpy()
+
+    def load_label(self, index):
+        return (self.cache or self).load(index)[1]
 
     def describe(self, index):
         return self.source.describe(index)

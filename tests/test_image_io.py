@@ -327,9 +327,8 @@ def test_a_png_may_carry_its_exif_tag_before_or_after_the_pixels(place, tmp_path
 
 
 def test_pillow_is_never_let_try_all_the_formats_it_knows():
-    for path in [*ROOT.glob("[bdmtu]*/**/*.py"), *ROOT.glob("*.py")]:
-        if "tests" in path.parts:
-            continue
+    folders = ("base", "dataloader", "models", "tools", "utils")
+    for path in [*ROOT.glob("*.py"), *(p for one in folders for p in (ROOT / one).rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
                 assert "formats" in {each.arg for each in node.keywords}, f"{path}:{node.lineno}"

@@ -14,6 +14,7 @@ from utils.criterion import Criterion
 from utils.decision import build_decision, rule_of
 from utils.errors import ConfigError, DataError
 from utils.evaluate import build_rules
+from utils.image_io import write_image
 from utils.segfix import direction_vectors, distance_maps, segfix_targets, stored_angle
 from utils.segfix_files import write_distance_maps
 
@@ -140,6 +141,22 @@ def test_targets_use_the_configs_ignore_index(ignore_index, kind):
 def test_settings_out_of_range_are_refused(options, text):
     with pytest.raises(ConfigError, match=text):
         dataset(**options)
+
+
+def test_labels_without_their_images_are_the_train_ids_of_the_source(tmp_path):
+    colours = tmp_path / "labels" / "a.png"
+    for path in (colours, tmp_path / "images" / "a.png"):
+        path.parent.mkdir()
+        write_image(path, np.full((8, 9, 3), (0, 200, 0), np.uint8))
+    data = SegFixTargets({"type": "Folder", "args": {
+        "data_dir": str(tmp_path), "num_classes": 2, "palette": [[200, 0, 0], [0, 200, 0]]}})
+    assert (data.load_label(0) == 1).all() and (data.load(0)[1] == 1).all()
+
+
+def test_a_sampler_by_class_is_refused():
+    with pytest.raises(ConfigError, match="train_loader.args.sampler: "):
+        resolve_config(load_config(ROOT / "configs/segfix_camvid_light.json",
+                                   ["train_loader.args.sampler=ClassUniform"]))
 
 
 def test_it_cannot_be_its_own_source():
