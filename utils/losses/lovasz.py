@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.losses.pixels import labelled, planar, reads_are_free
+from utils.losses.pixels import labelled, planar, reads_are_free, small_labels
 from utils.precision import full_dtype
 
 # Errors that are sorted at once on a device: bounds the memory beside the logits.
@@ -63,7 +63,8 @@ class _Lovasz(torch.autograd.Function):
         slope = torch.zeros_like(p, memory_format=torch.contiguous_format)
         add = _add_on_cpu if reads_are_free(p) else _add_on_device
         parts = [slice(i, i + 1) for i in range(images)] if per_image else [slice(None)]
-        labels, total = torch.where(valid, index, -1), p.new_zeros((), dtype=torch.float64)
+        labels = small_labels(index, valid, num_classes)
+        total = p.new_zeros((), dtype=torch.float64)
         for part in parts:
             total = total + add(p[part], labels[part], chosen, classes == "present", slope[part],
                                 len(parts))
@@ -91,7 +92,6 @@ def _add_on_cpu(p, labels, chosen, only_present, slope, divisor):
     pixels = np.flatnonzero(labels >= 0)
     if not len(pixels):
         return 0.0
-    labels = labels.astype(np.int16 if p.shape[1] < 2 ** 15 else np.int64)
     by_class = pixels[np.argsort(labels[pixels], kind="stable")]
     counts = np.bincount(labels[pixels], minlength=p.shape[1])
     ends = np.cumsum(counts)
@@ -147,7 +147,7 @@ def _add_on_device(p, labels, chosen, only_present, slope, divisor):
     labels = labels.reshape(-1)
     valid = labels >= 0
     seen = torch.zeros(num_classes + 1, dtype=torch.bool, device=p.device)
-    seen.scatter_(0, torch.where(valid, labels, num_classes), True)
+    seen.scatter_(0, torch.where(valid, labels, num_classes).long(), True)
     every = chosen == list(range(num_classes))
     picked = torch.full((num_classes,), every, device=p.device)
     for c in () if every else chosen:       # a list as index would wait for the device

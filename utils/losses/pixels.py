@@ -30,6 +30,12 @@ def labelled(target: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, tor
     return valid, index * valid
 
 
+def small_labels(index: torch.Tensor, valid: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """The class (N, H, W) of every pixel, -1 where it has none; int16 if that holds the classes."""
+    small = torch.int16 if num_classes < 2 ** 15 else torch.int64
+    return index.masked_fill(~valid, -1).to(small)
+
+
 def cross_entropy_map(logits: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) \
         -> torch.Tensor:
     """Cross-entropy (N, H, W) of every pixel, 0 where it is not labelled.

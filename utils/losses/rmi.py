@@ -15,7 +15,7 @@ from torch import nn
 
 from utils.class_weights import class_weights
 from utils.losses.binary import binary_cross_entropy_sums, warn_sigmoid
-from utils.losses.pixels import class_weight_map, labelled, reads_are_free
+from utils.losses.pixels import class_weight_map, labelled, reads_are_free, small_labels
 from utils.losses.warning import warn_once
 from utils.precision import full_precision, no_autocast
 
@@ -96,10 +96,8 @@ class RMI(nn.Module):
             weight = self.weight.to(weight)
         if not len(image):
             return constant * weight.sum()
-        # The gathered maps are as many as the logits': two bytes a pixel hold any class id.
-        small = torch.int16 if num_classes < 2 ** 15 else torch.int64
-        labels = index.masked_fill(~valid, -1).to(small)
-        y = self._pool_labels(labels[image] == label.to(small)[:, None, None])
+        labels = small_labels(index, valid, num_classes)    # gathered as often as the logits
+        y = self._pool_labels(labels[image] == label.to(labels.dtype)[:, None, None])
         q = self._pool_predictions(logits, image, label, valid)
         covariance = _RegionCovariance.apply(q, y, self.radius)
         terms = _half_log_det(covariance, self.alpha) / self.radius ** 2
