@@ -301,7 +301,8 @@ def test_another_host_is_warned_about(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143),
+                                            (signal.SIGHUP, 129)])
 def test_ctrl_c_closes_the_page_without_a_traceback(tmp_path, signum, status):
     """About four seconds of CPU each: a process of its own that starts torch."""
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -57,13 +57,13 @@ def main(argv=None):
                         segmenter, limits)
     if not is_loopback(args.host):
         console.warn(f"the page is open to everybody who can reach {args.host}, without a password")
-    signal.signal(signal.SIGTERM, _terminated)
     try:
         print(server.url, flush=True)
         console.notice("Ctrl-C ends it")
         server.serve_forever(poll_interval=0.2)
-    except KeyboardInterrupt:
-        raise console.Interrupted(signal.SIGINT, "the page is closed") from None
+    except (KeyboardInterrupt, console.Interrupted) as stop:
+        raise console.Interrupted(getattr(stop, "signum", signal.SIGINT),
+                                  "the page is closed") from None
     finally:
         server.close()
 
@@ -141,10 +141,6 @@ class Segmenter:
 def _first(name, names):
     """`names` with `name` in front: what the page offers first is what the config says."""
     return [name, *(other for other in names if other != name)]
-
-
-def _terminated(signum, frame):
-    raise console.Interrupted(signum, "the page is closed")
 
 
 if __name__ == "__main__":
