@@ -11,8 +11,8 @@ with or without the outer folders. The official label ids are read as they are; 
 programs derive from them (labelTrainIds, 19classes) are not looked at.
 
 One image of train_extra, troisdorf_000000_000073, is black in the release: it is left out, and so
-is its mask, whether or not the files are there. Coarse annotation has no validation split of its
-own that anybody reports: "val" is always annotated finely.
+is its mask, whether or not the files are there. "val" is annotated finely, but for CityScapes with
+the mode "coarse".
 """
 from collections.abc import Callable
 from pathlib import PurePosixPath
@@ -76,8 +76,8 @@ class _Cityscapes(BaseDataset):
 class CityScapes(_Cityscapes):
     """Cityscapes with fine or coarse annotation.
 
-    mode: "fine" has train, val, trainval and test; "coarse" has train, val and
-    train_extra. Where no label folder of test is there, test has no labels.
+    mode: "fine" has train, val, trainval and test; "coarse" has train, val,
+    trainval and train_extra. Where no label folder of test is there, test has no labels.
     """
 
     aliases = ("Cityscapes",)

@@ -114,10 +114,8 @@ class BatchPlan(Sampler):
 
     def _batches(self, order):
         if not self.training:
-            count = len(order) // self.batch_size if self.drop_last \
-                else -(-len(order) // self.batch_size)
-            return [order[k * self.batch_size:(k + 1) * self.batch_size]
-                    for k in range(self.rank, count, self.world_size)]
+            batches = [order[k:k + self.batch_size] for k in range(0, len(order), self.batch_size)]
+            return batches[self.rank::self.world_size]
         group = self.batch_size * self.world_size
         if self.drop_last:
             order = order[:len(order) // group * group]

@@ -59,7 +59,7 @@ def find_images(inputs: list[str], suffixes: tuple[str, ...] = (), leave_out: st
                             "give a folder, an image, a .txt list of images, or a pattern")
         if not paths:
             raise DataError(f"no image found (looked for {', '.join(wanted)})", shown(given),
-                            "give another folder, or the extension with -e")
+                            "give another folder, or files of these kinds")
         roots.append(root)
         found += paths
     root = _common(roots) if len(roots) > 1 else os.path.abspath(roots[0])
