@@ -17,6 +17,7 @@ from utils.console import warn
 from utils.errors import ConfigError, DataError
 from utils.image_io import (IMAGE_SUFFIXES, LABEL_SUFFIXES, Header, UnreadableFile, picture_files,
                             read_header, read_image, read_label, read_pair, shown)
+from utils.spread import spread
 
 CHECK_ALL_BELOW = 5000     # pairs; of larger datasets a sample of SPOT_CHECKS headers is read
 SPOT_CHECKS = 1000
@@ -49,8 +50,9 @@ class BaseDataset(Dataset, ABC):
     sample comes from a generator seeded by (seed, epoch, index), so a sample
     does not depend on workers, ranks or what was read before.
 
-    All files are looked at when the dataset is constructed, by their headers;
-    everything wrong is raised in one DataError.
+    All files are looked at when the dataset is constructed, by their headers (of
+    more than CHECK_ALL_BELOW pairs, SPOT_CHECKS are); everything wrong is raised
+    in one DataError.
 
     data_dir: folder of the dataset. split: one of `splits`, where it is set.
     augmentation: `dataloader.transforms.Augmentation`; None gives whole images.
@@ -189,7 +191,7 @@ class BaseDataset(Dataset, ABC):
         return tuple(round(255 * m) for m in self.mean)
 
     def describe(self, index: int) -> str:
-        """The files of a sample, for messages."""
+        """The image file of a sample, or its id where it has none, for messages."""
         sample = self.samples[index]
         return shown(sample.image) if sample.image else shown(sample.id)
 
@@ -377,9 +379,8 @@ class BaseDataset(Dataset, ABC):
         problems, replaced = self.problems, []
         place = shown(self.root)
         if not self.samples and not problems:
-            reason = "is empty" if self.root.is_dir() else "does not exist"
             raise DataError(f"{type(self).__name__} found no images of split {self.split!r}"
-                            + ("" if self.root.is_dir() else f": the folder {reason}"), place,
+                            + ("" if self.root.is_dir() else ": the folder does not exist"), place,
                             "set data_dir to the folder that holds the dataset")
         seen = {}
         for sample in self.samples:
@@ -388,8 +389,8 @@ class BaseDataset(Dataset, ABC):
                                 "occurs twice")
             seen[sample.id] = True
         with_files = [sample for sample in self.samples if sample.image is not None]
-        for sample in _spread(with_files, len(with_files) if len(with_files) <= CHECK_ALL_BELOW
-                              else SPOT_CHECKS):
+        for sample in spread(with_files, len(with_files) if len(with_files) <= CHECK_ALL_BELOW
+                             else SPOT_CHECKS):
             found, unreadable = _problem_of(sample, self.label_header)
             if found:
                 (replaced if unreadable and REPLACES_UNREADABLE.get() else problems).append(found)
@@ -412,7 +413,7 @@ class BaseDataset(Dataset, ABC):
         """Read a few whole labels: a wrong id map concerns nearly all of them."""
         labelled = [i for i, sample in enumerate(self.samples) if sample.label is not None]
         values = set()
-        for index in _spread(labelled, LABELS_READ_AT_START):
+        for index in spread(labelled, LABELS_READ_AT_START):
             try:
                 stored = self.read_label(self.samples[index].label)
             except DataError:
@@ -477,10 +478,3 @@ def _without_suffix(name):
     """A file name without the extension of a picture; other dots belong to the name."""
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
-
-
-def _spread(items, count):
-    """At most `count` of the items, evenly spread."""
-    if len(items) <= count:
-        return items
-    return [items[i * len(items) // count] for i in range(count)]

@@ -30,6 +30,7 @@ from utils.config_schema import Component, Components, section_callables
 from utils.console import notice, warn
 from utils.errors import ConfigError, DataError, UserError, first_line
 from utils.image_io import UnreadableFile, shown
+from utils.progress import free_memory
 from utils.registry import components, lookup
 from utils.signature import fields
 
@@ -401,7 +402,7 @@ def _worker_error(error, loaders):
     return DataError(f"a data worker died ({first_line(error).rstrip('.')}); it may have been "
                      f"reading {listed}{more}", None,
                      f"most often the machine is short of memory or of shared memory "
-                     f"({_free_memory()}): lower num_workers, prefetch_factor or batch_size, or in "
+                     f"({_memory_left()}): lower num_workers, prefetch_factor or batch_size, or in "
                      "a container raise --shm-size")
 
 
@@ -411,14 +412,9 @@ def _kill_workers(loader):
         worker.kill()
 
 
-def _free_memory():
-    parts = []
-    try:
-        with open("/proc/meminfo") as file:
-            available = next(line for line in file if line.startswith("MemAvailable"))
-        parts.append(f"{int(available.split()[1]) / 2 ** 20:.1f} GB memory free")
-    except (OSError, StopIteration):
-        pass
+def _memory_left():
+    free = free_memory()
+    parts = [] if free is None else [f"{free / 2 ** 30:.1f} GB memory free"]
     if os.path.isdir("/dev/shm"):
         parts.append(f"{shutil.disk_usage('/dev/shm').free / 2 ** 30:.1f} GB free in /dev/shm")
     return ", ".join(parts) or "free memory unknown"

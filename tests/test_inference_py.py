@@ -606,7 +606,7 @@ def test_a_stopped_streamed_image_leaves_nothing(checkpoint, tmp_path, capsys, m
 
 def test_logits_that_do_not_fit_are_one_line_that_names_the_way_out(checkpoint, tmp_path, capsys,
                                                                     monkeypatch):
-    monkeypatch.setattr(segment_images, "_free_memory", lambda: 1 << 29)
+    monkeypatch.setattr(segment_images, "free_memory", lambda: 1 << 29)
     monkeypatch.setattr(segment_images, "MAPS", 10**6)
     picture(f"{tmp_path}/in/a.png")
     assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out") == 3

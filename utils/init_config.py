@@ -1,8 +1,7 @@
 """Looks at a folder of images and one of labels, and writes a config that trains on them.
 
-Three or four files come out: the config, a class file (names, colours, which
-stored value is which class) and, where the data has no split of its own, two
-lists of names. All are meant to be edited.
+Four files come out: the config, a class file (names, colours, which stored
+value is which class) and the names of the two splits. All are meant to be edited.
 """
 import json
 import math
@@ -17,6 +16,7 @@ from utils.errors import ConfigError, DataError
 from utils.image_io import (FORMATS, IMAGE_SUFFIXES, LABEL_SUFFIXES, picture_files, read_header,
                             read_image, read_label, read_label_colours, shown, write_bytes)
 from utils.palette import voc_palette
+from utils.spread import spread
 
 LABELS_READ = 400           # at most, evenly spread; all of them in small datasets
 IMAGES_READ = 60            # for mean and standard deviation
@@ -27,9 +27,12 @@ IGNORED = 255
 
 
 class Pair(NamedTuple):
+    """An image and its label, of one size (height, width)."""
+
     stem: str
     image: Path
     label: Path
+    size: tuple[int, int]
 
 
 class Classes(NamedTuple):
@@ -60,11 +63,11 @@ def make_config(images: str, labels: str, out: str):
     for folder, flag in ((images, "--images"), (labels, "--labels")):
         if not folder.is_dir():
             raise DataError(f"no such folder: {shown(folder)}", flag)
-    pairs, endings = _find_pairs(images, labels)
+    pairs, endings, unpaired = _find_pairs(images, labels)
     split, place = _split(pairs)
     counts, colours = _label_contents(pairs)
     classes = _classes_of_colours(colours) if colours else _classes_of_values(counts, pairs)
-    sizes = Counter(read_header(pair.image).size for pair in pairs)
+    sizes = Counter(pair.size for pair in pairs)
     mean, std = _pixel_statistics(pairs)
 
     write_bytes(files["classes"], _class_file(classes, mean, std).encode())
@@ -73,9 +76,8 @@ def make_config(images: str, labels: str, out: str):
                     .encode("utf-8", "surrogateescape"))
     write_bytes(out, _config_text(out.stem, images, labels, endings, files, split, sizes).encode())
 
-    unpaired = len(picture_files(images, IMAGE_SUFFIXES)) - len(pairs)
     print(f"{len(pairs)} pairs of image and label"
-          + (f" ({unpaired} images without a usable label are left out)" if unpaired > 0 else ""))
+          + (f" ({unpaired} images without a usable label are left out)" if unpaired else ""))
     print(f"sizes: {_sizes_text(sizes)}")
     print(f"split: {len(split['train'])} train, {len(split['val'])} val, {place}")
     print(f"classes: {len(classes.names)}; {classes.remark}")
@@ -86,22 +88,25 @@ def make_config(images: str, labels: str, out: str):
 
 
 def _find_pairs(images, labels):
-    """Every usable pair, and the (image, label) name endings that pair them."""
-    found = {"image": _stems(images, IMAGE_SUFFIXES), "label": _stems(labels, LABEL_SUFFIXES)}
+    """Every usable pair, the (image, label) name endings that pair them, and how many images
+    are in none."""
+    files = picture_files(images, IMAGE_SUFFIXES)
+    found = {"image": _stems(files, images),
+             "label": _stems(picture_files(labels, LABEL_SUFFIXES), labels)}
     for kind, folder in (("image", images), ("label", labels)):
         if not found[kind]:
             raise DataError(f"no {kind} files below {shown(folder)}", f"--{kind}s")
     endings = max(_possible_endings(found), key=lambda pair: (
         len(_common(found, *pair)), -len(pair[0]) - len(pair[1])))
-    pairs = [pair for stem in sorted(_common(found, *endings))
-             if _usable(pair := Pair(stem, found["image"][stem + endings[0]],
-                                     found["label"][stem + endings[1]]))]
+    candidates = (_pair(stem, found["image"][stem + endings[0]], found["label"][stem + endings[1]])
+                  for stem in sorted(_common(found, *endings)))
+    pairs = [pair for pair in candidates if pair]
     if len(pairs) < 2:
         raise DataError(f"{len(pairs)} pairs: image names such as {_example(found['image'])}, "
                         f"label names such as {_example(found['label'])}", f"{shown(images)}, "
                         f"{shown(labels)}", "a label needs the name of its image, the extension "
                         "and one fixed ending aside, and its size")
-    return pairs, endings
+    return pairs, endings, len(files) - len(pairs)
 
 
 def _possible_endings(found):
@@ -130,17 +135,18 @@ def _common(found, image_ending, label_ending):
     return stems[0] & stems[1]
 
 
-def _stems(folder, suffixes):
-    return {os.path.splitext(path.relative_to(folder).as_posix())[0]: path
-            for path in picture_files(folder, suffixes)}
+def _stems(files, folder):
+    return {os.path.splitext(path.relative_to(folder).as_posix())[0]: path for path in files}
 
 
-def _usable(pair):
+def _pair(stem, image_path, label_path):
+    """The Pair, or None where the two cannot be one."""
     try:
-        image, label = read_header(pair.image), read_header(pair.label)
+        image, label = read_header(image_path), read_header(label_path)
     except DataError:
-        return False
-    return label.size in (image.size, image.stored_size)
+        return None
+    fits = label.size in (image.size, image.stored_size)
+    return Pair(stem, image_path, label_path, image.size) if fits else None
 
 
 def _split(pairs):
@@ -168,7 +174,7 @@ def _split(pairs):
 def _label_contents(pairs):
     """(value -> pixels, colour -> pixels) over the labels; one of the two is empty."""
     counts, colours = Counter(), Counter()
-    for pair in _spread(pairs, LABELS_READ):
+    for pair in spread(pairs, LABELS_READ):
         found = read_label_colours(pair.label)
         if found is None:
             values, pixels = np.unique(read_label(pair.label), return_counts=True)
@@ -231,7 +237,7 @@ def _stored_palette(path, values):
 def _pixel_statistics(pairs):
     """Mean and standard deviation per channel, in 0..1."""
     total, squares, count = np.zeros(3), np.zeros(3), 0
-    for pair in _spread(pairs, IMAGES_READ):
+    for pair in spread(pairs, IMAGES_READ):
         pixels = read_image(pair.image)[::4, ::4].reshape(-1, 3) / 255.0
         total += pixels.sum(0)
         squares += (pixels ** 2).sum(0)
@@ -327,10 +333,3 @@ def _sizes_text(sizes):
 
 def _example(files):
     return shown(next(iter(files.values())).name)
-
-
-def _spread(items, count):
-    """At most `count` of the items, evenly spread."""
-    if len(items) <= count:
-        return items
-    return [items[i * len(items) // count] for i in range(count)]

@@ -57,11 +57,12 @@ def peak_memory() -> int:
 def resident(field: str) -> int | None:
     """Bytes of this program in main memory, now ("VmRSS") or at most ("VmHWM"); None elsewhere
     than on Linux."""
-    try:
-        with open("/proc/self/status") as stream:
-            return next(1024 * int(line.split()[1]) for line in stream if line.startswith(field))
-    except (OSError, StopIteration):
-        return None
+    return _kilobytes("/proc/self/status", field)
+
+
+def free_memory() -> int | None:
+    """Bytes that can be had without swapping; None elsewhere than on Linux."""
+    return _kilobytes("/proc/meminfo", "MemAvailable")
 
 
 def forget_peak():
@@ -71,3 +72,12 @@ def forget_peak():
             stream.write("5")
     except OSError:                         # then it includes what came before
         pass
+
+
+def _kilobytes(path, field):
+    """Bytes, of a line "field: N kB" in a file of the kernel; None where there is none."""
+    try:
+        with open(path) as stream:
+            return next(1024 * int(line.split()[1]) for line in stream if line.startswith(field))
+    except (OSError, StopIteration):
+        return None

@@ -37,8 +37,8 @@ def quantize(path, paths: list[str], size: tuple | None, uint8_input: bool):
     from onnxruntime.quantization import (CalibrationDataReader, QuantFormat, QuantType,
                                           quantize_static)
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    metadata = onnx.load(str(path)).metadata_props
-    name = onnx.load(str(path)).graph.input[0].name
+    graph = onnx.load(str(path))
+    metadata, name = graph.metadata_props, graph.graph.input[0].name
 
     class Images(CalibrationDataReader):
         def __init__(self):

@@ -22,6 +22,7 @@ from utils.large_image import is_streamed, segment_large
 from utils.open_model import OpenModel
 from utils.predictor import Predictor
 from utils.prediction_files import MASKS, PROBABILITIES, write_prediction
+from utils.progress import free_memory
 from utils.stop_signal import StopSignal
 
 # Maps of logits that exist at a time at most, with what the network and the rule need beside.
@@ -175,7 +176,7 @@ class _Work:
         needed = MAPS * 4 * images * len(self.opened.class_names) * height * width
         if self.opened.device.type != "cpu" or needed < 1 << 30:
             return None
-        free = _free_memory()
+        free = free_memory()
         if free is None or needed <= free:
             return None
         return (f"the logits of {width}x{height} pixels need {needed / 2**30:.1f} GiB of memory "
@@ -232,13 +233,3 @@ def _finish(written, report):
     (source, paths), image, future = written
     report.done.append({"image": source.path, "size": list(image.shape[:2]),
                         "files": list(paths.values()), "classes": future.result()})
-
-
-def _free_memory():
-    """Bytes that can be had without swapping (Linux), or None."""
-    try:
-        with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) * 1024 for line in file
-                        if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None

@@ -40,23 +40,18 @@ def stacked(*pictures: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(turned.transpose(1, 0, 2))
 
 
-def prediction_grid(samples: list[dict], predictions: list, palette: list,
-                    class_names: list[str] | None = None) -> np.ndarray:
-    """One row per sample: image, label, prediction; below, a legend of the classes that occur.
+def prediction_grid(samples: list[dict], predictions: list, palette: list) -> np.ndarray:
+    """One row per sample: image, label, prediction.
 
     samples: {"image": uint8 (3, H, W), "label": (H, W)}, tensors or arrays.
-    predictions: (H, W) class ids. class_names: without them there is no legend.
+    predictions: (H, W) class ids.
     """
-    rows, present = [], set()
+    rows = []
     for sample, prediction in zip(samples, predictions, strict=True):
         image = np.asarray(sample["image"]).transpose(1, 2, 0)
         label, prediction = np.asarray(sample["label"]), np.asarray(prediction)
-        present.update(np.unique(label).tolist(), np.unique(prediction).tolist())
         rows.append(side_by_side(image, colorize(label, palette),
                                  colorize(prediction, palette)))
-    if class_names:
-        classes = [k for k in range(len(class_names)) if k in present]
-        rows.append(legend(class_names, palette, classes, width=max(r.shape[1] for r in rows)))
     return stacked(*rows)
 
 
