@@ -50,7 +50,6 @@ def main(argv=None):
     prepare_folder(args.out)
     sources = find_images(args.images, leave_out=args.out)
     jobs = [(source.path, path) for source, path in zip(sources, _paths(sources, args.out))]
-    wanted = [job for job in jobs if not (args.skip_existing and os.path.exists(job[1]))]
     network = NetworkOffsets.open(args.checkpoint, distributed.start(args.device), args.crop,
                                   args.stride)
 
@@ -67,8 +66,7 @@ def main(argv=None):
         write_offsets(path, offset)
         return float((offset != 0).any(axis=2).mean())
 
-    outcome = work_through(wanted, predict, title="predicting")
-    outcome.skipped = len(jobs) - len(wanted)
+    outcome = work_through(jobs, predict, title="predicting", skip_existing=args.skip_existing)
     share = sum(outcome.done) / len(outcome.done) if outcome.done else 0.0
     print(f"{outcome.summary('offset files written')} ({share:.1%} of the pixels are border): "
           f"{shown(args.out)}")

@@ -68,7 +68,6 @@ def main(argv=None):
                         "give the folder of gtFine")
     jobs = [(source.path, planned[".mat"]) for source, planned
             in zip(sources, plan_outputs(sources, args.out, [".mat"]))]
-    wanted = [job for job in jobs if not (args.skip_existing and os.path.exists(job[1]))]
 
     def write(job):
         source, path = job
@@ -82,8 +81,7 @@ def main(argv=None):
         write_distance_maps(path, *maps)
         return path
 
-    outcome = work_through(wanted, write, args.workers, "computing")
-    outcome.skipped = len(jobs) - len(wanted)
+    outcome = work_through(jobs, write, args.workers, "computing", args.skip_existing)
     print(f"{outcome.summary('files of distance maps written')}: {shown(args.out)}")
     return outcome.status
 

@@ -1,5 +1,6 @@
 """Many files, one after another: what cannot be done is one line each, the rest is done."""
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -30,13 +31,16 @@ class Outcome:
         return 3 if self.failed else 0
 
 
-def work_through(jobs: Iterable, work: Callable, workers: int = 1, title: str = "") -> Outcome:
+def work_through(jobs: Sequence, work: Callable, workers: int = 1, title: str = "",
+                 skip_existing: bool = False) -> Outcome:
     """work(job) for every job, in threads; a DataError is that job's failure and is said at once.
 
     jobs: (name, ...) tuples. title: before the bar on stderr.
+    skip_existing: leave out those whose second entry, the file to write, is there.
     """
     from tqdm import tqdm
-    outcome, jobs = Outcome(), list(jobs)
+    wanted = [job for job in jobs if not (skip_existing and os.path.exists(job[1]))]
+    outcome, jobs = Outcome(skipped=len(jobs) - len(wanted)), wanted
 
     def attempt(job):
         try:
