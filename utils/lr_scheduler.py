@@ -7,7 +7,8 @@ and parameter groups keep their ratio. Torch's schedulers serve beside them and
 step once per epoch, except OneCycleLR and CyclicLR, which are defined per step.
 
 Call order: `optimizer.step()`, then `scheduler.step()`; neither when the
-gradient scaler skipped the step. A schedule that has run out stays at its end.
+gradient scaler skipped the step (one per epoch steps at every epoch's end all
+the same). A schedule that has run out stays at its end.
 """
 import inspect
 import math

@@ -45,9 +45,10 @@ class OpenModel:
 
     def _criterion(self):
         config = self.config
+        if not config.get("loss"):
+            return None
         return Criterion(config["loss"], self.model.output_weights, config["ignore_index"],
-                         config.get("loss_weights"), len(self.class_names)
-                         ) if config.get("loss") else None
+                         config.get("loss_weights"), len(self.class_names))
 
     def require_classes(self, class_names: list[str]):
         """ConfigError unless a dataset with these classes can be scored with this network."""
