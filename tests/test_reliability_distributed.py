@@ -20,7 +20,7 @@ TINY = ["-c", "config.json", *SMALL, "train_loader.args.size=[24,32]", "trainer.
         "train_loader.args.batch_size=2", "train_loader.args.length=16", "trainer.amp=false",
         "val_loader.args.size=[24,32]", "val_loader.args.length=3", "trainer.epochs=2",
         "train_loader.args.num_workers=0"]
-END = 30      # seconds in which all ranks are gone
+END = 15      # seconds in which all ranks are gone
 
 # One warm process and many short trainings of two ranks.
 pytestmark = pytest.mark.slow
