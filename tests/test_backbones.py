@@ -64,6 +64,7 @@ def encoder_state(name, state):
 
 @pytest.mark.parametrize("name", TWINS)
 def test_feature_maps_are_those_of_torchvision(name):
+    """Up to two seconds: both encoders have their full size."""
     models = pytest.importorskip("torchvision.models")
     ours_options, theirs_options, wanted = TWINS[name]
     twin = randomised(models.get_model(name, weights=None, **theirs_options))
@@ -187,6 +188,7 @@ def test_a_timm_encoder_serves_as_backbone():
 
 
 def test_constructing_an_encoder_does_not_import_torchvision():
+    """Seconds: a process of its own imports torch."""
     source = ("import sys, models.backbones as b; b.build_backbone('resnet18'); "
               "assert 'torchvision' not in sys.modules")
     subprocess.run([sys.executable, "-c", source], check=True)

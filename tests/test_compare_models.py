@@ -84,6 +84,7 @@ def test_what_was_measured_before_an_interruption_is_written(monkeypatch, tmp_pa
 
 # Two interpreters start, which takes some seconds on a busy machine.
 def test_the_program_writes_table_json_and_picture(tmp_path, capsys):
+    """Some seconds: each network runs in a process of its own, which imports torch."""
     table, picture = tmp_path / "m.json", tmp_path / "m.png"
     assert main(["LRASPP", "--backbones", "mobilenet_v3_small", "--size", "32x32", "--repeats",
                  "1", "--infer-only", "--threads", "1", "--device", "cpu", "--json", str(table),

@@ -729,6 +729,7 @@ def _umask():
 @settings(max_examples=250, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_mutated_config_resolves_or_is_a_config_error(data):
+    """Seconds: hundreds of configs are made up and resolved."""
     config = small(predict={"CoI": [0, 1]}, loss={"out": {"type": "MixedLoss", "args": {
         "losses": [{"type": "CE", "args": {}}]}}, "aux": "CE"}, lr_scheduler={"type": "StepLR"},
         val_loader={"type": "VOC", "args": {"data_dir": "d", "split": "val"}})

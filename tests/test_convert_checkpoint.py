@@ -114,6 +114,7 @@ QUICK = (NAME, "yassouali_enet", "openseg_r101_isa", "mic_hrnet_ocr_ms")
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow)
                                             for name in NETWORKS if name not in QUICK)])
 def test_the_config_inside_rebuilds_the_network(name):
+    """Seconds: networks of full size are written, read and built again."""
     entry = published()[name]
     classes = 10 if "segfix" in name else 7
     with torch.device("meta"):

@@ -1,4 +1,7 @@
-"""Two gloo processes train and score as one does."""
+"""Two gloo processes train and score as one does.
+
+Every test of two processes takes seconds: both import torch.
+"""
 import os
 import threading
 

@@ -1,4 +1,7 @@
-"""tools.export: a graph that is kept computes what PyTorch computes."""
+"""tools.export: a graph that is kept computes what PyTorch computes.
+
+Torch's exporters are slow to start: a test that writes a graph takes seconds.
+"""
 import copy
 import glob
 import importlib.util

@@ -375,7 +375,7 @@ def hostile(folder):
 def test_k61_k62_hostile_inputs_give_the_right_result_or_one_clear_line(checkpoint, tmp_path,
                                                                         capsys, options):
     """K61, K62: twenty-two files; the bad ones are named in one line, the others all done,
-    each exactly as large as its image is displayed."""
+    each exactly as large as its image is displayed. Seconds: some of them are large."""
     good, bad = hostile(f"{tmp_path}/in")
     assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--json", *options) == 3
     captured = capsys.readouterr()

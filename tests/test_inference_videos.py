@@ -152,7 +152,10 @@ def test_a_camera_that_is_not_there_is_one_line(checkpoint, tmp_path, capfd):  #
 
 
 def test_segfix_networks_refine_pictures_and_frames(networks, tmp_path):  # noqa: F811
-    """The stage at the end of inference.py is the refiner on its own, for files and for films."""
+    """The stage at the end of inference.py is the refiner on its own, for files and for films.
+
+    Seconds: a SegFix network of full size runs on each.
+    """
     segfix, network, images = networks
     for folder, options in (("plain", ()), ("refined", ("--segfix", segfix))):
         assert run(str(network), "-i", images, "-o", tmp_path / folder, *options) == 0

@@ -281,6 +281,7 @@ def assert_reduced_equals(rank, world, expected):
 
 
 def test_two_processes_give_the_scores_of_one():
+    """Seconds: two processes import torch."""
     on_ranks(assert_reduced_equals, 2, reduced(0, 1))
 
 

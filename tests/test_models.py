@@ -65,6 +65,7 @@ def test_logits_of_one_image_have_the_size_of_the_input(name, size):
 
 @every_architecture
 def test_training_gives_the_outputs_that_have_a_weight_and_all_parameters_learn(name):
+    """Up to three seconds: networks of full size, forward and backward."""
     model, classes = built(name)
     outputs = model.train()(torch.randn(2, 3, 33, 47))
     assert outputs.keys() == model.output_weights.keys()

@@ -80,6 +80,7 @@ def test_the_training_flag_alone_exposes_the_outputs_and_leaves_out_unchanged(na
 @pytest.mark.parametrize("name", ["HRNetOCR", *(
     pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name != "HRNetOCR")])
 def test_exported_network_gives_the_same_logits(name):
+    """Seconds: torch's exporter is slow to start."""
     network, image = NETWORKS[name][0]().eval(), picture(33, 47)
     exported = torch.export.export(network, (image,)).module()
     with torch.no_grad():

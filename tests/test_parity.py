@@ -69,6 +69,7 @@ def _ours(key, ours, keys, multi_scale):
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FOLDERS])
 def test_the_numbers_are_those_of_the_original(name):
+    """Up to seconds: networks of full size, at several sizes."""
     for key, (difference, limit) in differences(name).items():
         assert difference <= limit, key
 
@@ -85,6 +86,7 @@ def test_every_folder_of_goldens_has_a_network():
     pytest.param("fcn_resnet50", marks=pytest.mark.slow), "deeplabv3_mobilenet_v3_large",
     "lraspp_mobilenet_v3_large"])
 def test_torchvision_s_own_network_gives_the_same_logits_at_an_odd_size(name):
+    """Seconds: both networks have their full size."""
     build = getattr(pytest.importorskip("torchvision.models.segmentation"), name)
     aux = {} if name.startswith("lraspp") else {"aux_loss": True}
     theirs = waves(build(weights=None, weights_backbone=None, num_classes=4, **aux))
@@ -128,6 +130,7 @@ PROBES = {
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PROBES])
 def test_logits_of_made_up_weights_are_the_known_ones(name):
+    """Up to seconds: networks of full size."""
     torch.testing.assert_close(torch.tensor(probe(name)), torch.tensor(PROBES[name]),
                                rtol=2e-3, atol=2e-4)
 

@@ -141,6 +141,7 @@ METRIC = st.sampled_from(["dice", "iou"])
 @given(p=probabilities(), metric=METRIC, smooth=SMOOTH)
 @settings(max_examples=60, deadline=None)
 def test_small_problems_are_solved_exactly(solve, solver, dtype, tolerance, p, metric, smooth):
+    """Seconds: every subset of the pixels is tried."""
     mask = solve(as_map(p, dtype), smooth, metric, solver=solver)
     assert gap(mask, p, exact_curve(p, metric, smooth)) <= tolerance
 

@@ -177,6 +177,7 @@ def test_k02_the_last_save_of_a_run_may_not_fail(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 1, 100, 0.5, 0.9999])
 def test_k03_a_truncated_checkpoint_is_named_and_auto_takes_the_one_before(trained, capsys, size):
+    """Seconds: a training is started anew for each length."""
     data = (trained / "last.pth").read_bytes()
     cut = size if isinstance(size, int) else int(size * len(data))
     (trained / "last.pth").write_bytes(data[:cut])
@@ -191,6 +192,7 @@ def test_k03_a_truncated_checkpoint_is_named_and_auto_takes_the_one_before(train
 
 
 def test_k04_a_flipped_bit_is_refused_and_auto_goes_on_to_the_same_weights(trained, capsys):
+    """Seconds: a training is resumed and ends."""
     expected, path = digest(trained / "last.pth"), trained / "last.pth"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
@@ -205,6 +207,7 @@ def test_k04_a_flipped_bit_is_refused_and_auto_goes_on_to_the_same_weights(train
 
 
 def test_k04_a_damaged_last_checkpoint_of_a_finished_training_is_replaced(trained, capsys):
+    """Seconds: a training is started anew."""
     expected, path = digest(trained / "last.pth"), trained / "last.pth"
     path.write_bytes(path.read_bytes()[:-100])
     assert resume(trained) == 0
@@ -234,6 +237,7 @@ def test_k05_foreign_files_are_passed_over(trained, capsys):
 
 
 def test_k06_another_architecture_is_told_in_one_line(finished, capsys):
+    """Seconds: a second network is built and refused."""
     assert run(*TINY, "arch.type=UNet", "-r", finished / "last.pth") == 4
     said = capsys.readouterr().err
     assert re.search(r"saved by arch ENet, the config says UNet; 0 of \d+ tensors match", said)

@@ -27,7 +27,10 @@ SIZES = ((40, 56), (37, 91))
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A folder with two images, graphs that take any size and one size, and our own labels."""
+    """A folder with two images, graphs that take any size and one size, and our own labels.
+
+    Seconds: two graphs are exported.
+    """
     folder = tmp_path_factory.mktemp("lab")
     with pytest.MonkeyPatch.context() as monkeypatch:
         checkpoint = write_tiny_checkpoint(folder / "model.pth", monkeypatch)

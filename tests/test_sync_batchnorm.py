@@ -49,4 +49,5 @@ def _compare(rank, world):
 
 
 def test_two_ranks_with_uneven_batches_equal_one_process():
+    """Seconds: two processes import torch."""
     on_ranks(_compare, 2)

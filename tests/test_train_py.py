@@ -20,6 +20,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
+    """Seconds: a whole training."""
     folder = tmp_path_factory.mktemp("trained")
     assert run(*COMMON, f"trainer.save_dir={folder}", "trainer.ema=0.9") == 0
     return next(folder.glob("shapes/*"))
@@ -31,6 +32,7 @@ def test_a_run_leaves_config_checkpoints_log_and_metrics(trained):
 
 
 def test_the_saved_config_is_complete_and_repeats_the_run(trained, tmp_path):
+    """Seconds: a whole training is repeated."""
     config = json.loads((trained / "config.json").read_text())
     assert config["trainer"]["monitor"] == "max Mean_IoU" and config["ignore_index"] == 255
     assert run("-c", trained / "config.json", f"trainer.save_dir={tmp_path}") == 0
