@@ -21,6 +21,7 @@ Exit status: 0, or 1 with one line per thing found.
 """
 import argparse
 import collections
+import json
 import os
 import random
 import resource
@@ -75,16 +76,18 @@ class Soak:
     def training(self):
         """One training with all its hits, to the end."""
         self.trainings += 1
-        saves = self.folder / f"training {self.trainings}"
+        saves, hits = self.folder / f"training {self.trainings}", []
         for _ in range(40):
             hit = self.draw.choice(HITS)
+            hits.append(hit)
             if self._disturbed(saves, hit) == 0:
                 break
         else:
             self.faults.append(f"{saves.name}: not finished after 40 starts")
             return
         if digest(_last(saves)) != self.expected:
-            self.faults.append(f"{saves.name}: the weights are not those of the undisturbed run")
+            self.faults.append(f"{saves.name}: the weights are not those of the undisturbed run, "
+                               f"after {'; '.join(hits)}: {self._first_difference(saves)}")
         self._look_for_rest(saves)
         shutil.rmtree(saves)
 
@@ -179,6 +182,13 @@ class Soak:
             self.faults.append(f"{hit}: a traceback: {errors[-2000:]}")
         return errors
 
+    def _first_difference(self, saves):
+        """The first step whose logged loss is another than in the undisturbed run."""
+        expected = _losses(self.folder / "undisturbed")
+        return next((f"step {step}: loss {loss} in place of {expected.get(step)}"
+                     for step, loss in sorted(_losses(saves).items())
+                     if loss != expected.get(step)), "no logged loss differs")
+
     def _look_for_rest(self, saves):
         rest = [path for pattern in (".*", "*.tmp", "*.part*") for path in saves.rglob(pattern)]
         rest += [path for path in self.scratch.iterdir() if path.name not in self.caches]
@@ -213,7 +223,6 @@ def main(argv=None):
 
 
 def _config(data):
-    import json
     common = {"data_dir": str(data), "num_classes": 9}
     args = {**common, "split": "train", "batch_size": 4, "shuffle": True, "augment": True,
             "scale": [0.8, 1.3], "flip": True, "crop_size": list(SIZE)}
@@ -222,7 +231,7 @@ def _config(data):
         {"type": "Folder", "args": args}, "val_loader": {"type": "Folder", "args": {
             **common, "split": "val", "batch_size": 2, "num_workers": 0}},
         "trainer": {"epochs": 4, "val_per_epochs": 2, "save_every": 3, "save_period": 1,
-                    "tensorboard": False, "log_per_iter": 4}})
+                    "tensorboard": False, "log_per_iter": 1}})
 
 
 def _write_shapes(folder):
@@ -265,6 +274,12 @@ def _damage(saves, hit, draw):
 def _last(saves):
     found = sorted(saves.glob("soak/*/last.pth"), key=lambda path: path.stat().st_mtime_ns)
     return found[-1] if found else None
+
+
+def _losses(saves):
+    """step -> loss, of the run folder that was written last."""
+    entries = map(json.loads, (_last(saves).parent / "metrics.jsonl").read_text().splitlines())
+    return {entry["step"]: entry["train/loss"] for entry in entries if entry["kind"] == "train"}
 
 
 def _shared_memory():

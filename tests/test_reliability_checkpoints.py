@@ -27,6 +27,7 @@ from utils.errors import CheckpointError
 from utils.monitor import Monitor
 from utils.run_checkpoints import RunCheckpoints
 from utils.run_folder import RUNNING, claimed
+from utils.whole_files import WholeFile
 
 TINY = ["-c", "config.json", *SMALL, "train_loader.args.num_workers=0", "trainer.epochs=2",
         "train_loader.args.size=[24,32]", "train_loader.args.length=8",
@@ -90,6 +91,7 @@ def test_k01_the_next_run_clears_what_a_kill_left_in_another_run_folder(tmp_path
     for folder in (dead, alive, ours):
         folder.mkdir()
         (folder / ".last.pth.1.tmp").touch()
+        WholeFile(folder / "config.json")
     (dead / RUNNING).touch()
     holder = subprocess.Popen(
         ["python3", "-c", "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, 6); "
@@ -98,7 +100,7 @@ def test_k01_the_next_run_clears_what_a_kill_left_in_another_run_folder(tmp_path
     holder.stdout.readline()
     with claimed(ours):
         assert not os.listdir(dead) and os.listdir(ours) == [RUNNING]
-        assert len(os.listdir(alive)) == 2
+        assert len(os.listdir(alive)) == 3
     holder.communicate()
 
 

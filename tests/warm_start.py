@@ -37,8 +37,9 @@ class WarmStart:
         return int(self._ask({"wait": process}))
 
     def close(self):
-        self._server.stdin.close()
-        self._server.wait(20)
+        # Said, not left to the end of the pipe: whatever was forked meanwhile may hold that.
+        self._ask({"end": True})
+        self._server.wait(60)
 
     def _ask(self, what):
         print(json.dumps(what), file=self._server.stdin, flush=True)
@@ -57,6 +58,9 @@ def _serve():
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
+        if "end" in order:
+            print("ends", flush=True)
+            return
         if "wait" in order:
             print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
             continue

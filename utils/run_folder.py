@@ -13,6 +13,7 @@ from pathlib import Path
 
 from utils import distributed
 from utils.errors import CheckpointError, ConfigError
+from utils.whole_files import UNFINISHED
 
 try:
     import fcntl
@@ -112,9 +113,10 @@ def _unlock(folder, stream):
 
 def _remove_stale(folder):
     """Delete temporary files that a killed writer left in `folder`."""
-    for path in folder.glob(".*.pth.*.tmp"):
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+    for pattern in (".*.pth.*.tmp", f"{UNFINISHED}*"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def run_facts() -> dict:

@@ -2,6 +2,8 @@
 import os
 from pathlib import Path
 
+UNFINISHED = ".part-"       # what the name of a file begins with that is not finished
+
 
 class WholeFile:
     """A file beside `path` that takes its name once it is finished.
@@ -14,7 +16,7 @@ class WholeFile:
 
     def __init__(self, path: str | os.PathLike, suffix: str = ""):
         self.path = Path(path)
-        self.temporary = self.path.parent / f".part-{os.urandom(8).hex()}{suffix}"
+        self.temporary = self.path.parent / f"{UNFINISHED}{os.urandom(8).hex()}{suffix}"
         # Created by open, the file has the permissions that the umask leaves; tempfile would
         # make one for the owner alone, and no thread can ask for the umask without changing it.
         open(self.temporary, "xb").close()
