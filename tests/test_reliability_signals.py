@@ -1,6 +1,8 @@
 """Faults K17-K23: signals, workers that die, files that never answer, streams that close."""
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 import train
-from tests.run_program import SMALL
+from tests.run_program import ROOT, SMALL, environment
 from tests.test_train_py import camvid, on_camvid     # noqa: F401   a fixture
 from tests.test_trainer import Loader, Net, make, same, weights
 from tests.warm_start import left_of_group
@@ -247,3 +249,28 @@ def test_k23_a_terminal_that_is_closed_saves_and_can_be_resumed(warm, tmp_path):
     assert warm.wait(process) == 129
     assert "train.py -r" in (tmp_path / "log").read_text() and not left_of_group(process)
     assert torch.load(next(tmp_path.glob("shapes/*/last.pth")), weights_only=True)["step"] == 4
+
+
+IMPORTING = """
+import os, sys, time, types
+from utils import console
+sys.modules["torch"] = torch = types.ModuleType("torch")
+torch.__spec__ = types.SimpleNamespace(_initializing=True)
+
+def wait(argv):
+    try:
+        os.kill(os.getpid(), {number})
+        time.sleep(20)
+    except BaseException as error:
+        os._exit(1)       # torch's C++ part lets none through
+
+console.run(wait, [])
+"""
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143),
+                                            (signal.SIGHUP, 129)])
+def test_no_signal_raises_an_exception_while_torch_is_imported(number, status):
+    done = subprocess.run([sys.executable, "-c", IMPORTING.format(number=int(number))], cwd=ROOT,
+                          env=environment(), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (status, "interrupted: before anything was saved\n")

@@ -68,7 +68,7 @@ def run(main, argv=None) -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     _open_standard_streams()
     try:
-        with _ending_on("SIGTERM", "SIGHUP"):
+        with _ending_on("SIGINT", "SIGTERM", "SIGHUP"):
             status = main(argv) or 0
         sys.stdout.flush()
         return status
@@ -172,19 +172,30 @@ def _silence(stream):
 def _ending_on(*names):
     """Turn signals into Interrupted, so that temporary files and worker processes are cleared."""
     def end(signum, frame):
+        if _torch_is_being_imported():
+            # An exception that comes up in its C++ part would abort the program.
+            _say("interrupted", "before anything was saved", "33")
+            os._exit(128 + signum)
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
         raise Interrupted(signum, "before anything was saved")
 
     previous = {}
     if threading.current_thread() is threading.main_thread():
         for name in names:
             number = getattr(signal, name, None)
-            if number and signal.getsignal(number) is signal.SIG_DFL:
+            if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 previous[number] = signal.signal(number, end)
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _torch_is_being_imported():
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
 
 
 def _rank():
