@@ -178,9 +178,7 @@ class BaseTrainer(ABC):
             try:
                 with self.stop_signal.idle():
                     self._check()
-                if self.resumed and distributed.is_main() \
-                        and not verified(self.folder / "last.pth"):
-                    # Damaged: another checkpoint saved the run.
+                if self.resumed and distributed.is_main() and self._last_is_lost():
                     self.save("last.pth", required=self._finished)
                 while not self._finished:
                     self._train_epoch(self.epoch)
@@ -246,6 +244,15 @@ class BaseTrainer(ABC):
     @property
     def _finished(self):
         return self.epoch > self.epochs or self.monitor.exhausted
+
+    def _last_is_lost(self):
+        """Whether another checkpoint saved the run: last.pth is damaged, or older than the end."""
+        path = self.folder / "last.pth"
+        if not self._finished or not verified(path):
+            return not verified(path)
+        # A kill between the last saves of a run; nothing else would write last.pth any more.
+        saved = read_checkpoint(path)
+        return (saved["epoch"], saved["step"]) < (self.epoch, self.step)
 
     def _state(self):
         dataset = self.train_loader.dataset

@@ -217,6 +217,18 @@ def test_k04_a_damaged_last_checkpoint_of_a_finished_training_is_replaced(traine
     assert digest(path) == expected
 
 
+def test_k15_a_kill_between_the_last_saves_of_a_training_leaves_no_older_last_checkpoint(
+        trained, capsys):
+    path = trained / "last.pth"
+    expected, end = digest(path), max(trained.glob("checkpoint-epoch*.pth"))
+    shutil.copy(min(trained.glob("checkpoint-epoch*.pth")), path)
+    os.utime(path, (1, 1))
+    assert digest(path) != expected
+    assert resume(trained) == 0
+    assert f"going on from {end}" in capsys.readouterr().err
+    assert digest(path) == expected
+
+
 def test_k04_a_finished_training_whose_last_checkpoint_stays_damaged_says_so(trained, capsys):
     path = trained / "last.pth"
     path.write_bytes(path.read_bytes()[:-100])
