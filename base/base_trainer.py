@@ -248,8 +248,10 @@ class BaseTrainer(ABC):
     def _last_is_lost(self):
         """Whether another checkpoint saved the run: last.pth is damaged, or older than the end."""
         path = self.folder / "last.pth"
-        if not self._finished or not verified(path):
-            return not verified(path)
+        if not verified(path):
+            return True
+        if not self._finished:
+            return False
         # A kill between the last saves of a run; nothing else would write last.pth any more.
         saved = read_checkpoint(path)
         return (saved["epoch"], saved["step"]) < (self.epoch, self.step)
