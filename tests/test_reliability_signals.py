@@ -242,6 +242,31 @@ def test_k22_streams_that_lost_their_reader_do_not_end_a_training(warm, tmp_path
     assert "best Mean_IoU" in next(tmp_path.glob("shapes/*/log.txt")).read_text()
 
 
+BROKEN = """
+import os
+from utils import console
+
+def main(argv):
+    {call}
+
+raise SystemExit(console.run(main, []))
+"""
+
+
+@pytest.mark.parametrize("call, status", [
+    ("print('x' * 100000)", 0), ("print('x')", 0), ("raise BrokenPipeError('of a worker')", 1)])
+def test_k22_only_the_pipe_of_stdout_may_break_without_an_error(call, status):
+    read, write = os.pipe()
+    with open(read, "rb") as reader, open(write, "wb") as stdout:
+        if not status:
+            reader.close()
+        done = subprocess.run([sys.executable, "-c", BROKEN.format(call=call)], cwd=ROOT,
+                              env=environment(), stdout=stdout, stderr=subprocess.PIPE,
+                              text=True, timeout=60)
+    assert done.returncode == status
+    assert done.stderr.endswith("BrokenPipeError: of a worker\n") if status else not done.stderr
+
+
 @pytest.mark.slow      # a process that imports torch, once
 def test_k23_a_terminal_that_is_closed_saves_and_can_be_resumed(warm, tmp_path):
     process = warm.start(tmp_path / "log", *TINY, f"trainer.save_dir={tmp_path}",

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -72,11 +73,11 @@ def run(main, argv=None) -> int:
             status = main(argv) or 0
         sys.stdout.flush()
         return status
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): nobody is left to tell.
-        _silence(sys.stdout)
-        return 0
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and _lost_its_reader(sys.stdout):
+            # (`| head`): nobody is left to tell.
+            _silence(sys.stdout)
+            return 0
         status = report(error, argv)
         if status is None:
             raise
@@ -158,6 +159,16 @@ def _open_standard_streams():
             os.open(os.devnull, os.O_RDWR)      # takes the lowest free number: this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(descriptor, mode, closefd=False))
+
+
+def _lost_its_reader(stream):
+    """Whether it was a pipe of ours that broke; one to a worker process is an error."""
+    try:
+        watch = select.poll()
+        watch.register(stream.fileno(), 0)      # asks for nothing: a lost reader is always told
+        return bool(watch.poll(0))
+    except (AttributeError, OSError, ValueError):
+        return True         # no poll on this system, or no file behind the stream
 
 
 def _silence(stream):

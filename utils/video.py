@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -156,8 +157,9 @@ class VideoWriter:
 
     def __init__(self, path: str, frames_per_s: float):
         self.path, self.frames_per_s = path, frames_per_s
-        self._writer = self._whole = None
-        self._folder = tempfile.TemporaryDirectory(prefix="segwright-")
+        self._writer = None
+        self._files = ExitStack()
+        self._folder = self._files.enter_context(tempfile.TemporaryDirectory(prefix="segwright-"))
 
     def write(self, frame: np.ndarray):
         """Append a frame, uint8 (H, W, 3) RGB."""
@@ -170,13 +172,13 @@ class VideoWriter:
         folder = os.path.dirname(os.path.abspath(self.path))
         try:
             os.makedirs(folder, exist_ok=True)
-            self._whole = WholeFile(self.path, FILM)
+            unfinished = self._files.enter_context(WholeFile(self.path, FILM))
         except OSError as error:
             raise DataError(f"cannot write: {error.strerror or error}", shown(self.path),
                             "choose another output folder with -o") from None
-        link = os.path.join(self._folder.name, "out")
+        link = os.path.join(self._folder, "out")
         os.symlink(folder, link)
-        self._writer = cv2.VideoWriter(os.path.join(link, self._whole.temporary.name),
+        self._writer = cv2.VideoWriter(os.path.join(link, unfinished.name),
                                        cv2.VideoWriter_fourcc(*"mp4v"), self.frames_per_s,
                                        (shape[1], shape[0]))
         if not self._writer.isOpened():
@@ -186,12 +188,10 @@ class VideoWriter:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, *error):
         if self._writer is not None:
             self._writer.release()
-        self._folder.cleanup()
-        if self._whole is not None:
-            self._whole.__exit__(kind)
+        self._files.__exit__(*error)
 
 
 def _read_ahead(reader, pool, ahead) -> Iterator[np.ndarray]:
