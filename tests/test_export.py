@@ -166,7 +166,7 @@ def test_options_without_effect_are_refused(checkpoint):
     assert stop.value.code == 2
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # torch's exporter is slow to start
 @needs_onnx
 def test_two_logits_from_one_channel_survive_the_export(tmp_path):
     class OneChannel(TinyNet):

@@ -194,6 +194,7 @@ def test_a_plain_hrnet_starts_the_auxiliary_head_of_an_ocr_network():
     ("hrnet_w18_small_v2", "golden_align_corners"),
     pytest.param("hrnet_w48", "golden_align_corners", marks=pytest.mark.slow)])
 def test_plain_hrnet_equals_the_original(name, golden):
+    """Seconds for the networks of full size."""
     weights, image = published_weights(name)
     plain = load_published(name, weights)
     network = HRNet(19, name, align_corners=golden == "golden_align_corners").eval()
@@ -213,7 +214,7 @@ def test_the_imagenet_encoder_equals_the_original():
 
 
 @needs_goldens
-@pytest.mark.slow
+@pytest.mark.slow      # networks of full size
 @pytest.mark.parametrize("name", ["openseg_segfix_hrnet48", "openseg_segfix_hrnext20"])
 def test_segfix_heads_with_norms_of_any_sign_equal_the_originals(name):
     weights, image = published_weights(name, negative_gamma)

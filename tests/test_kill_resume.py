@@ -80,7 +80,7 @@ def test_k01_k17_killed_at_random_moments_and_resumed_equals_undisturbed(warm, u
     assert unreadable == 0 and killed >= KILLS // 2
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # two trainings
 @pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_k17_k19_a_signal_saves_says_how_to_go_on_and_loses_nothing(warm, undisturbed, tmp_path,
                                                                     signum, status):

@@ -231,7 +231,7 @@ class Suicidal(Shapes):
         return super().__getitem__(key)
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # worker processes import torch, one is waited for
 def test_a_killed_worker_becomes_an_error_with_the_likely_cause():
     loader = build_loader(Suicidal(size=(32, 48), length=12), 2, num_workers=2)
     with pytest.raises(DataError, match="worker died") as caught:
@@ -248,7 +248,7 @@ def run_script(body, **options):
                             start_new_session=True, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # a process that imports torch, once
 def test_workers_outlive_a_sigterm_to_the_group_and_end_with_the_program():
     process = run_script("""
         import os, signal, time
@@ -267,7 +267,7 @@ def test_workers_outlive_a_sigterm_to_the_group_and_end_with_the_program():
         os.killpg(process.pid, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # a process that imports torch, once
 def test_a_program_that_ends_in_the_middle_of_an_epoch_does_not_wait_for_workers():
     process = run_script("""
         import atexit, time

@@ -599,7 +599,7 @@ def test_segfix_without_a_predicted_boundary_has_no_direction_loss():
     assert value.isfinite() and loss.last_parts["direction"] == 0 and (way.grad == 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # two processes that import torch
 def test_synchronised_dice_over_two_ranks_equals_the_whole_batch(tmp_path):
     on_ranks(_rank_of_dice, 2, tmp_path / "gradients.pt")
     loss = build_loss({"type": "DC_CE", "args": {"sync": True, "weight_ce": 0}})

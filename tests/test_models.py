@@ -57,6 +57,7 @@ def scalar(outputs):
     pytest.param(size, marks=pytest.mark.slow) for size in ((1, 1), (63, 95), (64, 64), (66, 98),
                                                            (200, 31)))])
 def test_logits_of_one_image_have_the_size_of_the_input(name, size):
+    """The slow ones take seconds in sum: every network at five more sizes."""
     model, classes = built(name)
     with torch.no_grad():
         out = model.eval()(torch.randn(1, 3, *size))
@@ -192,7 +193,7 @@ def test_networks_train_with_every_norm(name, norm):
     check_norm(name, norm)
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # full size, forward and backward
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", with_norm(ARCHITECTURES))
 def test_all_networks_train_with_every_norm(name, norm):
@@ -203,6 +204,7 @@ def test_all_networks_train_with_every_norm(name, norm):
                                              for norm in NORMS if norm not in ("batch", "group"))])
 @pytest.mark.parametrize("name", with_norm(ARCHITECTURES))
 def test_one_pixel_is_an_image_with_every_norm(name, norm):
+    """Slow in sum: every network is constructed with every norm."""
     model, classes = construct(name, norm=norm)
     with torch.no_grad():
         out = model.eval()(torch.randn(1, 3, 1, 1))
@@ -213,6 +215,7 @@ def test_one_pixel_is_an_image_with_every_norm(name, norm):
     pytest.param(name, marks=() if name in ("ENet", "PSPNet", "HRNet", "GCN") else pytest.mark.slow)
     for name in ARCHITECTURES])
 def test_a_head_of_one_logit_works_and_learns(name):
+    """Up to seconds: networks of full size, forward and backward."""
     if "out" not in ARCHITECTURES[name].output_weights:
         pytest.skip("its channels are no classes")
     torch.manual_seed(0)
@@ -226,7 +229,7 @@ def test_a_head_of_one_logit_works_and_learns(name):
                for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # a thousand networks are constructed
 @every_architecture
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_backbone_works_or_is_refused_with_a_reason(name, backbone):
@@ -241,7 +244,7 @@ def test_a_backbone_works_or_is_refused_with_a_reason(name, backbone):
         assert model.eval()(torch.randn(1, 3, 65, 97)).shape == (1, classes, 65, 97)
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # twenty steps of networks of full size
 @every_architecture
 def test_twenty_steps_bring_the_loss_down(name):
     model, classes = construct(name)
@@ -265,7 +268,7 @@ def test_twenty_steps_bring_the_loss_down(name):
     assert min(losses[-5:]) < 0.95 * losses[0]
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # torch's exporter traces networks of full size
 @every_architecture
 def test_torch_can_export_it(name):
     model, _ = construct(name)

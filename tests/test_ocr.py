@@ -291,7 +291,7 @@ def test_mapillary_s_weights_start_a_single_scale_network():
 
 
 @needs_goldens
-@pytest.mark.slow
+@pytest.mark.slow      # a network of full size
 def test_hrnet_ocr_without_aligned_corners_equals_the_original():
     weights, image = published_weights("hrnet_ocr_w48")
     network, golden = HRNetOCR(19, align_corners=False).eval(), "golden_no_align_corners"
@@ -304,7 +304,7 @@ def test_hrnet_ocr_without_aligned_corners_equals_the_original():
 
 
 @needs_goldens
-@pytest.mark.slow
+@pytest.mark.slow      # networks of full size
 @pytest.mark.parametrize("name", [n for n in sorted(published()) if n.startswith(
     ("openseg_r101", "openseg_hrnet48")) and not n.endswith("_bn")])
 def test_in_place_norms_of_any_sign_equal_the_original(name):
@@ -323,7 +323,7 @@ SCALES = {"golden": (0.5, 1.0, 2.0), "golden_05_10": (0.5, 1.0),
 
 
 @needs_goldens
-@pytest.mark.slow
+@pytest.mark.slow      # networks of full size, at several scales
 @pytest.mark.parametrize("name, main", [("nvidia_ocrnet_hrnet_mscale", "pred"),
                                         ("mic_hrnet_ocr_ms", "out"),
                                         ("paddle_mscale_ocrnet_w48", "pred")])

@@ -275,7 +275,7 @@ def test_a_wrong_option_is_one_clear_message(net, options):
         Predictor(net, normalize, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # a network of full size, sixteen times
 @needs_goldens
 def test_eight_scales_and_flips_equal_the_published_evaluation():
     name = "hoya012_deeplabv3_resnet50_batch"

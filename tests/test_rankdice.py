@@ -367,7 +367,7 @@ print((peak_memory() - before) / (probs.numel() * 4))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # a process of its own, with maps of 300 MB
 @pytest.mark.parametrize("shape", [(19, 1024, 2048), (150, 683, 683)])
 def test_memory_stays_within_twice_the_probabilities(shape):
     result = subprocess.run([sys.executable, "-c", MEMORY, *map(str, shape)], cwd=ROOT, text=True,

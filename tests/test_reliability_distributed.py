@@ -1,4 +1,7 @@
-"""Faults K24-K31, on two gloo processes of this machine."""
+"""Faults K24-K31, on two gloo processes of this machine.
+
+All slow: most start two or more processes that import torch, and some wait for a time-out.
+"""
 import json
 import re
 import socket

@@ -81,6 +81,7 @@ def keys_of(source):
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("PSPNet", "HRNet") else
                                                pytest.mark.slow) for name in ARCHITECTURES])
 def test_every_tensor_of_the_encoder_starts_from_the_file(name, source):
+    """Slow in sum: every network is constructed on every encoder."""
     network = on(name, SOURCES[source][0])
     if network is None:
         pytest.skip("it does not take this encoder")

@@ -168,7 +168,7 @@ def test_without_arguments_usage_is_shown_and_the_status_is_2(capsys):
     assert stop.value.code == 2 and "usage" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.slow      # three processes import torch
 def test_two_processes_give_the_score_of_one(checkpoint, capsys):
     assert run(checkpoint, "--json") == 0
     alone = json.loads(capsys.readouterr().out)
