@@ -23,7 +23,7 @@ class Net(nn.Module):
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "last.pth"
-    write_checkpoint(path, {"format": 1, "model": Net().state_dict(), "epoch": 3})
+    write_checkpoint(path, {"format": 1, "model": Net().state_dict(), "config": {}, "epoch": 3})
     return path
 
 
@@ -40,7 +40,7 @@ def test_an_interrupted_write_keeps_the_old_file(saved):
         def __reduce__(self):
             raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        write_checkpoint(saved, {"format": 1, "model": {}, "bomb": Interrupts()})
+        write_checkpoint(saved, {"format": 1, "model": {}, "config": {}, "bomb": Interrupts()})
     assert read_checkpoint(saved)["epoch"] == 3
     assert os.listdir(saved.parent) == ["last.pth"]
 
@@ -142,7 +142,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     for n, name in enumerate(("a", "b", "c")):
         (tmp_path / name).mkdir()
         path = tmp_path / name / "last.pth"
-        write_checkpoint(path, {"format": 1, "model": {}})
+        write_checkpoint(path, {"format": 1, "model": {}, "config": {}})
         os.utime(path, (n, n))
     (tmp_path / "c" / "last.pth").write_bytes(b"PK broken")
     assert newest_checkpoint(tmp_path) == tmp_path / "b" / "last.pth"

@@ -16,6 +16,7 @@ from tests.run_program import ROOT, kill_group, program, start
 from utils import console, image_io, large_image, segment_images
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.config import build
+from utils.config_schema import resolve_config
 from utils.decision import build_decision
 from utils.errors import DataError
 from utils.image_list import find_images, plan_outputs
@@ -32,7 +33,11 @@ NAMES = ["road", "sky", "tree", "car", "person"]
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "model_best.pth"
-    config = {"arch": {"type": "ENet", "args": {}}, "ignore_index": 255, "predict": {}}
+    loader = {"type": "Shapes", "args": {}}
+    config = resolve_config({"arch": {"type": "ENet"}, "train_loader": loader,
+                             "val_loader": loader, "loss": "CrossEntropyLoss2d",
+                             "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
+                             "trainer": {"epochs": 1}})
     model = build("models", config["arch"], num_classes=len(NAMES))
     write_checkpoint(path, {
         "format": 1, "model": model.state_dict(), "ema": None, "epoch": 3, "config": config,

@@ -60,7 +60,8 @@ def resume(trained, *more):
 
 
 def numbered_state(step):
-    return {"format": 1, "model": {"w": torch.full((100_000,), float(step))}, "step": step}
+    return {"format": 1, "model": {"w": torch.full((100_000,), float(step))}, "config": {},
+            "step": step}
 
 
 def save_forever(folder):

@@ -267,6 +267,30 @@ def test_k22_only_the_pipe_of_stdout_may_break_without_an_error(call, status):
     assert done.stderr.endswith("BrokenPipeError: of a worker\n") if status else not done.stderr
 
 
+SWALLOWED = """
+import os, time
+from utils import console
+
+class Loader:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+
+def main(argv):
+    del argv[0]
+    time.sleep(20)
+
+raise SystemExit(console.run(main, [Loader()]))
+"""
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_k17_k19_a_signal_that_comes_in_a_destructor_is_not_lost(number, status):
+    done = subprocess.run([sys.executable, "-c", SWALLOWED.format(number=int(number))], cwd=ROOT,
+                          env=environment(), capture_output=True, text=True, timeout=15)
+    assert done.returncode == status
+    assert done.stderr.startswith("interrupted: ") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.slow      # a process that imports torch, once
 def test_k23_a_terminal_that_is_closed_saves_and_can_be_resumed(warm, tmp_path):
     process = warm.start(tmp_path / "log", *TINY, f"trainer.save_dir={tmp_path}",

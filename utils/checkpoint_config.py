@@ -12,10 +12,8 @@ def with_config(checkpoint: dict, path: str | None = None, overrides: list[str] 
     """The checkpoint, its config replaced by the file at `path` and changed by overrides.
 
     A config without test_loader takes overrides of test_loader for a copy of its
-    val_loader. Raises ConfigError for what the config cannot hold.
+    val_loader. Raises ConfigError for what the config cannot hold, the checkpoint's too.
     """
-    if not path and not overrides:
-        return checkpoint
     if path:
         config, source = load_config(path, overrides), path
     else:
@@ -24,7 +22,11 @@ def with_config(checkpoint: dict, path: str | None = None, overrides: list[str] 
                 and not own.get("test_loader"):
             own["test_loader"] = copy.deepcopy(own.get("val_loader"))
         config = apply_overrides(own, overrides)
-    return {**checkpoint, "config": resolve_config(config, source)}
+    try:
+        return {**checkpoint, "config": resolve_config(config, source)}
+    except ConfigError as error:
+        fix = error.fix if path or overrides else "give a whole config with -c CONFIG.json"
+        raise ConfigError(error.what, error.where, fix) from None
 
 
 def loader_section(config: dict, split: str | None = None) -> tuple[str, dict]:

@@ -4,6 +4,7 @@ stdout belongs to results, stderr to everything said about them.
 """
 import argparse
 import contextlib
+import functools
 import os
 import re
 import select
@@ -13,6 +14,7 @@ import threading
 import traceback
 
 from utils.errors import UserError
+from utils.stop_signal import StopNow
 
 VERSION = "0.1.0"
 EXIT_STATUSES = ("exit status: 0 success; 1 unexpected; 2 usage or config; 3 data; 4 checkpoint; "
@@ -191,17 +193,33 @@ def _ending_on(*names):
             raise KeyboardInterrupt
         raise Interrupted(signum, "before anything was saved")
 
-    previous = {}
+    previous, hook = {}, sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         for name in names:
             number = getattr(signal, name, None)
             if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 previous[number] = signal.signal(number, end)
+    sys.unraisablehook = functools.partial(_ask_again, hook)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _ask_again(hook, unraisable):
+    """Python prints and forgets what is raised in a destructor or a fork; a wish to stop that
+    came up there is sent once more, a moment later."""
+    error = unraisable.exc_value
+    if isinstance(error, StopNow):
+        return              # it is noted
+    if not isinstance(error, (Interrupted, KeyboardInterrupt)):
+        hook(unraisable)
+        return
+    later = threading.Timer(0.05, os.kill, (os.getpid(), getattr(error, "signum", signal.SIGINT)))
+    later.daemon = True
+    later.start()
 
 
 def _torch_is_being_imported():
