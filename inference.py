@@ -48,7 +48,7 @@ def segment(args):
     checkpoint = with_config(read_checkpoint(args.checkpoint), args.config)
     device = distributed.start(args.device)
     opened = open_model(checkpoint, device, args.checkpoint)
-    options = predict_options(opened.config.get("predict", {}), args)
+    options = predict_options(opened.config["predict"], args)
     rule = rule_of(opened.model, args.predict or options.get("test", "max"))
     decision = build_decision(rule, opened.activation, options)
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None

@@ -148,7 +148,7 @@ class _Work:
                 logits = self.predictor(x)
                 labels = self.decision.labels(logits)
                 if PROBABILITIES in wanted:
-                    temperature = self.opened.config.get("predict", {}).get("temperature", 1.0)
+                    temperature = self.opened.config["predict"]["temperature"]
                     probs = probabilities(logits, self.opened.activation, temperature)
                     probs = probs.mul_(255).round_().to(torch.uint8).cpu().numpy()
                 if MASKS in wanted and self.decision.masks:
