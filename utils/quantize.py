@@ -16,15 +16,14 @@ from utils.export import open_graph
 from utils.image_io import read_image
 from utils.image_list import find_images
 from utils.open_model import OpenModel
+from utils.spread import spread
 
 OPERATORS = ("Conv", "MatMul", "Gemm")
 
 
 def calibration_paths(folder: str, count: int) -> list[str]:
-    """Up to `count` images of a folder, evenly spaced. DataError if there is none."""
-    paths = [source.path for source in find_images([folder])]
-    step = max(1, len(paths) / count)
-    return [paths[int(i * step)] for i in range(min(count, len(paths)))]
+    """Up to `count` images of a folder, evenly spread. DataError if there is none."""
+    return spread([source.path for source in find_images([folder])], count)
 
 
 def quantize(path, paths: list[str], size: tuple | None, uint8_input: bool):
