@@ -8,8 +8,9 @@ kill -9 of the process or of its whole group, SIGTERM, SIGHUP, Ctrl-C, pictures
 that are cut short, emptied or deleted, checkpoints that are cut short or have a
 bit flipped, and files that cannot grow (RLIMIT_FSIZE, as on a full disk), for a
 while or for good. After each hit what was broken in the data is mended and the
-training is started again with `-r auto`, by another number of workers, until it
-is finished. Its weights must then equal those of the undisturbed run bit for bit.
+training is started again with `-r auto`, by another number of workers and with
+saves in the background or not, until it is finished. Its weights must then equal
+those of the undisturbed run bit for bit.
 
 Also looked at after every process: its exit status fits the hit, nothing on
 stderr is a traceback, no process of its group lives on, and, once a training is
@@ -145,7 +146,8 @@ class Soak:
         errors = open(self.folder / "stderr", "w+")
         process = subprocess.Popen(
             [sys.executable, "train.py", "-c", str(self.config), "-r", "auto",
-             f"trainer.save_dir={saves}", f"train_loader.args.num_workers={workers}"],
+             f"trainer.save_dir={saves}", f"train_loader.args.num_workers={workers}",
+             f"trainer.save_async={self.draw.choice(['true', 'false'])}"],
             cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
             env={**environment(), "OMP_NUM_THREADS": "1", "TMPDIR": str(self.scratch)})
         process.errors = errors

@@ -88,3 +88,14 @@ def test_version_names_what_decides_the_numbers(program):
                             text=True)
     assert result.returncode == 0
     assert "segwright" in result.stdout and "torch " in result.stdout
+
+
+def test_ci_tries_the_oldest_versions_that_are_allowed():
+    def bounds(path, relation):
+        lines = [line.partition(";")[0].split(relation) for line in
+                 (ROOT / path).read_text().splitlines() if not line.startswith("#")]
+        return {name: tuple(map(int, version.split("."))) for name, version in lines}
+    allowed, tried = bounds("requirements.txt", ">="), bounds(".ci/oldest.txt", "==")
+    assert tried.keys() == allowed.keys()
+    for name, version in allowed.items():
+        assert tried[name][:len(version)] == version, name

@@ -37,6 +37,7 @@ MAX_PIXELS = int(os.environ.get(MAX_PIXELS_KEY) or 178_956_970)
 _HEAD_BYTES = 65536
 _TAIL_BYTES = 4096
 _EXIF_ORIENTATION = 0x0112
+_ERRORS_ONLY = 2         # a level of OpenCV's log
 
 
 def allow_pixels(count: int):
@@ -447,7 +448,8 @@ def _reaches_end(data):
 def _cv2_decode(data, flags):
     import cv2
     # What it warns of is an error of ours, told once and with the file's name.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel    # OpenCV 4, 5
+    set_level(_ERRORS_ONLY)
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
