@@ -113,6 +113,7 @@ def test_the_metadata_says_what_the_network_knows(checkpoint, tmp_path):
 @needs_onnx
 def test_a_graph_that_computes_something_else_is_not_kept(checkpoint, tmp_path, monkeypatch,
                                                           capsys):
+    """Three seconds: torch's exporter is slow to start."""
     (tmp_path / "graph.onnx").write_text("an older one")
     write = exporting._write_onnx
 

@@ -68,6 +68,7 @@ def test_more_classes_than_two_are_refused():
 # Three whole programs: over two seconds of wall time.
 @pytest.mark.timeout(900)
 def test_masks_of_0_and_255_are_learnt_from_the_json_by_one_logit(tmp_path):
+    """Some 15 seconds: three programs as a user types them, one of them a training of 20 epochs."""
     from PIL import Image
     rng = np.random.default_rng(1)
     for folder in ("images", "masks"):

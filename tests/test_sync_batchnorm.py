@@ -1,4 +1,7 @@
-"""Batch norm over the ranks equals batch norm over the whole batch."""
+"""Batch norm over the ranks equals batch norm over the whole batch.
+
+Seconds where two processes import torch.
+"""
 import torch
 from torch import nn
 
