@@ -1,17 +1,16 @@
 """Configs, checkpoints and pictures with something broken in them.
 
 Whatever the mutation: no traceback, no hang, no crash of the interpreter, and a
-failure is one of our errors in one message. A few of each kind are tried by
-default; FUZZ=full tries as many as docs/reliability.md reports, and FUZZ_SEED=n
-others. A failure names the number of its mutation; the mutations of a seed are
-the same on every run.
+failure is one of our errors in one message. Hypothesis draws the mutations, the
+same ones for a seed on every run, and looks for a simple one that fails. A few of
+each kind are tried by default; FUZZ=full tries as many as docs/reliability.md
+reports, and FUZZ_SEED=n others.
 """
 import copy
 import functools
 import io
 import json
 import os
-import random
 import resource
 import signal
 import struct
@@ -23,6 +22,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import inference
@@ -42,11 +43,12 @@ LONGEST = 60         # seconds after which it hangs
 MEMORY = 6e9         # bytes of data: a config may ask for more than a machine has
 
 
-def numbers(few, many):
-    """The numbers of the mutations to try, in blocks that are tests of their own."""
-    count, size = (many, 50) if FULL else (few, few)
-    return pytest.mark.parametrize("block", [range(i, i + size) for i in range(0, count, size)],
-                                   ids=lambda block: f"{block.start}-{block.stop - 1}")
+def mutations(few, many):
+    """Call a test again and again with a `draw`, a random.Random in the hands of Hypothesis."""
+    several = settings(max_examples=many if FULL else few, deadline=None, database=None,
+                       suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
+    draws = given(draw=st.randoms(note_method_calls=True, use_true_random=False))
+    return lambda test: seed(SEED)(several(draws(test)))
 
 
 @pytest.fixture(scope="module")
@@ -61,24 +63,24 @@ def trained(tmp_path_factory):
     return config, last.read_bytes(), torch.load(last)
 
 
-def judged(number, capfd, main, *arguments):
+def judged(capfd, main, *arguments):
     """Run an entry point; it ends by itself or when asked to, in one message where it fails."""
     capfd.readouterr()
     with hurried(), bounded():
         try:
             status = console.run(main, list(map(str, arguments)))
         except Exception as error:
-            raise AssertionError(f"mutation {number}: {type(error).__name__}: {error}") from error
+            raise AssertionError(f"{type(error).__name__}: {error}") from error
         finally:
             # The end that was asked for may have come on the way out of a no_grad block, which
             # concerns nobody but the next program in this process.
             torch.set_grad_enabled(True)
     said = capfd.readouterr().err
-    assert status in (0, 1, 2, 3, 4, 5, 143), f"mutation {number}: status {status}"
-    assert "Traceback" not in said, f"mutation {number}: {said}"
-    assert said.count("error: ") == (status not in (0, 143)), f"mutation {number}: {said}"
+    assert status in (0, 1, 2, 3, 4, 5, 143), f"status {status}"
+    assert "Traceback" not in said, said
+    assert said.count("error: ") == (status not in (0, 143)), said
     # 1 is kept for what no check foresaw; here it may mean a lack of memory alone.
-    assert status != 1 or "out of memory" in said, f"mutation {number}: {said}"
+    assert status != 1 or "out of memory" in said, said
 
 
 @contextmanager
@@ -204,15 +206,13 @@ def mutated_config(draw):
     return bytes(data)
 
 
-@numbers(25, 2000)
+@mutations(25, 2000)
 @pytest.mark.timeout(3000)
-def test_a_mutated_config_trains_or_is_one_message(block, trained, tmp_path, capfd):
+def test_a_mutated_config_trains_or_is_one_message(draw, trained, tmp_path, capfd):
     """A training of two steps for each that passes the checks: 10 s."""
-    for number in block:
-        path = tmp_path / "c.json"
-        path.write_bytes(mutated_config(random.Random(SEED * 10 ** 7 + number)))
-        judged(number, capfd, train.main, "-c", path, "-d", "cpu",
-               f"trainer.save_dir={tmp_path / 'saved'}")
+    path = tmp_path / "c.json"
+    path.write_bytes(mutated_config(draw))
+    judged(capfd, train.main, "-c", path, "-d", "cpu", f"trainer.save_dir={tmp_path / 'saved'}")
 
 
 def _near(value, draw):
@@ -259,25 +259,23 @@ def mutated_checkpoint(content, state, draw):
     return buffer.getvalue()
 
 
-@numbers(25, 500)
+@mutations(25, 500)
 @pytest.mark.timeout(3000)
-def test_a_mutated_checkpoint_is_used_or_refused_in_one_message(block, trained, tmp_path, capfd):
+def test_a_mutated_checkpoint_is_used_or_refused_in_one_message(draw, trained, tmp_path, capfd):
     """By everything that opens one: 10 s."""
     config, content, state = trained
     write_image(tmp_path / "a.png", np.zeros((32, 48, 3), np.uint8))
-    for number in block:
-        draw = random.Random(SEED * 10 ** 7 + number)
-        (tmp_path / "run").mkdir(exist_ok=True)
-        path = tmp_path / "run" / "last.pth"
-        path.write_bytes(mutated_checkpoint(content, state, draw))
-        saves = f"trainer.save_dir={tmp_path / 'saved'}"
-        main, *arguments = draw.choice([
-            (train.main, "-r", path, "trainer.epochs=2", "--resume-allow-changes", saves),
-            (train.main, "-c", config, "-r", path, "trainer.epochs=2", saves),
-            (train.main, "-c", config, f"trainer.finetune_from={path}", saves),
-            (inference.main, "-r", path, "-i", tmp_path / "a.png", "-o", tmp_path / "out"),
-            (test_program.main, "-r", path, "-o", tmp_path / "out", "-s", "val")])
-        judged(number, capfd, main, "-d", "cpu", *arguments)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    path = tmp_path / "run" / "last.pth"
+    path.write_bytes(mutated_checkpoint(content, state, draw))
+    saves = f"trainer.save_dir={tmp_path / 'saved'}"
+    main, *arguments = draw.choice([
+        (train.main, "-r", path, "trainer.epochs=2", "--resume-allow-changes", saves),
+        (train.main, "-c", config, "-r", path, "trainer.epochs=2", saves),
+        (train.main, "-c", config, f"trainer.finetune_from={path}", saves),
+        (inference.main, "-r", path, "-i", tmp_path / "a.png", "-o", tmp_path / "out"),
+        (test_program.main, "-r", path, "-o", tmp_path / "out", "-s", "val")])
+    judged(capfd, main, "-d", "cpu", *arguments)
 
 
 def _other_value(value, draw):
@@ -393,27 +391,25 @@ def checksums_mended(data):
 GREYS = [[k, k, k] for k in range(200)]
 
 
-@numbers(100, 5000)
+@mutations(100, 5000)
 @pytest.mark.timeout(600)
-def test_a_mutated_picture_or_label_is_read_or_a_data_error(block, tmp_path, capfd):
+def test_a_mutated_picture_or_label_is_read_or_a_data_error(draw, tmp_path, capfd):
     """Whatever the format: 4 s of decoding."""
     path, sound = tmp_path / "a.png", tmp_path / "sound.png"
     sound.write_bytes(pictures()[-8])
-    for number in block:
-        draw = random.Random(SEED * 10 ** 7 + number)
-        content = mutated_bytes(draw.choice(pictures()), draw)
-        if draw.random() < 0.5 and content.startswith(b"\x89PNG"):
-            content = checksums_mended(content)
-        path.write_bytes(content)
-        for read in (read_image, read_header, read_label, read_label_colours,
-                     lambda path: read_label(path, GREYS), lambda path: read_pair(sound, path),
-                     lambda path: read_pair(path, sound)):
-            with hurried(), warnings.catch_warnings():
-                warnings.simplefilter("error")
-                try:
-                    read(path)
-                except DataError as error:
-                    assert error.what and error.where, number
-                except Exception as error:
-                    raise AssertionError(f"mutation {number}: {error!r}") from error
+    content = mutated_bytes(draw.choice(pictures()), draw)
+    if draw.random() < 0.5 and content.startswith(b"\x89PNG"):
+        content = checksums_mended(content)
+    path.write_bytes(content)
+    for read in (read_image, read_header, read_label, read_label_colours,
+                 lambda path: read_label(path, GREYS), lambda path: read_pair(sound, path),
+                 lambda path: read_pair(path, sound)):
+        with hurried(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                read(path)
+            except DataError as error:
+                assert error.what and error.where
+            except Exception as error:
+                raise AssertionError(repr(error)) from error
     assert "Traceback" not in capfd.readouterr().err
