@@ -96,11 +96,26 @@ def start(device: str | None = None, timeout: float = RANK_TIMEOUT):
     if not dist.is_initialized():
         if os.environ["RANK"] == "0" and not _store_of_launcher():
             _require_free(int(os.environ["MASTER_PORT"]))
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
-                                timeout=timedelta(seconds=timeout), **_place_of_attempt(timeout))
+        with _chatter_on_stderr():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
+                                    timeout=timedelta(seconds=timeout),
+                                    **_place_of_attempt(timeout))
     if world_size() > 1:
         _watch(timeout)
     return device
+
+
+@contextlib.contextmanager
+def _chatter_on_stderr():
+    """The gloo of older torch tells stdout of its connections, where results are expected."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def require_device(name, fix: str = "use --device cpu"):
