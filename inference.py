@@ -49,7 +49,7 @@ def segment(args):
     device = distributed.start(args.device)
     opened = open_model(checkpoint, device, args.checkpoint)
     options = predict_options(opened.config["predict"], args)
-    rule = rule_of(opened.model, args.predict or options.get("test", "max"))
+    rule = rule_of(opened.model, args.predict or options["test"])
     decision = build_decision(rule, opened.activation, options)
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
     predictor = opened.predictor(options)

@@ -248,12 +248,13 @@ class BaseTrainer(ABC):
     def _last_is_lost(self):
         """Whether another checkpoint saved the run: last.pth is damaged, or older than the end."""
         path = self.folder / "last.pth"
-        if not verified(path):
-            return True
         if not self._finished:
-            return False
+            return not verified(path)
+        try:
+            saved = read_checkpoint(path)
+        except (CheckpointError, OSError):
+            return True
         # A kill between the last saves of a run; nothing else would write last.pth any more.
-        saved = read_checkpoint(path)
         return (saved["epoch"], saved["step"]) < (self.epoch, self.step)
 
     def _state(self):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from tests.run_program import ROOT, SMALL, environment
+from tests.run_program import ROOT, SMALL, environment, program
 from tests.test_train_py import camvid, on_camvid     # noqa: F401   a fixture
 from tests.test_trainer import Loader, Net, make, same, weights
 from tests.warm_start import left_of_group
@@ -285,8 +285,7 @@ raise SystemExit(console.run(main, [Loader()]))
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_k17_k19_a_signal_that_comes_in_a_destructor_is_not_lost(number, status):
-    done = subprocess.run([sys.executable, "-c", SWALLOWED.format(number=int(number))], cwd=ROOT,
-                          env=environment(), capture_output=True, text=True, timeout=15)
+    done = program("-c", SWALLOWED.format(number=int(number)), timeout=15)
     assert done.returncode == status
     assert done.stderr.startswith("interrupted: ") and done.stderr.count("\n") == 1
 
@@ -320,6 +319,5 @@ console.run(wait, [])
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143),
                                             (signal.SIGHUP, 129)])
 def test_no_signal_raises_an_exception_while_torch_is_imported(number, status):
-    done = subprocess.run([sys.executable, "-c", IMPORTING.format(number=int(number))], cwd=ROOT,
-                          env=environment(), capture_output=True, text=True, timeout=60)
+    done = program("-c", IMPORTING.format(number=int(number)), timeout=60)
     assert (done.returncode, done.stderr) == (status, "interrupted: before anything was saved\n")

@@ -14,7 +14,7 @@ import threading
 import traceback
 
 from utils.errors import UserError
-from utils.stop_signal import StopNow
+from utils.stop_signal import StopNow, StopSignal
 
 VERSION = "0.1.0"
 EXIT_STATUSES = ("exit status: 0 success; 1 unexpected; 2 usage or config; 3 data; 4 checkpoint; "
@@ -71,7 +71,7 @@ def run(main, argv=None) -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     _open_standard_streams()
     try:
-        with _ending_on("SIGINT", "SIGTERM", "SIGHUP"):
+        with _ending_on_signals():
             status = main(argv) or 0
         sys.stdout.flush()
         return status
@@ -182,7 +182,7 @@ def _silence(stream):
 
 
 @contextlib.contextmanager
-def _ending_on(*names):
+def _ending_on_signals():
     """Turn signals into Interrupted, so that temporary files and worker processes are cleared."""
     def end(signum, frame):
         if _torch_is_being_imported():
@@ -195,7 +195,7 @@ def _ending_on(*names):
 
     previous, hook = {}, sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
-        for name in names:
+        for name in StopSignal.STOP:
             number = getattr(signal, name, None)
             if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 previous[number] = signal.signal(number, end)
