@@ -1,72 +1,70 @@
 """Segment images and videos with a trained checkpoint.
 
-The options: utils/inference_arguments.py. Everything about them: docs/inference.md.
+Options: utils/inference/arguments.py. Documentation: docs/inference.md.
 """
+import argparse
 import json
 import sys
 import time
 
-from utils import console
-from utils.inference_arguments import parse
-from utils.predict_arguments import predict_options
+from utils.cli import console
+from utils.inference.arguments import parse
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from utils import distributed
-    with distributed.one_voice():
+    from utils.machine import distributed
+    with distributed.reporting_once():
         return segment(args)
 
 
-def segment(args):
-    """Everything after the arguments; the exit status."""
-    from utils.image_io import allow_pixels
-    from utils.image_list import find_images, plan_outputs, prepare_folder
-    from utils.prediction_files import LABELS, MASKS, OVERLAY, PROBABILITIES, SIDE_BY_SIDE
-    from utils.video import FILM, split_videos
-    if args.max_pixels:
-        allow_pixels(args.max_pixels)
-    products = {LABELS: True, OVERLAY: args.overlay, SIDE_BY_SIDE: args.side_by_side,
-                PROBABILITIES: args.probabilities, MASKS: args.masks}
-    videos, inputs = split_videos(args.images)
-    sources = find_images(inputs, tuple(filter(None, args.extension.split(","))),
-                          args.output) if inputs else []
-    outputs = plan_outputs(sources, args.output, [name for name, on in products.items() if on])
-    films = plan_outputs(videos, args.output, [FILM])
-
-    from utils import distributed
-    from utils.checkpoint import find_checkpoint, read_checkpoint
-    from utils.checkpoint_config import with_config
-    from utils.decision import build_decision, rule_of
-    from utils.inference_report import Report
-    from utils.open_model import open_model
-    from utils.segfix_refiner import open_refiner
-    from utils.segment_images import segment_images
-    from utils.segment_videos import segment_videos
-    from utils.stop_signal import StopSignal
-    args.checkpoint = find_checkpoint(args.checkpoint)
-    checkpoint = with_config(read_checkpoint(args.checkpoint), args.config)
-    device = distributed.start(args.device)
-    opened = open_model(checkpoint, device, args.checkpoint)
-    options = predict_options(opened.config["predict"], args)
-    rule = rule_of(opened.model, args.predict or options["test"])
-    decision = build_decision(rule, opened.activation, options)
-    refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
-    predictor = opened.predictor(options)
+def segment(args: argparse.Namespace) -> int:
+    """Segment the images and videos that the arguments name. Returns the exit status."""
+    images, videos = plan_jobs(args)        # before torch is loaded: a wrong path costs no time
+    from utils.cli.stop_signal import StopSignal
+    from utils.images.image_list import prepare_folder
+    from utils.inference.pipeline import open_pipeline
+    from utils.inference.report import InferenceReport
+    from utils.inference.segment_images import segment_images
+    from utils.inference.segment_videos import segment_videos
+    from utils.machine.distributed import is_main
+    pipeline = open_pipeline(args)
     prepare_folder(args.output)
-    report, start = Report(), time.perf_counter()
+    report, start = InferenceReport(), time.perf_counter()
     with StopSignal() as stop:
-        shared = dict(batch=args.batch, skip_existing=args.skip_existing, refiner=refiner)
-        segment_images(sources, outputs, opened, predictor, decision, report, stop,
-                       workers=args.workers, **shared)
-        segment_videos(videos, films, opened, predictor, decision, report, stop,
-                       beside=args.side_by_side, most_frames=args.max_frames, **shared)
+        segment_images(images, pipeline, report, stop, batch=args.batch, workers=args.workers,
+                       skip_existing=args.skip_existing)
+        segment_videos(videos, pipeline, report, stop, batch=args.batch,
+                       with_original=args.side_by_side, most_frames=args.max_frames,
+                       skip_existing=args.skip_existing)
     report.seconds = time.perf_counter() - start
-    report = report.merged([source.path for source in [*sources, *videos]])
+    report = report.merged([source.path for source, _ in [*images, *videos]])
     console.notice(f"{report}; results in {args.output}")
-    if args.json and distributed.is_main():
+    if args.json and is_main():
         print(json.dumps(report.as_dict(), indent=2))
     return 3 if report.failed and not args.skip_bad else 0
+
+
+def plan_jobs(args: argparse.Namespace) -> tuple[list, list]:
+    """Returns the images and the videos of the arguments, each as (source, {suffix: output path}).
+
+    Raises DataError for inputs that do not exist, and for outputs that would overwrite them.
+    """
+    from utils.images.headers import allow_pixels
+    from utils.images.image_list import find_images, plan_outputs
+    from utils.inference.prediction_files import LABELS, MASKS, OVERLAY, PROBABILITIES, SIDE_BY_SIDE
+    from utils.inference.video_files import FILM, split_videos
+    if args.max_pixels:
+        allow_pixels(args.max_pixels)
+    suffixes = [LABELS]
+    for suffix, wanted in ((OVERLAY, args.overlay), (SIDE_BY_SIDE, args.side_by_side),
+                           (PROBABILITIES, args.probabilities), (MASKS, args.masks)):
+        suffixes += [suffix] * wanted
+    videos, others = split_videos(args.images)
+    extensions = tuple(filter(None, args.extension.split(",")))
+    images = find_images(others, extensions, args.output) if others else []
+    return (list(zip(images, plan_outputs(images, args.output, suffixes), strict=True)),
+            list(zip(videos, plan_outputs(videos, args.output, [FILM]), strict=True)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Score a checkpoint; nothing but the checkpoint is needed.
+"""Score a checkpoint. Its config names the data, so no other argument is needed.
 
 examples:
   python test.py -r auto
@@ -6,58 +6,64 @@ examples:
   python test.py -r model_best.pth --segfix segfix.pth     # with and without refinement
   python test.py -r model_best.pth test_loader.args.data_dir=/data/camvid --json | jq .Mean_IoU
 """
+import argparse
 import json
 import os
 import sys
 
-from utils import console, distributed
-from utils.arguments import add_overrides, command_parser, parse_with_overrides
-from utils.predict_arguments import add_prediction_arguments, predict_options
+from utils.cli import console
+from utils.cli.arguments import add_overrides, command_parser, parse_with_overrides
+from utils.machine import distributed
+from utils.predict.arguments import add_prediction_arguments, with_arguments
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; `argv` defaults to the command line."""
     parser = command_parser("test.py", __doc__)
     add = parser.add_argument
     add("-r", "-m", "--resume", "--model", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to score, its config names the data; auto: the newest best one in saved/")
-    add("-c", "--config", help="config to use in place of the checkpoint's own")
+        help="checkpoint to score; auto: the newest model_best.pth in saved/")
+    add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("-p", "--predict", metavar="RULES",
-        help="max, T, rankdice, rankiou, several with commas, or all (default: the config's)")
+        help="max, T, rankdice, rankiou, several with commas, or all (default: from the config)")
     add("-s", "--split", choices=("test", "val", "train"),
-        help="which loader of the config (default: test_loader, else val_loader)")
+        help="loader of the config (default: test_loader, or val_loader if there is none)")
     add_prediction_arguments(parser)
     add("--segfix", metavar="PATH", help="also score the labels refined by SegFix: a folder of "
         "offset files, or a SegFix checkpoint; boundary scores are added")
     add("--segfix-scale", type=float, default=2.0, metavar="X",
-        help="how many offsets further a label is taken from (default 2)")
+        help="how many times the offset is added (default 2)")
     add("-o", "--output", metavar="DIR",
-        help="folder of results.json, results.txt, confusion_matrix.png (default: beside it)")
+        help="folder for results.json, results.txt and confusion_matrix.png "
+             "(default: the folder of the checkpoint)")
     add("--json", action="store_true", help="print one JSON object per rule instead of tables")
     add("--version", action=console.ShowVersion)
     add_overrides(parser, "test_loader.args.batch_size=4")
     return parse_with_overrides(parser, argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
+    """Run the program with `argv`, by default the command line."""
     args = parse(argv)
-    with distributed.one_voice():
+    with distributed.reporting_once():
         score(args)
 
 
-def score(args):
-    """Everything after the arguments: the scores are printed and written."""
+def score(args: argparse.Namespace):
+    """Score the checkpoint, print the scores, and write the files."""
     from dataloader.loader import split_loader
-    from utils.checkpoint import find_checkpoint, read_checkpoint
-    from utils.checkpoint_config import with_config
-    from utils.evaluate import build_rules, evaluate
-    from utils.image_list import prepare_folder
-    from utils.open_model import open_model
-    from utils.score_report import score_entries, score_text, write_scores
-    from utils.segfix_refiner import open_refiner
+    from utils.checkpoint.find import find_checkpoint
+    from utils.checkpoint.read import read_checkpoint
+    from utils.config.load import with_config
+    from utils.evaluation.evaluate import build_rules, evaluate
+    from utils.evaluation.score_report import score_entries, score_text, write_scores
+    from utils.images.image_list import prepare_folder
+    from utils.predict.open_model import open_model
+    from utils.segfix.refiner import open_refiner
     args.checkpoint = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(args.checkpoint), args.config, args.overrides)
     config = checkpoint["config"]
-    options = predict_options(config["predict"], args)
+    options = with_arguments(config["predict"], args)
     folder = args.output or os.path.dirname(os.path.abspath(args.checkpoint))
     prepare_folder(folder)
     device = distributed.start(args.device)

@@ -1,34 +1,36 @@
-"""The contract of every network."""
+"""The base class of every network and the rules that all networks follow."""
 from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
 
+from utils.machine.tensors import ImageBatch, Logits
+
 
 class BaseModel(nn.Module, ABC):
     """A segmentation network.
 
-    x: float (N, 3, H, W), normalised; any H and W.
-    eval:  logits (N, C, H, W), at the size of the input.
-    train: dict name -> logits; the names are those of `output_weights`.
+    x: float (N, 3, H, W), normalized; any H and W.
+    eval:  logits (N, C, H, W), at the size of the input
+    train: dict name -> logits (N, C, H, W); the names are those of `output_weights`
 
-    `output_weights` holds the loss weight of each named output as the paper
-    has it; "out" is always among them. A network that is built without one of
-    its auxiliary heads replaces the attribute on the instance.
+    `output_weights` holds the loss weight of each named output, as in the paper.
+    "out" is the main output. A network that is built without one of its auxiliary
+    heads replaces the attribute on the instance.
 
-    The encoder lives in `self.backbone` where there is one: its parameters are
-    the ones `differential_lr` slows down and `freeze_backbone` fixes.
+    If the network has an encoder, it is `self.backbone`. `differential_lr` lowers the
+    learning rate of the encoder's parameters and `freeze_backbone` fixes them.
     """
 
-    output_weights = {"out": 1.0}
+    output_weights: dict[str, float] = {"out": 1.0}
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._freeze_bn = self._freeze_backbone = False
 
     @abstractmethod
-    def forward(self, x: torch.Tensor):
-        """Logits in eval mode, a dict of logits in train mode."""
+    def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
+        """Return logits in eval mode, a dict of logits in train mode."""
 
     def backbone_modules(self) -> list[nn.Module]:
         """The modules that make up the encoder; empty for a network without one."""
@@ -36,42 +38,44 @@ class BaseModel(nn.Module, ABC):
         return [backbone] if backbone is not None else []
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """The encoder's parameters, each once."""
-        found = {id(p): p for module in self.backbone_modules() for p in module.parameters()}
-        return list(found.values())
+        """The parameters of the encoder, each once."""
+        by_id = {id(p): p for module in self.backbone_modules() for p in module.parameters()}
+        return list(by_id.values())
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Every parameter that is not the encoder's."""
+        """The parameters that do not belong to the encoder."""
         encoder = {id(p) for p in self.backbone_parameters()}
         return [p for p in self.parameters() if id(p) not in encoder]
 
-    def rename_foreign(self, state: dict) -> dict:
-        """A foreign state dict (ImageNet, another code base) in this network's keys.
+    def rename_foreign(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rename the keys of a state dict of another source to the keys of this network.
 
-        By default a plain backbone's keys (`conv1.weight`, …) become the
-        encoder's; a network with published checkpoints of other forms extends this.
+        Other sources are ImageNet weights and other repositories. By default the keys of
+        a plain backbone (`conv1.weight`, ...) become those of the encoder. A network whose
+        published checkpoints have other keys extends this method. Keys that no rule
+        covers stay as they are.
         """
-        own = self.state_dict()
-        if any(k in own for k in state) or not any(f"backbone.{k}" in own for k in state):
+        keys = self.state_dict().keys()
+        if any(k in keys for k in state) or not any(f"backbone.{k}" in keys for k in state):
             return state
         return {f"backbone.{k}": v for k, v in state.items()}
 
-    def freeze(self, freeze_bn: bool = False, freeze_backbone: bool = False):
-        """Fix parts of the network for fine-tuning.
+    def freeze(self, freeze_bn: bool = False, freeze_backbone: bool = False) -> "BaseModel":
+        """Fix parts of the network for fine-tuning and return the network.
 
         freeze_bn: norms with running statistics (batch norm, EvoNorm-B0) keep and
-        use them (scale and shift still train). freeze_backbone: the encoder keeps its
-        weights and its running statistics.
+        use them; their scale and shift are still trained. freeze_backbone: the encoder
+        keeps its weights and its running statistics.
         """
         self._freeze_bn, self._freeze_backbone = freeze_bn, freeze_backbone
         for parameter in self.backbone_parameters():
             parameter.requires_grad_(not freeze_backbone)
         return self.train(self.training)
 
-    def two_classes(self, one_logit: bool = False):
-        """Serve two classes from a head with a single channel.
+    def two_classes(self, one_logit: bool = False) -> "BaseModel":
+        """Let a head with one output channel predict two classes; return the network.
 
-        one_logit: the network is built with one output channel z, which reads as
+        one_logit: the network is built with one output channel z, which becomes
         the two logits (-z/2, z/2). Their softmax is sigmoid(z), so cross-entropy
         is the binary cross-entropy of z, and losses, decisions, metrics and exported
         graphs work as with any two classes.
@@ -80,19 +84,21 @@ class BaseModel(nn.Module, ABC):
             self.register_forward_hook(_two_logits)
         return self
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "BaseModel":
+        """Set train or eval mode; frozen norms stay in eval mode. Returns the network."""
         super().train(mode)
         frozen = list(self.modules()) if self._freeze_bn else []
         if self._freeze_backbone:
             frozen += [m for module in self.backbone_modules() for m in module.modules()]
         for module in frozen:
-            if getattr(module, "running_var", None) is not None:     # EvoNorm-B0 too
+            if getattr(module, "running_var", None) is not None:     # EvoNorm-B0 has one too
                 module.eval()
         return self
 
 
-def _two_logits(model, inputs, outputs):
-    """One channel z as (-z/2, z/2), for every output of the network."""
+def _two_logits(model: nn.Module, inputs: tuple, outputs: Logits | dict[str, Logits]
+                ) -> Logits | dict[str, Logits]:
+    """Replace the one channel z of every output by (-z/2, z/2): (N, 1, H, W) -> (N, 2, H, W)."""
     if isinstance(outputs, dict):
         return {name: torch.cat((z / -2, z / 2), dim=1) for name, z in outputs.items()}
     return torch.cat((outputs / -2, outputs / 2), dim=1)

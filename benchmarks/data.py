@@ -1,13 +1,13 @@
-"""CPU time of sample preparation: the pipeline of the sources against ours.
+"""Compares the CPU time of sample preparation: the pipeline of the sources and ours.
 
-    python -m benchmarks.data
+    python -m benchmarks.data       about a minute on one core
 
-Both run in one process on one thread, in turn, with their own random draws; the
-figures are means of CPU time per sample; from the cache of `tools.pack`, after each sample was
-read for the first time, when its checksum is compared. The pipeline of the sources is restated
-here from its description: arrays of float32 and int32 from the start, the whole
-picture resized, turned, padded, cut, mirrored and blurred one after the other,
-ids mapped by one comparison each, floats to the device.
+Both run in turns in one process on one thread, each with its own random draws. The numbers are
+mean CPU times per sample. The cache of `tools.pack` is timed after every sample was read once,
+because the first read also compares its checksum. The pipeline of the sources was written from
+its description: arrays are float32 and int32 from the start; the whole image is resized, rotated,
+padded, cropped, flipped and blurred in this order; ids are mapped by one comparison each; floats
+are copied to the device.
 """
 import argparse
 import itertools
@@ -22,18 +22,19 @@ from PIL import Image
 
 from base.base_dataset import BaseDataset
 from benchmarks.measure import interleaved
+from dataloader.augmentation.transforms import Augmentation
 from dataloader.folder import Folder
 from dataloader.pixel_cache import CachePlan, use_cache
 from dataloader.shapes import Shapes
-from dataloader.transforms import Augmentation
-from utils.image_io import write_bytes, write_image, write_label
+from utils.files.whole_file import write_bytes
+from utils.images.image_io import write_image, write_label
 
 IDS = 35                              # stored values of a Cityscapes label
 FILES = 4
 CLASSES = 19
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.
                             RawDescriptionHelpFormatter).parse_args(argv)
     cv2.setNumThreads(1)
@@ -59,7 +60,7 @@ def main(argv=None):
 
 
 def _augmentation(image, label, base, goal):
-    """Arrays in memory to the crop; each pipeline gets the types it loads."""
+    """Times arrays in memory -> crop. Each pipeline gets arrays of the dtypes that it loads."""
     floats, ints = image.astype(np.float32), label.astype(np.int32)
     rng = np.random.default_rng(0)
     ours = _ours(base, 512)
@@ -70,7 +71,7 @@ def _augmentation(image, label, base, goal):
 
 
 def _whole_item(name, place, base, crop, goal, cache):
-    """Files to tensors; ours from the files, or from a cache of them."""
+    """Times files -> tensors; ours reads the files, or the cache of them if one is given."""
     dataset = use_cache(_dataset(place, base, crop), cache)
     rng = np.random.default_rng(0)
     _compare(f"item from {name}, crop {crop}",
@@ -94,6 +95,7 @@ def _ours(base, crop):
 
 
 def _source_item(dataset: BaseDataset, index, base, crop, rng):
+    """(image, label) tensors of one sample, computed by the pipeline of the sources."""
     sample = dataset.samples[index]
     image = np.asarray(Image.open(sample.image).convert("RGB"), dtype=np.float32)
     stored = np.asarray(Image.open(sample.label), dtype=np.int32)
@@ -108,6 +110,7 @@ def _source_item(dataset: BaseDataset, index, base, crop, rng):
 
 
 def _source_augmentation(image, label, base, crop, rng):
+    """The crop (image, label) of float32 and int32 arrays, as the sources compute it."""
     height, width = label.shape
     long_side = int(rng.integers(int(0.5 * base), int(2.0 * base) + 1))
     if height > width:
@@ -119,10 +122,10 @@ def _source_augmentation(image, label, base, crop, rng):
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), int(rng.integers(-10, 11)), 1.0)
     image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
     label = cv2.warpAffine(label, matrix, (width, height), flags=cv2.INTER_NEAREST)
-    below, beside = max(crop - height, 0), max(crop - width, 0)
-    if below or beside:
-        image = cv2.copyMakeBorder(image, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
-        label = cv2.copyMakeBorder(label, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
+    bottom, right = max(crop - height, 0), max(crop - width, 0)
+    if bottom or right:
+        image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=0)
+        label = cv2.copyMakeBorder(label, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=0)
     top = int(rng.integers(0, label.shape[0] - crop + 1))
     left = int(rng.integers(0, label.shape[1] - crop + 1))
     image, label = (a[top:top + crop, left:left + crop] for a in (image, label))
@@ -136,13 +139,14 @@ def _source_augmentation(image, label, base, crop, rng):
 
 
 def _compare(what, source, ours, rounds, goal):
-    """Both are called with the number of the round; the first ones warm up."""
-    of_source, of_ours = itertools.count(), itertools.count()
-    seconds = interleaved({"source": lambda: source(next(of_source)),
-                           "ours": lambda: ours(next(of_ours))}, rounds, warmup=FILES)
-    # Means: every round draws another size, each pipeline its own.
-    source, ours = map(statistics.fmean, seconds.values())
-    print(f"{what:44s}{1000 * source:7.2f}ms{1000 * ours:7.2f}ms{source / ours:7.1f}x{goal:6.1f}x",
+    """Prints one row. Both functions get the number of the round; the first rounds warm up."""
+    source_round, our_round = itertools.count(), itertools.count()
+    seconds = interleaved({"source": lambda: source(next(source_round)),
+                           "ours": lambda: ours(next(our_round))}, rounds, warmup=FILES)
+    # Means, not ratios per round: the two pipelines draw different sizes in a round.
+    source_mean, our_mean = map(statistics.fmean, seconds.values())
+    print(f"{what:44s}{1000 * source_mean:7.2f}ms{1000 * our_mean:7.2f}ms"
+          f"{source_mean / our_mean:7.1f}x{goal:6.1f}x",
           flush=True)
 
 
@@ -151,7 +155,7 @@ def _bytes(tensors):
 
 
 def _stored_ids(label):
-    """Class ids as values between 7 and 33, as Cityscapes stores them."""
+    """Class ids as values in 7..33, as Cityscapes stores them; 0 for an ignored pixel."""
     return np.where(label < CLASSES, label + 7, 0).astype(np.uint8)
 
 
@@ -160,16 +164,17 @@ def _label_map():
 
 
 def _write(folder, suffix, size):
+    """Writes FILES image and label files; the suffix decides the format of the images."""
     scenes = Shapes(size=size, length=FILES)
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
     for index in range(FILES):
         image, label = scenes.load(index)
-        image = cv2.GaussianBlur(image, (0, 0), 1.5)       # drawn grain is finer than a camera's
+        image = cv2.GaussianBlur(image, (0, 0), 1.5)       # camera noise is less fine than drawn
         if suffix == ".png":
-            done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
-                                      [cv2.IMWRITE_PNG_COMPRESSION, 6])
-            write_bytes(folder / "images" / f"{index}.png", data)
+            _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
+                                   [cv2.IMWRITE_PNG_COMPRESSION, 6])
+            write_bytes(folder / "images" / f"{index}.png", data.tobytes())
         else:
             write_image(folder / "images" / f"{index}{suffix}", image)
         write_label(folder / "labels" / f"{index}.png", _stored_ids(label), [])

@@ -1,17 +1,16 @@
-"""CPU time and peak memory of every loss, forward + backward, beside three yardsticks.
+"""Compares CPU time and peak memory of every loss, forward + backward, with other code.
 
     OMP_NUM_THREADS=1 python -m benchmarks.losses [--rounds 7] [--sizes 19x4 150x1]
                                                   [--losses DC ...] [--confident] [--no-memory]
 
-Yardsticks, interleaved with the loss in one process: torch's cross-entropy; the published
-form restated plainly (benchmarks.published_losses); the twin in segmentation_models_pytorch
-where that is installed and has one. Ratios are medians of CPU time over the rounds,
-"published / ours" above 1 means that ours is faster. Extra memory is the peak above the inputs
-and the gradient, in logit-sized tensors. --confident: logits of a trained network
-(the true class wins clearly) instead of noise.
-Each image is 512 x 512 with labels in blocks, one row of blocks of them ignored; at 150
-classes 20 are present. Beside the four sizes at 4 and 1 images, RMI's published form is left out
-at 150 x 4, where it takes more than 10 GB.
+Each loss is compared with torch's cross-entropy ("CE"), with a plain version of the published
+algorithm (benchmarks.published_losses), and with the same loss of segmentation_models_pytorch
+("smp") if that is installed and has one. All run in turns in one process. Ratios are medians of
+CPU time over the rounds; "published / ours" above 1 means that ours is faster. "bar" is the goal.
+Extra memory is the peak above the inputs and the gradient, in logit-sized tensors. --confident:
+logits as of a trained network (the true class has by far the largest) instead of noise.
+Each image is 512 x 512 with labels in blocks; one row of blocks is ignored. Of 150 classes, 20
+are present. The published RMI is left out at 150x4, where it needs more than 10 GB.
 """
 import argparse
 import os
@@ -27,8 +26,8 @@ from benchmarks.measure import interleaved, peak_of, ratio, table
 from utils.losses import build_loss
 
 IGNORE = 255
-# name: (config section, published form, class in segmentation_models_pytorch.losses and its
-# arguments, the bar on time over cross-entropy, the bar on published over ours (19, 150 classes))
+# name: (config section, published form, class in segmentation_models_pytorch.losses with its
+# arguments, goal for ours / CE (at most), goals for published / ours at 19 and at 150 classes)
 LOSSES = {
     "CrossEntropyLoss2d": ("CE", None, ("SoftCrossEntropyLoss", {"smooth_factor": 0.0}), None,
                            None),
@@ -53,7 +52,7 @@ LOSSES = {
 }
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -66,7 +65,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     if args.one_memory:
-        print(_extra_memory(*args.one_memory, args.confident))
+        name, size = args.one_memory
+        print(_extra_memory(name, size, args.confident))
         return
     for size in args.sizes:
         rows = [("loss", "ms", "/ CE", "bar", "published / ours", "bar", "smp / ours",
@@ -79,6 +79,7 @@ def main(argv=None):
 
 
 def _row(name, size, args, ce_memory):
+    """The cells of one loss at one size."""
     section, form, twin, ce_bar, form_bar = LOSSES[name]
     logits, target = _inputs(size, args.confident)
     wide = target.long()
@@ -86,7 +87,7 @@ def _row(name, size, args, ce_memory):
     loss = build_loss(section, IGNORE)
     calls["ours"] = lambda x: loss(x, target)
     if name.startswith("RMI") and logits.numel() > 1e8:
-        form = None         # its windows over all classes would take more than 10 GB
+        form = None         # its windows over all classes need more than 10 GB
     if form is not None:
         calls["published"] = lambda x: form(x, wide)
     smp = _smp_loss(twin)
@@ -110,15 +111,16 @@ def _row(name, size, args, ce_memory):
 
 
 def _inputs(size, confident):
+    """(logits (N, C, 512, 512) float32, target (N, 512, 512) uint8) for a size such as "19x4"."""
     num_classes, images = map(int, size.split("x"))
     torch.manual_seed(0)
     logits = torch.randn(images, num_classes, 512, 512)
     target = torch.randint(0, min(num_classes, 20), (images, 16, 16))
     if confident:
-        # Right by a margin almost everywhere, wrong on a hundredth of the blocks' pixels.
-        shown = target.repeat_interleave(32, 1).repeat_interleave(32, 2)
-        margin = torch.where(torch.rand(shown.shape) < 0.01, 0.0, 12.0)
-        logits.scatter_add_(1, shown[:, None], margin[:, None])
+        # The true class leads by a margin, except at one pixel in a hundred.
+        pixels = target.repeat_interleave(32, 1).repeat_interleave(32, 2)
+        margin = torch.where(torch.rand(pixels.shape) < 0.01, 0.0, 12.0)
+        logits.scatter_add_(1, pixels[:, None], margin[:, None])
     target[:, 0] = IGNORE
     target = target.repeat_interleave(32, 1).repeat_interleave(32, 2).to(torch.uint8)
     return logits.requires_grad_(), target
@@ -128,7 +130,7 @@ def _smp_loss(twin):
     if twin is None:
         return None
     try:
-        from segmentation_models_pytorch import losses
+        from segmentation_models_pytorch import losses  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     name, options = twin
@@ -136,17 +138,18 @@ def _smp_loss(twin):
 
 
 def _memory(name, size, confident):
-    """Peak of one step in a fresh process, in logit-sized tensors beyond input and gradient."""
+    """Extra memory of one step in a new process, in logit-sized tensors, as text."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.losses", "--one-memory", name, size]
     if confident:
         command.append("--confident")
-    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True,
-                            cwd=Path(__file__).resolve().parents[1])
-    return answer.stdout.strip()
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True,
+                             cwd=Path(__file__).resolve().parents[1])
+    return process.stdout.strip()
 
 
 def _extra_memory(name, size, confident):
+    """Extra memory as in `_memory`, measured in this process; "-" on other systems than Linux."""
     if not Path("/proc/self/clear_refs").exists():
         return "-"
     _peak(name, "19x1", confident)      # the first step loads libraries and fills pools
@@ -155,7 +158,7 @@ def _extra_memory(name, size, confident):
 
 
 def _peak(name, size, confident):
-    """(bytes at the peak above the inputs, bytes of the logits)."""
+    """(peak bytes of one step above the inputs, bytes of the logits)."""
     logits, target = _inputs(size, confident)
     loss = build_loss(LOSSES[name][0], IGNORE) if name in LOSSES else None
     wide = target.long()

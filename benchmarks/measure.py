@@ -1,22 +1,25 @@
-"""Side-by-side CPU timing: candidates interleaved in one process, medians, ratios.
+"""Measures CPU times of candidates that run in turns in one process, and peak memory.
 
-The yardstick is CPU time of the process, because machines are shared; ratios
-are taken round by round, so a machine whose speed drifts does not tilt them.
+CPU time of the process is measured, because machines are shared. Ratios are computed per round,
+so a machine whose speed changes slowly does not bias them.
 """
 import statistics
 import time
 from collections.abc import Callable
 
-from utils.progress import forget_peak, resident
+from utils.machine.memory import forget_peak, resident
 
 
 def interleaved(candidates: dict[str, Callable], rounds: int = 5, warmup: int = 1) \
         -> dict[str, list[float]]:
-    """CPU seconds of every call: name -> one number a round. Candidates take turns A B A B …"""
+    """CPU seconds of every call: name -> one number per round. The candidates run in turns A B A B.
+
+    The first `warmup` rounds are not measured.
+    """
     for _ in range(warmup):
         for call in candidates.values():
             call()
-    seconds = {name: [] for name in candidates}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, call in candidates.items():
             before = time.process_time()
@@ -26,21 +29,24 @@ def interleaved(candidates: dict[str, Callable], rounds: int = 5, warmup: int = 
 
 
 def ratio(seconds: dict[str, list[float]], of: str, over: str) -> float:
-    """Median over the rounds of time `of` / time `over`."""
-    return statistics.median(a / b for a, b in zip(seconds[of], seconds[over]))
+    """The median over the rounds of the time of `of` / the time of `over`."""
+    return statistics.median(a / b for a, b in zip(seconds[of], seconds[over], strict=True))
 
 
 def peak_of(work: Callable) -> int:
-    """Bytes by which the resident memory rose above where it was (Linux)."""
+    """The most bytes by which resident memory grows while `work` runs (Linux)."""
     forget_peak()
     before = resident("VmRSS")
     work()
-    return resident("VmHWM") - before
+    peak = resident("VmHWM")
+    assert before is not None and peak is not None, "reads /proc, which only Linux has"
+    return peak - before
 
 
 def table(title: str, rows: list[tuple]):
-    """Print rows of (name, value, …) as a plain table on stdout."""
+    """Prints rows of (name, value, ...) as a table on stdout."""
     print(f"\n{title}")
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        print("  " + "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths)))
+        print("  " + "  ".join(str(cell).ljust(width)
+                               for cell, width in zip(row, widths, strict=True)))

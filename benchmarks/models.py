@@ -1,16 +1,15 @@
-"""Our networks beside the same ones written plainly, and beside those of other packages.
+"""Compares our networks with plain versions of the same networks and with other packages.
 
     python -m benchmarks.models [NAME ...] [--size 256x256] [--batch 2] [--repeats 7]
 
-torchvision has some of them, benchmarks/plain_models.py others: given our weights,
-they must give our logits. segmentation_models_pytorch has other networks under the
-same names; times beside those are per FLOP. A package that is not installed is
-named and left out.
+Some of the same networks are in torchvision, others in benchmarks/plain_models.py ("plain"); with
+our weights, the plain ones must compute our logits. segmentation_models_pytorch ("smp") has
+different networks under the same names; times against those are per FLOP. A package that is not
+installed is reported and left out.
 
-Each pair runs in turns within one process: forward in eval mode, then forward
-and backward. Printed are the medians of the CPU time ratios of neighbouring
-turns (ours over theirs) and the ratio of the peak memory that tensors take
-beyond the weights. 1.00 is equal; less is better for us.
+Each pair runs in turns in one process: forward in eval mode, then forward and backward. Printed
+are the median over the turns of the ratio of CPU times (ours / theirs), and the ratio of the peak
+memory of tensors besides the weights. 1.00 is equal; less is better for us.
 """
 import argparse
 import statistics
@@ -23,12 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import plain_models
-from utils.arguments import at_least, size
-from utils.registry import components
+from utils.cli.arguments import at_least, size
+from utils.config.registry import components
+from utils.machine.tensors import ImageBatch
 
 CLASSES = 21
 RESNET = {"backbone": "resnet50"}
-# (name, arguments of ours, whose network, how to build it, whether it is the same one)
+# (name, arguments of our network, other package, function that builds the other network,
+# whether the two networks are the same)
 PAIRS = [
     ("DeepLabV3", RESNET, "torchvision", lambda: _torchvision("deeplabv3_resnet50"), True),
     ("FCNResNet", RESNET, "torchvision", lambda: _torchvision("fcn_resnet50"), True),
@@ -37,7 +38,7 @@ PAIRS = [
       for name, arguments in (("DeepLab", RESNET), ("PSPNet", RESNET), ("UNet", {}),
                               ("UperNet", RESNET))),
     ("DeepLab", RESNET, "smp", lambda: _smp("DeepLabV3Plus"), False),
-    # smp's encoders of PSPNet and UPerNet are not dilated.
+    # The encoders of smp's PSPNet and UPerNet are not dilated.
     ("PSPNet", {**RESNET, "use_aux": False, "output_stride": 32}, "smp",
      lambda: _smp("PSPNet", encoder_depth=5, psp_out_channels=512), False),
     ("UNet", {}, "smp", lambda: _smp("Unet", encoder_name="vgg13_bn", encoder_depth=4,
@@ -46,25 +47,27 @@ PAIRS = [
 ]
 
 
-def main():
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     names = sorted({name for name, *_ in PAIRS})
     parser.add_argument("names", nargs="*", default=names, metavar="NAME",
-                        help="of " + ", ".join(names))
+                        help="any of " + ", ".join(names))
     parser.add_argument("--size", type=size, default="256x256", metavar="N|HxW",
-                        help="of the images (default: %(default)s)")
-    parser.add_argument("--batch", type=at_least(2), default=2, help="images (default: 2)")
-    parser.add_argument("--repeats", type=at_least(1), default=7, help="turns (default: 7)")
+                        help="size of the images (default: %(default)s)")
+    parser.add_argument("--batch", type=at_least(2), default=2,
+                        help="number of images (default: 2)")
+    parser.add_argument("--repeats", type=at_least(1), default=7,
+                        help="number of turns (default: 7)")
     parser.add_argument("--same", action="store_true",
-                        help="only pairs of one and the same network")
-    options = parser.parse_args()
+                        help="only pairs in which both networks are the same")
+    options = parser.parse_args(argv)
     if wrong := set(options.names) - set(names):
-        parser.error(f"no pair of {', '.join(sorted(wrong))}; there are {', '.join(names)}")
+        parser.error(f"no pair of {', '.join(sorted(wrong))}; choose from {', '.join(names)}")
     torch.manual_seed(0)
     images = torch.randn(options.batch, 3, *options.size)
     print("ours / theirs, times per FLOP where the networks differ")
-    print(f"{'network':10} {'beside':12} {'FLOPs':>6} {'params':>7} | {'forward':>8} "
+    print(f"{'network':10} {'other':12} {'FLOPs':>6} {'params':>7} | {'forward':>8} "
           f"{'memory':>7} | {'fwd+bwd':>8} {'memory':>7}", flush=True)
     for name, arguments, package, other, same in PAIRS:
         if name not in options.names or options.same and not same:
@@ -76,31 +79,36 @@ def main():
             continue
         ours = components("models")[name](num_classes=CLASSES, **arguments)
         if same and package == "plain":
-            _require_one_network(ours, theirs, images)
+            _require_equal_logits(ours, theirs, images)
         compare(f"{name:10} {package:12}", ours, theirs, images, options.repeats, same)
 
 
-def _require_one_network(ours, theirs, images):
-    """Give theirs our weights, in the order of the state dicts, and compare the logits."""
+def _require_equal_logits(ours, theirs, images):
+    """Copies our weights to theirs in the order of the state dicts and compares the logits.
+
+    Raises AssertionError if they differ.
+    """
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
     with torch.no_grad():
         torch.testing.assert_close(theirs.eval()(images), ours.eval()(images))
 
 
-def compare(title, ours, theirs, images, repeats, same):
-    """Print one line."""
+def compare(title: str, ours: nn.Module, theirs: nn.Module, images: ImageBatch, repeats: int,
+            same: bool):
+    """Prints one row: FLOPs, parameters, times and memory of ours / theirs; images: float."""
     flops = _flops(ours, images) / _flops(theirs, images)
     params = _count(ours) / _count(theirs)
     divisor = 1.0 if same else flops
     cells = []
     for step, train in ((_forward, False), (_forward_backward, True)):
-        ours.train(train), theirs.train(train)
+        for network in (ours, theirs):
+            network.train(train)
         ratios = []
         for turn in range(repeats + 1):
             pair = (ours, theirs) if turn % 2 else (theirs, ours)
-            spent = {network: _cpu_time(step, network, images) for network in pair}
-            if turn:                    # the first one warms up
-                ratios.append(spent[ours] / spent[theirs] / divisor)
+            seconds = {network: _cpu_time(step, network, images) for network in pair}
+            if turn:                    # the first turn warms up
+                ratios.append(seconds[ours] / seconds[theirs] / divisor)
         memory = _peak(step, ours, images) / _peak(step, theirs, images)
         cells += [statistics.median(ratios), memory]
     print(f"{title} {flops:6.2f} {params:7.2f} | {cells[0]:8.3f} {cells[1]:7.3f} | "
@@ -114,8 +122,8 @@ def _forward(network, images):
 
 def _forward_backward(network, images):
     out = network(images)
-    total = sum(v.mean() for v in (out.values() if isinstance(out, dict) else (out,)))
-    total.backward()
+    first, *others = [v.mean() for v in (out.values() if isinstance(out, dict) else (out,))]
+    sum(others, first).backward()
     network.zero_grad(set_to_none=True)
 
 
@@ -126,14 +134,14 @@ def _cpu_time(step, network, images):
 
 
 def _peak(step, network, images):
-    """The most bytes of tensors alive at one time during a step, beyond those before it."""
+    """The peak bytes of the tensors that a step creates."""
     with _AliveBytes() as counter:
         step(network, images)
     return counter.peak
 
 
 class _AliveBytes(TorchDispatchMode):
-    """Adds up the storages that operations create, each until it is freed."""
+    """Counts the bytes of the storages that operations create, each until it is freed."""
 
     def __init__(self):
         super().__init__()
@@ -142,7 +150,7 @@ class _AliveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, torch.Tensor):    # inputs that were there before
+            if isinstance(tensor, torch.Tensor):    # inputs that existed before
                 self.known.add(tensor.untyped_storage()._cdata)
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
@@ -183,13 +191,16 @@ def _torchvision(name):
 
 
 def _smp(name, encoder_name="resnet50", **options):
-    import segmentation_models_pytorch
+    import segmentation_models_pytorch  # pyright: ignore[reportMissingImports]
     return getattr(segmentation_models_pytorch, name)(
         encoder_name=encoder_name, encoder_weights=None, classes=CLASSES, **options)
 
 
 class _OnlyLogits(nn.Module):
-    """torchvision's networks give a dict in eval mode too; as ours, without the unused head."""
+    """A torchvision network that, like ours, returns only logits in eval mode.
+
+    The auxiliary head is skipped there.
+    """
 
     def __init__(self, network):
         super().__init__()

@@ -1,14 +1,17 @@
-"""The losses as the publications compute them, restated plainly, as a yardstick.
+"""Plain versions of the published algorithms of the losses. Used by benchmarks.losses.
 
-One statement per step of the published algorithm, without ignore_index tricks, early
-exits or fused kernels; used by benchmarks.losses only.
+One statement per step of the published algorithm, without early exits or fused kernels.
+All take logits (N, C, H, W) float and target (N, H, W) int64 and return a scalar.
 """
 import torch
 import torch.nn.functional as F
 
+from utils.machine.tensors import LabelBatch, Logits
 
-def ohem(logits, target, ignore_index=255, thresh=0.7, min_kept=100000):
-    """OHEM by sorting the softmax probability of the true class."""
+
+def ohem(logits: Logits, target: LabelBatch, ignore_index: int = 255, thresh: float = 0.7,
+         min_kept: int = 100000) -> torch.Tensor:
+    """OHEM by sorting the probabilities of the true class."""
     losses = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none").flatten()
     probs = F.softmax(logits, dim=1)
     valid = target.flatten() != ignore_index
@@ -20,16 +23,18 @@ def ohem(logits, target, ignore_index=255, thresh=0.7, min_kept=100000):
     return losses[valid][order][ranked < threshold].mean()
 
 
-def topk(logits, target, ignore_index=255, k=10):
-    """Mean of the largest k percent of the cross-entropies."""
+def topk(logits: Logits, target: LabelBatch, ignore_index: int = 255,
+         k: float = 10) -> torch.Tensor:
+    """Top-k: the mean of the largest k percent of the cross-entropies."""
     losses = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none").flatten()
     return losses.topk(int(losses.numel() * k / 100), sorted=False).values.mean()
 
 
-def bootstrapped(logits, target, ignore_index=255, min_k=100000, threshold=0.05):
-    """Per image a full sort of the cross-entropies."""
+def bootstrapped(logits: Logits, target: LabelBatch, ignore_index: int = 255, min_k: int = 100000,
+                 threshold: float = 0.05) -> torch.Tensor:
+    """Bootstrapped cross-entropy by sorting all cross-entropies of each image."""
     losses = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
-    total = 0
+    total = logits.new_zeros(())
     for image in losses.flatten(1):
         ranked = image.sort(descending=True).values
         kept = ranked[ranked > threshold] if ranked[min_k] > threshold else ranked[:min_k]
@@ -37,21 +42,23 @@ def bootstrapped(logits, target, ignore_index=255, min_k=100000, threshold=0.05)
     return total / len(losses)
 
 
-def focal(logits, target, ignore_index=255, gamma=2.0):
-    """exp(-cross-entropy) as the probability."""
+def focal(logits: Logits, target: LabelBatch, ignore_index: int = 255,
+          gamma: float = 2.0) -> torch.Tensor:
+    """Focal loss with exp(-cross-entropy) as the probability."""
     loss = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
     return ((1 - torch.exp(-loss)) ** gamma * loss).sum() / (target != ignore_index).sum()
 
 
-def flat_dice(logits, target, ignore_index=255, smooth=1.0):
-    """Softmax and one-hot labels, multiplied."""
+def flat_dice(logits: Logits, target: LabelBatch, ignore_index: int = 255,
+              smooth: float = 1.0) -> torch.Tensor:
+    """Flat Dice from the product of softmax and one-hot labels."""
     y = _one_hot(logits, target, ignore_index).contiguous().flatten()
     p = F.softmax(logits, dim=1).flatten()
     return 1 - (2 * (p * y).sum() + smooth) / (p.sum() + y.sum() + smooth)
 
 
-def class_dice(logits, target, ignore_index=255):
-    """Per class over the batch, with a mask and one-hot labels."""
+def class_dice(logits: Logits, target: LabelBatch, ignore_index: int = 255) -> torch.Tensor:
+    """Dice per class over the batch, with a mask and one-hot labels."""
     mask = (target != ignore_index)[:, None]
     p = F.softmax(logits, dim=1) * mask
     y = _one_hot(logits, target, ignore_index) * mask
@@ -59,8 +66,9 @@ def class_dice(logits, target, ignore_index=255):
     return ((1 - 2 * hit / (predicted + labels).clamp_min(1e-7)) * (labels > 0)).mean()
 
 
-def dice_and_cross_entropy(logits, target, ignore_index=255):
-    """nnU-Net's sum of both, each on its own."""
+def dice_and_cross_entropy(logits: Logits, target: LabelBatch,
+                           ignore_index: int = 255) -> torch.Tensor:
+    """nnU-Net's cross-entropy minus Dice, each computed separately."""
     mask = (target != ignore_index)[:, None]
     p = F.softmax(logits, dim=1)
     y = _one_hot(logits, target, ignore_index)
@@ -70,37 +78,37 @@ def dice_and_cross_entropy(logits, target, ignore_index=255):
     return F.cross_entropy(logits, target, ignore_index=ignore_index) - dice[1:].mean()
 
 
-def lovasz(logits, target, ignore_index=255):
-    """A loop over the classes, each sorted over all labelled pixels."""
+def lovasz(logits: Logits, target: LabelBatch, ignore_index: int = 255) -> torch.Tensor:
+    """Lovász-Softmax in a loop over the classes that sorts the errors of all labeled pixels."""
     probs = F.softmax(logits, dim=1).permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
     labels = target.flatten()
     valid = labels != ignore_index
     probs, labels = probs[valid], labels[valid]
     losses = []
     for c in range(probs.shape[1]):
-        shown = (labels == c).float()
-        if shown.sum() == 0:
+        in_class = (labels == c).float()
+        if in_class.sum() == 0:
             continue
-        errors, order = (shown - probs[:, c]).abs().sort(0, descending=True)
-        shown = shown[order]
-        total = shown.sum()
-        jaccard = 1 - (total - shown.cumsum(0)) / (total + (1 - shown).cumsum(0))
+        errors, order = (in_class - probs[:, c]).abs().sort(0, descending=True)
+        in_class = in_class[order]
+        total = in_class.sum()
+        jaccard = 1 - (total - in_class.cumsum(0)) / (total + (1 - in_class).cumsum(0))
         jaccard[1:] = jaccard[1:] - jaccard[:-1].clone()
         losses.append(torch.dot(errors, jaccard))
     return torch.stack(losses).mean()
 
 
-def bce(logits, target, ignore_index=255):
-    """Torch's on one-hot labels."""
+def bce(logits: Logits, target: LabelBatch, ignore_index: int = 255) -> torch.Tensor:
+    """torch's binary cross-entropy on one-hot labels."""
     mask = (target != ignore_index)[:, None]
     y = _one_hot(logits, target, ignore_index).float()
     loss = F.binary_cross_entropy_with_logits(logits, y, reduction="none") * mask
     return loss.sum() / (mask.sum() * logits.shape[1])
 
 
-def rmi(logits, target, ignore_index=255, pool="max", stride=3, radius=3, alpha=5e-4):
-    """Sigmoid and one-hot over all classes, unfolded windows in float64, a matrix inverse."""
-    images, num_classes = logits.shape[:2]
+def rmi(logits: Logits, target: LabelBatch, ignore_index: int = 255, pool: str = "max",
+        stride: int = 3, radius: int = 3, alpha: float = 5e-4) -> torch.Tensor:
+    """RMI over all classes, with all windows stacked in float64 and a matrix inverse."""
     mask = (target != ignore_index)[:, None]
     y = _one_hot(logits, target, ignore_index).float()
     bce_part = (F.binary_cross_entropy_with_logits(logits, y, reduction="none") * mask).sum() \
@@ -126,6 +134,7 @@ def rmi(logits, target, ignore_index=255, pool="max", stride=3, radius=3, alpha=
 
 
 def _one_hot(logits, target, ignore_index):
+    """One-hot labels (N, C, H, W) int64, all 0 at an ignored pixel."""
     index = target.masked_fill(target == ignore_index, 0)
     y = F.one_hot(index, logits.shape[1]).permute(0, 3, 1, 2)
     return y * (target != ignore_index)[:, None]

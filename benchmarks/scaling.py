@@ -1,9 +1,9 @@
-"""How much a second process brings: training steps over one and two gloo ranks on this machine.
+"""Compares training steps on one and on two gloo ranks of this machine.
 
     python -m benchmarks.scaling [--model ENet] [--size 128] [--batch 2] [--steps 15]
 
-One thread and one batch per process. Efficiency is the wall time of a step
-alone over that of a step with two ranks: 1 means twice the images per second.
+Each process uses one thread and has a batch of the same size. The efficiency is the wall time of a
+step with one rank divided by that with two ranks: 1 means twice as many images per second.
 """
 import argparse
 import os
@@ -12,7 +12,7 @@ import statistics
 import time
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ENet")
@@ -25,7 +25,7 @@ def main(argv=None):
     import torch.multiprocessing as mp
 
     from benchmarks.measure import table
-    seconds = {1: [], 2: []}
+    seconds: dict[int, list[float]] = {1: [], 2: []}       # by number of ranks
     for _ in range(args.rounds):
         for world in seconds:
             queue = mp.get_context("spawn").SimpleQueue()
@@ -43,12 +43,13 @@ def main(argv=None):
 
 
 def _rank(rank, world, port, args, queue):
+    """Trains on one rank; rank 0 puts its median wall seconds per step in the queue."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     import torch
 
     from benchmarks.step import batch_of, our_step
-    from utils import distributed
+    from utils.machine import distributed
     torch.set_num_threads(1)
     distributed.start("cpu", timeout=120)
     step = our_step(args.model, batch_of(args.batch, args.size))

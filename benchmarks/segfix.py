@@ -1,22 +1,29 @@
-"""Refinement by SegFix against the published script, restated, side by side in one run.
+"""Compares refinement by SegFix with a plain version of the published script.
 
     python -m benchmarks.segfix [--size 1024 2048] [--rounds 9] [--threads 1]
 
-The script (openseg-group/openseg.pytorch) turns label ids into train ids and back by one mask
-per class, and samples the label numbers bilinearly at the shifted places; here with the
-align_corners=True that it had in PyTorch 0.4.1. Both start from offsets as scipy reads them from
-a file (int32, column by column) and end with the refined uint8 map of label ids; reading a file
-is timed on its own. Labels are cells of a random partition, offsets those of the true labels.
+The script (openseg-group/openseg.pytorch) converts label ids to train ids and back with one mask
+per class, and samples the label numbers bilinearly at the shifted positions; here with
+align_corners=True, the behavior of PyTorch 0.4.1. Both start with offsets as scipy reads them
+from a file (int32, column by column) and end with the refined uint8 map of label ids. Reading a
+file is timed separately. The labels are the cells of a random partition, and the offsets are
+computed from the true labels.
 
-Goal: at least 5 times quicker than the script, with equal results.
+Goal: at least 5 times faster than the script, with equal results.
 """
 import argparse
 import statistics
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from utils.images.types import Labels
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.segfix", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=[1024, 2048], metavar=("H", "W"))
@@ -29,9 +36,9 @@ def main(argv=None):
     import torch
 
     from benchmarks.measure import interleaved, ratio, table
-    from utils.segfix import refine
-    from utils.segfix_files import read_offsets, write_offsets
-    from utils.segfix_labels import with_known_ids
+    from utils.segfix.label_files import with_known_ids
+    from utils.segfix.mat_files import read_offsets, write_offsets
+    from utils.segfix.offsets import refine
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
     labels, offset = scene(*args.size)
@@ -52,13 +59,17 @@ def main(argv=None):
                  f"{ratio(seconds, 'published', name):.1f}") for name in calls)])
 
 
-def published(label_ids, offset, scale=2):
-    """The script's arithmetic on one label map, in its order."""
+def published(label_ids: "Labels", offset: "np.ndarray", scale: int = 2) -> "Labels":
+    """The refined label ids (H, W) uint8, computed with the operations of the script.
+
+    label_ids: (H, W) uint8. offset: (H, W, 2) integer, (dy, dx); a pixel takes the label at
+    scale · offset.
+    """
     import numpy as np
     import torch
     from torch.nn.functional import grid_sample
 
-    from utils.segfix import CITYSCAPES_IDS
+    from utils.segfix.targets import CITYSCAPES_IDS
     height, width = label_ids.shape
     label = np.full((height, width), 255, np.uint8)
     for train_id, label_id in enumerate(CITYSCAPES_IDS):
@@ -77,14 +88,15 @@ def published(label_ids, offset, scale=2):
     return result
 
 
-def scene(height, width, cells=400, seed=0):
-    """(label ids uint8 (H, W) with errors at their borders, offsets of the true labels)."""
+def scene(height: int, width: int, cells: int = 400,
+          seed: int = 0) -> "tuple[Labels, np.ndarray]":
+    """(label ids (H, W) uint8 with errors at borders, offsets (H, W, 2) of the true labels)."""
     import cv2
     import numpy as np
     import torch
 
-    from utils.segfix import (CITYSCAPES_IDS, direction_vectors, distance_maps, segfix_targets,
-                              stored_angle)
+    from utils.segfix.offsets import direction_vectors
+    from utils.segfix.targets import CITYSCAPES_IDS, distance_maps, segfix_targets, stored_angle
     rng = np.random.default_rng(seed)
     points = np.stack([rng.integers(0, height, cells), rng.integers(0, width, cells)], 1)
     seeds = np.ones((height, width), np.uint8)

@@ -1,12 +1,13 @@
-"""How long a person waits: --help, a config typo, and the first finished iteration.
+"""Compares the start-up times of the commands with `import torch`.
 
     python -m benchmarks.startup [--rounds 3]
 
-Wall time of whole processes, with compiled byte-code at hand. Goals: --help within
-0.3 s; from the command to the first finished iteration at most `import torch` plus one second.
+Measured are the wall times of whole processes until --help is printed, an error in the config is
+reported, and the first training iteration is finished, with byte-code already compiled. Goals:
+--help within 0.3 s; the first iteration finished at most one second after `import torch` would be.
 
-torch's optimizers import torch's compiler (torch._dynamo) when they are made and at
-every step, used or not: the last line leaves that import out.
+torch's optimizers import torch's compiler (torch._dynamo) when they are constructed and at every
+step, even if it is not used: the last number leaves that import out.
 """
 import argparse
 import os
@@ -17,7 +18,7 @@ import tempfile
 import time
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
@@ -39,7 +40,7 @@ def main(argv=None):
             "a syntax error in the config": [sys.executable, "train.py", "-c", os.devnull],
             "first iteration (ENet, Shapes)": first_iteration,
         }
-        seconds = {name: [] for name in commands}
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(rounds + 1):
             for name, command in commands.items():
                 before = time.perf_counter()

@@ -1,23 +1,25 @@
-"""The training step: ours, the bare computation, and the sources' plain loop.
+"""Compares our training step with the bare computation and with the loop of the sources.
 
     python -m benchmarks.step [--models ENet,UNet] [--rounds 5] [--size 256] [--batch 2]
 
-bare    forward, loss, backward and fused optimizer step of the same network, in the
-        same arithmetic and memory layout as ours, and nothing else.
-source  the published loop: float32, contiguous, for-loop SGD, loss.item() and
-        per-batch metrics (a softmax-free argmax, and masks over all classes) every step.
+bare    only the forward pass, loss, backward pass and fused optimizer step of the same network,
+        with the same dtypes and memory layout as ours.
+source  the published loop: float32, contiguous, for-loop SGD, and in every step loss.item() and
+        per-batch metrics (argmax of the logits, and one mask per class).
 
 Goals: ours / bare at most 1.02; source / ours at least 2 (DeepLabV3+, PSPNet), 3.5 (U-Net).
 """
 import argparse
 import statistics
+from collections.abc import Callable
+from typing import Any
 
 CASES = {"ENet": {}, "DeepLab": {"backbone": "resnet50"}, "PSPNet": {"backbone": "resnet50"},
          "UNet": {}}
 CLASSES = 19
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(CASES))
@@ -28,9 +30,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     import torch
+
     from benchmarks.measure import interleaved, ratio, table
     torch.set_num_threads(args.threads)
-    rows = [("network", "ours s", "bare s", "source s", "ours/bare", "source/ours")]
+    rows: list[tuple] = [("network", "ours s", "bare s", "source s", "ours/bare", "source/ours")]
     for name in args.models.split(","):
         batch = batch_of(args.batch, args.size)
         seconds = interleaved({"ours": our_step(name, batch), "bare": _bare(name, batch),
@@ -43,23 +46,28 @@ def main(argv=None):
           f"CPU time, {args.threads} thread(s)", rows)
 
 
-def batch_of(images, size):
-    """A random training batch whose labels have large regions."""
+def batch_of(images: int, size: int) -> dict[str, Any]:
+    """A random training batch with labels of large regions.
+
+    image: (N, 3, size, size) uint8; label: (N, size, size) uint8; id: N names.
+    """
     import torch
     return {"image": torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8),
             "label": _blobs(images, size), "id": ["a"] * images}
 
 
-def our_step(name, batch):
-    """A function that takes one step of our trainer on `batch`."""
+def our_step(name: str, batch: dict[str, Any]) -> Callable[[], None]:
+    """A function that runs one step of our trainer on `batch`; name: of a network in CASES."""
     import tempfile
 
     import torch
+
     from trainer import Trainer
     from utils.config import load_config, resolve_config
-    from utils.criterion import Criterion
-    from utils.finite import FiniteGuard
-    from utils.normalize import Normalize
+    from utils.images.normalize import Normalize
+    from utils.training.criterion import Criterion
+    from utils.training.finite_guard import FiniteGuard
+    from utils.training.log_window import LogWindow
     config = resolve_config(load_config("config.json", ["optimizer.type=SGD",
                                                         'optimizer.args={"lr":0.01,"momentum":0.9,'
                                                         '"weight_decay":1e-4}',
@@ -67,31 +75,30 @@ def our_step(name, batch):
                                                         "trainer.val=false",
                                                         "trainer.tensorboard=false"]))
     model = _network(name)
-    names = [str(i) for i in range(CLASSES)]
     dataset = _Dataset()
-    dataset.class_names, dataset.palette = names, [[0, 0, 0]] * CLASSES
     loader = _Loader(dataset, len(batch["id"]))
     trainer = Trainer(model, Criterion(config["loss"], model.output_weights),
                       Normalize(dataset.mean, dataset.std), loader, None, config,
-                      tempfile.mkdtemp(), torch.device("cpu"), **config["trainer"])
+                      tempfile.mkdtemp(), torch.device("cpu"))
     trainer.train_model.train()
-    trainer.window, trainer.window_steps = torch.zeros(()), 0
+    trainer.window = LogWindow(trainer.device, len(batch["id"]))
     trainer.guard = FiniteGuard(model, trainer.optimizer, trainer.device, False)
 
     def step():
         trainer._step([dict(batch)])
-        trainer.step += 1
+        trainer.progress.step += 1
     return step
 
 
 class _Dataset(list):
-    """As much of a dataset: no samples, statistics, and attributes as they come."""
+    """The attributes of a dataset that a trainer reads; it has no samples."""
 
     mean, std = [0.5] * 3, [0.25] * 3
+    class_names, palette = [str(i) for i in range(CLASSES)], [[0, 0, 0]] * CLASSES
 
 
 class _Loader:
-    """As much of dataloader.loader.Loader as a trainer looks at before its first batch."""
+    """The attributes of dataloader.loader.Loader that a trainer reads before its first batch."""
 
     batch_transforms = ()
 
@@ -103,9 +110,10 @@ class _Loader:
 
 
 def _bare(name, batch):
+    """A function that runs one step of the bare computation."""
     import torch
-    import torch.nn.functional as F
-    from utils.precision import autocast_dtype
+
+    from utils.machine.precision import autocast_dtype
     model = _network(name).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4, fused=True)
     dtype = autocast_dtype("auto", torch.device("cpu"))
@@ -116,8 +124,7 @@ def _bare(name, batch):
     def step():
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             outputs = model(image)
-            loss = sum(weight * F.cross_entropy(outputs[key], label, ignore_index=255)
-                       for key, weight in weights.items())
+            loss = _weighted_loss(outputs, label, weights)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -125,8 +132,8 @@ def _bare(name, batch):
 
 
 def _source(name, batch):
+    """A function that runs one step of the loop of the sources."""
     import torch
-    import torch.nn.functional as F
     model = _network(name).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4, foreach=False)
     image = (batch["image"].float() / 255 - 0.5) / 0.25
@@ -135,8 +142,7 @@ def _source(name, batch):
     def step():
         optimizer.zero_grad()
         outputs = model(image)
-        loss = sum(weight * F.cross_entropy(outputs[key], label, ignore_index=255)
-                   for key, weight in weights.items())
+        loss = _weighted_loss(outputs, label, weights)
         loss.backward()
         optimizer.step()
         loss.item()
@@ -144,8 +150,16 @@ def _source(name, batch):
     return step
 
 
+def _weighted_loss(outputs, label, weights):
+    """The weighted sum of the cross-entropies of the outputs."""
+    import torch.nn.functional as F
+    first, *others = [weight * F.cross_entropy(outputs[key], label, ignore_index=255)
+                      for key, weight in weights.items()]
+    return sum(others, first)
+
+
 def _plain_metrics(logits, label):
-    """Pixel accuracy and per-class areas by one mask per class, read back at once."""
+    """(number of correct pixels, areas per class), with one mask per class, each read at once."""
     prediction = logits.argmax(1)
     correct = (prediction == label).sum().item()
     areas = [((prediction == c) & (label == c)).sum().item()
@@ -155,13 +169,14 @@ def _plain_metrics(logits, label):
 
 def _network(name):
     import torch
-    from utils.registry import components
+
+    from utils.config.registry import components
     torch.manual_seed(0)
     return components("models")[name](num_classes=CLASSES, **CASES[name])
 
 
 def _blobs(batch, size):
-    """Label maps with large regions and one row of ignored pixels."""
+    """Label maps (batch, size, size) uint8 with large regions; the first 4 rows are ignored."""
     import torch
     coarse = torch.randint(0, CLASSES, (batch, 1, 16, 16)).float()
     label = torch.nn.functional.interpolate(coarse, (size, size)).squeeze(1).to(torch.uint8)

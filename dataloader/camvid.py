@@ -1,24 +1,26 @@
 """CamVid, 11 classes. Brostow et al., Semantic object classes in video, PRL 2009.
 
-The layout of the SegNet tutorial (Badrinarayanan et al., PAMI 2017): 367, 101
-and 233 frames of 480x360,
+Frames of 480x360 pixels (width x height): 367 train, 101 val, 233 test, in the folders of the
+SegNet tutorial (Badrinarayanan et al., PAMI 2017):
 
     train.txt  val.txt  test.txt          image and label of a frame on each line
     train/ trainannot/ val/ valannot/ test/ testannot/
 
-Pairs come from the list file, or by stem where there is none; images may have
-any extension. Stored 11 (void) is ignored.
+Pairs are read from the list file, or found by stem if there is no list; images may
+have any extension. Stored 11 (void) is ignored.
 """
+from collections.abc import Iterator
+
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
-from utils.image_io import shown
+from utils.errors import shown
 
-CONTAINER_PREFIX = "/SegNet/CamVid/"    # where the tutorial's container had the data
+CONTAINER_PREFIX = "/SegNet/CamVid/"    # begins every path in the lists of the tutorial
 
 
 class CamVid(BaseDataset):
-    """CamVid in the SegNet layout: data_dir holds train/, trainannot/, train.txt, ..."""
+    """CamVid in the SegNet layout: data_dir contains train/, trainannot/, train.txt, ..."""
 
     num_classes = 11
     class_names = ["sky", "building", "pole", "road", "pavement", "tree", "sign_symbol", "fence",
@@ -26,13 +28,13 @@ class CamVid(BaseDataset):
     palette = [[128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222],
                [128, 128, 0], [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0],
                [0, 128, 192]]
-    # Of the train split.
+    # Mean and standard deviation of the train split.
     mean = [0.41189, 0.42513, 0.43267]
     std = [0.30707, 0.31161, 0.30722]
     splits = ("train", "val", "test")
     split_sizes = {"train": 367, "val": 101, "test": 233}
 
-    def find_samples(self):
+    def find_samples(self) -> Iterator[Sample]:
         list_file = self.root / f"{self.split}.txt"
         if not list_file.is_file():
             yield from self.pair_by_stem(self.root / self.split, self.root / f"{self.split}annot")
@@ -48,6 +50,6 @@ class CamVid(BaseDataset):
             if image and label:
                 yield Sample(image.stem, image, label)
 
-    def train_ids(self, raw):
+    def train_ids(self, raw: np.ndarray) -> np.ndarray:
         """Stored 0..10 are the classes, 11 is void."""
         return np.where(raw == 11, self.ignore_index, raw)

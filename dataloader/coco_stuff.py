@@ -3,34 +3,37 @@
     10k (v1.1)  images/*.jpg  annotations/*.mat  imageLists/{train,test,all}.txt
     164k        images/{train2017,val2017}/*.jpg  annotations/{train2017,val2017}/*.png
 
-Ids run from 1 to 182 and 11 of them occur nowhere. The two releases store them differently: 10k
-as they are with 0 for unlabeled, 164k less one with 255 for unlabeled.
+Ids run from 1 to 182; 11 of them never occur. 10k stores the ids, with 0 for unlabeled; 164k stores
+the ids minus one, with 255 for unlabeled.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
-from dataloader.coco_stuff_classes import CLASSES
-from dataloader.mat_labels import MatLabels
-from utils.image_io import LABEL_SUFFIXES
+import numpy as np
 
-USED = [row for row in CLASSES if row[3]]     # those that occur
+from base.base_dataset import Sample
+from dataloader.class_tables.coco_stuff import CLASSES
+from dataloader.mat_labels import MatLabels
+from utils.images.picture_files import LABEL_SUFFIXES
+
+USED = [(id_, name, color) for id_, name, _, color in CLASSES if color]    # ids that occur
 SPLITS = {"CocoStuff10k": {"train": 9000, "test": 1000, "all": 10000},
           "CocoStuff164k": {"train2017": 118287, "val2017": 5000, "all": 123287}}
 
 
 class COCO(MatLabels):
-    """COCO-Stuff: data_dir holds images/ and annotations/.
+    """COCO-Stuff: data_dir contains images/ and annotations/.
 
-    partition: which release, and with it which splits: train, test, all of
-    CocoStuff10k; train2017, val2017, all of CocoStuff164k.
-    num_classes: 182, id - 1; or 171, without the ids that occur nowhere. Of 182,
-    name the 171 as classes of interest, or a stray prediction of another
-    counts as a class of IoU 0.
+    partition: the release. CocoStuff10k has the splits train, test and all;
+    CocoStuff164k has train2017, val2017 and all.
+    num_classes: 182, where the class is id - 1; or 171, without the ids that never
+    occur. With 182, name the 171 as classes of interest; otherwise a wrong
+    prediction of another class counts as a class of IoU 0.
     """
 
     num_classes = 182
     class_names = [name for _, name, _, _ in CLASSES]
-    palette = [list(colour) for _, _, colour, _ in CLASSES]
+    palette = [list(color) for _, _, color, _ in CLASSES]
     mean = [0.43931922, 0.41310471, 0.37480941]
     std = [0.24272706, 0.23649098, 0.23429529]
     splits = ("train", "test", "train2017", "val2017", "all")
@@ -45,11 +48,11 @@ class COCO(MatLabels):
         self.label_suffixes = (".mat",) if partition == "CocoStuff10k" else LABEL_SUFFIXES
         if num_classes == 171:
             self.num_classes = 171
-            self.class_names = [name for _, name, _, _ in USED]
-            self.palette = [list(colour) for _, _, _, colour in USED]
+            self.class_names = [name for _, name, _ in USED]
+            self.palette = [list(color) for _, _, color in USED]
         super().__init__(data_dir, split, ignore_index, seed, augmentation)
 
-    def find_samples(self):
+    def find_samples(self) -> Iterator[Sample]:
         images, labels = self.first_folder("images"), self.first_folder("annotations")
         if images is None or labels is None:
             return
@@ -63,8 +66,8 @@ class COCO(MatLabels):
             if image_dir and label_dir:
                 yield from self.pair_by_stem(image_dir, label_dir)
 
-    def train_ids(self, raw):
-        """The class of each id; unlabeled is ignored, and so are ids that are no class of 171."""
+    def train_ids(self, raw: np.ndarray) -> np.ndarray:
+        """The class of each id; ignored are unlabeled and, with 171 classes, the 11 other ids."""
         if self.num_classes == 182:
             classes = {row[0]: row[0] - 1 for row in CLASSES}
         else:
@@ -72,7 +75,7 @@ class COCO(MatLabels):
                        **{row[0]: index for index, row in enumerate(USED)}}
         if self.partition == "CocoStuff10k":
             return self.by_table(raw, {0: None, **classes})
-        return self.by_table(raw, {255: None, **{id - 1: c for id, c in classes.items()}})
+        return self.by_table(raw, {255: None, **{id_ - 1: c for id_, c in classes.items()}})
 
-    def ignores_on_purpose(self, value):
+    def ignores_on_purpose(self, value: int) -> bool:
         return value == 255

@@ -4,33 +4,34 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from base.base_dataset import BaseDataset, Sample
-from utils.errors import ConfigError, DataError
-from utils.image_io import picture_files, shown
+from utils.errors import ConfigError, DataError, shown
+from utils.images.picture_files import picture_files
 
 
 def label_files(cls: type[BaseDataset], folder: Path, paths: Iterable[Path] | None = None,
                 args: dict | None = None, ignore_index: int = 255) -> BaseDataset:
     """A dataset of the class `cls` whose samples are label files, for `read_train_ids`.
 
-    folder: what their ids are relative to. paths: the files; None takes every label
-    below the folder. args: further arguments of the class, where they decide what
-    stored values mean.
+    folder: the ids of the samples are relative to it. paths: the files; None uses every
+    label below the folder. args: further arguments of the class, such as those that decide
+    the meaning of stored values.
     """
     def find_samples(self):
-        found = picture_files(folder, self.label_suffixes) if paths is None else paths
-        for path in found:
+        for path in picture_files(folder, self.label_suffixes) if paths is None else paths:
             yield Sample(os.path.splitext(os.path.relpath(path, folder))[0], None, path)
 
     if not Path(folder).is_dir():
         raise DataError("no such folder", shown(folder))
-    # Under its own name, which messages show. What stands beside the labels is not looked at.
-    alone = type(cls.__name__, (cls,), {"find_samples": find_samples, "check": lambda self: None})
+    # A subclass with the same name, which messages show. It does not look for images.
+    labels_only = type(cls.__name__, (cls,),
+                       {"find_samples": find_samples, "check": lambda self: None})
     args = {"data_dir": str(folder), "ignore_index": ignore_index, **(args or {})}
     if "split" in args or not cls.splits:
-        return alone(**{"split": "all", **args})
-    for split in cls.splits:
+        return labels_only(**{"split": "all", **args})
+    *others, last = cls.splits
+    for split in others:
         try:
-            return alone(**args, split=split)
-        except ConfigError as error:    # which splits there are may hang on the other arguments
-            refusal = error
-    raise refusal
+            return labels_only(**args, split=split)
+        except ConfigError:     # the other arguments may decide which splits exist
+            pass
+    return labels_only(**args, split=last)

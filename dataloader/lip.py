@@ -5,15 +5,17 @@
     TrainVal_parsing_annotations/{train,val}_segmentations/ID.png
     Testing_images/testing_images/ID.jpg                       10000, without labels
 
-or the folders train_images, train_segmentations, ... in one place. Labels hold 0..19 and no ignored
-value. Left and right are those of the person, so mirroring a picture exchanges six classes; the
-release's folder train_segmentations_reversed shows the same.
+or the folders train_images, train_segmentations, ... in one folder. Labels contain 0..19 and no
+ignored value. Left and right are those of the person, so mirroring an image exchanges six classes;
+the release's folder train_segmentations_reversed confirms it.
 """
-from base.base_dataset import BaseDataset
+from collections.abc import Iterator
+
+from base.base_dataset import BaseDataset, Sample
 
 
 class LIP(BaseDataset):
-    """LIP as released: data_dir holds TrainVal_images/, or train_images/ and so on."""
+    """LIP as released: data_dir contains TrainVal_images/, or train_images/ and so on."""
 
     num_classes = 20
     class_names = ["Background", "Hat", "Hair", "Glove", "Sunglasses", "UpperClothes", "Dress",
@@ -27,7 +29,7 @@ class LIP(BaseDataset):
     splits = ("train", "val", "test")
     split_sizes = {"train": 30462, "val": 10000, "test": 10000}
 
-    def find_samples(self):
+    def find_samples(self) -> Iterator[Sample]:
         if self.split == "test":
             images = self.first_folder("Testing_images/testing_images", "testing_images",
                                        "Testing_images", "test_images")

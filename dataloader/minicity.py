@@ -4,14 +4,18 @@
     minicity/gtFine/{train,val}/*_gtFine_labelIds.png
     minicity/leftImg8bit/test/NUMBER.png                   200, without labels
 
-Its tutorial gives void the class 19; that is ignore_index 19 here, and 255 does as well.
+Its tutorial gives void the class 19; here this is ignore_index 19, or 255.
 """
-from base.base_dataset import BaseDataset
+from collections.abc import Iterator
+
+import numpy as np
+
+from base.base_dataset import BaseDataset, Sample
 from dataloader.cityscapes import CLASS_NAMES, PALETTE, STORED_IDS, CityScapes
 
 
 class MiniCity(BaseDataset):
-    """MiniCity: data_dir is minicity/, or the folder that holds it."""
+    """MiniCity: data_dir is minicity/, or the folder that contains it."""
 
     num_classes = 19
     class_names = CLASS_NAMES
@@ -20,7 +24,7 @@ class MiniCity(BaseDataset):
     splits = ("train", "val", "test")
     split_sizes = {"train": 200, "val": 100, "test": 200}
 
-    def find_samples(self):
+    def find_samples(self) -> Iterator[Sample]:
         images = self.first_folder(f"leftImg8bit/{self.split}",
                                    f"minicity/leftImg8bit/{self.split}")
         if images is None:
@@ -31,6 +35,6 @@ class MiniCity(BaseDataset):
             yield from self.pair_by_stem(images, images.parents[1] / "gtFine" / self.split,
                                          "_leftImg8bit", "_gtFine_labelIds")
 
-    def train_ids(self, raw):
+    def train_ids(self, raw: np.ndarray) -> np.ndarray:
         """The 19 evaluated label ids are the classes; the others up to 33 are ignored."""
         return self.by_table(raw, STORED_IDS)

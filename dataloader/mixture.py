@@ -1,53 +1,55 @@
 """Several datasets of the same classes as one training set."""
 import math
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 
-from base.base_dataset import BaseDataset
+from base.base_dataset import BaseDataset, Sample
 from dataloader.pixel_cache import use_cache
 from dataloader.samplers import drawn
+from utils.cli.console import notice
 from utils.config import split_args
-from utils.config_schema import Components, section_callables
-from utils.console import notice
+from utils.config.registry import components, lookup
+from utils.config.schema import Components, section_callables
 from utils.errors import ConfigError, DataError
-from utils.registry import components, lookup
+from utils.images.types import Image, Labels
 
-MAX_EPOCH = 10 ** 8     # images; more is a slip of the keyboard
+MAX_EPOCH = 10 ** 8     # images; a larger number is a typing error
 _DRAWS = ("times", "images", "of_first")
-_STREAM = 0x6D6978      # keeps the draws of parts apart from every other use of the seed
+_STREAM = 0x6D6978      # separates the draws of parts from other uses of the seed
 
 
 def part_entry(times: float | None = None, images: int | None = None,
                of_first: float | None = None, centroid_classes: list[int] | None = None):
-    """Keys beside "type" and "args" of one part of a mixture.
+    """The keys of one part of a mixture, in addition to "type" and "args".
 
     At most one of the first three; without them an epoch shows the part once.
     times: how often an epoch shows each image; 0.5: half of them, others each epoch.
-    images: how many an epoch shows. of_first: how many, as a multiple of what the
-    epoch shows of the first part. centroid_classes: the classes that class-uniform
-    sampling may draw from this part; null: all.
+    images: how many images of the part an epoch shows. of_first: the same number, as a
+    multiple of the images of the first part. centroid_classes: the classes that
+    class-uniform sampling may draw from this part; null: all.
     """
 
 
 class Mixture(BaseDataset):
     """Several datasets of the same classes as one training set.
 
-    parts: sections {"type", "args"} of datasets, each with how much of it an epoch
-        shows: {"times": 2}, {"images": 500} or {"of_first": 1}. What is less than a
-        whole part is drawn without replacement, anew for every epoch. The args may
-        hold options of the augmentation that differ from the mixture's.
-    weights: the share of each part in an epoch, in place of the keys beside the parts.
-    epoch_images: how many images an epoch shows with weights; null: as many as there are.
+    parts: sections {"type", "args"} of datasets, each with the amount that an epoch
+        shows: {"times": 2}, {"images": 500} or {"of_first": 1}. Less than a whole
+        part is drawn without replacement, again for every epoch. The args may
+        contain options of the augmentation that differ from the mixture's.
+    weights: the share of each part in an epoch, in place of times, images and of_first.
+    epoch_images: number of images in an epoch with weights; null: as many as the parts have.
 
-    All fine pictures of Cityscapes and equally many auto-labelled ones, others each
+    All fine images of Cityscapes and equally many auto-labeled ones, others each
     epoch (PaddleSeg and NVIDIA, Cityscapes test mIoU 87 %):
         "parts": [{"type": "CityScapes", "args": {...}},
                   {"type": "Cityscapes_autolabelled", "args": {...}, "of_first": 1}]
 
-    Names, colours, mean and std are those of the first part. An id that occurs in
-    several parts has the number of its part in front: "1/aachen_000000_000019".
+    Names, colors, mean and std are those of the first part. An id that occurs in
+    several parts gets the number of its part as a prefix: "1/aachen_000000_000019".
     Evaluation visits every image of every part once.
     """
 
@@ -69,24 +71,24 @@ class Mixture(BaseDataset):
         self.num_classes, self.class_names = first.num_classes, first.class_names
         self.palette, self.mean, self.std = first.palette, first.mean, first.std
         for part in self.parts:
-            part.mean = self.mean       # images are padded with the mean they are normalised by
+            part.mean = self.mean       # pads images; all parts are normalized by this mean
         self._starts = np.cumsum([0, *map(len, self.parts)])
         self.centroid_classes = [section.get("centroid_classes") for section in parts]
         self.counts = _counts(parts, [len(part) for part in self.parts], weights, epoch_images)
         if sum(self.counts) > MAX_EPOCH:
             raise ConfigError(f"an epoch would show {sum(self.counts)} images; the limit is "
-                              f"{MAX_EPOCH}", "parts", "draw less of them")
+                              f"{MAX_EPOCH}", "parts", "draw fewer images")
         split = " + ".join(f"{type(part).__name__} {part.split}" for part in self.parts)
         super().__init__("", split, ignore_index, seed, augmentation)
         self.root = first.root
         if self.counts != list(map(len, self.parts)):
             notice("an epoch of training shows " + ", ".join(
                 f"{count} of {len(part)} ({type(part).__name__} {part.split})"
-                for count, part in zip(self.counts, self.parts)))
+                for count, part in zip(self.counts, self.parts, strict=True)))
 
     @staticmethod
     def check_settings(settings: dict) -> list[str]:
-        """Mistakes that show without opening the data, as "key: text"."""
+        """Mistakes that can be found without opening the data, as "key: text"."""
         parts, weights = settings["parts"], settings["weights"]
         if not parts:
             return ["parts: expected at least one dataset"]
@@ -98,102 +100,110 @@ class Mixture(BaseDataset):
             if len(given) > 1:
                 problems.append(f"parts[{number}]: {' and '.join(given)} contradict each other")
             if weights is not None and given:
-                problems.append(f"parts[{number}].{given[0]}: has no effect beside weights")
+                problems.append(f"parts[{number}].{given[0]}: has no effect with weights")
             problems += [f"parts[{number}].{key}: expected more than 0, found {part[key]}"
                          for key in given if part[key] <= 0]
         if parts[0].get("of_first") is not None:
             problems.append("parts[0].of_first: this is the first part; use times or images")
         if weights is not None and (len(weights) != len(parts) or min(weights) < 0
                                     or not 0 < sum(weights) < math.inf):
-            problems.append(f"weights: expected {len(parts)} numbers from 0 up, one per part, "
+            problems.append(f"weights: expected {len(parts)} numbers of at least 0, one per part, "
                             f"found {weights}")
         if settings.get("cache") is not None:
-            problems.append("cache: a mixture has none of its own; name those of its parts in "
-                            "their args")
+            problems.append("cache: a mixture has no cache; set \"cache\" in the args of its parts")
         if settings.get("sampler", ...) is None:
             problems += [f"parts[{number}].centroid_classes: has an effect only with the sampler "
                          "ClassUniform" for number, part in enumerate(parts)
                          if part.get("centroid_classes") is not None]
         images = settings["epoch_images"]
         if images is not None and weights is None:
-            problems.append("epoch_images: has an effect only with weights; or say \"images\" "
-                            "beside a part")
+            problems.append("epoch_images: has an effect only with weights; or set \"images\" of a "
+                            "part")
         elif images is not None and not 1 <= images <= MAX_EPOCH:
             problems.append(f"epoch_images: expected 1 to {MAX_EPOCH}, found {images}")
         return problems
 
-    def find_samples(self):
-        number_of = {}
+    def find_samples(self) -> Iterator[Sample]:
+        parts_with = {}     # id -> numbers of the parts that contain it
         for number, part in enumerate(self.parts):
             for sample in part.samples:
-                number_of.setdefault(sample.id, set()).add(number)
+                parts_with.setdefault(sample.id, set()).add(number)
         for number, part in enumerate(self.parts):
             for sample in part.samples:
-                yield sample if len(number_of[sample.id]) == 1 else \
+                yield sample if len(parts_with[sample.id]) == 1 else \
                     sample._replace(id=f"{number}/{sample.id}")
 
-    def check(self):
-        """Every part has checked its own files when it was opened."""
+    def check(self) -> None:
+        """Checks nothing: every part checked its files when it was opened."""
 
-    def owner(self, index):
+    def owner(self, index: int) -> tuple[BaseDataset, int]:
+        """The part that a sample comes from, and its index there."""
         number = self.part_of(index)
         return self.parts[number], int(index - self._starts[number])
 
-    def part_of(self, index) -> int:
-        """The number of the part that a sample is from; of several, an array of them."""
+    def part_of(self, index: int | np.ndarray) -> Any:
+        """The number of the part that a sample comes from; for indices (N,) an array (N,)."""
         return np.searchsorted(self._starts, index, side="right") - 1
 
-    def draw_epoch(self, epoch):
-        draws = [start + drawn(count, len(part), self._stream(epoch, number)) for number,
-                 (start, part, count) in enumerate(zip(self._starts, self.parts, self.counts))]
+    def draw_epoch(self, epoch: int) -> np.ndarray:
+        """The indices (N,) that a training epoch visits, before they are shuffled."""
+        draws = [self._starts[number] + drawn(count, len(part), self._stream(epoch, number))
+                 for number, (part, count) in enumerate(zip(self.parts, self.counts, strict=True))]
         return np.concatenate(draws)
 
-    def may_centre(self, class_id, indices):
+    def may_center(self, class_id: int, indices: np.ndarray) -> np.ndarray:
+        """Bool (N,): whether the parts of the samples (N,) allow the class as a centroid."""
         classes = [one is None or class_id in one for one in self.centroid_classes]
         return np.array(classes)[self.part_of(indices)]
 
-    def load(self, index):
-        part, place = self.owner(index)
-        return (part.cache or part).load(place)
+    def load(self, index: int) -> tuple[Image, Labels]:
+        """The image, uint8 (H, W, 3), and its label as stored, (H, W)."""
+        part, index_there = self.owner(index)
+        return (part.cache or part).load(index_there)
 
-    def load_label(self, index):
-        part, place = self.owner(index)
-        return part.load_label(place)
+    def load_label(self, index: int) -> Labels:
+        """The label as stored, (H, W)."""
+        part, index_there = self.owner(index)
+        return part.load_label(index_there)
 
-    def read_label(self, path):
+    def read_label(self, path: Path) -> Labels:
+        """A label as the part that it belongs to stores it, (H, W)."""
         return next(part for part in self.parts for sample in part.samples
                     if sample.label == path).read_label(path)
 
-    def describe(self, index):
-        part, place = self.owner(index)
-        return part.describe(place)
+    def describe(self, index: int) -> str:
+        """The image file or id of a sample, for messages."""
+        part, index_there = self.owner(index)
+        return part.describe(index_there)
 
     def _stream(self, epoch, number):
+        """The random generator that draws one part in one epoch."""
         return np.random.default_rng(np.random.SeedSequence(
             (self.seed % 2 ** 64, epoch, _STREAM), spawn_key=(number,)))
 
 
 def _opened(section, number, ignore_index, seed, augmentation):
-    """The dataset of one part."""
+    """Build the dataset of one part."""
     cls = lookup(section["type"], components("datasets"), f"parts[{number}].type")
-    own, cached, options = split_args(section, *section_callables("parts", cls))
+    dataset_args, cache_args, options = split_args(section, *section_callables("parts", cls))
     try:
         if options and augmentation is not None:
             augmentation = augmentation.changed(**options)
-        return use_cache(cls(**own, ignore_index=ignore_index, seed=seed,
-                             augmentation=augmentation), **cached)
+        return use_cache(cls(**dataset_args, ignore_index=ignore_index, seed=seed,
+                             augmentation=augmentation), **cache_args)
     except ConfigError as error:
-        raise ConfigError(error.what, f"parts[{number}].args" + (f".{error.where}"
-                                                                 if error.where else ""),
-                          error.fix) from None
+        key = f".{error.where}" if error.where else ""
+        raise ConfigError(error.what, f"parts[{number}].args{key}", error.fix) from None
 
 
 def _require_same_classes(first, part, number):
+    """Raise ConfigError if part `number` has other classes than the first part."""
     if part.num_classes != first.num_classes:
         raise ConfigError(f"{_name(part, number)} has {part.num_classes} classes, "
                           f"{_name(first, 0)} has {first.num_classes}", f"parts[{number}]",
                           "mix datasets of the same classes")
-    for class_id, (name, expected) in enumerate(zip(part.class_names, first.class_names)):
+    names = zip(part.class_names, first.class_names, strict=True)
+    for class_id, (name, expected) in enumerate(names):
         if name != expected:
             raise ConfigError(f"class {class_id} is {name!r} in {_name(part, number)} and "
                               f"{expected!r} in {_name(first, 0)}", f"parts[{number}]",
@@ -206,11 +216,11 @@ def _name(part, number):
 
 
 def _counts(parts, sizes, weights, epoch_images):
-    """How many images an epoch shows of each part."""
+    """The number of images of each part in an epoch."""
     if weights is not None:
         return _shares(weights, sum(sizes) if epoch_images is None else epoch_images)
     counts = []
-    for part, size in zip(parts, sizes):
+    for part, size in zip(parts, sizes, strict=True):
         if part.get("images") is not None:
             counts.append(part["images"])
         elif part.get("of_first") is not None:
@@ -221,7 +231,7 @@ def _counts(parts, sizes, weights, epoch_images):
 
 
 def _shares(weights, total):
-    """`total` in proportion to the weights, in whole numbers (largest remainders)."""
+    """`total` divided in proportion to the weights, in whole numbers (largest remainders)."""
     exact = np.array(weights, float) * total / sum(weights)
     counts = np.floor(exact).astype(int)
     order = np.argsort(counts - exact, kind="stable")

@@ -1,53 +1,56 @@
-"""A cache of decoded pixels: what a dataset reads, as bytes that are mapped into memory.
+"""A cache of decoded pixels: the samples of a dataset, mapped into memory.
 
-`python -m tools.pack` writes a folder of pixels-NNNNN.bin and cache.json; "cache": FOLDER in a
+`python -m tools.pack` writes a folder with pixels-NNNNN.bin and cache.json; "cache": FOLDER in a
 loader's args reads it. Images are uint8 RGB and labels the stored values, both exactly as the
-dataset reads its files; label ids are mapped and crops are cut as ever, so a cache serves every
-choice of classes and augmentation. Processes share the mapped pages; nothing is unpickled.
+dataset decodes its files. Label ids are mapped and crops are cut after reading, so a cache fits
+every choice of classes and augmentation. Processes share the mapped pages; nothing is unpickled.
 
-A shard is: magic, then the pixels of each sample, then a table (JSON), then where the table
-starts, its length and its CRC-32. cache.json, written last, says that all shards are there. The
-table holds size and time of every source file, so that a cache of other files is refused, and the
-CRC-32 of the pixels, which each sample is held against when it is read for the first time.
+A shard consists of: magic, the pixels of each sample, a table (JSON), and a footer with the start,
+length and CRC-32 of the table. cache.json is written last and shows that the shards are complete.
+The table contains the size and time of every source file, so that a cache of other files is
+refused, and the CRC-32 of the pixels, which is checked when a sample is read for the first time.
 """
 import json
 import math
 import mmap
 import os
 import struct
-import tempfile
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from base.base_dataset import BaseDataset
-from utils.errors import ConfigError, DataError
-from utils.image_io import read_header, shown, write_bytes
+from utils.errors import ConfigError, DataError, listed, shown
+from utils.files.whole_file import UNFINISHED, WholeFile, write_bytes
+from utils.images.headers import read_header
+from utils.images.types import Image, Labels
 
 VERSION = 1
 INDEX = "cache.json"
 MAGIC = b"segwright pixels"
 SHARD_BYTES = 256 * 2 ** 20
 _ALIGNMENT = 64
-_FOOTER = struct.Struct("<QQI16s")      # where the table starts, its length, its CRC-32, magic
-_COMPARED = 3                           # samples that are read from their files too
-_SIZED = 200                            # headers read to estimate a size
+_FOOTER = struct.Struct("<QQI16s")      # start, length and CRC-32 of the table, magic
+_COMPARED = 3                           # samples whose files are compared with the cache
+_HEADERS_READ = 200                     # to estimate the size of a cache
 _SHOWN = 5
 _LABEL_TYPES = ("uint8", "uint16", "int16")
 
 
 def use_cache(dataset: BaseDataset, cache: str | None = None) -> BaseDataset:
-    """The dataset, reading decoded pixels from a folder that `python -m tools.pack` wrote.
+    """The dataset, set to read decoded pixels from a folder that `python -m tools.pack` wrote.
 
-    cache: the folder; null reads the files. DataError: it does not hold exactly
-    these files, or is damaged.
+    cache: the folder; null reads the files. Raises DataError if the cache is damaged or was
+    not made from exactly these files.
     """
     if cache is not None:
         if _is_mixture(dataset):
-            raise ConfigError("a mixture has no cache of its own", "cache",
-                              "give each of its parts its \"cache\"")
+            raise ConfigError("a mixture has no cache", "cache",
+                              "set \"cache\" in the args of each of its parts")
         dataset.cache = PixelCache(cache, dataset)
     return dataset
 
@@ -56,25 +59,25 @@ use_cache.provided = ("dataset",)
 
 
 class PixelCache:
-    """The decoded samples of a dataset, read from a folder; `load` as that of the dataset."""
+    """The decoded samples of a dataset, read from a folder by `load`, as the dataset's `load`."""
 
     def __init__(self, folder: str | os.PathLike, dataset: BaseDataset):
         self.folder, self.samples = Path(folder).expanduser(), dataset.samples
         shards = [_Shard(self.folder / _shard_name(number), size)
                   for number, size in enumerate(_read_index(self.folder)["shards"])]
         self._paths = [shard.path for shard in shards]
-        self._places = self._find(dataset, shards)
-        self._maps = {}
-        # Shared by the worker processes: what one has checked is not checked again.
+        self._places = self._locate(dataset, shards)
+        self._maps = {}         # number of a shard -> its mapped bytes
+        # Shared by the worker processes, so that each sample is checked only once.
         self._checked = mmap.mmap(-1, max(len(self.samples), 1))
         self._compare(dataset)
 
-    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def load(self, index: int) -> tuple[Image, Labels]:
         """The image, uint8 (H, W, 3), and its label as stored, (H, W); both read-only."""
         number, start, height, width, kind, crc = self._places[index].tolist()
         if number not in self._maps:
             self._maps[number] = _mapped(self._paths[number])
-        split, length = _extent(height, width, _LABEL_TYPES[kind])
+        split, length = _extent((height, width), _LABEL_TYPES[kind])
         pixels = self._maps[number][start:start + length]
         if not self._checked[index]:
             if zlib.crc32(pixels) != crc:
@@ -86,82 +89,84 @@ class PixelCache:
                 pixels[split:].view(_LABEL_TYPES[kind]).reshape(height, width))
 
     def __getstate__(self):
-        """For worker processes that are not forked: they map the files again."""
+        """Pickled for worker processes that are not forked; these map the files again."""
         return {**self.__dict__, "_maps": {}, "_checked": bytes(self._checked)}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._checked = bytearray(state["_checked"])
 
-    def _find(self, dataset, shards):
-        """A row of shard, start, height, width, label type and CRC-32 for every sample.
+    def _locate(self, dataset, shards):
+        """(N, 6) int64: shard, start, height, width, label type and CRC-32 of every sample.
 
-        DataError where one is missing or its files have changed.
+        Raises DataError if a sample is missing or its files have changed.
         """
         reading = _reading(dataset)
         if any(shard.reading != reading for shard in shards):
-            raise DataError(f"the cache holds files as another dataset reads them than this "
-                            f"{type(dataset).__name__} (another palette, or labels in another "
-                            "form)", shown(self.folder), _remedy())
+            raise DataError("the cache was decoded in another way than this "
+                            f"{type(dataset).__name__} decodes its files (another palette, or "
+                            "labels of another kind)", shown(self.folder), _remedy())
         entries = {_key(entry): (number, entry) for number, shard in enumerate(shards)
                    for entry in shard.entries}
         rows, missing, changed = [], [], []
         for index in range(len(dataset)):
-            described = _described(dataset, index)
-            number, entry = entries.get(_key(described), (None, None))
+            source = _source(dataset, index)
+            number, entry = entries.get(_key(source), (None, None))
             if entry is None:
-                missing.append(described)
-            elif entry["files"] != described["files"]:
-                changed.append(described)
+                missing.append(source)
+            elif entry["files"] != source["files"]:
+                changed.append(source)
             else:
                 rows.append((number, entry["at"], *entry["size"],
                              _LABEL_TYPES.index(entry["type"]), entry["crc"]))
-        for problems, what in ((missing, "are not in the cache"),
+        for sources, what in ((missing, "are not in the cache"),
                                (changed, "have changed since the cache was written")):
-            if problems:
-                listed = ", ".join(shown(one["image"] or one["id"]) for one in problems[:_SHOWN])
-                raise DataError(f"{len(problems)} of {len(dataset)} samples of "
-                                f"{type(dataset).__name__} {dataset.split} {what}: {listed}"
-                                + (", …" if len(problems) > _SHOWN else ""), shown(self.folder),
-                                _remedy())
+            if sources:
+                names = listed(sources, _SHOWN, text=lambda one: shown(one["image"] or one["id"]))
+                raise DataError(f"{len(sources)} of {len(dataset)} samples of "
+                                f"{type(dataset).__name__} {dataset.split} {what}: {names}",
+                                shown(self.folder), _remedy())
         return np.array(rows, np.int64).reshape(-1, 6)
 
     def _compare(self, dataset):
-        """Read a few samples from their files too: nothing else shows what reading depends on."""
+        """Raise DataError if a few samples differ from their files.
+
+        Only this shows that another version of a decoder reads other pixels.
+        """
         count = len(dataset)
         for index in {i * count // _COMPARED for i in range(_COMPARED)} if count else ():
             if not all(map(np.array_equal, self.load(index), dataset.load(index))):
                 name = shown(dataset.samples[index].id)
-                raise DataError(f"the cache holds other pixels of {name} than "
+                raise DataError(f"the cache contains other pixels of {name} than "
                                 f"{type(dataset).__name__} reads", shown(self.folder), _remedy())
 
 
 class CachePlan:
-    """What writing a cache of `dataset` into `folder` takes.
+    """Plans and writes a cache of `dataset` in `folder`.
 
-    shards: lists of indices. todo: numbers of the shards that are not there yet
-    or hold other files. DataError: the folder holds something else.
+    shards: the indices in each shard. todo: numbers of the shards that do not exist or contain
+    other files. bytes: estimated size of the whole cache. Raises DataError if the folder
+    contains other files.
     """
 
     def __init__(self, dataset: BaseDataset, folder: str | os.PathLike):
         if _is_mixture(dataset):
-            raise ConfigError("a mixture has no cache of its own", None,
-                              "pack its parts one by one")
+            raise ConfigError("a mixture has no cache", None, "pack its parts one by one")
         self.dataset, self.folder = dataset, Path(folder).expanduser()
-        _require_own_folder(self.folder)
+        _require_cache_folder(self.folder)
         self.bytes = _estimate(dataset)
-        # A power of two, so that a few more files do not move every sample to another shard.
+        # A power of two, so that adding a few files does not move every sample to another shard.
         mean = max(self.bytes // max(len(dataset), 1), 1)
         per_shard = 1 << int(math.log2(max(SHARD_BYTES / mean, 1)))
         indices = range(len(dataset))
         self.shards = [indices[k:k + per_shard] for k in range(0, len(dataset), per_shard)]
         self.reading = _reading(dataset)
-        self._entries = [_described(dataset, index) for index in indices]
-        self.todo = [number for number in range(len(self.shards)) if not self._is_there(number)]
+        self._sources = [_source(dataset, index) for index in indices]
+        self.todo = [number for number in range(len(self.shards)) if not self._is_written(number)]
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the whole cache is written."""
         try:
             return not self.todo and _read_index(self.folder)["shards"] == self._sizes()
         except DataError:
@@ -169,21 +174,22 @@ class CachePlan:
 
     @property
     def bytes_to_write(self) -> int:
-        """About how many bytes the missing shards take."""
+        """Estimated size of the missing shards, in bytes."""
         images = sum(len(self.shards[number]) for number in self.todo)
         return self.bytes * images // max(len(self.dataset), 1)
 
-    def write(self, workers: int = 1, progress=None):
-        """Write what is missing. progress: called after each sample.
+    def write(self, workers: int = 1, progress: Callable[[], Any] | None = None) -> None:
+        """Write the missing shards. progress: called after each sample.
 
-        Interrupted, it goes on with the next shard when called again.
+        After an interruption, another call continues with the next shard. Raises DataError if
+        the folder cannot be written to.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".part-*"):
-                left.unlink()
+            for unfinished in self.folder.glob(f"{UNFINISHED}*"):
+                unfinished.unlink()
             if self.todo:
-                # Nobody opens the cache while its shards are exchanged.
+                # Without an index the cache cannot be opened while its shards are replaced.
                 (self.folder / INDEX).unlink(missing_ok=True)
         except OSError as error:
             raise _cannot_write(self.folder, error) from None
@@ -202,48 +208,47 @@ class CachePlan:
         write_bytes(self.folder / INDEX, json.dumps(index, indent=1).encode() + b"\n")
 
     def _write_shard(self, number, pool, progress):
+        """Write one shard whole; `pool` decodes its samples."""
         path = self.folder / _shard_name(number)
-        temporary = None
         try:
-            handle, temporary = tempfile.mkstemp(prefix=".part-", dir=self.folder)
-            with os.fdopen(handle, "wb") as file:
+            with WholeFile(path, durable=True) as temporary, open(temporary, "wb") as file:
                 file.write(MAGIC)
                 entries = []
                 for index, pixels in zip(self.shards[number],
-                                         pool.map(self.dataset.load, self.shards[number])):
-                    entries.append({**self._entries[index], **_append(file, *pixels)})
+                                         pool.map(self.dataset.load, self.shards[number]),
+                                         strict=True):
+                    entries.append({**self._sources[index], **_append(file, *pixels)})
                     progress()
                 table = json.dumps({"version": VERSION, "reading": self.reading,
                                     "samples": entries}).encode()
                 start = file.tell()
                 file.write(table)
                 file.write(_FOOTER.pack(start, len(table), zlib.crc32(table), MAGIC))
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
         except OSError as error:
             raise _cannot_write(path, error) from None
-        finally:
-            if temporary and os.path.exists(temporary):
-                os.unlink(temporary)
 
-    def _is_there(self, number):
+    def _is_written(self, number):
+        """Whether a shard exists and contains exactly its samples."""
         try:
             shard = _Shard(self.folder / _shard_name(number))
         except DataError:
             return False
         return shard.reading == self.reading and \
             [{key: entry[key] for key in ("id", "image", "label", "files")}
-             for entry in shard.entries] == [self._entries[i] for i in self.shards[number]]
+             for entry in shard.entries] == [self._sources[i] for i in self.shards[number]]
 
     def _sizes(self):
+        """The size of each shard, in bytes."""
         return [os.path.getsize(self.folder / _shard_name(number))
                 for number in range(len(self.shards))]
 
 
-def verify_cache(folder: str | os.PathLike, dataset: BaseDataset, progress=None):
-    """Read every sample of a cache; DataError where its bytes have changed."""
+def verify_cache(folder: str | os.PathLike, dataset: BaseDataset,
+                 progress: Callable[[], Any] | None = None) -> None:
+    """Read every sample of a cache. Raises DataError if its bytes have changed.
+
+    progress: called after each sample.
+    """
     cache = PixelCache(folder, dataset)
     for index in range(len(dataset)):
         cache.load(index)
@@ -252,22 +257,26 @@ def verify_cache(folder: str | os.PathLike, dataset: BaseDataset, progress=None)
 
 
 class _Shard:
-    """The table of one file of pixels, checked: how samples are read, and where they are."""
+    """The checked table of one pixels-NNNNN.bin: how its samples were decoded, and their places.
+
+    size: expected size of the file in bytes; None accepts any. Raises DataError if the file is
+    damaged.
+    """
 
     def __init__(self, path, size=None):
         self.path = path
         try:
             with open(path, "rb") as file:
-                found = os.fstat(file.fileno()).st_size
-                if size is not None and found != size:
-                    raise _damaged(path, f"it has {found} bytes, {size} were written")
+                actual = os.fstat(file.fileno()).st_size
+                if size is not None and actual != size:
+                    raise _damaged(path, f"it has {actual} bytes, {size} were written")
                 if file.read(len(MAGIC)) != MAGIC:
-                    raise _damaged(path, "it is no file of a pixel cache")
-                file.seek(max(0, found - _FOOTER.size))
+                    raise _damaged(path, "it is not a file of a pixel cache")
+                file.seek(max(0, actual - _FOOTER.size))
                 footer = file.read(_FOOTER.size)
                 start, length, crc, magic = _FOOTER.unpack(footer) \
                     if len(footer) == _FOOTER.size else (0, 0, 0, b"")
-                if magic != MAGIC or start + length + _FOOTER.size != found:
+                if magic != MAGIC or start + length + _FOOTER.size != actual:
                     raise _damaged(path, "its end is missing")
                 file.seek(start)
                 table = file.read(length)
@@ -280,18 +289,18 @@ class _Shard:
             _require_version(table, path)
             self.reading, self.entries = table["reading"], table["samples"]
             sound = all(entry["type"] in _LABEL_TYPES and min(*entry["size"], entry["at"]) >= 0
-                        and entry["at"] + _extent(*entry["size"], entry["type"])[1] <= start
+                        and entry["at"] + _extent(entry["size"], entry["type"])[1] <= start
                         for entry in self.entries)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
             sound = False
         if not sound:
-            raise _damaged(path, "its table describes no pixels")
+            raise _damaged(path, "its table does not describe pixels")
 
 
 def stamp(path: Path | None) -> list | None:
-    """[bytes, time of the last change in ns] of a source file."""
+    """[size in bytes, time of the last change in ns] of a source file."""
     if path is None:
         return None
     try:
@@ -302,7 +311,10 @@ def stamp(path: Path | None) -> list | None:
 
 
 def name_below(path: Path | None, root: Path) -> str | None:
-    """A source file as a cache knows it: below the root of the dataset, wherever that is."""
+    """The name of a source file in a cache: relative to the root of the dataset if it is below it.
+
+    So a cache remains valid if the dataset is moved.
+    """
     if path is None:
         return None
     try:
@@ -316,7 +328,7 @@ def _is_mixture(dataset):
 
 
 def _mapped(path):
-    """The bytes of a file, (N,) uint8, read-only."""
+    """The bytes of a file, uint8 (N,), mapped and read-only."""
     try:
         with open(path, "rb") as file:
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
@@ -324,33 +336,33 @@ def _mapped(path):
         raise DataError(f"cannot be read: {error}", shown(path), _remedy()) from None
 
 
-def _described(dataset, index):
-    """What identifies a sample, and the state of its files."""
+def _source(dataset, index):
+    """The table entries that identify a sample and the state of its files."""
     sample = dataset.samples[index]
     return {"id": sample.id, "image": name_below(sample.image, dataset.root),
             "label": name_below(sample.label, dataset.root),
             "files": [stamp(sample.image), stamp(sample.label)]}
 
 
-def _key(described):
-    """Files are known by their names, made-up samples by their id."""
-    return (described["image"] or described["id"], described["label"])
+def _key(source):
+    """Identifies a sample: by the names of its files, or by its id if it has no image file."""
+    return (source["image"] or source["id"], source["label"])
 
 
 def _reading(dataset):
-    """Whatever decides which pixels come of a file."""
+    """Everything that changes how a file is decoded."""
     palette = dataset.label_palette
     return {"load": type(dataset).load.__qualname__,
             "palette": None if palette is None else
-            [None if colour is None else list(map(int, colour)) for colour in palette],
+            [None if color is None else list(map(int, color)) for color in palette],
             "variable": getattr(dataset, "mat_variable", None)}
 
 
 def _append(file, image, label):
-    """Write the pixels of one sample; its place in the file, size, type and CRC-32."""
+    """Write the pixels of one sample; returns its place in the file, size, type and CRC-32."""
     file.write(bytes(-file.tell() % _ALIGNMENT))
     entry = {"at": file.tell(), "size": list(label.shape), "type": str(label.dtype)}
-    gap = bytes(_extent(*label.shape, label.dtype)[0] - image.size)
+    gap = bytes(_extent(label.shape, label.dtype)[0] - image.size)
     crc = 0
     for part in (np.ascontiguousarray(image).data.cast("B"), gap,
                  np.ascontiguousarray(label).data.cast("B")):
@@ -359,16 +371,17 @@ def _append(file, image, label):
     return {**entry, "crc": crc}
 
 
-def _extent(height, width, label_type):
-    """(where the label starts, bytes of both): at an even place, for 16-bit labels."""
+def _extent(size, label_type):
+    """(start of the label, bytes of image and label); the start is even, for 16-bit labels."""
+    height, width = size
     split = -(-3 * height * width // 2) * 2
     return split, split + height * width * np.dtype(label_type).itemsize
 
 
 def _estimate(dataset):
-    """About how many bytes the decoded samples take, from some of their headers."""
+    """Estimated size of the decoded samples in bytes, from some of their headers."""
     count = len(dataset)
-    some = [i * count // min(count, _SIZED) for i in range(min(count, _SIZED))]
+    some = [i * count // min(count, _HEADERS_READ) for i in range(min(count, _HEADERS_READ))]
     pixels = []
     for index in some:
         image = dataset.samples[index].image
@@ -377,7 +390,12 @@ def _estimate(dataset):
     return round(4 * count * sum(pixels) / max(len(pixels), 1))
 
 
+class _NotACache(DataError):
+    """A file with the name of the index belongs to another program."""
+
+
 def _read_index(folder):
+    """The content of cache.json, checked."""
     path = folder / INDEX
     if not path.is_file():
         begun = folder.is_dir() and any(folder.glob("pixels-*.bin"))
@@ -392,7 +410,7 @@ def _read_index(folder):
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:
-        raise _damaged(path, "it does not describe a pixel cache")
+        raise _damaged(path, "it does not describe a pixel cache", kind=_NotACache)
     _require_version(index, path)
     return index
 
@@ -403,36 +421,37 @@ def _require_version(document, path):
                         f"{VERSION}", shown(path), _remedy())
 
 
-def _require_own_folder(folder):
-    """A cache has a folder to itself: nothing else is put at risk."""
+def _require_cache_folder(folder):
+    """Raise DataError if the folder contains other files, which a cache must not put at risk."""
     if folder.exists() and not folder.is_dir():
         raise DataError("is a file; a cache is a folder", shown(folder))
     others = [path.name for path in folder.iterdir()
               if path.name != INDEX and not path.match("pixels-*.bin")
-              and not path.name.startswith(".part-")] if folder.is_dir() else []
+              and not path.name.startswith(UNFINISHED)] if folder.is_dir() else []
     if others:
-        raise DataError(f"the folder holds other files, such as {shown(min(others))}",
+        raise DataError(f"the folder contains other files, such as {shown(min(others))}",
                         shown(folder), "name a new folder for the cache")
     if (folder / INDEX).is_file():
         try:
             _read_index(folder)
-        except DataError as error:
-            if "describe" in error.what:
-                raise
+        except _NotACache:
+            raise
+        except DataError:       # an index of another version, or an unreadable one, is replaced
+            pass
 
 
 def _shard_name(number):
     return f"pixels-{number:05d}.bin"
 
 
-def _damaged(path, what, fix=None):
-    return DataError(f"the cache is damaged or foreign: {what}", shown(path), fix or _remedy())
+def _damaged(path, what, fix=None, kind=DataError):
+    return kind(f"the cache is damaged or foreign: {what}", shown(path), fix or _remedy())
 
 
 def _cannot_write(path, error):
     return DataError(f"cannot be written: {error.strerror or error}", shown(path),
-                     "check that the disk has room and the folder can be written to; what is "
-                     "complete is kept, the same command goes on from there")
+                     "check that the disk has room and the folder can be written to; complete "
+                     "shards are kept, and the same command continues after them")
 
 
 def _remedy():

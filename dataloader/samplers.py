@@ -1,7 +1,7 @@
-"""Which samples make up which batch.
+"""The samples of each batch.
 
-A plan is a function of (seed, epoch) alone: not of workers, of ranks, or of
-where an epoch was interrupted.
+A plan depends only on (seed, epoch), not on workers, ranks or the batch at which
+an epoch was interrupted.
 """
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -9,36 +9,38 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-NO_CENTRE = -1
+NO_CENTER = -1     # y and x of a visit whose crop is placed at random
 
 
 class EpochDraw(ABC):
-    """Decides what an epoch of training visits; named in a loader's args as "sampler".
+    """Draws the samples that a training epoch visits; named in a loader's args as "sampler".
 
-    Called with an epoch: the indices (N,), or rows (N, 3) of index, y and x, where
-    (y, x) is a pixel that the crop shows and (-1, -1) leaves the place to chance. A
-    function of (seed, epoch) alone, and of one length for every epoch.
+    Called with an epoch, it returns integers: indices (N,), or rows (N, 3) of index,
+    y and x, where (y, x) is a pixel that the crop must show, or (-1, -1) for a random
+    crop. The result depends only on (seed, epoch); N is the same for every epoch.
     """
 
     provided = ("dataset", "seed")
 
     @abstractmethod
     def __call__(self, epoch: int) -> np.ndarray:
-        """The visits of an epoch, before they are shuffled."""
+        """The visits of an epoch, (N,) or (N, 3), before they are shuffled."""
 
 
 def drawn(count: int, total: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` of the indices below `total`: each in turn as often as it comes out even, and a
-    random selection without replacement for the rest."""
+    """(count,) int64: indices below `total`, each drawn count // total times or once more.
+
+    The indices that are drawn once more are a random selection without replacement.
+    """
     whole, rest = divmod(count, max(total, 1))
     return np.concatenate([np.tile(np.arange(total), whole),
                            np.sort(rng.permutation(total)[:rest])])
 
 
 class EpochOrder:
-    """The order in which an epoch visits the samples: as drawn, or shuffled by (seed, epoch).
+    """The visits of an epoch, (N,) or (N, 3), as drawn, or shuffled by (seed, epoch).
 
-    draw: what an epoch visits (see EpochDraw), or the number of samples to visit all.
+    draw: draws the visits of an epoch (see EpochDraw), or the number of samples to visit all.
     """
 
     def __init__(self, draw: int | Callable[[int], np.ndarray], shuffle: bool, seed: int = 0):
@@ -55,14 +57,14 @@ class EpochOrder:
 class BatchPlan(Sampler):
     """The batches of one rank, as lists of keys of the dataset.
 
-    A key is (epoch, index), or (epoch, index, repeat, centre) where an epoch shows
-    a sample again or asks for a place in it.
+    A key is (epoch, index), or (epoch, index, repeat, center) if the epoch shows the
+    sample again or at a given place.
 
-    Training: global batch k is samples k·B·world … of the epoch's order, and
-    rank r takes every world-th of them from the r-th on; every rank has the
-    same number of batches and of samples (a last short batch is filled up from
-    the start of the order until the ranks are even). Evaluation: rank r takes
-    whole batches r, r + world, … of the single-process plan, nothing twice.
+    Training: global batch k has the samples k·B·world … of the epoch's order, and
+    rank r takes every world-th of them, beginning with the r-th. All ranks have the
+    same number of batches and samples: a short last batch is filled with samples from
+    the start of the order until the ranks have equally many. Evaluation: rank r takes
+    whole batches r, r + world, … of the single-process plan, no sample twice.
     """
 
     def __init__(self, order: EpochOrder, batch_size: int, drop_last: bool = False,
@@ -71,11 +73,12 @@ class BatchPlan(Sampler):
         self.rank, self.world_size, self.training = rank, world_size, training
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int, start_batch: int = 0, skip: int = 0):
+    def set_epoch(self, epoch: int, start_batch: int = 0, skip: int = 0) -> None:
         """Plan an epoch; the next iteration begins with batch `start_batch` of this rank.
 
-        skip: samples of that batch, over all ranks, which a run of another number of ranks has
-        seen: the batch is the rest, filled up from its start until the ranks are even.
+        skip: number of samples of that batch, over all ranks, that a run with another number of
+        ranks has already seen. The batch is the rest; it is filled with samples from the start
+        of the rest until the ranks have equally many.
         """
         self.epoch, self.start = epoch, start_batch
         self._visits = self.order(epoch)
@@ -87,32 +90,34 @@ class BatchPlan(Sampler):
             rest = np.resize(rest, len(rest) + -len(rest) % self.world_size)
             self._mine[start_batch] = rest[self.rank::self.world_size]
 
-    def __len__(self):
-        """Batches of a whole epoch on this rank."""
+    def __len__(self) -> int:
+        """Number of batches of a whole epoch on this rank."""
         return len(self._mine)
 
     @property
     def smallest(self) -> int:
-        """Images of the smallest batch of this rank."""
+        """Number of images in the smallest batch of this rank."""
         return min(map(len, self._mine), default=0)
 
     def batch(self, number: int) -> list[tuple]:
         """The key of each sample of a batch; empty past the end of the epoch."""
         if number >= len(self._mine):
             return []
-        return [self._key(place) for place in self._mine[number]]
+        return [self._key(visit) for visit in self._mine[number]]
 
     def __iter__(self) -> Iterator[list[tuple]]:
         for number in range(self.start, len(self)):
             yield self.batch(number)
 
-    def _key(self, place):
-        index, *centre = np.atleast_1d(self._visits[place]).tolist()
-        centre = tuple(centre) if centre and centre[0] != NO_CENTRE else None
-        repeat = int(self._repeats[place])
-        return (self.epoch, index, repeat, centre) if repeat or centre else (self.epoch, index)
+    def _key(self, visit):
+        """The key of one visit, given by its position in the epoch's order."""
+        index, *center = np.atleast_1d(self._visits[visit]).tolist()
+        center = tuple(center) if center and center[0] != NO_CENTER else None
+        repeat = int(self._repeats[visit])
+        return (self.epoch, index, repeat, center) if repeat or center else (self.epoch, index)
 
     def _batches(self, order):
+        """The batches of this rank, as arrays of positions in the epoch's order."""
         if not self.training:
             batches = [order[k:k + self.batch_size] for k in range(0, len(order), self.batch_size)]
             return batches[self.rank::self.world_size]
@@ -126,7 +131,7 @@ class BatchPlan(Sampler):
 
 
 def _occurrences(indices):
-    """How often each index stands before its place in the list."""
+    """(N,) int64: how often each of the indices (N,) occurred before."""
     by_index = np.argsort(indices, kind="stable")
     ordered = indices[by_index]
     first = np.searchsorted(ordered, ordered, side="left")

@@ -1,33 +1,36 @@
 """PASCAL VOC 2012, 21 classes. Everingham et al., The PASCAL VOC challenge, IJCV 2010.
 
     VOCdevkit/VOC2012/JPEGImages/ID.jpg
-    VOCdevkit/VOC2012/SegmentationClass/ID.png        2913 pictures
+    VOCdevkit/VOC2012/SegmentationClass/ID.png        2913 images
     VOCdevkit/VOC2012/SegmentationClassAug/ID.png     12031, with the labels of SBD
     VOCdevkit/VOC2012/ImageSets/Segmentation/SPLIT.txt
 
-SBD: Hariharan et al., Semantic contours from inverse detectors, ICCV 2011, either as the folder
-SegmentationClassAug with its lists, or as it was released (class SBD).
+SBD: Hariharan et al., Semantic contours from inverse detectors, ICCV 2011; either as the folder
+SegmentationClassAug with its lists, or as released (class SBD).
 """
 import re
+from collections.abc import Iterator
+
+import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
 from dataloader.mat_labels import MatLabels
-from utils.console import warn
-from utils.image_io import shown
-from utils.palette import voc_palette
+from utils.cli.console import warn
+from utils.errors import shown
+from utils.images.palette import voc_palette
 
 CLASS_NAMES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat",
                "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant",
                "sheep", "sofa", "train", "tvmonitor"]
 STORED = {**{value: value for value in range(21)}, 255: None}     # 255: object borders
-# PaddleSeg's name: the labels of VOC where it has them, those of SBD elsewhere.
+# PaddleSeg's trainaug: the labels of VOC if it has them, else those of SBD.
 MERGED = {"trainaug": ("train", "aug")}
 
 
 class VOC(BaseDataset):
-    """VOC 2012: data_dir holds VOCdevkit/, or is VOCdevkit or VOC2012 itself.
+    """VOC 2012: data_dir contains VOCdevkit/, or is VOCdevkit or VOC2012 itself.
 
-    Splits with "aug" take SegmentationClassAug; test and test_aug have no
+    Splits with "aug" use SegmentationClassAug; test and test_aug have no
     labels. A list has one id per line, or the paths of image and label below
     VOC2012 (with a leading slash).
     """
@@ -43,12 +46,12 @@ class VOC(BaseDataset):
                    "val_aug": 1449, "trainval_aug": 12031, "test_aug": 1456, "trainaug": 10582,
                    "aug": 9118}
 
-    def find_samples(self):
+    def find_samples(self) -> Iterator[Sample]:
         lists = self.first_folder(*(f"{place}ImageSets/Segmentation" for place in (
             "VOCdevkit/VOC2012/", "VOCtrainval_11-May-2012/VOCdevkit/VOC2012/", "VOC2012/", "")))
         if lists is None:
             return
-        self.root = lists.parents[1]    # the lists name files below it
+        self.root = lists.parents[1]    # the lists name files relative to it
         ids = set()
         for name in MERGED.get(self.split, (self.split,)):
             for sample in self._listed(lists / f"{name}.txt", name):
@@ -58,14 +61,15 @@ class VOC(BaseDataset):
         if self.split in ("train_aug", "trainaug", "aug") and val_list.is_file():
             self._warn_of_validation_images(ids, val_list)
 
-    def train_ids(self, raw):
+    def train_ids(self, raw: np.ndarray) -> np.ndarray:
         """Stored 0..20 are the classes, 255 is the border of an object."""
         return self.by_table(raw, STORED)
 
-    def ignores_on_purpose(self, value):
+    def ignores_on_purpose(self, value: int) -> bool:
         return value == 255
 
     def _listed(self, path, name):
+        """The samples of the list file of one split."""
         labels = "SegmentationClassAug" if "aug" in name else "SegmentationClass"
         for number, line in self.read_list(path):
             files = _columns(line)
@@ -78,22 +82,22 @@ class VOC(BaseDataset):
                 self.problem(f"{shown(path)}:{number}: expected an id, or an image and a label, "
                              f"got {shown(line)!r}")
                 continue
-            found = [self.listed_file(file, path, number) for file in files]
-            if all(found):
-                yield Sample(found[0].stem, found[0], found[1] if len(found) == 2 else None)
+            image, *label = [self.listed_file(file, path, number) for file in files]
+            if image and all(label):
+                yield Sample(image.stem, image, label[0] if label else None)
 
     def _warn_of_validation_images(self, ids, path):
-        """SBD's own training list holds pictures of VOC's validation split."""
+        """SBD's training list contains images of VOC's validation split."""
         if shared := ids & set(path.read_text("utf-8", "surrogateescape").split()):
-            warn(f"VOC {self.split}: {len(shared)} images are in {shown(path)} too (such as "
+            warn(f"VOC {self.split}: {len(shared)} images are also in {shown(path)} (such as "
                  f"{shown(min(shared))}): scores on val will be too high")
 
 
 class SBD(MatLabels):
-    """SBD as released: data_dir is benchmark_RELEASE/dataset, or holds it.
+    """SBD as released: data_dir is benchmark_RELEASE/dataset, or contains it.
 
-    Its train and val are not VOC's: train and VOC's val share pictures,
-    train_noval leaves those out. There is no border value.
+    Its train and val are not VOC's: train and VOC's val have images in common,
+    which train_noval leaves out. There is no border value.
     """
 
     num_classes = 21
@@ -104,17 +108,17 @@ class SBD(MatLabels):
     split_sizes = {"train": 8498, "val": 2857, "train_noval": 5623}
     mat_variable = "GTcls.Segmentation"
 
-    def find_samples(self):
+    def find_samples(self) -> Iterator[Sample]:
         images = self.first_folder("img", "dataset/img", "benchmark_RELEASE/dataset/img")
         if images:
             stems = self.read_stems(images.parent / f"{self.split}.txt")
             yield from self.pair_by_stem(images, images.parent / "cls", stems=stems)
 
-    def train_ids(self, raw):
+    def train_ids(self, raw: np.ndarray) -> np.ndarray:
         """Stored 0..20 are the classes."""
         return self.by_table(raw, STORED)
 
 
 def _columns(line):
-    """The paths in a line; those that start with a slash may hold blanks."""
+    """The paths in a line; paths with a leading slash may contain spaces."""
     return re.split(r"\s+(?=/)", line) if line.startswith("/") else line.split()

@@ -1,31 +1,34 @@
 """Base-OC: self-attention over all pixels on a dilated ResNet.
 
 Yuan and Wang, OCNet: Object Context Network for Scene Parsing, IJCV 2021,
-arXiv:1809.00916, in openseg's form.
+arXiv:1809.00916; the network of openseg.
 
-Published checkpoints: openseg's Cityscapes Base-OC on ResNet-101, val mIoU 79.49
-(`openseg_r101_baseoc`, in-place activated norm; `openseg_r101_baseoc_bn`, plain).
+Published checkpoint: openseg's Cityscapes Base-OC on ResNet-101, val mIoU 79.49, loaded as
+`openseg_r101_baseoc` (in-place activated norm). `openseg_r101_baseoc_bn` is for files with
+plain batch norm.
 """
+from typing import Any
+
 import torch
 from torch import nn
 
-from models.foreign_state import ROW, foreign_state
 from models.layers.attention import ATTENTION_KEYS, SelfAttention
 from models.layers.auxiliary import AuxiliaryHeadModel
 from models.layers.conv_norm_act import classifier_head, conv_norm_act
-from models.openseg import AUX_KEYS, backbone_keys, openseg_entry
+from models.weights.openseg import AUX_KEYS, backbone_keys, openseg_entry
+from models.weights.rename_keys import ROW, Rule, to_our_keys
 
 
 class BaseOC(AuxiliaryHeadModel):
-    """Every pixel attends to every other one; output stride 8.
+    """Every pixel attends to every pixel; output stride 8.
 
-    x: (N, 3, H, W) normalised; any H and W. Memory of the attention grows with
-    (H·W)² where torch has no fused kernel for it.
+    x: float (N, 3, H, W), normalized; any H and W. The memory of the attention grows with
+    (H·W)² if torch has no fused kernel for it.
     eval:  logits (N, C, H, W)
     train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
 
-    use_aux: whether the auxiliary head is built. activation: that of the heads,
-    "leaky_relu" in what openseg's first branch released.
+    use_aux: whether the auxiliary head is built.
+    activation: of the heads; "leaky_relu" for the files of openseg's first branch.
     """
 
     output_weights = {"out": 1.0, "aux": 0.4}
@@ -38,7 +41,7 @@ class BaseOC(AuxiliaryHeadModel):
         super().__init__()
         c3, c4 = self.build_encoder(backbone, use_aux, output_stride=8, norm=norm,
                                     pretrained=pretrained)
-        options = dict(norm=norm, act=activation)
+        options: dict[str, Any] = dict(norm=norm, act=activation)
         self.reduce = conv_norm_act(c4, channels, 3, bias=True, **options)
         self.attention = SelfAttention(channels, key_channels, key_channels, **options)
         self.fuse = conv_norm_act(2 * channels, channels, 1, bias=True, **options)
@@ -51,11 +54,12 @@ class BaseOC(AuxiliaryHeadModel):
         return self.classifier(self.fuse(torch.cat([self.attention(features), features], dim=1)))
 
     def rename_foreign(self, state: dict) -> dict:
-        """ImageNet's and openseg's files in this network's keys."""
-        return super().rename_foreign(foreign_state(state, HEAD_KEYS + backbone_keys(self)))
+        """Rename the keys of ImageNet and openseg files to those of this network."""
+        return super().rename_foreign(to_our_keys(state, HEAD_KEYS + backbone_keys(self)))
 
 
-HEAD_KEYS = (
+# Keys of openseg -> ours.
+HEAD_KEYS: tuple[Rule, ...] = (
     (r"^oc_module_pre" + ROW, r"reduce.\1."),
     (r"^oc_module\.stages\.0\.", "attention."),
     *ATTENTION_KEYS,

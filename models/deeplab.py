@@ -1,11 +1,10 @@
 """DeepLabV3+. Chen et al., Encoder-Decoder with Atrous Separable Convolution for
 Semantic Image Segmentation, ECCV 2018, arXiv:1802.02611.
 
-The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
+The network of yassouali/pytorch-segmentation; checkpoints of its trainer load as
 `yassouali_deeplabv3plus_{resnet101,resnet101_os8,xception}`. No weights are
-published. In a ResNet every block of a dilated stage has the new rate
-(torchvision leaves the first at the old one). All resizes have
-align_corners=True.
+published. In a ResNet every block of a dilated stage has the new rate (in
+torchvision the first block keeps the old one). All resizes use align_corners=True.
 """
 import torch
 from torch import nn
@@ -17,18 +16,20 @@ from models.layers.heads import ASPP
 from models.layers.init import he_init
 from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
-from models.published import Published
-from models.start_weights import StartsFromFiles
+from models.weights.published import Published
+from models.weights.start_weights import StartsFromFiles
 from utils.errors import ConfigError
+from utils.machine.tensors import ImageBatch, Logits
 
 
 class DeepLab(StartsFromFiles):
-    """ASPP on a dilated backbone and a decoder that adds the features of stride 4.
+    """ASPP on a dilated backbone, and a decoder that also uses the features of stride 4.
 
-    x: (N, 3, H, W) normalised RGB, any H and W.
+    x: float (N, 3, H, W), normalized RGB; any H and W.
     output_stride: 16 (ASPP rates 6, 12, 18) or 8 (12, 24, 36). A training batch
-    needs two images (image pooling).
-    eval: logits (N, C, H, W); train: {"out": logits}.
+    needs at least two images (image pooling).
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W)}
     """
 
     aliases = ("DeepLabV3Plus",)
@@ -51,7 +52,7 @@ class DeepLab(StartsFromFiles):
                                      nn.Dropout(0.1), nn.Conv2d(256, num_classes, 1))
         he_init(self.aspp, self.low_level, self.decoder, norm_bias=1e-4)
 
-    def forward(self, x):
+    def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
         low, *_, high = self.backbone(x)             # strides 4 and output_stride
         low = self.low_level(low)
         high = resize_to(self.aspp(high), low, align_corners=True)
@@ -59,7 +60,7 @@ class DeepLab(StartsFromFiles):
         return as_outputs({"out": out}, x, self.training, align_corners=True)
 
 
-# Keys of yassouali's DeepLab and DUC_HDC -> ours.
+# Keys of yassouali's DeepLab and DUC_HDC -> ours. "ASSP" is the spelling there.
 ASPP_KEYS = tuple((rf"^ASSP\.aspp{i}\.", f"aspp.branches.{i - 1}.") for i in range(1, 7)) + (
     (r"^ASSP\.avg_pool\.1\.", "aspp.image.0."), (r"^ASSP\.avg_pool\.2\.", "aspp.image.1."),
     (r"^ASSP\.conv1\.", "aspp.project.0."), (r"^ASSP\.bn1\.", "aspp.project.1."))

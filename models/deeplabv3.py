@@ -1,32 +1,31 @@
 """DeepLabV3. Chen et al., Rethinking Atrous Convolution for Semantic Image
 Segmentation, 2017, arXiv:1706.05587.
 
-torchvision's form and keys. Published (COCO with the 21 VOC classes, mIoU on
+The network of torchvision. Published (COCO with the 21 VOC classes, mIoU on
 COCO val2017): `deeplabv3_resnet50_coco-cd0a2569.pth` 66.4,
 `deeplabv3_resnet101_coco-586e9e4e.pth` 67.4,
-`deeplabv3_mobilenet_v3_large-fc3c493d.pth` 60.3. The checkpoints of
-hoya012/semantic-segmentation-tutorial-pytorch (20 outputs, void last; no
+`deeplabv3_mobilenet_v3_large-fc3c493d.pth` 60.3. Checkpoints of
+hoya012/semantic-segmentation-tutorial-pytorch (20 outputs, the last one is void; no
 auxiliary head; norm batch, instance, group or EvoNorm-S0) load as
-`hoya012_deeplabv3_*`; none is published.
+`hoya012_deeplabv3_*`; none of them is published.
 
-Differs from the paper: no multi-grid, ASPP rates 12, 24, 36 whatever the output
-stride.
+Differs from the paper: no multi-grid; ASPP rates 12, 24, 36 for every output stride.
 """
 from torch import nn
 
 from models.layers.auxiliary import AuxiliaryHeadModel
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.heads import ASPP, fcn_head
-from models.published import Published
-from models.start_weights import StartsFromFiles
+from models.weights.published import Published
+from models.weights.start_weights import StartsFromFiles
 
 
 class DeepLabV3(StartsFromFiles, AuxiliaryHeadModel):
     """ASPP on a dilated backbone.
 
-    x: (N, 3, H, W) normalised RGB, any H and W. output_stride: 8, or 16, the
-    only one that mobilenet_v3_large has. use_aux: whether the auxiliary head is
-    built. A training batch needs two images (image pooling).
+    x: float (N, 3, H, W), normalized RGB; any H and W. output_stride: 8 or 16;
+    mobilenet_v3_large only has 16. use_aux: whether the auxiliary head is built. A
+    training batch needs at least two images (image pooling).
     eval:  logits (N, C, H, W)
     train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
     """
@@ -45,6 +44,7 @@ class DeepLabV3(StartsFromFiles, AuxiliaryHeadModel):
             self.aux_head = fcn_head(aux, aux // 4, num_classes, norm=norm)
 
 
+# Keys of torchvision and hoya012 -> ours.
 ASPP_KEYS = ((r"^classifier\.0\.convs\.4\.1\.", "head.0.image.0."),
              (r"^classifier\.0\.convs\.4\.2\.", "head.0.image.1."),
              (r"^classifier\.0\.convs\.", "head.0.branches."), (r"^classifier\.", "head."))
@@ -64,7 +64,7 @@ PUBLISHED = {
 } | {
     f"hoya012_deeplabv3_{backbone}_{name}": Published(
         network=DeepLabV3, args={"backbone": backbone, "use_aux": False, "norm": norm},
-        # EvoNorm-S0 has no use for the running variance that the files hold.
+        # The files contain a running variance that EvoNorm-S0 does not use.
         drop=(r"running_var$",) if name == "evo" else (),
         rename=ASPP_KEYS, classes="classifier.4.weight")
     for backbone, name, norm in (

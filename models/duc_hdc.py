@@ -1,12 +1,12 @@
 """DeepLab with dense upsampling and hybrid dilated convolution. Wang et al.,
 Understanding Convolution for Semantic Segmentation, WACV 2018, arXiv:1702.08502.
 
-The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
-`yassouali_duc_hdc`. No weights are published. As there, the last upsampling
-ends in norm and ReLU before the pixels are shuffled, so the logits are >= 0.
+The network of yassouali/pytorch-segmentation; checkpoints of its trainer load as
+`yassouali_duc_hdc`. No weights are published. As there, the last upsampling applies norm
+and ReLU before it shuffles the pixels, so the logits are >= 0.
 
-Differs from the source: its output has 4 * ceil(H / 4) rows; ours is resized to
-the input where that differs.
+Differs from the source: its output has 4 * ceil(H / 4) rows; ours is resized to the size of
+the input if it differs.
 """
 import torch
 import torch.nn.functional as F
@@ -20,18 +20,20 @@ from models.layers.heads import ASPP
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
 from models.layers.outputs import as_outputs
-from models.published import Published
-from models.start_weights import StartsFromFiles
+from models.weights.published import Published
+from models.weights.start_weights import StartsFromFiles
+from utils.machine.tensors import ImageBatch, Logits
 
 RATES3, RATES4 = (1, 2, 3) * 7 + (2, 2), (3, 4, 5)     # the paper's "Dilation-RF"
 
 
 class DUC_HDC(StartsFromFiles):
-    """ASPP with five rates on a ResNet of stride 8; every resize is learnt by channels.
+    """ASPP with five rates on a ResNet with output stride 8; learned upsampling.
 
-    x: (N, 3, H, W) normalised RGB, any H and W. backbone: a resnet. A training
-    batch needs two images (image pooling).
-    eval: logits (N, C, H, W); train: {"out": logits}.
+    x: float (N, 3, H, W), normalized RGB; any H and W. backbone: a resnet. A training
+    batch needs at least two images (image pooling).
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W)}
     """
 
     def __init__(self, num_classes: int, backbone: str = "resnet101", pretrained: bool = False,
@@ -50,7 +52,7 @@ class DUC_HDC(StartsFromFiles):
         self.up_out = _DenseUpsampling(num_classes, num_classes, 4, norm)
         he_init(self.aspp, self.low_level, self.decoder, norm_bias=1e-4)
 
-    def forward(self, x):
+    def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
         low, *_, high = self.backbone(x)             # strides 4 and 8
         low = self.low_level(low)
         high = self.up(self.aspp(high))[..., :low.shape[-2], :low.shape[-1]]
@@ -61,11 +63,11 @@ class DUC_HDC(StartsFromFiles):
 class _DenseUpsampling(nn.Module):
     """(N, in, H, W) -> (N, C, sH, sW): C * s^2 channels become the pixels of s x s tiles.
 
-    The s^2 kernels of one channel start equal, so that no checkerboard is there
-    from the start (Aitken et al., 2017, arXiv:1707.02937).
+    The s^2 kernels of one channel start equal, so that the initial output has no
+    checkerboard pattern (Aitken et al., 2017, arXiv:1707.02937).
     """
 
-    def __init__(self, in_channels, channels, scale, norm):
+    def __init__(self, in_channels: int, channels: int, scale: int, norm: str):
         super().__init__()
         self.scale = scale
         self.conv = nn.Conv2d(in_channels, channels * scale ** 2, 1, bias=False)
@@ -75,7 +77,7 @@ class _DenseUpsampling(nn.Module):
             kernel = nn.init.kaiming_normal_(torch.empty(channels, in_channels, 1, 1))
             self.conv.weight.copy_(kernel.repeat_interleave(scale ** 2, dim=0))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.pixel_shuffle(self.relu(self.bn(self.conv(x))), self.scale)
 
 

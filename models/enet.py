@@ -1,33 +1,37 @@
 """ENet. Paszke et al., ENet: A Deep Neural Network Architecture for Real-Time
 Semantic Segmentation, 2016, arXiv:1606.02147.
 
-The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
-`yassouali_enet`; the keys are its own. No weights are published.
+The network of yassouali/pytorch-segmentation; checkpoints of its trainer load as
+`yassouali_enet`, with the same keys. No weights are published.
 
 Differs from the paper: one PReLU weight per activation instead of one per
-channel, but in the first block; the channels that a residual sum lacks are appended as zeros.
-Differs from the source: any input size. There a size that is not a multiple of
-8 crashes or scrambles the unpooled maps; here the first block's maps are
-padded with their border and the logits cropped. Sizes it can take give equal
-numbers.
+channel, except in the first block; channels missing in a residual sum are appended as zeros.
+Differs from the source: any input size. There, a size that is not a multiple of
+8 raises an error or mixes up the unpooled maps; here the maps of the first block are
+padded by repeating their border, and the logits are cropped. Sizes that work there give
+equal numbers.
 """
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from base.base_model import BaseModel
 from models.layers.norm import activation, norm_layer
-from models.published import Published
+from models.weights.published import Published
+from utils.machine.tensors import ImageBatch, Logits
 
-# Stages 2 and 3: dilation of the 3x3 convolution, or "5" for 1x5 and 5x1 in a row.
+# Stages 2 and 3: dilation of the 3x3 convolution, or "5" for a 1x5 and a 5x1 convolution.
 CONTEXT = (1, 2, "5", 4, 1, 8, "5", 16)
 
 
 class ENet(BaseModel):
     """A small encoder at stride 8 and a decoder that unpools by stored positions.
 
-    x: (N, 3, H, W) normalised RGB, any H and W.
-    eval: logits (N, C, H, W); train: {"out": logits}.
+    x: float (N, 3, H, W), normalized RGB; any H and W.
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W)}
     """
 
     def __init__(self, num_classes: int, norm: str = "batch"):
@@ -49,11 +53,11 @@ class ENet(BaseModel):
         self.fullconv = nn.ConvTranspose2d(16, num_classes, 3, stride=2, padding=1,
                                            output_padding=1, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
         height, width = x.shape[-2:]
         x = self.initial(x)                                          # (N, 16, H/2, W/2)
         rest = -x.shape[-1] % 4, -x.shape[-2] % 4
-        # A graph of any size always pads, if by nothing.
+        # An exported graph has no branches: it always pads, by 0 if nothing is missing.
         if torch.compiler.is_exporting() or any(rest):
             x = F.pad(x, (0, rest[0], 0, rest[1]), mode="replicate")
         x, fine = self.bottleneck10(x)                               # (N, 64, H/4, W/4)
@@ -70,15 +74,15 @@ class ENet(BaseModel):
 
 
 class _Initial(nn.Module):
-    """Max pooling beside a strided convolution: 3 + 13 channels at half size, rounded up."""
+    """Max pooling joined with a strided convolution: 3 + 13 channels at half size, rounded up."""
 
-    def __init__(self, norm):
+    def __init__(self, norm: str):
         super().__init__()
         self.conv = nn.Conv2d(3, 13, 3, stride=2, padding=1)
         self.bn = norm_layer(norm)(16)
         self.prelu = _activation("prelu", norm, 16)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         pooled = F.max_pool2d(x, 2, ceil_mode=True)
         return self.prelu(self.bn(torch.cat([pooled, self.conv(x)], dim=1)))
 
@@ -86,7 +90,8 @@ class _Initial(nn.Module):
 class _Branch(nn.Module):
     """1x1 (or 2x2, stride 2), `conv2`, 1x1, each with norm and activation, then dropout."""
 
-    def __init__(self, in_channels, channels, first, middle, dropout, act, norm):
+    def __init__(self, in_channels: int, channels: int, first: int,
+                 middle: Callable[[int], nn.Module], dropout: float, act: str, norm: str):
         super().__init__()
         make, inner = norm_layer(norm), in_channels // 4
         self.conv1 = nn.Conv2d(in_channels, inner, first, stride=first, bias=False)
@@ -98,7 +103,7 @@ class _Branch(nn.Module):
         self.regularizer = nn.Dropout2d(dropout)
         self.prelu_out = _activation(act, norm, after_sum=True)
 
-    def branch(self, x):
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
         x = self.prelu1(self.bn1(self.conv1(x)))
         x = self.prelu2(self.bn2(self.conv2(x)))
         return self.regularizer(self.prelu3(self.bn3(self.conv3(x))))
@@ -107,9 +112,9 @@ class _Branch(nn.Module):
 class _Bottleneck(_Branch):
     """(N, C, H, W) -> the same shape."""
 
-    def __init__(self, channels, kind, dropout, act, norm):
-        def middle(inner):
-            if kind == "5":
+    def __init__(self, channels: int, kind: int | str, dropout: float, act: str, norm: str):
+        def middle(inner: int) -> nn.Module:
+            if isinstance(kind, str):
                 return nn.Sequential(nn.Conv2d(inner, inner, (1, 5), padding=(0, 2)),
                                      norm_layer(norm)(inner), _activation(act, norm),
                                      nn.Conv2d(inner, inner, (5, 1), padding=(2, 0)))
@@ -117,29 +122,29 @@ class _Bottleneck(_Branch):
 
         super().__init__(channels, channels, 1, middle, dropout, act, norm)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.prelu_out(self.branch(x) + x)
 
 
 class _Down(_Branch):
     """(N, in, H, W) -> (N, out, H/2, W/2) and the positions of the pooled maxima."""
 
-    def __init__(self, in_channels, channels, dropout, norm):
+    def __init__(self, in_channels: int, channels: int, dropout: float, norm: str):
         super().__init__(in_channels, channels, 2,
                          lambda inner: nn.Conv2d(inner, inner, 3, padding=1, bias=False),
                          dropout, "prelu", norm)
         self.extra = channels - in_channels
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pooled, positions = F.max_pool2d(x, 2, return_indices=True)
         pooled = F.pad(pooled, (0, 0, 0, 0, 0, self.extra))
         return self.prelu_out(self.branch(x) + pooled), positions
 
 
 class _Up(_Branch):
-    """(N, in, H, W) and positions -> (N, out, 2H, 2W)."""
+    """(N, in, H, W) and positions of the maxima -> (N, out, 2H, 2W)."""
 
-    def __init__(self, in_channels, channels, dropout, norm):
+    def __init__(self, in_channels: int, channels: int, dropout: float, norm: str):
         super().__init__(in_channels, channels, 1,
                          lambda inner: nn.ConvTranspose2d(inner, inner, 3, stride=2, padding=1,
                                                           output_padding=1, bias=False),
@@ -147,13 +152,13 @@ class _Up(_Branch):
         self.spatil_conv = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn_up = norm_layer(norm)(channels, linear=True)
 
-    def forward(self, x, positions):
-        main = F.max_unpool2d(self.bn_up(self.spatil_conv(x)), positions, 2)
+    def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        main = F.max_unpool2d(self.bn_up(self.spatil_conv(x)), positions, [2, 2])
         return self.prelu_out(self.branch(x) + main)
 
 
-def _activation(kind, norm, channels=1, after_sum=False):
-    """PReLU or ReLU; nothing where the norm is its own activation."""
+def _activation(kind: str, norm: str, channels: int = 1, after_sum: bool = False) -> nn.Module:
+    """PReLU or ReLU; the identity after a norm that includes an activation."""
     make = (lambda: nn.PReLU(channels)) if kind == "prelu" else None
     return activation(norm, after_sum, make)
 

@@ -1,11 +1,11 @@
 """FCN-8s on VGG-16. Long et al., Fully Convolutional Networks for Semantic
 Segmentation, CVPR 2015, arXiv:1411.4038.
 
-The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
-`yassouali_fcn8`; the keys of the decoder are its own. No weights are published.
-As in the paper's own release: the image is padded by 100 pixels, pool4 and
+The network of yassouali/pytorch-segmentation; checkpoints of its trainer load as
+`yassouali_fcn8`, with the same keys in the decoder. No weights are published.
+As in the code of the paper's authors, the image is padded by 100 pixels, pool4 and
 pool3 are scaled by 0.01 and 0.0001 before their classifiers, and the three
-upsamplings are bilinear kernels that are not trained (but stored).
+upsamplings are bilinear kernels that are stored but not trained.
 """
 import torch
 import torch.nn.functional as F
@@ -14,18 +14,20 @@ from torch import nn
 from models.backbones import build_backbone
 from models.backbones.download import torchvision_state
 from models.layers.init import he_init
-from models.published import Published
-from models.start_weights import StartsFromFiles
+from models.weights.published import Published
+from models.weights.start_weights import StartsFromFiles
 from utils.errors import ConfigError
+from utils.machine.tensors import ImageBatch, Logits
 
 
 class FCN8(StartsFromFiles):
-    """Classifiers on pool3, pool4 and the convolutional form of VGG's last layers, summed.
+    """Sum of the classifiers on pool3, on pool4 and on VGG's last layers as convolutions.
 
-    x: (N, 3, H, W) normalised RGB, any H and W. backbone: vgg11 … vgg19, with
-    or without _bn. channels: of the two layers that VGG calls fully connected; with
-    pretrained, 4096 channels start from its weights too.
-    eval: logits (N, C, H, W); train: {"out": logits}.
+    x: float (N, 3, H, W), normalized RGB; any H and W. backbone: vgg11 to vgg19, with
+    or without _bn. channels: of the two layers that are fully connected in VGG. With
+    pretrained and 4096 channels, they also start from VGG's weights.
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W)}
     """
 
     def __init__(self, num_classes: int, backbone: str = "vgg16", pretrained: bool = False,
@@ -33,7 +35,7 @@ class FCN8(StartsFromFiles):
         super().__init__()
         if not backbone.startswith("vgg"):
             raise ConfigError(f"FCN8 needs a vgg backbone, got {backbone!r}",
-                              where="arch.args.backbone", fix="take vgg16, or arch FCNResNet")
+                              where="arch.args.backbone", fix="use vgg16, or arch FCNResNet")
         self.backbone = build_backbone(backbone, pretrained=pretrained, ceil_pool=True)
         self.adj_pool3 = nn.Conv2d(256, num_classes, 1)
         self.adj_pool4 = nn.Conv2d(512, num_classes, 1)
@@ -47,14 +49,14 @@ class FCN8(StartsFromFiles):
         self.up_final = _bilinear(num_classes, 16, 8)
         if pretrained and channels == 4096:
             state = torchvision_state(backbone)
-            with torch.no_grad():
-                for ours, theirs in ((0, 0), (3, 3)):
-                    self.output[ours].weight.copy_(
-                        state[f"classifier.{theirs}.weight"].view_as(self.output[ours].weight))
-                    self.output[ours].bias.copy_(state[f"classifier.{theirs}.bias"])
+            for i in (0, 3):        # the same places there and here
+                weight = state[f"classifier.{i}.weight"]
+                self.output[i].load_state_dict({
+                    "weight": weight.view_as(self.output[i].get_parameter("weight")),
+                    "bias": state[f"classifier.{i}.bias"]})
 
-    def forward(self, x):
-        # 99 here and 1 in the first convolution make the published 100.
+    def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
+        # 99 here and 1 in the first convolution make the 100 of the published network.
         *_, pool3, pool4, pool5 = self.backbone(F.pad(x, (99, 99, 99, 99)))
         out = self.up_output(self.output(pool5))
         out = self.up_pool4_out(_crop(self.adj_pool4(0.01 * pool4), 5, out.shape) + out)
@@ -63,12 +65,13 @@ class FCN8(StartsFromFiles):
         return {"out": out} if self.training else out
 
 
-def _crop(x, start, shape):
+def _crop(x: torch.Tensor, start: int, shape: torch.Size) -> torch.Tensor:
+    """Cut the last two axes of x to those of `shape`, from `start` on."""
     return x[..., start:start + shape[-2], start:start + shape[-1]]
 
 
-def _bilinear(channels, size, stride):
-    """A transposed convolution that resizes each channel bilinearly; fixed."""
+def _bilinear(channels: int, size: int, stride: int) -> nn.ConvTranspose2d:
+    """A transposed convolution that resizes each channel bilinearly and is not trained."""
     layer = nn.ConvTranspose2d(channels, channels, size, stride=stride, bias=False)
     ramp = 1 - (torch.arange(size) - (size - 1) / 2).abs() / (size / 2)
     with torch.no_grad():
@@ -77,7 +80,7 @@ def _bilinear(channels, size, stride):
     return layer.requires_grad_(False)
 
 
-# Place of each convolution of the published pool3, pool4 and pool5 in VGG's `features`.
+# The index in VGG's `features` at which each part of the published network starts.
 _STAGES = {"pool3": 0, "pool4": 17, "pool5": 24}
 
 PUBLISHED = {

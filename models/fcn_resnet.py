@@ -1,19 +1,18 @@
-"""FCN on a dilated ResNet. Long et al., CVPR 2015, arXiv:1411.4038, in
-torchvision's form and keys.
+"""FCN on a dilated ResNet. Long et al., CVPR 2015, arXiv:1411.4038; the network of torchvision.
 
 Published (COCO with the 21 VOC classes, mIoU on COCO val2017):
 `fcn_resnet50_coco-1167a1af.pth` 60.5, `fcn_resnet101_coco-7ecb50ca.pth` 63.7.
 """
 from models.layers.auxiliary import AuxiliaryHeadModel
 from models.layers.heads import fcn_head
-from models.published import Published
-from models.start_weights import StartsFromFiles
+from models.weights.published import Published
+from models.weights.start_weights import StartsFromFiles
 
 
 class FCNResNet(StartsFromFiles, AuxiliaryHeadModel):
     """One 3x3 convolution and a classifier on the features of stride 8.
 
-    x: (N, 3, H, W) normalised RGB, any H and W. use_aux: whether the auxiliary
+    x: float (N, 3, H, W), normalized RGB; any H and W. use_aux: whether the auxiliary
     head is built.
     eval:  logits (N, C, H, W)
     train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}

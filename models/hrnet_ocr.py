@@ -5,37 +5,44 @@ Yuan et al., Object-Contextual Representations for Semantic Segmentation, ECCV
 
 Published checkpoints: `hrnet_ocr_w48` (HRNet-Semantic-Segmentation, branch
 HRNet-OCR; Cityscapes val mIoU 81.62 in `hrnet_ocr_cs_8162_torch11.pth`),
-`nvidia_ocrnet_hrnet`, `mic_hrnet_ocr` and openseg's `openseg_hrnet48_ocr`,
-`openseg_hrnet48_ocr_b` with their `_bn` dialects. Names without `_bn` hold
-in-place activated norms: |weight| + 1e-5 is folded into a plain batch norm, the
+`nvidia_ocrnet_hrnet`, `mic_hrnet_ocr` and openseg's `openseg_hrnet48_ocr` and
+`openseg_hrnet48_ocr_b`, each also with `_bn`. openseg's files without `_bn` contain
+in-place activated norms: |weight| + 1e-5 is folded into a plain batch norm, and the
 leaky ReLU of the heads stays.
 """
-import torch
+from collections.abc import Callable
 
 from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS
-from models.foreign_state import BESIDE, PREFIXES, fold_in_place_norm, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
 from models.layers.ocr import OCR_KEYS, PADDLE_OCR_KEYS, OCRHead
 from models.layers.outputs import as_outputs
-from models.openseg import backbone_keys
-from models.published import Published
+from models.weights.openseg import backbone_keys
+from models.weights.published import Published
+from models.weights.rename_keys import (
+    PREFIXES,
+    TRAINING_KEYS,
+    State,
+    fold_in_place_norm,
+    to_our_keys,
+)
+from utils.machine.tensors import ImageBatch, Logits
 
 
 class HRNetOCR(BaseModel):
-    """Object context on the concatenated branches, stride 4.
+    """Object context on the concatenated branches; output stride 4.
 
-    x: (N, 3, H, W) normalised RGB; any H and W.
+    x: float (N, 3, H, W), normalized RGB; any H and W.
     eval:  logits (N, C, H, W)
     train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
 
-    Four repositories publish this network. align_corners: True in HRNet's and
-    MIC-DKFZ's and openseg's, False in NVIDIA's. aux_channels: width of the
-    auxiliary head, that of the features by default. openseg's form has a 3x3
+    Four repositories publish this network. align_corners: True for those of HRNet,
+    MIC-DKFZ and openseg, False for NVIDIA's. aux_channels: width of the
+    auxiliary head; None: that of the features. openseg's network has a 3x3
     auxiliary head (aux_kernel=3), biases in the attention (attention_bias=True)
-    and, in what its first branch released, activation="leaky_relu" in the heads.
+    and, in the files of its first branch, activation="leaky_relu" in the heads.
     """
 
     output_weights = {"out": 1.0, "aux": 0.4}
@@ -55,36 +62,39 @@ class HRNetOCR(BaseModel):
         self.head = OCRHead(channels, num_classes, mid_channels, key_channels, dropout=dropout,
                             bias=attention_bias, norm=norm, act=activation)
 
-    def forward(self, x: torch.Tensor):
+    def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
         features = concat_maps(self.backbone(x), self.align_corners)    # (N, 15 C, H/4, W/4)
         aux = self.aux_head(features)
         out, _ = self.head(features, aux)
         return as_outputs({"out": out, "aux": aux}, x, self.training, self.align_corners)
 
     def rename_foreign(self, state: dict) -> dict:
-        """ImageNet, plain HRNet, Paddle, Mapillary and openseg files in this network's keys.
+        """Rename the keys of ImageNet, plain HRNet, Paddle, Mapillary and openseg files to ours.
 
-        The head of a plain HRNet starts the auxiliary head, as its authors do.
+        The head of a plain HRNet becomes the auxiliary head, as in its authors' code.
         """
         return super().rename_foreign(
-            foreign_state(state, backbone_keys(self) + FOREIGN_KEYS,
+            to_our_keys(state, backbone_keys(self) + FOREIGN_KEYS,
                           PADDLE_OCR_KEYS + PADDLE_KEYS))
 
 
+# Keys of plain HRNet and of the OCR heads -> ours.
 FOREIGN_KEYS = OCR_KEYS + (
     (r"^last_layer\.([01])\.", r"aux_head.0.\1."), (r"^last_layer\.3\.", "aux_head.2."))
 
 
-def _entry(classes, files=(), score="", convert=None, order="RGB", **options):
-    return Published(network=HRNetOCR, args=options, drop=BESIDE,
+def _entry(classes: str, files: tuple[str, ...] = (), score: str = "",
+           convert: Callable[[State], State] | None = None, order: str = "RGB",
+           **options: object) -> Published:
+    return Published(network=HRNetOCR, args=options, drop=TRAINING_KEYS,
                      rename=PREFIXES + BACKBONE_KEYS + OCR_KEYS, convert=convert, classes=classes,
                      files=files, score=score, order=order)
 
 
-def _openseg(mid, key, in_place, files=(), score=""):
-    return _entry("cls_head.weight", files, score, fold_in_place_norm if in_place else None, "BGR",
-                  mid_channels=mid, key_channels=key, attention_bias=True, aux_kernel=3,
-                  aux_channels=None if mid == 512 else mid,
+def _openseg(mid: int, key: int, in_place: bool, files: tuple[str, ...] = ()) -> Published:
+    return _entry("cls_head.weight", files, convert=fold_in_place_norm if in_place else None,
+                  order="BGR", mid_channels=mid, key_channels=key, attention_bias=True,
+                  aux_kernel=3, aux_channels=None if mid == 512 else mid,
                   activation="leaky_relu" if in_place else "relu")
 
 

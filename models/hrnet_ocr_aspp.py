@@ -1,37 +1,36 @@
-"""HRNet + ASPP + OCR, in NVIDIA's and MIC-DKFZ's form.
+"""HRNet + ASPP + OCR, as in the code of NVIDIA and MIC-DKFZ.
 
 Tao et al., Hierarchical Multi-Scale Attention for Semantic Segmentation, 2020,
 arXiv:2005.10821 (its code); MIC-DKFZ/semantic_segmentation.
 
-No trained checkpoint is published; `nvidia_ocrnet_aspp` and `mic_hrnet_ocr_aspp`
-take what these repositories save.
+No trained checkpoint is published; checkpoints that these repositories save load as
+`nvidia_ocrnet_aspp` and `mic_hrnet_ocr_aspp`.
 """
-import torch
 
 from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.hrnet import PADDLE_KEYS
-from models.foreign_state import BESIDE, PREFIXES, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
 from models.layers.image_pooling_aspp import ASPP_KEYS, ImagePoolingASPP
 from models.layers.ocr import OCR_KEYS, OCRHead
 from models.layers.outputs import as_outputs
-from models.openseg import backbone_keys
-from models.published import Published
+from models.weights.openseg import backbone_keys
+from models.weights.published import Published
+from models.weights.rename_keys import PREFIXES, TRAINING_KEYS, to_our_keys
+from utils.machine.tensors import ImageBatch, Logits
 
 
 class HRNetOCRASPP(BaseModel):
-    """Atrous pyramid pooling between the backbone and the OCR head, stride 4.
+    """Atrous pyramid pooling between the backbone and the OCR head; output stride 4.
 
-    x: (N, 3, H, W) normalised RGB; any H and W. The image-pooling branch
-    normalises one value per image and channel: batch norm in train mode needs
-    at least two images.
+    x: float (N, 3, H, W), normalized RGB; any H and W. A training batch needs at least two
+    images, because the image-pooling branch normalizes one value per image and channel.
     eval:  logits (N, C, H, W)
     train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
 
-    distribution_aspp adds MIC's second pyramid inside the OCR head; MIC has
-    align_corners True, NVIDIA False and no second pyramid.
+    distribution_aspp: add MIC-DKFZ's second pyramid inside the OCR head. MIC-DKFZ uses
+    align_corners=True; NVIDIA uses False and no second pyramid.
     """
 
     output_weights = {"out": 1.0, "aux": 0.4}
@@ -53,20 +52,20 @@ class HRNetOCRASPP(BaseModel):
         self.head = OCRHead(channels, num_classes, mid_channels, key_channels, dropout=dropout,
                             norm=norm, extra=inner)
 
-    def forward(self, x: torch.Tensor):
+    def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
         features = self.aspp(concat_maps(self.backbone(x), self.align_corners))
         aux = self.aux_head(features)
         out, _ = self.head(features, aux)
         return as_outputs({"out": out, "aux": aux}, x, self.training, self.align_corners)
 
     def rename_foreign(self, state: dict) -> dict:
-        """ImageNet, Paddle, Mapillary and openseg HRNets in this network's keys."""
+        """Rename the keys of ImageNet, Paddle, Mapillary and openseg HRNets to ours."""
         return super().rename_foreign(
-            foreign_state(state, backbone_keys(self) + OCR_KEYS + ASPP_KEYS, PADDLE_KEYS))
+            to_our_keys(state, backbone_keys(self) + OCR_KEYS + ASPP_KEYS, PADDLE_KEYS))
 
 
-def _entry(**options):
-    return Published(network=HRNetOCRASPP, args=options, drop=BESIDE,
+def _entry(**options: bool) -> Published:
+    return Published(network=HRNetOCRASPP, args=options, drop=TRAINING_KEYS,
                      rename=PREFIXES + OCR_KEYS + ASPP_KEYS, classes="ocr.cls_head.weight")
 
 

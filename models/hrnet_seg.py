@@ -4,31 +4,30 @@ Wang et al., Deep High-Resolution Representation Learning for Visual
 Recognition, TPAMI 2020, arXiv:1908.07919.
 
 Published checkpoints: HRNet-Semantic-Segmentation (`hrnet_w48`, `hrnet_w18_small_v1`,
-`hrnet_w18_small_v2`), among them Cityscapes val mIoU 80.9 for W48
-(`hrnet_cs_8090_torch11.pth`); MIC-DKFZ's network (`mic_hrnet`) is the same.
+`hrnet_w18_small_v2`), e.g. W48 with Cityscapes val mIoU 80.9
+(`hrnet_cs_8090_torch11.pth`). MIC-DKFZ's network (`mic_hrnet`) is the same.
 """
-import torch
-
 from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.hrnet import BACKBONE_KEYS, PADDLE_KEYS
-from models.foreign_state import BESIDE, PREFIXES, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head
 from models.layers.outputs import as_outputs
-from models.openseg import backbone_keys
-from models.published import Published
+from models.weights.openseg import backbone_keys
+from models.weights.published import Published
+from models.weights.rename_keys import PREFIXES, TRAINING_KEYS, to_our_keys
+from utils.machine.tensors import ImageBatch, Logits
 
 
 class HRNet(BaseModel):
-    """All feature maps at the finest one's size, concatenated, and two 1x1 convolutions.
+    """Two 1x1 convolutions on all feature maps, concatenated at the size of the finest one.
 
-    x: (N, 3, H, W) normalised RGB; any H and W.
+    x: float (N, 3, H, W), normalized RGB; any H and W.
     eval:  logits (N, C, H, W)
     train: {"out": logits (N, C, H, W)}
 
-    align_corners holds for every resize, the backbone's included: False in the
-    Cityscapes, LIP and PASCAL-Context recipes, True in ADE20K's and COCO-Stuff's.
+    align_corners: for every resize, including those of the backbone. False in the
+    Cityscapes, LIP and PASCAL-Context recipes, True in those of ADE20K and COCO-Stuff.
     """
 
     def __init__(self, num_classes: int, backbone: str = "hrnet_w48",
@@ -40,26 +39,27 @@ class HRNet(BaseModel):
         channels = sum(self.backbone.channels)
         self.head = classifier_head(channels, channels, num_classes, norm=norm)
 
-    def forward(self, x: torch.Tensor):
+    def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
         features = concat_maps(self.backbone(x), self.align_corners)    # (N, 15 C, H/4, W/4)
         return as_outputs({"out": self.head(features)}, x, self.training, self.align_corners)
 
     def rename_foreign(self, state: dict) -> dict:
-        """ImageNet, Paddle, Mapillary and openseg HRNets in this network's keys."""
-        return super().rename_foreign(foreign_state(
+        """Rename the keys of ImageNet, Paddle, Mapillary and openseg HRNets to ours."""
+        return super().rename_foreign(to_our_keys(
             state, backbone_keys(self) + HEAD_KEYS, PADDLE_KEYS))
 
 
+# Keys of plain HRNet's head -> ours.
 HEAD_KEYS = ((r"^last_layer\.([01])\.", r"head.0.\1."), (r"^last_layer\.3\.", "head.2."))
 
 
-def _entry(backbone, files=(), score=""):
-    return Published(network=HRNet, args={"backbone": backbone}, drop=BESIDE,
+def _entry(backbone: str, files: tuple[str, ...] = (), score: str = "") -> Published:
+    return Published(network=HRNet, args={"backbone": backbone}, drop=TRAINING_KEYS,
                      rename=PREFIXES + BACKBONE_KEYS + HEAD_KEYS, classes="last_layer.3.weight",
                      files=files, score=score)
 
 
-# ADE20K's and COCO-Stuff's files want align_corners=True: set it on the network and its backbone.
+# The ADE20K and COCO-Stuff files need align_corners=True on the network and its backbone.
 PUBLISHED = {
     "hrnet_w48": _entry("hrnet_w48", (
         "hrnet_cs_8090_torch11.pth", "hrnet_lip_5583_torch04.pth",

@@ -1,31 +1,33 @@
 """ISA: interlaced sparse self-attention on a dilated ResNet.
 
 Huang et al., Interlaced Sparse Self-Attention for Semantic Segmentation, 2019,
-arXiv:1907.12273, in openseg's form.
+arXiv:1907.12273; the network of openseg.
 
-Published checkpoints: openseg's Cityscapes ISA on ResNet-101 (`openseg_r101_isa`,
-in-place activated norm; `openseg_r101_isa_bn`, plain).
+Published checkpoint: openseg's Cityscapes ISA on ResNet-101, loaded as `openseg_r101_isa`
+(in-place activated norm). `openseg_r101_isa_bn` is for files with plain batch norm.
 """
+from typing import Any
+
 import torch
 from torch import nn
 
-from models.foreign_state import ROW, foreign_state
 from models.layers.attention import ATTENTION_KEYS, InterlacedAttention
 from models.layers.auxiliary import AuxiliaryHeadModel
 from models.layers.conv_norm_act import classifier_head, conv_norm_act
-from models.openseg import AUX_KEYS, backbone_keys, openseg_entry
+from models.weights.openseg import AUX_KEYS, backbone_keys, openseg_entry
+from models.weights.rename_keys import ROW, Rule, to_our_keys
 
 
 class ISA(AuxiliaryHeadModel):
-    """Attention among distant pixels, then among neighbours; output stride 8.
+    """Attention among distant pixels, then among neighbors; output stride 8.
 
-    x: (N, 3, H, W) normalised; any H and W.
+    x: float (N, 3, H, W), normalized; any H and W.
     eval:  logits (N, C, H, W)
     train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
 
-    step: distance of the pixels that attend to each other first, size of the
-    blocks that do so after. activation: that of the heads, "leaky_relu" in what
-    openseg's first branch released.
+    step: first, pixels at this distance attend to each other; then, pixels within blocks of
+    this size. activation: of the heads; "leaky_relu" for the files of openseg's
+    first branch.
     """
 
     output_weights = {"out": 1.0, "aux": 0.4}
@@ -38,7 +40,7 @@ class ISA(AuxiliaryHeadModel):
         super().__init__()
         c3, c4 = self.build_encoder(backbone, use_aux, output_stride=8, norm=norm,
                                     pretrained=pretrained)
-        options = dict(norm=norm, act=activation)
+        options: dict[str, Any] = dict(norm=norm, act=activation)
         self.reduce = conv_norm_act(c4, channels, 3, **options)
         self.attention = InterlacedAttention(channels, key_channels, channels, step, **options)
         self.fuse = conv_norm_act(2 * channels, channels, 1, **options)
@@ -52,11 +54,12 @@ class ISA(AuxiliaryHeadModel):
         return self.classifier(self.fuse(torch.cat([features, self.attention(features)], dim=1)))
 
     def rename_foreign(self, state: dict) -> dict:
-        """ImageNet's and openseg's files in this network's keys."""
-        return super().rename_foreign(foreign_state(state, HEAD_KEYS + backbone_keys(self)))
+        """Rename the keys of ImageNet and openseg files to those of this network."""
+        return super().rename_foreign(to_our_keys(state, HEAD_KEYS + backbone_keys(self)))
 
 
-HEAD_KEYS = (
+# Keys of openseg -> ours.
+HEAD_KEYS: tuple[Rule, ...] = (
     (r"^isa_head\.([01])(?:\.0)?\.(?=\w+$)", r"reduce.\1."),
     (r"^isa_head\.2\.stages\.0\.(long|short)_range_sa\.", r"attention.\1_range."),
     *ATTENTION_KEYS,

@@ -1,6 +1,6 @@
 """Lite R-ASPP. Howard et al., Searching for MobileNetV3, ICCV 2019, arXiv:1905.02244.
 
-torchvision's form and keys. Published (COCO with the 21 VOC classes, mIoU on
+The network of torchvision. Published (COCO with the 21 VOC classes, mIoU on
 COCO val2017): `lraspp_mobilenet_v3_large-d234d4ea.pth` 57.9.
 """
 from torch import nn
@@ -10,15 +10,19 @@ from models.deeplabv3 import MOBILENET_KEYS
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
-from models.published import Published
-from models.start_weights import StartsFromFiles
+from models.weights.published import Published
+from models.weights.start_weights import StartsFromFiles
+from utils.machine.tensors import ImageBatch, Logits
 
 
 class LRASPP(StartsFromFiles):
-    """The last map, scaled by a gate from the image's mean, beside the map of stride 8.
+    """Sum of two classifiers: on the last map, scaled by a gate, and on the map at stride 8.
 
-    x: (N, 3, H, W) normalised RGB, any H and W.
-    eval: logits (N, C, H, W); train: {"out": logits}.
+    The gate of each channel is computed from the means over the image.
+
+    x: float (N, 3, H, W), normalized RGB; any H and W.
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W)}
     """
 
     def __init__(self, num_classes: int, backbone: str = "mobilenet_v3_large",
@@ -33,7 +37,7 @@ class LRASPP(StartsFromFiles):
         self.low_classifier = nn.Conv2d(low, num_classes, 1)
         self.high_classifier = nn.Conv2d(channels, num_classes, 1)
 
-    def forward(self, x):
+    def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
         _, low, *_, high = self.backbone(x)          # strides 8 and output_stride
         gated = self.features(high) * self.gate(high.mean((2, 3), keepdim=True))
         out = self.low_classifier(low) + self.high_classifier(resize_to(gated, low))

@@ -1,12 +1,12 @@
 """HRNet + OCR with hierarchical multi-scale attention.
 
 Tao et al., Hierarchical Multi-Scale Attention for Semantic Segmentation, 2020,
-arXiv:2005.10821, in the forms of NVIDIA, MIC-DKFZ and PaddleSeg. The formula in
-the comments of the published code has a "*" where the code has, rightly, a "+".
+arXiv:2005.10821, as in the code of NVIDIA, MIC-DKFZ and PaddleSeg. The formula in the
+comments of the published code has a "*" where the code correctly has a "+".
 
 Published checkpoints: `nvidia_ocrnet_hrnet_mscale` (Cityscapes and Mapillary),
-`paddle_mscale_ocrnet_w48` (`model.pdparams` of PaddleSeg's contrib/CityscapesSOTA);
-`mic_hrnet_ocr_ms` takes what MIC-DKFZ's program saves.
+`paddle_mscale_ocrnet_w48` (`model.pdparams` of PaddleSeg's contrib/CityscapesSOTA).
+Checkpoints that MIC-DKFZ's program saves load as `mic_hrnet_ocr_ms`.
 """
 import math
 
@@ -17,34 +17,34 @@ from torch import nn
 from base.base_model import BaseModel
 from models.backbones import build_backbone
 from models.backbones.hrnet import PADDLE_KEYS
-from models.foreign_state import BESIDE, PREFIXES, foreign_state
 from models.layers.concat_maps import concat_maps
 from models.layers.conv_norm_act import classifier_head, conv_norm_act
 from models.layers.ocr import OCR_KEYS, PADDLE_OCR_KEYS, OCRHead
 from models.layers.resize import resize_to
-from models.openseg import backbone_keys
-from models.published import Published
-from utils.checkpoint import read_weights
+from models.weights.openseg import backbone_keys
+from models.weights.published import Published
+from models.weights.rename_keys import PREFIXES, TRAINING_KEYS, Rule, to_our_keys
+from utils.checkpoint.read import read_weights
 from utils.errors import ConfigError
+from utils.machine.tensors import ImageBatch, Logits
 
-# variant -> (align_corners, whether the scaled input is sampled by the ratio of
-# the two sizes rather than by the scale itself; the two differ where size * scale is not whole)
+# variant -> (align_corners, recompute_ratio). recompute_ratio: the scaled input is sampled by the
+# ratio of the two sizes instead of the scale; they differ if size * scale is not a whole number.
 VARIANTS = {"nvidia": (False, True), "mic": (True, True), "paddle": (False, False)}
 
 
 class MscaleOCR(BaseModel):
-    """One network run at several scales, fused by attention from the coarsest to the finest.
+    """One network, applied at several scales; an attention map fuses the results.
 
-    x: (N, 3, H, W) normalised RGB; any H and W.
+    x: float (N, 3, H, W), normalized RGB; any H and W.
     eval:  logits (N, C, H, W), fused over eval_scales
     train: {"out": fused over train_scales, "aux": the auxiliary logits fused by the same
            attention, "pred_05x", "pred_10x": each training scale's own logits}, all at (H, W)
 
-    The scale 1.0 must be among both lists. eval_scales may be changed on the
-    network at any time.
-    variant: "nvidia", "mic" (align_corners everywhere) or "paddle" (input sampled by the
-    scale as given). PaddleSeg updates its running variances with the biased variance of
-    the batch; here every variant does as torch does.
+    Both lists of scales must contain 1.0. The attribute eval_scales may be changed at any time.
+    variant: "nvidia", "mic" (align_corners everywhere) or "paddle" (the input is sampled by
+    the scale as given). PaddleSeg updates its running variances with the biased variance of
+    the batch; here every variant uses the unbiased one, as torch does.
     """
 
     output_weights = {"out": 1.0, "aux": 0.4, "pred_05x": 0.05, "pred_10x": 0.05}
@@ -76,7 +76,7 @@ class MscaleOCR(BaseModel):
             conv_norm_act(attention_channels, attention_channels, 3, norm=norm),
             nn.Conv2d(attention_channels, 1, 1, bias=False))
 
-    def forward(self, x: torch.Tensor):
+    def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
         if not self.training:
             return self.fuse(x, self.eval_scales)["out"]
         fused = self.fuse(x, self.train_scales, with_aux=True, with_parts=True)
@@ -85,33 +85,30 @@ class MscaleOCR(BaseModel):
             outputs[_scale_name(scale)] = resize_to(fused[f"pred_{scale}x"], x, self.align_corners)
         return outputs
 
-    def fuse(self, x: torch.Tensor, scales: tuple, with_aux: bool = False,
-             with_parts: bool = False) -> dict[str, torch.Tensor]:
-        """Logits of `x` (N, 3, H, W) fused over `scales`, largest scale first.
+    def fuse(self, x: ImageBatch, scales: tuple, with_aux: bool = False,
+             with_parts: bool = False) -> dict[str, Logits]:
+        """Fuse the logits of `x`, float (N, 3, H, W), over `scales`, largest scale first.
 
-        "out": (N, C, H, W); with_aux: "aux" too; with_parts: the logits
-        "pred_Sx" and, but for the largest scale, the attention "attn_Sx" of every
-        scale S at that scale's own size.
+        Returns "out": (N, C, H, W). with_aux: also "aux". with_parts: also the logits "pred_Sx"
+        of every scale S and, except for the largest scale, the attention "attn_Sx",
+        (N, 1, S H, S W), both at the size of the scaled image.
         """
         _check_scales(scales, "eval_scales")
-        out = aux = None
-        result = {}
+        result: dict[str, Logits] = {}
         for scale in sorted(map(float, scales), reverse=True):
             image = self._scaled(x, scale)
-            pred, pred_aux, attention = self._single(image, out is not None, with_aux)
+            pred, pred_aux, attention = self._single(image, "out" in result, with_aux)
             if with_parts:
                 result[f"pred_{scale}x"] = pred
                 if attention is not None:
                     result[f"attn_{scale}x"] = attention
-            out = self._mix(out, pred, attention, scale)
-            if with_aux:
-                aux = self._mix(aux, pred_aux, attention, scale)
-        result["out"] = out
-        if with_aux:
-            result["aux"] = aux
+            result["out"] = self._mix(result.get("out"), pred, attention, scale)
+            if pred_aux is not None:
+                result["aux"] = self._mix(result.get("aux"), pred_aux, attention, scale)
         return result
 
-    def _single(self, image, with_attention, with_aux):
+    def _single(self, image: ImageBatch, with_attention: bool, with_aux: bool
+                ) -> tuple[Logits, Logits | None, torch.Tensor | None]:
         """One pass: logits, auxiliary logits or None, attention or None, at the image's size."""
         features = concat_maps(self.backbone(image), self.align_corners)
         aux = self.aux_head(features)
@@ -119,11 +116,12 @@ class MscaleOCR(BaseModel):
         attention = self.attention(context).sigmoid() if with_attention else None
         return (resize_to(pred, image, self.align_corners),
                 resize_to(aux, image, self.align_corners) if with_aux else None,
-                resize_to(attention, image, self.align_corners) if with_attention else None)
+                None if attention is None else resize_to(attention, image, self.align_corners))
 
-    def _mix(self, larger, pred, attention, scale):
-        """Fuse the result of the larger scales with this scale's logits."""
-        if larger is None:
+    def _mix(self, larger: Logits | None, pred: Logits, attention: torch.Tensor | None,
+             scale: float) -> Logits:
+        """Fuse the result of the larger scales, None for the largest, with this scale's logits."""
+        if larger is None or attention is None:
             return pred
         if scale >= 1.0:
             larger = resize_to(larger, pred, self.align_corners)
@@ -131,7 +129,7 @@ class MscaleOCR(BaseModel):
         weighted = resize_to(attention * pred, larger, self.align_corners)
         return weighted + (1 - resize_to(attention, larger, self.align_corners)) * larger
 
-    def _scaled(self, x, scale):
+    def _scaled(self, x: ImageBatch, scale: float) -> ImageBatch:
         if scale == 1.0:
             return x
         size = [math.floor(n * scale) for n in x.shape[2:]]
@@ -141,11 +139,12 @@ class MscaleOCR(BaseModel):
                              recompute_scale_factor=False)
 
     def rename_foreign(self, state: dict) -> dict:
-        """ImageNet, Paddle, Mapillary and openseg HRNets in this network's keys."""
-        return super().rename_foreign(foreign_state(
+        """Rename the keys of ImageNet, Paddle, Mapillary and openseg HRNets to ours."""
+        return super().rename_foreign(to_our_keys(
             state, backbone_keys(self) + OCR_KEYS + ATTENTION_KEYS, PADDLE_MSCALE_KEYS))
 
 
+# Keys of NVIDIA and MIC-DKFZ, and of PaddleSeg -> ours.
 ATTENTION_KEYS = (
     (r"^scale_attn\.conv([01])\.", r"attention.\1.0."),
     (r"^scale_attn\.bn([01])\.", r"attention.\1.1."),
@@ -154,21 +153,22 @@ ATTENTION_KEYS = (
 PADDLE_MSCALE_KEYS = PADDLE_OCR_KEYS + ((r"^scale_attn\.atten_head\.", "attention."),) + PADDLE_KEYS
 
 
-def _check_scales(scales, where):
+def _check_scales(scales: tuple, where: str) -> None:
     if 1.0 not in scales or min(scales) <= 0:
-        raise ConfigError(f"scales must be positive and hold 1.0, got {list(scales)}", where)
+        raise ConfigError(f"scales must be positive and contain 1.0, got {list(scales)}", where)
     if len(set(scales)) != len(scales):
-        raise ConfigError(f"a scale stands twice in {list(scales)}", where)
+        raise ConfigError(f"a scale is given twice in {list(scales)}", where)
 
 
-def _scale_name(scale):
+def _scale_name(scale: float) -> str:
     return f"pred_{str(scale).replace('.', '')}x"
 
 
-def _entry(variant, files=(), score="", rename=PREFIXES + OCR_KEYS + ATTENTION_KEYS,
-           classes="ocr.cls_head.weight"):
-    return Published(network=MscaleOCR, args={"variant": variant}, drop=BESIDE, rename=rename,
-                     classes=classes, files=files, score=score, read=read_weights)
+def _entry(variant: str, files: tuple[str, ...] = (),
+           rename: tuple[Rule, ...] = PREFIXES + OCR_KEYS + ATTENTION_KEYS,
+           classes: str = "ocr.cls_head.weight") -> Published:
+    return Published(network=MscaleOCR, args={"variant": variant}, drop=TRAINING_KEYS,
+                     rename=rename, classes=classes, files=files, read=read_weights)
 
 
 PUBLISHED = {

@@ -1,21 +1,22 @@
 """PSPNet on DenseNet. Zhao et al., CVPR 2017; Huang et al., CVPR 2017.
 
-The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
+The network of yassouali/pytorch-segmentation; checkpoints of its trainer load as
 `yassouali_pspdensenet201`. No weights are published.
 
-Differs from the source: the 7x7 stem always, as there with pretrained=True; its
-other stem lists one pair of layers twice by mistake.
+Differs from the source: always the 7x7 stem, which the source uses with pretrained=True. Its
+other stem contains one pair of layers twice by mistake.
 """
 from models.pspnet import HEAD_KEYS, PSPNet
-from models.published import Published
+from models.weights.published import Published
 
 
 class PSPDenseNet(PSPNet):
-    """Pyramid pooling on a DenseNet, output stride 8: poolings 3 and 4 become dilation.
+    """Pyramid pooling on a DenseNet, output stride 8: the last two poolings become dilation.
 
-    x: (N, 3, H, W) normalised RGB, any H and W. use_aux: whether the auxiliary
-    head is built. A training batch needs two images (1x1 bin).
-    eval: logits (N, C, H, W); train: {"out": logits, "aux": logits}.
+    x: float (N, 3, H, W), normalized RGB; any H and W. use_aux: whether the auxiliary
+    head is built. A training batch needs at least two images (1x1 bin).
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W), "aux": logits (N, C, H, W)}
     """
 
     def __init__(self, num_classes: int, backbone: str = "densenet201", pretrained: bool = False,

@@ -1,10 +1,10 @@
 """U-Net (Ronneberger et al., MICCAI 2015, arXiv:1505.04597) with a ResNet encoder.
 
-The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
+The network of yassouali/pytorch-segmentation; checkpoints of its trainer load as
 `yassouali_unet_resnet50`. No weights are published. As there, the encoder is
-dilated to output stride 8, there is neither norm nor activation between the
-decoder's convolutions, and transposed convolutions double maps that are then
-resized to their skip.
+dilated to output stride 8, the decoder's convolutions have no norm or activation
+between them, and transposed convolutions double the maps, which are then
+resized to the size of their skip.
 """
 import torch
 from torch import nn
@@ -13,16 +13,18 @@ from models.backbones import build_backbone
 from models.backbones.resnet import YASSOUALI_KEYS
 from models.layers.init import he_init
 from models.layers.resize import resize_to
-from models.published import Published
-from models.start_weights import StartsFromFiles
+from models.weights.published import Published
+from models.weights.start_weights import StartsFromFiles
+from utils.machine.tensors import ImageBatch, Logits
 
 
 class UNetResnet(StartsFromFiles):
-    """Five convolutions and five transposed convolutions up, with the encoder's maps as skips.
+    """A decoder of five convolutions and five transposed ones, with the encoder's maps as skips.
 
-    x: (N, 3, H, W) normalised RGB, any H and W. backbone: one with four maps;
-    resnet50s is the source's.
-    eval: logits (N, C, H, W); train: {"out": logits}.
+    x: float (N, 3, H, W), normalized RGB; any H and W. backbone: an encoder with at
+    least four maps; resnet50s is the source's.
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W)}
     """
 
     def __init__(self, num_classes: int, backbone: str = "resnet50", pretrained: bool = False,
@@ -39,9 +41,9 @@ class UNetResnet(StartsFromFiles):
         self.classifier = nn.Conv2d(32, num_classes, 1, bias=False)
         he_init(self.convs, self.classifier)
 
-    def forward(self, x):
+    def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
         *skips, out = self.backbone(x)[-4:]
-        for conv, up in zip(self.convs, self.upconvs):
+        for conv, up in zip(self.convs, self.upconvs, strict=False):   # one more in convs
             out = up(conv(out))                      # twice the size
             if skips:
                 skip = skips.pop()

@@ -1,14 +1,14 @@
 """UPerNet, the object path. Xiao et al., Unified Perceptual Parsing for Scene
 Understanding, ECCV 2018, arXiv:1807.10221.
 
-The form of yassouali/pytorch-segmentation, whose trainer's checkpoints load as
+The network of yassouali/pytorch-segmentation; checkpoints of its trainer load as
 `yassouali_upernet_resnet101`. No weights are published.
 
-Differs from the paper, as the source does: each level adds only the one above
-it before that was merged; one 3x3 convolution smooths every level; adaptive
-mean pooling. Differs from the source: `backbone` has an effect (there it is
+Differs from the paper, like the source: each level adds only the next coarser one as it was
+before merging; one 3x3 convolution, shared by all levels, smooths the sums; the poolings are
+adaptive mean poolings. Differs from the source: `backbone` has an effect (there it is
 always ResNet-101), and a 1x1 convolution brings the finest map to
-`fpn_channels` where it has another width.
+`fpn_channels` channels if it has another number.
 """
 import torch
 from torch import nn
@@ -20,16 +20,18 @@ from models.layers.heads import PyramidPooling
 from models.layers.init import he_init
 from models.layers.outputs import as_outputs
 from models.layers.resize import resize_to
-from models.published import Published
-from models.start_weights import StartsFromFiles
+from models.weights.published import Published
+from models.weights.start_weights import StartsFromFiles
+from utils.machine.tensors import ImageBatch, Logits
 
 
 class UperNet(StartsFromFiles):
-    """Pyramid pooling on the last map, a feature pyramid over four, all fused at stride 4.
+    """Pyramid pooling on the last map and a feature pyramid of four maps, fused at stride 4.
 
-    x: (N, 3, H, W) normalised RGB, any H and W. A training batch needs two
-    images (1x1 bin).
-    eval: logits (N, C, H, W); train: {"out": logits}.
+    x: float (N, 3, H, W), normalized RGB; any H and W. A training batch needs at
+    least two images (1x1 bin).
+    eval:  logits (N, C, H, W)
+    train: {"out": logits (N, C, H, W)}
     """
 
     def __init__(self, num_classes: int, backbone: str = "resnet101", pretrained: bool = False,
@@ -48,13 +50,13 @@ class UperNet(StartsFromFiles):
         self.head = nn.Conv2d(fpn_channels, num_classes, 3, padding=1)
         he_init(*(child for name, child in self.named_children() if name != "backbone"))
 
-    def forward(self, x):
+    def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
         maps = self.backbone(x)[-4:]
         maps[-1] = self.ppm(maps[-1])
         levels = [self.lateral0(maps[0])]
-        levels += [lateral(m) for lateral, m in zip(self.laterals, maps[1:])]
+        levels += [lateral(m) for lateral, m in zip(self.laterals, maps[1:], strict=True)]
         merged = [self.smooth(fine + resize_to(coarse, fine, align_corners=True))
-                  for fine, coarse in zip(levels, levels[1:])] + [levels[-1]]
+                  for fine, coarse in zip(levels, levels[1:], strict=False)] + [levels[-1]]
         merged = [resize_to(level, merged[0], align_corners=True) for level in merged]
         out = self.head(self.fuse(torch.cat(merged, dim=1)))
         return as_outputs({"out": out}, x, self.training)

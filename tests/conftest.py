@@ -1,4 +1,7 @@
-"""Two test processes of one thread each; told to torch before anything imports it."""
+"""Settings and fixtures of all tests: each test process uses one thread.
+
+The variable must be set before torch is imported.
+"""
 import os
 
 import pytest
@@ -8,8 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def warm():
-    """Starts trainings from a process that has everything imported."""
-    from tests.warm_start import WarmStart
+    """A WarmStart, which starts trainings from a process that has already imported everything."""
+    from tests.support.warm_start import WarmStart
     server = WarmStart()
     yield server
     server.close()

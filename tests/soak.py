@@ -1,24 +1,22 @@
-"""A training that is disturbed for N minutes, and must end as if it had not been.
+"""Disturbs trainings for N minutes and checks that each ends like an undisturbed one.
 
     python -m tests.soak 30 [--seed 0]
 
-Trains the default network on Shapes, written out as picture files, again and
-again. Each training is hit at random moments by what happens to trainings:
-kill -9 of the process or of its whole group, SIGTERM, SIGHUP, Ctrl-C, pictures
-that are cut short, emptied or deleted, checkpoints that are cut short or have a
-bit flipped, and files that cannot grow (RLIMIT_FSIZE, as on a full disk), for a
-while or for good. After each hit what was broken in the data is mended and the
-training is started again with `-r auto`, by another number of workers and with
-saves in the background or not, until it is finished. Its weights must then equal
-those of the undisturbed run bit for bit.
+Trains the default network on Shapes, written to image files, again and again. Each training is
+disturbed at random moments: kill -9 of the process or of its whole group, SIGTERM, SIGHUP, Ctrl-C,
+images that are truncated, emptied or deleted, checkpoints that are truncated or have a flipped bit,
+and files that cannot grow (RLIMIT_FSIZE, as on a full disk), for a while or permanently. After each
+disturbance the data is repaired and the training is resumed with `-r auto`, with a random number of
+workers and with or without saving in the background, until it is finished. Its weights must then
+equal those of the undisturbed run bit for bit.
 
-Also looked at after every process: its exit status fits the hit, nothing on
-stderr is a traceback, no process of its group lives on, and, once a training is
-finished, neither its folder, the folder for temporary files nor the shared
-memory holds anything that it left behind. (What Python itself leaves in the
-folder for temporary files when it is killed, its socket folders, is let pass.)
+Also checked after every process: its exit status fits the disturbance, stderr contains no
+traceback, and no process of its group is still running. Once a training is finished, neither its
+folder nor the folder for temporary files nor the shared memory may contain files that it left
+behind. (The socket folders that Python leaves in the folder for temporary files when it is killed
+are accepted.)
 
-Exit status: 0, or 1 with one line per thing found.
+Exit status: 0, or 1 with one line per fault.
 """
 import argparse
 import collections
@@ -36,25 +34,28 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.run_program import ROOT, digest, environment
-from tests.warm_start import left_of_group
+from tests.support.places import ROOT
+from tests.support.run_program import digest, environment
+from tests.support.warm_start import left_of_group
 
 TRAIN, VAL, SIZE = 32, 6, (48, 64)
 LONGEST = 300          # seconds after which a program counts as hanging
-ORPHANS_END = 45       # seconds in which data workers notice that their program is gone
+ORPHANS_END = 45       # seconds within which data workers must end after their program has ended
 SIGNALS = {"SIGTERM": (143,), "SIGHUP": (129,), "SIGINT": (130,)}
 HITS = [*SIGNALS, "kill", "kill group", "kill, checkpoint cut", "kill, bit flipped", "picture cut",
         "picture emptied", "picture deleted", "full disk for a while", "full disk", "nothing"]
 
 
 class Soak:
-    """The trainings, and what was found wrong with them (`faults`)."""
+    """Runs the trainings and collects their faults (`faults`: one text each)."""
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.draw = folder, random.Random(seed)
         self.data, self.scratch = folder / "data", folder / "tmp"
         self.scratch.mkdir()
-        self.counts, self.faults, self.pids = collections.Counter(), [], set()
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.faults: list[str] = []
+        self.pids: set[int] = set()
         self.trainings, self.starts, self.longest_orphan = 0, 0, 0.0
         _write_shapes(self.data)
         self.config = folder / "soak.json"
@@ -62,20 +63,20 @@ class Soak:
         self.shared_memory = set(_shared_memory())
 
     def reference(self):
-        """The undisturbed run."""
+        """Runs the undisturbed training. Exits if it has a fault."""
         began = time.monotonic()
         process = self._start(self.folder / "undisturbed", 1)
         errors = self._end(process, (0,), "undisturbed")
         if self.faults:
             raise SystemExit(errors)
         self.seconds = time.monotonic() - began
-        self.expected = digest(_last(self.folder / "undisturbed"))
-        # What torch keeps for later runs (its compiler's cache) is there once, whatever happens.
+        self.expected = digest(_checkpoints(self.folder / "undisturbed")[-1])
+        # torch keeps files for later runs (the cache of its compiler); they are not left behind.
         self.caches = {path.name for path in self.scratch.iterdir()}
-        self.size = _last(self.folder / "undisturbed").stat().st_size
+        self.size = _checkpoints(self.folder / "undisturbed")[-1].stat().st_size
 
     def training(self):
-        """One training with all its hits, to the end."""
+        """Runs one training with all its disturbances until it is finished."""
         self.trainings += 1
         saves, hits = self.folder / f"training {self.trainings}", []
         for _ in range(40):
@@ -86,42 +87,42 @@ class Soak:
         else:
             self.faults.append(f"{saves.name}: not finished after 40 starts")
             return
-        if digest(_last(saves)) != self.expected:
+        if digest(_checkpoints(saves)[-1]) != self.expected:
             self.faults.append(f"{saves.name}: the weights are not those of the undisturbed run, "
                                f"after {'; '.join(hits)}: {self._first_difference(saves)}")
-        self._look_for_rest(saves)
+        self._check_leftovers(saves)
         shutil.rmtree(saves)
 
     def _disturbed(self, saves, hit):
-        """Start, hit, wait for the end; the exit status."""
+        """Starts or resumes a training, disturbs it, waits for its end; returns its exit status."""
         self.starts += 1
         process = self._start(saves, self.draw.choice([0, 1, 2]))
         self._wait(process, self.draw.uniform(0.1, 0.9) * self.seconds)
         self.pids |= left_of_group(process.pid)
-        allowed, mend = self._hit(process, saves, hit)
+        allowed, repair = self._hit(process, saves, hit)
         errors = self._end(process, allowed, hit)
-        mend()
+        repair()
         if process.returncode == 3 and "where:" not in errors:
             self.faults.append(f"{hit}: the message names no file: {errors[-300:]}")
         return process.returncode
 
     def _hit(self, process, saves, hit):
-        """Do it; (the statuses it may end with, what mends it)."""
+        """Disturbs a training; returns (the allowed exit statuses, the function that repairs)."""
         def nothing():
             pass
 
         if process.poll() is not None:
-            return (0,), nothing       # the training was finished before
+            return (0,), nothing       # the training was already finished
         self.counts[hit] += 1
         if hit in SIGNALS:
             process.send_signal(getattr(signal, hit))
-            # Python itself answers to a signal that comes before the program's first line.
+            # Before the first line of the program, the signal ends Python with its usual status.
             return (0, *SIGNALS[hit], -getattr(signal, hit)), nothing
         if hit.startswith("kill"):
             (os.killpg if hit == "kill group" else os.kill)(process.pid, signal.SIGKILL)
             process.wait()
             if process.returncode == 0:
-                return (0,), nothing   # its exit had begun when the signal came
+                return (0,), nothing   # it was already exiting when the signal arrived
             if "," in hit:
                 _damage(saves, hit, self.draw)
             return (-signal.SIGKILL,), self._clear_sockets
@@ -138,20 +139,19 @@ class Soak:
         return (0,), nothing
 
     def _clear_sockets(self):
-        """Python's folders for sockets between processes, which nobody killed can delete."""
+        """Deletes Python's socket folders, which a killed process cannot delete."""
         for path in self.scratch.glob("pymp-*"):
             shutil.rmtree(path)
 
     def _start(self, saves, workers):
-        errors = open(self.folder / "stderr", "w+")
-        process = subprocess.Popen(
+        """Starts or resumes a training whose checkpoints are in `saves`."""
+        self.errors = open(self.folder / "stderr", "w+")
+        return subprocess.Popen(
             [sys.executable, "train.py", "-c", str(self.config), "-r", "auto",
              f"trainer.save_dir={saves}", f"train_loader.args.num_workers={workers}",
              f"trainer.save_async={self.draw.choice(['true', 'false'])}"],
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=self.errors, start_new_session=True,
             env={**environment(), "OMP_NUM_THREADS": "1", "TMPDIR": str(self.scratch)})
-        process.errors = errors
-        return process
 
     def _wait(self, process, seconds):
         try:
@@ -160,7 +160,7 @@ class Soak:
             pass
 
     def _end(self, process, allowed, hit):
-        """Wait for the end of the program and of its group; what it said on stderr."""
+        """Waits for the end of the program and of its group; returns its stderr."""
         self._wait(process, LONGEST)
         if process.poll() is None:
             self.faults.append(f"{hit}: hangs")
@@ -170,14 +170,14 @@ class Soak:
         while alive := left_of_group(process.pid):
             self.pids |= alive
             if time.monotonic() - ended > ORPHANS_END:
-                self.faults.append(f"{hit}: {len(alive)} processes live on")
+                self.faults.append(f"{hit}: {len(alive)} processes are still running")
                 os.killpg(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.1)
         self.longest_orphan = max(self.longest_orphan, time.monotonic() - ended)
-        process.errors.seek(0)
-        with process.errors:
-            errors = process.errors.read()
+        self.errors.seek(0)
+        with self.errors:
+            errors = self.errors.read()
         if process.returncode not in allowed:
             self.faults.append(f"{hit}: exit status {process.returncode}: {errors[-2000:]}")
         elif "Traceback" in errors and process.returncode != -signal.SIGINT:
@@ -185,22 +185,24 @@ class Soak:
         return errors
 
     def _first_difference(self, saves):
-        """The first step whose logged loss is another than in the undisturbed run."""
+        """The first step whose logged loss differs from that of the undisturbed run, as text."""
         expected = _losses(self.folder / "undisturbed")
-        return next((f"step {step}: loss {loss} in place of {expected.get(step)}"
+        return next((f"step {step}: loss {loss} instead of {expected.get(step)}"
                      for step, loss in sorted(_losses(saves).items())
                      if loss != expected.get(step)), "no logged loss differs")
 
-    def _look_for_rest(self, saves):
-        rest = [path for pattern in (".*", "*.tmp", "*.part*") for path in saves.rglob(pattern)]
-        rest += [path for path in self.scratch.iterdir() if path.name not in self.caches]
+    def _check_leftovers(self, saves):
+        """Adds a fault if the training left temporary files or shared memory behind."""
+        rest = [str(path) for pattern in (".*", "*.tmp", "*.part*")
+                for path in saves.rglob(pattern)]
+        rest += [str(path) for path in self.scratch.iterdir() if path.name not in self.caches]
         rest += [name for name in set(_shared_memory()) - self.shared_memory
                  if any(f"_{pid}_" in name for pid in self.pids)]
         if rest:
-            self.faults.append(f"{saves.name}: left behind: {', '.join(map(str, rest))}")
+            self.faults.append(f"{saves.name}: left behind: {', '.join(rest)}")
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("minutes", type=float)
@@ -225,6 +227,7 @@ def main(argv=None):
 
 
 def _config(data):
+    """The text of the config of the trainings."""
     common = {"data_dir": str(data), "num_classes": 9}
     args = {**common, "split": "train", "batch_size": 4, "shuffle": True, "augment": True,
             "scale": [0.8, 1.3], "flip": True, "crop_size": list(SIZE)}
@@ -237,8 +240,9 @@ def _config(data):
 
 
 def _write_shapes(folder):
+    """Writes the images and labels of Shapes as files of the dataset Folder."""
     from dataloader.shapes import Shapes
-    from utils.image_io import write_image, write_label
+    from utils.images.image_io import write_image, write_label
     for split, length in (("train", TRAIN), ("val", VAL)):
         dataset = Shapes(split=split, size=SIZE, length=length)
         for kind in ("images", "labels"):
@@ -250,7 +254,7 @@ def _write_shapes(folder):
 
 
 def _spoil(data, hit, draw):
-    """Break one picture; the function that mends it."""
+    """Damages one image; returns the function that repairs it."""
     path = draw.choice(sorted((data / "images").glob("*/*.png")))
     content = path.read_bytes()
     if hit == "picture deleted":
@@ -261,10 +265,11 @@ def _spoil(data, hit, draw):
 
 
 def _damage(saves, hit, draw):
-    """Break the newest checkpoint of a training."""
-    newest = _last(saves)
-    if newest is None:
+    """Damages the newest checkpoint of a training."""
+    checkpoints = _checkpoints(saves)
+    if not checkpoints:
         return
+    newest = checkpoints[-1]
     content = bytearray(newest.read_bytes())
     if hit == "kill, bit flipped":
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
@@ -273,18 +278,20 @@ def _damage(saves, hit, draw):
     newest.write_bytes(content)
 
 
-def _last(saves):
-    found = sorted(saves.glob("soak/*/last.pth"), key=lambda path: path.stat().st_mtime_ns)
-    return found[-1] if found else None
+def _checkpoints(saves: Path) -> list[Path]:
+    """The last.pth of each run folder of a training, oldest first."""
+    return sorted(saves.glob("soak/*/last.pth"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def _losses(saves):
-    """step -> loss, of the run folder that was written last."""
-    entries = map(json.loads, (_last(saves).parent / "metrics.jsonl").read_text().splitlines())
+    """step -> loss, from the run folder with the newest last.pth."""
+    log = _checkpoints(saves)[-1].parent / "metrics.jsonl"
+    entries = map(json.loads, log.read_text().splitlines())
     return {entry["step"]: entry["train/loss"] for entry in entries if entry["kind"] == "train"}
 
 
 def _shared_memory():
+    """The names of the files in shared memory."""
     return [path.name for path in Path("/dev/shm").glob("*")]
 
 

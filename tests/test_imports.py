@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from utils.registry import KINDS, components
+from tests.support.places import ROOT
+from utils.config.registry import KINDS, components
 
-ROOT = Path(__file__).resolve().parents[1]
 ENTRY_POINTS = ("train.py", "test.py", "inference.py")
 # What a package may import of the project. utils finds components by name, never by import.
 ALLOWED = {
@@ -18,8 +18,9 @@ ALLOWED = {
     "dataloader": {"dataloader", "base", "utils"},
     "trainer.py": {"base", "utils"},
 }
-# Inside utils only these import siblings broadly; the rest take what they need by name.
-BROAD = {"config", "criterion", "evaluate"}
+# Of utils/: a room imports only itself and those before it (docs/architecture.md).
+ROOMS = ("errors", "cli", "machine", "files", "images", "config", "losses", "metrics", "checkpoint",
+         "training", "predict", "decision", "segfix", "evaluation", "inference", "export")
 PACKAGES = {"utils", "base", "models", "dataloader", "tools", "benchmarks", "trainer", "train",
             "test", "inference"}
 
@@ -43,6 +44,62 @@ def test_imports_run_one_way(place):
     wrong = {f"{path.relative_to(ROOT)} imports {name}" for path in sources(place)
              for name in imported(path) if name in PACKAGES - ALLOWED[place]}
     assert not wrong
+
+
+def rooms_of(node):
+    """The rooms of utils/ that an import statement names."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        names = ([f"utils.{alias.name}" for alias in node.names] if node.module == "utils"
+                 else [node.module])
+    else:
+        names = []
+    return {name.split(".")[1] for name in names if name.startswith("utils.")}
+
+
+def misplaced(files):
+    """What breaks the rules of the rooms in {path below utils/: source text}, one line each."""
+    for path, text in files.items():
+        room, *inside = Path(path).with_suffix("").parts
+        if room not in ROOMS or (room == "errors") == bool(inside):
+            yield f"{path} lies in no room"
+            continue
+        if inside == ["__init__"] and text and room not in ("losses", "metrics", "config"):
+            yield f"{path} is not empty"
+        allowed = set(ROOMS[:ROOMS.index(room) + 1])
+        for node in ast.walk(ast.parse(text)):
+            yield from (f"{path}:{node.lineno} imports utils.{later}, a room after its own"
+                        for later in rooms_of(node) - allowed)
+            if (room == "config" and isinstance(node, ast.ImportFrom)
+                    and node.module == "utils.config"):
+                yield f"{path}:{node.lineno} imports utils.config: a circle, name the module"
+            if isinstance(node, ast.ImportFrom) and node.level:
+                yield f"{path}:{node.lineno} is a relative import, which no rule here reads"
+
+
+def test_a_room_imports_only_itself_and_the_rooms_before_it():
+    files = {str(path.relative_to(ROOT / "utils")): path.read_text(encoding="utf-8")
+             for path in sources("utils") if path != ROOT / "utils" / "__init__.py"}
+    assert not list(misplaced(files))
+
+
+@pytest.mark.parametrize("path,text,said", [
+    ("files/jsonc.py", "from utils.images.headers import Header", "after its own"),
+    ("files/jsonc.py", "from utils import images", "after its own"),
+    ("files/jsonc.py", "import utils.images.headers", "after its own"),
+    ("files/jsonc.py", "def f():\n    from utils.export.graph import export", "after its own"),
+    ("errors.py", "from utils.cli.console import warn", "after its own"),
+    ("config/build.py", "from utils.config import load_config", "a circle"),
+    ("files/jsonc.py", "from . import whole_file", "relative import"),
+    ("palette.py", "", "lies in no room"),
+    ("common/palette.py", "", "lies in no room"),
+    ("errors/palette.py", "", "lies in no room"),
+    ("files/__init__.py", "import json", "is not empty"),
+])
+def test_each_kind_of_wrong_import_is_found(path, text, said):
+    wrong, = misplaced({path: text})
+    assert said in wrong
 
 
 def test_models_never_import_losses():

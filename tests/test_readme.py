@@ -1,4 +1,4 @@
-"""The examples of the README run as they stand there."""
+"""The code examples of the README run without changes."""
 import re
 import sys
 import types
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.run_program import ROOT
-from utils.image_io import write_image, write_label
+from tests.support.places import ROOT
+from utils.images.image_io import write_image, write_label
 
 BLOCKS = [block for block in re.findall(r"```python\n(.*?)```",
                                         (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -17,13 +17,13 @@ BLOCKS = [block for block in re.findall(r"```python\n(.*?)```",
 
 @pytest.fixture
 def example(monkeypatch):
-    """The class of one of the blocks, in a module of its own."""
+    """Returns the class of a README block, executed in a new module."""
     def made(name):
         block, = (block for block in BLOCKS if f"class {name}(" in block)
         module = types.ModuleType(f"example_{name.lower()}")
         monkeypatch.setitem(sys.modules, module.__name__, module)
         exec(block, module.__dict__)
-        assert module.__doc__, "a file says where its idea comes from"
+        assert module.__doc__, "the docstring of a file names the source of its idea"
         return getattr(module, name)
     return made
 
@@ -50,6 +50,6 @@ def test_the_dataset_reads_its_files(example, tmp_path):
     assert sample["id"] == "a" and (sample["label"].numpy() == label).all()
 
 
-def test_the_loss_is_what_it_says(example):
+def test_the_loss_has_the_value_of_its_formula(example):
     loss = example("BrierLoss")()(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 255]]]))
     assert loss == pytest.approx(0.5)        # (1 - 0.5)² + 0.5²

@@ -1,4 +1,4 @@
-"""Contact sheets of samples exactly as training sees them, with their labels laid over.
+"""Draw a contact sheet of samples as training sees them, with their labels over the images.
 
 examples:
   python -m tools.browse -c config.json -o browse.png
@@ -6,24 +6,34 @@ examples:
   python -m tools.browse --type CamVid --args '{"data_dir": "CamVid", "split": "train", \\
       "augment": true, "crop_size": 360, "flip": true, "batch_size": 4}' -n 8
 
-Shown are the batches that training draws in this epoch from this batch on, from the same (seed,
-epoch, index), through the batch transforms (CutMix, CopyBlob, ...) of that step on one process.
-Above is the image, below the colours of the classes over it; ignored pixels are dotted. A legend
-names the classes that occur.
+Shown are the batches of a training on one process, from the given epoch and batch: with the same
+(seed, epoch, index) and the batch transforms (CutMix, CopyBlob, ...) of that step. Below each image
+the colors of the classes are mixed into it; ignored pixels are dotted. A legend names the classes
+that occur.
 """
+import argparse
 import math
 import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from utils import console
-from utils.arguments import at_least, command_parser, require_folder
-from utils.dataset_arguments import (add_dataset_arguments, dataset_config,
-                                     parse_dataset_arguments)
+from utils.cli import console
+from utils.cli.arguments import at_least, command_parser, require_folder
+from utils.config.dataset_arguments import (
+    add_dataset_arguments,
+    dataset_config,
+    parse_dataset_arguments,
+)
+
+if TYPE_CHECKING:
+    from dataloader.loader import Loader
+    from utils.images.types import Image
 
 CAPTION = 18         # pixels below a sample
 DOTS = 8             # distance of the dots on ignored pixels
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.browse", __doc__)
     add = parser.add_argument
     add_dataset_arguments(parser)
@@ -33,7 +43,7 @@ def parse(argv):
     add("--columns", type=at_least(1), default=4, help="samples in a row (default 4)")
     add("--width", type=at_least(1), default=320,
         help="largest width and height of a picture (320)")
-    add("--opacity", type=float, default=0.55, help="of the colours over the image (0.55)")
+    add("--opacity", type=float, default=0.55, help="of the colors over the image (0.55)")
     add("-o", "--output", default="browse.png", metavar="FILE", help="default: browse.png")
     args = parse_dataset_arguments(parser, argv)
     if not 0 <= args.opacity <= 1:
@@ -41,16 +51,16 @@ def parse(argv):
     return args
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     args = parse(argv)
     require_folder(args.output)
     from dataloader.loader import make_loader
     from utils.errors import ConfigError
-    from utils.image_io import write_image
+    from utils.images.image_io import write_image
     section, config = dataset_config(args)
-    # A dataset alone is seen as in training if it is augmented, else as whole images of any size.
+    # A dataset without a config is read as in training if it is augmented, else as whole images.
     training = args.loader == "train" and bool(args.config or section["args"].get("augment"))
-    section["args"]["num_workers"] = 0          # a few batches: processes would only start
+    section["args"]["num_workers"] = 0          # a few batches are not worth starting processes
     loader = make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
                          training=training)
     accumulate = config["trainer"]["accumulate"] if training else 1
@@ -66,13 +76,14 @@ def main(argv=None):
     console.notice(f"{len(samples)} samples in {args.output}")
 
 
-def as_trained(loader, seed: int, accumulate: int, epoch: int, first: int, count: int):
-    """{"image", "label", "id", "batch"} of `count` samples from batch `first` of an epoch on.
+def as_trained(loader: "Loader", seed: int, accumulate: int, epoch: int, first: int,
+               count: int) -> Iterator[dict[str, Any]]:
+    """Yield {"image", "label", "id", "batch"} of `count` samples, from batch `first` of an epoch.
 
-    accumulate: batches of one optimizer step; its random numbers serve them in turn, so the
-    transforms of the step run from its first batch on.
+    accumulate: batches per optimizer step. They share one stream of random numbers, so the batch
+    transforms run from the first batch of the step.
     """
-    from utils.seeding import seed_everything
+    from utils.machine.seeding import seed_everything
     start = first - first % accumulate
     steps = math.ceil(len(loader) / accumulate)
     loader.set_epoch(epoch, start)
@@ -91,19 +102,20 @@ def as_trained(loader, seed: int, accumulate: int, epoch: int, first: int, count
                    "label": batch["label"][place].numpy(), "id": name, "batch": number}
 
 
-def contact_sheet(samples: list[dict], palette: list, class_names: list[str], columns: int = 4,
-                  width: int = 320, opacity: float = 0.55):
-    """One picture of all samples: the image, below it the labels over it, and the id."""
+def contact_sheet(samples: list[dict[str, Any]], palette: Sequence[Sequence[int]],
+                  class_names: list[str], columns: int = 4, width: int = 320,
+                  opacity: float = 0.55) -> "Image":
+    """One picture, uint8 (H, W, 3), of all samples: image, image with labels, and id."""
     import numpy as np
 
-    from utils.visualize import legend, side_by_side, stacked
+    from utils.images.visualize import legend, side_by_side, stacked
     cells, present = [], set()
     for sample in samples:
         label = sample["label"]
         present.update(np.unique(label).tolist())
-        shown = [_fitted(picture, width) for picture in (
-            sample["image"], _labelled(sample["image"], label, palette, opacity))]
-        cells.append(stacked(*shown, _caption(sample["id"], shown[0].shape[1])))
+        pictures = [_fitted(picture, width) for picture in (
+            sample["image"], _with_labels(sample["image"], label, palette, opacity))]
+        cells.append(stacked(*pictures, _caption(sample["id"], pictures[0].shape[1])))
     rows = [side_by_side(*cells[i:i + columns]) for i in range(0, len(cells), columns)]
     classes = [k for k in range(len(class_names)) if k in present]
     if classes:
@@ -111,24 +123,24 @@ def contact_sheet(samples: list[dict], palette: list, class_names: list[str], co
     return stacked(*rows)
 
 
-def _labelled(image, label, palette, opacity):
-    """The colours over the image; white and black dots where there is no class."""
+def _with_labels(image, label, palette, opacity):
+    """The colors over the image, and white and black dots on pixels without a class."""
     import numpy as np
 
-    from utils.visualize import overlay
+    from utils.images.visualize import overlay
     picture = overlay(image, label, palette, opacity)
     ignored = (label < 0) | (label >= len(palette))
     rows, columns = np.indices(label.shape)
     step = max(DOTS, min(label.shape) // 40)
     radius = step // 4
-    for shift, colour in ((0, 255), (radius, 0)):
+    for shift, value in ((0, 255), (radius, 0)):
         dots = ((rows + shift) % step < radius) & ((columns + shift) % step < radius)
-        picture[ignored & dots] = colour
+        picture[ignored & dots] = value
     return picture
 
 
 def _fitted(picture, side):
-    """Reduced to fit a square, never enlarged."""
+    """The picture, reduced to fit a square of `side` pixels, never enlarged."""
     import cv2
     import numpy as np
     height, width = picture.shape[:2]
@@ -140,7 +152,7 @@ def _fitted(picture, side):
 
 
 def _caption(name, width):
-    """The id in a strip of this width; of a long one its end, which tells files apart."""
+    """The id on a strip of this width. A long id keeps its end, in which files differ."""
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
     font, text = ImageFont.load_default(11), _printable(name)
@@ -154,7 +166,7 @@ def _caption(name, width):
 
 
 def _printable(name):
-    from utils.image_io import shown
+    from utils.errors import shown
     return shown(name).encode("ascii", "backslashreplace").decode()
 
 

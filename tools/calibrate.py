@@ -1,57 +1,67 @@
-"""Fit the temperature of a checkpoint on labelled images and draw how far it can be trusted.
+"""Fit the temperature of a checkpoint on labeled images, and draw a reliability diagram.
 
 examples:
   python -m tools.calibrate -r saved/camvid/model_best.pth
   python -m tools.calibrate -r model_best.pth --split val --write model_calibrated.pth
   python test.py -r model_best.pth -p rankdice predict.temperature=1.31
 
-Fit on validation images, never on those that the final score is taken from. `max` gives the
-same labels at any temperature; T, rankdice and rankiou do not.
+Fit on validation images, never on the images of the final score. `max` gives the same labels at
+any temperature; T, rankdice and rankiou do not.
 """
+import argparse
 import json
 import os
 import sys
 
-from utils import console
-from utils.arguments import (add_overrides, at_least, command_parser, parse_with_overrides,
-                             require_folder)
-from utils.predict_arguments import add_prediction_arguments, predict_options
+from utils.cli import console
+from utils.cli.arguments import (
+    add_overrides,
+    at_least,
+    command_parser,
+    parse_with_overrides,
+    require_folder,
+)
+from utils.predict.arguments import add_prediction_arguments, with_arguments
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; `argv` defaults to the command line."""
     parser = command_parser("python -m tools.calibrate", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH",
         help="checkpoint to calibrate")
-    add("-c", "--config", help="config to use in place of the checkpoint's own")
+    add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("-s", "--split", choices=("val", "test", "train"), default="val",
-        help="which loader of the config (default: val)")
+        help="loader of the config (default: val)")
     add("--pixels", type=at_least(1), default=500_000,
-        help="labelled pixels to fit on, the same number of every image (default 500000)")
-    add("--bins", type=at_least(2), default=15, help="of the reliability diagram (default 15)")
+        help="labeled pixels to fit on, the same number from each image (default 500000)")
+    add("--bins", type=at_least(2), default=15,
+        help="bins of the reliability diagram (default 15)")
     add_prediction_arguments(parser)
     add("-o", "--output", metavar="PNG",
-        help="reliability diagram (default: reliability.png beside the checkpoint)")
+        help="reliability diagram (default: reliability.png in the folder of the checkpoint)")
     add("--write", metavar="PATH",
-        help="also write the checkpoint with the temperature in its config")
+        help="also write a copy of the checkpoint with the temperature in its config")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add_overrides(parser, "val_loader.args.data_dir=/data/camvid")
     return parse_with_overrides(parser, argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
+    """Run the program with `argv`, by default the command line."""
     args = parse(argv)
     require_folder(args.output, args.write)
-    from utils.calibration import fit_temperature, reliability, reliability_diagram
-    from utils.checkpoint import read_checkpoint, write_checkpoint
-    from utils.checkpoint_config import with_config
-    from utils.image_io import write_image
+    from utils.checkpoint.read import read_checkpoint
+    from utils.checkpoint.write import write_checkpoint
+    from utils.config.load import with_config
+    from utils.decision.calibration import fit_temperature, reliability, reliability_diagram
+    from utils.images.image_io import write_image
     stored = read_checkpoint(args.checkpoint)
     checkpoint = with_config(stored, args.config, args.overrides)
     logits, labels, activation, images = _sample(args, checkpoint)
     temperature = fit_temperature(logits, labels, activation)
-    result = {"temperature": temperature, "images": images, "pixels": len(labels),
-              "activation": activation}
+    result: dict = {"temperature": temperature, "images": images, "pixels": len(labels),
+                    "activation": activation}
     diagrams = {}
     for name, t in (("before", 1.0), ("after", temperature)):
         of_top = reliability(logits, labels, activation, t, args.bins)
@@ -72,27 +82,27 @@ def main(argv=None):
 
 
 def _sample(args, checkpoint):
-    """Logits and labels of random pixels of the split."""
+    """(logits, labels, activation, number of images): random labeled pixels of the split."""
     import torch
     from tqdm import tqdm
 
     from dataloader.loader import split_loader
-    from utils import distributed
-    from utils.calibration import PixelSample
-    from utils.open_model import open_model
+    from utils.decision.calibration import PixelSample
+    from utils.machine import distributed
+    from utils.predict.open_model import open_model
     config = checkpoint["config"]
     device = distributed.start(args.device)
     try:
         *_, loader = split_loader(config, args.split)
         opened = open_model(checkpoint, device, args.checkpoint)
         opened.require_classes(loader.dataset.class_names)
-        predictor = opened.predictor(predict_options(config["predict"], args))
+        predictor = opened.predictor(with_arguments(config["predict"], args))
         images = len(loader.dataset)
         sample = PixelSample(len(opened.class_names), -(-args.pixels // max(images, 1)),
                              config["ignore_index"], config["seed"])
         with torch.inference_mode():
             for batch in tqdm(loader, desc="logits", leave=False, disable=None):
-                for image, label in zip(batch["image"], batch["label"]):
+                for image, label in zip(batch["image"], batch["label"], strict=True):
                     sample.add(predictor(image[None].to(device)), label[None].to(device))
     finally:
         distributed.stop()
@@ -100,6 +110,7 @@ def _sample(args, checkpoint):
 
 
 def _text(result):
+    """The result as a table."""
     lines = [f"temperature {result['temperature']:.4f}, fitted on {result['pixels']} pixels of "
              f"{result['images']} images", "",
              "                              T = 1   fitted"]
@@ -108,7 +119,7 @@ def _text(result):
                                ("log loss", "log_loss", 1)):
         before, after = (factor * result[when][key] for when in ("before", "after"))
         lines.append(f"{title:<28}{before:>8.4f} {after:>8.4f}")
-    lines += ["", f"use it: predict.temperature={result['temperature']:.4f}"]
+    lines += ["", f"to use it: predict.temperature={result['temperature']:.4f}"]
     return "\n".join(lines)
 
 

@@ -1,41 +1,51 @@
-"""How often does each class occur? Pixels, images, weights for a loss, mean and std of the images.
+"""Count the pixels and images of each class; weights for a loss; mean and std of the images.
 
 examples:
   python -m tools.class_statistics -c config.json
   python -m tools.class_statistics --type CamVid --args '{"data_dir": "CV", "split": "train"}' \\
       --json camvid_classes.json --png camvid_classes.png
 
-Whole images are counted, without augmentation, each once. The JSON file is what "class_pixels" of
-a loss takes: {"type": "wCE", "args": {"weight": "log", "class_pixels": "camvid_classes.json"}}.
+Whole images are counted, without augmentation, each once. A loss reads the JSON file as its
+"class_pixels": {"type": "wCE", "args": {"weight": "log", "class_pixels": "camvid_classes.json"}}.
 Numbers are sums of integers: they do not depend on the workers.
 """
+import argparse
 import json
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
-from utils import console
-from utils.arguments import at_least, command_parser, require_folder
-from utils.dataset_arguments import (add_dataset_arguments, dataset_config,
-                                     parse_dataset_arguments, whole_images)
+from utils.cli import console
+from utils.cli.arguments import at_least, command_parser, require_folder
+from utils.config.dataset_arguments import (
+    add_dataset_arguments,
+    dataset_config,
+    parse_dataset_arguments,
+    whole_images,
+)
 
-EXACT = 2 ** 24      # pixels that OpenCV's histogram of float32 counts without rounding
+if TYPE_CHECKING:
+    from base.base_dataset import BaseDataset
+
+EXACT = 2 ** 24      # pixels that OpenCV's float32 histogram counts without rounding
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.class_statistics", __doc__)
     add = parser.add_argument
     add_dataset_arguments(parser)
     add("--json", metavar="FILE", help="write the numbers, for class_pixels of a loss")
-    add("--png", metavar="FILE", help="draw shares of pixels and of images")
+    add("--png", metavar="FILE", help="draw the shares of pixels and of images")
     add("--workers", type=at_least(0), default=min(8, os.cpu_count() or 1),
         help="reading processes")
     return parse_dataset_arguments(parser, argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     args = parse(argv)
     require_folder(args.json, args.png)
-    from utils.image_io import write_bytes, write_image
+    from utils.files.whole_file import write_bytes
+    from utils.images.image_io import write_image
     section, config = dataset_config(args)
     dataset = whole_images(section, config)
     result = statistics(dataset, args.workers)
@@ -43,25 +53,25 @@ def main(argv=None):
     if args.json:
         write_bytes(args.json, json.dumps(result, indent=1).encode() + b"\n")
     if args.png:
-        from utils.class_chart import class_chart
+        from utils.images.class_chart import class_chart
         write_image(args.png, class_chart(result["class_names"], dataset.palette,
                                           result["pixels"], result["images_with"],
                                           result["images"]))
 
 
-def statistics(dataset, workers: int = 0) -> dict:
-    """Everything the JSON file holds, of every image of the dataset.
+def statistics(dataset: "BaseDataset", workers: int = 0) -> dict[str, Any]:
+    """The content of the JSON file, counted over every image of the dataset.
 
-    pixels, images_with, pixels_in_images_with: per class (see utils.class_weights).
-    mean, std: of all pixels, RGB in 0..1. weights: by each rule; None where it says nothing.
+    pixels, images_with, pixels_in_images_with: per class (see utils.losses.class_weights).
+    mean, std: of all pixels, RGB in 0..1. weights: per rule; None if the rule does not apply.
     """
     import numpy as np
     from tqdm import tqdm
 
     from dataloader.loader import build_loader
     classes = dataset.num_classes
-    pixels, images_with, beside = np.zeros((3, classes), np.int64)
-    colours, ignored = np.zeros((3, 256), np.int64), 0
+    pixels, images_with, pixels_in_images_with = np.zeros((3, classes), np.int64)
+    values, ignored = np.zeros((3, 256), np.int64), 0
     loader = build_loader(dataset, batch_size=1, num_workers=workers)
     try:
         for batch in tqdm(loader, desc="counting", total=len(loader), unit="image", leave=False,
@@ -70,23 +80,24 @@ def statistics(dataset, workers: int = 0) -> dict:
             counts = np.bincount(label[(label >= 0) & (label < classes)], minlength=classes)
             pixels += counts
             images_with += counts > 0
-            beside += np.where(counts > 0, counts.sum(), 0)
+            pixels_in_images_with += np.where(counts > 0, counts.sum(), 0)
             ignored += label.size - int(counts.sum())
-            colours += _histogram(batch["image"][0].permute(1, 2, 0).numpy())
+            values += _histogram(batch["image"][0].permute(1, 2, 0).numpy())
     finally:
         loader.close()
-    mean, std = _moments(colours)
+    mean, std = _moments(values)
     total = int(pixels.sum())
     return {"schema": 1, "dataset": type(dataset).__name__, "split": dataset.split,
             "images": len(dataset), "class_names": list(dataset.class_names),
             "pixels": pixels.tolist(), "images_with": images_with.tolist(),
-            "pixels_in_images_with": beside.tolist(), "ignored_pixels": ignored,
+            "pixels_in_images_with": pixels_in_images_with.tolist(), "ignored_pixels": ignored,
             "share": [n / total if total else 0.0 for n in pixels.tolist()],
-            "weights": _weights(dataset, pixels, images_with, beside), "mean": mean, "std": std}
+            "weights": _weights(dataset, pixels, images_with, pixels_in_images_with),
+            "mean": mean, "std": std}
 
 
 def as_text(result: dict) -> str:
-    """The table, and the numbers that a config may take over."""
+    """The table, and the numbers that a config can use."""
     rules = [rule for rule, values in result["weights"].items() if values]
     width = max(map(len, ["class", *result["class_names"]]))
     digits = max(6, *(len(str(n)) for n in result["pixels"]))
@@ -101,7 +112,8 @@ def as_text(result: dict) -> str:
                      f"{100 * result['images_with'][k] / images:6.1f}%{weights}")
     counted = sum(result["pixels"]) + result["ignored_pixels"]
     share = 100 * result["ignored_pixels"] / counted if counted else 0.0
-    absent = [name for name, n in zip(result["class_names"], result["pixels"]) if not n]
+    absent = [name for name, n in zip(result["class_names"], result["pixels"],
+                                       strict=True) if not n]
     lines.append(f"ignored: {result['ignored_pixels']} pixels, {share:.2f}% of all")
     if absent:
         lines.append(f"without a single pixel: {', '.join(absent)}")
@@ -110,19 +122,19 @@ def as_text(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _weights(dataset, pixels, images_with, beside):
-    """rule -> weights; None where there is not a pixel, or for a table of other classes."""
+def _weights(dataset, pixels, images_with, pixels_in_images_with):
+    """rule -> weights; None without any pixel, or if the table is for other classes."""
     from dataloader.cityscapes import CLASS_NAMES
-    from utils.class_weights import CITYSCAPES_TABLE, RULES, rule_weights
+    from utils.losses.class_weights import CITYSCAPES_TABLE, WEIGHT_RULES, rule_weights
     weights = {"table": list(CITYSCAPES_TABLE) if dataset.class_names == CLASS_NAMES else None}
-    for rule in RULES:
+    for rule in WEIGHT_RULES:
         weights[rule] = rule_weights(rule, pixels.tolist(), images_with.tolist(),
-                                     beside.tolist()) if pixels.any() else None
+                                     pixels_in_images_with.tolist()) if pixels.any() else None
     return weights
 
 
 def _histogram(image):
-    """(3, 256) pixels of each value of an image (H, W, 3)."""
+    """The number of pixels of each value, int64 (3, 256), of an image uint8 (H, W, 3)."""
     import cv2
     import numpy as np
     rows = max(1, EXACT // max(1, image.shape[1]))
@@ -134,10 +146,10 @@ def _histogram(image):
     return counts
 
 
-def _moments(colours):
-    """Mean and standard deviation of each channel, from whole numbers."""
+def _moments(values):
+    """(mean, standard deviation) of each channel, in 0..1, computed exactly in integers."""
     means, stds = [], []
-    for counts in colours.tolist():
+    for counts in values.tolist():
         number = sum(counts)
         first = sum(value * n for value, n in enumerate(counts))
         second = sum(value * value * n for value, n in enumerate(counts))

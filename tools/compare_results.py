@@ -1,26 +1,31 @@
-"""Is the difference between two results real? A paired bootstrap over the images.
+"""Test whether two results differ, by a paired bootstrap over the images.
 
 examples:
   python -m tools.compare_results saved/a/results.json saved/b/results.json
   python -m tools.compare_results saved/a/results.json saved/a/results.json --rule max rankdice
   python -m tools.compare_results a_image_scores.csv b_image_scores.csv --json
 
-Takes results.json, which names the image scores that lie beside it, or those CSV files
-themselves. The two results must share images; only those count.
+Reads results.json, which names a CSV file of image scores in the same folder, or such a CSV file.
+The two results must share images; only those count.
 """
+import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from utils import console
-from utils.arguments import at_least, command_parser
+from utils.cli import console
+from utils.cli.arguments import at_least, command_parser
+
+if TYPE_CHECKING:
+    from utils.metrics.image_scores import ImageScores
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.compare_results", __doc__)
     add = parser.add_argument
     add("first", help="results.json or image scores (CSV)")
-    add("second", help="what is compared with it")
+    add("second", help="the result to compare with it")
     add("--rule", nargs="+", metavar="RULE",
         help="rule to take from each results.json (one for both, or two)")
     add("--level", type=float, default=0.95, help="of the intervals (default 0.95)")
@@ -35,23 +40,26 @@ def parse(argv):
     return args
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     args = parse(argv)
-    from utils.metrics.bootstrap import compare
+    from utils.metrics.bootstrap import paired_bootstrap
     rules = args.rule or [None]
     first, first_title = open_scores(args.first, rules[0])
     second, second_title = open_scores(args.second, rules[-1])
-    table = compare(first, second, args.level, args.draws, args.seed)
+    table = paired_bootstrap(first, second, args.level, args.draws, args.seed)
     images = len(set(first.ids) & set(second.ids))
     if images < max(len(first.ids), len(second.ids)):
         console.warn(f"only the {images} images in both results are compared "
-                     f"({len(first.ids)} and {len(second.ids)} are there)")
+                     f"(they have {len(first.ids)} and {len(second.ids)})")
     print(json.dumps(_as_json(table, images), allow_nan=False) if args.json
           else _as_text(table, images, first_title, second_title, args.level))
 
 
-def open_scores(path, rule=None):
-    """(ImageScores, title) of a results.json or CSV file; DataError if it has none."""
+def open_scores(path: str | Path, rule: str | None = None) -> "tuple[ImageScores, str]":
+    """(image scores, title) of a results.json or CSV file. Raises DataError if it has none.
+
+    rule: the rule to take from a results.json; None takes the latest result.
+    """
     from utils.errors import DataError
     from utils.metrics.image_scores import read_image_scores
     path = Path(path)
@@ -66,11 +74,11 @@ def open_scores(path, rule=None):
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror or error}", str(path)) from None
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"is no results file: {error!r}", str(path)) from None
+        raise DataError(f"is not a results file: {error!r}", str(path)) from None
     if not runs:
         raise DataError(f"has no result of rule {rule!r}; it has {', '.join(known)}", str(path))
     if not runs[0].get("image_scores"):
-        raise DataError("names no image scores", str(path), "run test.py again")
+        raise DataError("does not name a file of image scores", str(path), "run test.py again")
     scores = read_image_scores(path.parent / runs[0]["image_scores"])
     if runs[0].get("classes_of_interest"):
         scores.classes_of_interest = list(runs[0]["classes_of_interest"])
@@ -94,9 +102,9 @@ def _as_text(table, images, first, second, level):
                      f"{interval.p:.3f}", "differ" if clear else "no clear difference"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [f"first:  {first}", f"second: {second}",
-             f"{images} images, per cent, difference = second - first", ""]
+             f"{images} images, percent, difference = second - first", ""]
     lines += ["  ".join(cell.ljust(width) if i in (0, 6) else cell.rjust(width)
-                        for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
+                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
               for row in rows]
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
-"""Turn a published checkpoint into one that test.py and inference.py take.
+"""Convert a published checkpoint to one for test.py and inference.py.
 
-Weights, input normalisation, channel order, class names and colours end up in
-one file; nothing else is needed to use it.
+The new file contains the weights, input normalization, channel order, class names and colors;
+nothing else is needed to use it.
 
 examples:
   python -m tools.convert_checkpoint --list
@@ -12,43 +12,50 @@ examples:
   python inference.py -r ocr.pth -i photos -o segmented
   python test.py -r ocr.pth test_loader.args.data_dir=/data/cityscapes
 """
+import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from utils import console
-from utils.arguments import at_least, command_parser, require_folder
+from utils.cli import console
+from utils.cli.arguments import at_least, command_parser, require_folder
 from utils.errors import CheckpointError, ConfigError
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def parse(argv):
+    from utils.checkpoint.format import Checkpoint
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.convert_checkpoint", __doc__)
     add = parser.add_argument
-    add("name", nargs="?", help="which published network it is; see --list")
+    add("name", nargs="?", help="name of the published network; see --list")
     add("source", nargs="?", help="the downloaded file: .pth, .pth.tar or .pdparams")
     add("out", nargs="?", help="the checkpoint to write")
-    add("--dataset", help="whose classes the network knows: a dataset of train.py --list datasets "
-                          "(default: numbered classes)")
-    add("--data-dir", help="where test.py looks for that dataset (default: data/NAME)")
+    add("--dataset", help="dataset whose classes the network predicts; see train.py --list "
+                          "datasets (default: numbered classes)")
+    add("--data-dir", help="folder of that dataset, for test.py (default: data/NAME)")
     add("--num-classes", type=at_least(1), metavar="N",
         help="build the network for N classes and leave the published classifiers out")
-    add("--overwrite", action="store_true", help="replace OUT if it is there")
+    add("--overwrite", action="store_true", help="replace OUT if it exists")
     add("--list", action="store_true", help="print every name with its files and scores")
     args = parser.parse_args(argv)
     if not args.list and not args.out:
-        parser.error("name, source and out are needed (or --list)")
+        parser.error("give name, source and out, or --list")
     return args
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from models.published import load_published, published
+    from models.weights.published import load_published, published
     if args.list:
         _print_list(published())
         return 0
     require_folder(args.out)
     out = Path(args.out)
     if out.exists() and not args.overwrite:
-        raise CheckpointError("the file is there already", str(out),
+        raise CheckpointError("the file exists already", str(out),
                               "choose another name or give --overwrite")
     network = load_published(args.name, args.source, args.num_classes)
     entry = published()[args.name]
@@ -56,13 +63,14 @@ def main(argv=None):
         raise ConfigError(f"{args.name} is an ImageNet encoder, not a segmentation network",
                           fix=f"train from it: trainer.finetune_from={args.source}")
     if args.num_classes and entry.classes is None:
-        raise ConfigError(f"{args.name} knows borders and directions, no classes", "--num-classes",
-                          "leave it out")
+        raise ConfigError(f"{args.name} predicts borders and directions, not classes",
+                          "--num-classes", "leave it out")
 
-    from utils.checkpoint import model_from_checkpoint, write_checkpoint
+    from utils.checkpoint.load import model_from_checkpoint
+    from utils.checkpoint.write import write_checkpoint
     checkpoint = make_checkpoint(args.name, network, args.dataset, args.data_dir)
     checkpoint["versions"]["source"] = Path(args.source).name
-    model_from_checkpoint(checkpoint, where=args.source)     # proves that the config rebuilds it
+    model_from_checkpoint(checkpoint, where=args.source)     # checks that the config rebuilds it
     write_checkpoint(out, checkpoint)
     norm = checkpoint["normalization"]
     console.notice(f"{len(checkpoint['model'])} tensors, {len(checkpoint['class_names'])} classes, "
@@ -71,16 +79,17 @@ def main(argv=None):
     return 0
 
 
-def make_checkpoint(name: str, network, dataset: str | None = None,
-                    data_dir: str | None = None) -> dict:
-    """A Segwright checkpoint of a network that load_published(name, ...) returned.
+def make_checkpoint(name: str, network: "nn.Module", dataset: str | None = None,
+                    data_dir: str | None = None) -> "Checkpoint":
+    """Returns a Segwright checkpoint of a network that load_published(name, ...) returned.
 
-    dataset: the type name of the dataset whose classes it knows; None numbers
-    the classes. Raises ConfigError where the numbers of classes differ.
+    dataset: the type of the dataset whose classes the network predicts; None numbers the classes.
+    Raises ConfigError if the numbers of classes differ.
     """
     import torch
 
-    from models.published import published
+    from models.weights.published import published
+    from utils.checkpoint.format import FORMAT
     from utils.config import resolve_config
     entry = published()[name]
     num_classes = _num_classes(network)
@@ -91,7 +100,7 @@ def make_checkpoint(name: str, network, dataset: str | None = None,
         "name": name, "arch": arch, **loaders, "loss": loss,
         "optimizer": {"type": "SGD", "args": {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}},
         "trainer": {"epochs": 1}}, name)
-    return {"format": 1, "model": network.state_dict(), "ema": None, "config": config,
+    return {"format": FORMAT, "model": network.state_dict(), "ema": None, "config": config,
             "class_names": names, "palette": palette,
             "normalization": {"mean": list(entry.mean), "std": list(entry.std),
                               "order": entry.order, "scale": entry.scale},
@@ -101,6 +110,7 @@ def make_checkpoint(name: str, network, dataset: str | None = None,
 
 
 def _num_classes(network):
+    """Returns the number of channels of the network's output."""
     import torch
     device = next(network.parameters()).device
     with torch.no_grad():
@@ -108,23 +118,23 @@ def _num_classes(network):
 
 
 def _classes(arch, num_classes, dataset, data_dir):
-    """(class names, palette, loader sections) for the config."""
-    from utils.palette import voc_palette
-    from utils.registry import components, lookup
-    from utils.segfix import offset_class_names, offset_colours
+    """Returns (class names, palette, loader sections of the config)."""
+    from utils.config.registry import components, lookup
+    from utils.images.palette import voc_palette
+    from utils.segfix.offsets import offset_class_names, offset_colors
     if arch == "SegFix" or dataset is None:
         names, palette = [f"class {i}" for i in range(num_classes)], voc_palette(num_classes)
         if arch == "SegFix":
             directions = num_classes - 2
-            names, palette = offset_class_names(directions), offset_colours(directions)
+            names, palette = offset_class_names(directions), offset_colors(directions)
         args = {"data_dir": data_dir or "data", "class_names": names}
         section = {"type": "Folder", "args": args}
         return names, palette, {"train_loader": section, "val_loader": section}
     cls = lookup(dataset, components("datasets"), "--dataset")
     names, palette = getattr(cls, "class_names", None), getattr(cls, "palette", None)
     if not isinstance(names, list) or not isinstance(palette, list):
-        raise ConfigError(f"{dataset} knows its classes only when it is opened", "--dataset",
-                          "leave --dataset out: the classes are numbered then")
+        raise ConfigError(f"the classes of {dataset} are known only when it is opened",
+                          "--dataset", "leave --dataset out; the classes are then numbered")
     if len(names) != num_classes:
         raise ConfigError(f"the network has {num_classes} classes, {dataset} has {len(names)}",
                           "--dataset", "name the dataset that the checkpoint was trained on")
@@ -132,11 +142,11 @@ def _classes(arch, num_classes, dataset, data_dir):
     train, val = _splits(cls)
     loaders = {f"{key}_loader": {"type": dataset, "args": {"data_dir": folder, "split": split}}
                for key, split in (("train", train), ("val", val))}
-    return list(names), [list(map(int, colour)) for colour in palette], loaders
+    return list(names), [list(map(int, color)) for color in palette], loaders
 
 
 def _splits(cls):
-    """The dataset's names for training and validation data."""
+    """Returns the names of the dataset's training and validation splits."""
     splits = list(getattr(cls, "splits", ("train", "val")))
     val = next((split for split in splits if "val" in split and "train" not in split), splits[-1])
     train = next((split for split in splits if "train" in split), splits[0])

@@ -2,8 +2,8 @@
 
     python -m tools.plot_augmentation [docs] [--seed 3]
 
-cutmix.png and copyblob.png: above, a batch with its labels; below, after the
-transform. transforms.png: a scene, and below it what each transform makes of it.
+cutmix.png and copyblob.png: a batch with its labels, and below it the same after the transform.
+transforms.png: a scene, and the scene after each of the transforms.
 """
 import argparse
 import sys
@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.images.types import Image
+
 BATCH = {"cutmix": {"type": "CutMix"},
-         # Cars on the road, people on the pavement.
+         # Cars onto the road, people onto the sidewalk.
          "copyblob": {"type": "CopyBlob", "args": {"pairs": [[8, 0], [7, 1]]}}}
 # With every p at 1, so that each picture shows something.
 TRANSFORMS = (
@@ -30,13 +32,13 @@ COLUMNS = 4
 SIZE = (112, 168)       # of a scene
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("docs"))
     parser.add_argument("--seed", type=int, default=3, help="of the scenes and of the draws")
     args = parser.parse_args(argv)
-    from utils.image_io import write_image
+    from utils.images.image_io import write_image
     pictures = {name: batch_picture(section, args.seed) for name, section in BATCH.items()}
     pictures["transforms"] = transforms_picture(args.seed)
     for name, picture in pictures.items():
@@ -45,14 +47,14 @@ def main(argv=None):
         print(path)
 
 
-def batch_picture(section: dict, seed: int) -> np.ndarray:
+def batch_picture(section: dict, seed: int) -> Image:
     """Four scenes and their labels, before and after a batch transform."""
     import torch
 
     from dataloader.shapes import Shapes
     from utils.config import build
-    from utils.seeding import seed_everything
-    from utils.visualize import stacked
+    from utils.images.visualize import stacked
+    from utils.machine.seeding import seed_everything
     data = Shapes(size=SIZE, length=COLUMNS, seed=seed)
     samples = [data[i] for i in range(COLUMNS)]
     batch = {key: torch.stack([sample[key] for sample in samples]) for key in ("image", "label")}
@@ -61,17 +63,17 @@ def batch_picture(section: dict, seed: int) -> np.ndarray:
     return stacked(_rows(batch, data.palette), _rows(mixed, data.palette))
 
 
-def transforms_picture(seed: int) -> np.ndarray:
-    """A scene under each transform, with its name, above the label that comes with it."""
+def transforms_picture(seed: int) -> Image:
+    """A scene after each transform, below the transform's name and above its label."""
+    from dataloader.augmentation.transforms import Augmentation
     from dataloader.shapes import Shapes
-    from dataloader.transforms import Augmentation
-    from utils.palette import colorize
-    from utils.visualize import side_by_side, stacked
+    from utils.images.palette import colorize
+    from utils.images.visualize import side_by_side, stacked
     cells = []
     for number, section in enumerate((None, *TRANSFORMS)):
         chain = Augmentation(augment=True, scale=False, transforms=[section] if section else [])
         data = Shapes(size=SIZE, length=1, seed=seed, augmentation=chain)
-        sample = data[number, 0]        # the epoch is what the draws depend on
+        sample = data[number, 0]        # the first index is the epoch: other random draws
         cells.append(stacked(_title(section["type"] if section else "as loaded"),
                              sample["image"].permute(1, 2, 0).numpy(),
                              colorize(sample["label"].numpy(), data.palette)))
@@ -79,8 +81,8 @@ def transforms_picture(seed: int) -> np.ndarray:
 
 
 def _rows(batch, palette):
-    from utils.palette import colorize
-    from utils.visualize import side_by_side, stacked
+    from utils.images.palette import colorize
+    from utils.images.visualize import side_by_side, stacked
     images = [image.permute(1, 2, 0).numpy() for image in batch["image"]]
     labels = [colorize(label.numpy(), palette) for label in batch["label"]]
     return stacked(side_by_side(*images), side_by_side(*labels))

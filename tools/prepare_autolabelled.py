@@ -1,4 +1,4 @@
-"""Convert the auto-labelled pictures of Cityscapes from label ids to train ids, as PaddleSeg does.
+"""Convert the auto-labeled pictures of Cityscapes from label ids to train ids, as PaddleSeg does.
 
     refinement_final/train_extra/CITY/NAME_leftImg8bit.png   label ids, as released
  -> convert_autolabelled/CITY/NAME_leftImg8bit.png           train ids, 255 ignored, palette
@@ -7,37 +7,38 @@ examples:
   python -m tools.prepare_autolabelled data/cityscapes --dry-run
   python -m tools.prepare_autolabelled data/cityscapes
 
-The dataset Cityscapes_autolabelled reads either folder and needs none of this. Files that are
-there are left alone, so the command can be interrupted and repeated. A damaged label is named
-and the others are written.
+The dataset Cityscapes_autolabelled reads either folder and does not need this command. Existing
+files are kept, so the command can be interrupted and repeated. A damaged label is named and the
+others are written.
 """
+import argparse
 import functools
 import sys
 from pathlib import Path
 
-from utils import console
-from utils.convert_files import Job, conversion_parser, convert
+from utils.cli import console
+from utils.files.file_jobs import Job, conversion_parser, convert
 
 SOURCE, TARGET = "refinement_final/train_extra", "convert_autolabelled"
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = conversion_parser("prepare_autolabelled", __doc__)
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help=f"in place of DATA_DIR/{TARGET}")
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     from dataloader.cityscapes import LEFTOVERS, Cityscapes_autolabelled
     from dataloader.label_files import label_files
-    from utils.errors import DataError
-    from utils.image_io import picture_files, shown
+    from utils.errors import DataError, shown
+    from utils.images.picture_files import picture_files
     folder, output = args.data_dir / SOURCE, args.output or args.data_dir / TARGET
     if not folder.is_dir():
         raise DataError(f"found no folder {SOURCE} in it", shown(args.data_dir),
-                        "unpack the auto-labelled pictures (refinement_final) there")
+                        "unpack the auto-labeled pictures (refinement_final) there")
     paths = [path for path in picture_files(folder, (".png",))
              if path.relative_to(folder).parts[0] != LEFTOVERS]
     if not paths:
@@ -47,12 +48,12 @@ def main(argv=None):
     for path in paths:
         target = output / path.relative_to(folder)
         jobs.append(Job((path,), (target,), functools.partial(_write, labels, path, target)))
-    return 3 if convert(jobs, args).problems else 0
+    return convert(jobs, args).status
 
 
 def _write(labels, source, target):
-    from utils.image_io import write_label
-    from utils.palette import voc_palette
+    from utils.images.image_io import write_label
+    from utils.images.palette import voc_palette
     write_label(target, labels.read_train_ids(source), voc_palette(256))
 
 

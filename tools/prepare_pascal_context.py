@@ -1,4 +1,4 @@
-"""Make the folder VOC2010_Context of the two downloads of PASCAL-Context.
+"""Make the folder VOC2010_Context from the two downloads of PASCAL-Context.
 
     VOCtrainval_03-May-2010/VOCdevkit/VOC2010/{JPEGImages,ImageSets/Main}
     trainval/trainval/ID.mat                                 459 ids
@@ -9,23 +9,24 @@ examples:
   python -m tools.prepare_pascal_context data/context --dry-run
   python -m tools.prepare_pascal_context data/context --link
 
-The loaders here read the downloads themselves; PNG labels are read faster than .mat files. Files
-that are there are left alone, so the command can be interrupted and repeated. A damaged file is
-named and the others are written.
+The datasets of this program also read the downloads; PNG labels are read faster than .mat files.
+Existing files are kept, so the command can be interrupted and repeated. A damaged file is named and
+the others are written.
 """
+import argparse
 import functools
 import os
 import sys
 from pathlib import Path
 
-from utils import console
-from utils.convert_files import Job, conversion_parser, convert
+from utils.cli import console
+from utils.files.file_jobs import Job, conversion_parser, convert
 
 NAME = "VOC2010_Context"
 SPLITS = ("train", "val")
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = conversion_parser("prepare_pascal_context", __doc__)
     add = parser.add_argument
     add("--output", type=Path, metavar="DIR", help=f"in place of DATA_DIR/{NAME}")
@@ -34,34 +35,37 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from tools.check_dataset import open_unchecked
-    from utils.errors import DataError
-    from utils.image_io import shown
+    from dataloader.dataset_report import open_unchecked
+    from dataloader.pascal_context import VOC2010_Context_60
+    from utils.errors import DataError, shown
     output, jobs, problems = args.output or args.data_dir / NAME, [], []
     for split in SPLITS:
         dataset, unusable = open_unchecked("VOC2010_Context_60", {"data_dir": str(args.data_dir),
                                                                   "split": split}, 255)
         if dataset is None:
             raise DataError("; ".join(unusable), shown(args.data_dir))
+        assert isinstance(dataset, VOC2010_Context_60)
         if dataset.prepared:
             raise DataError("holds the prepared folder, not the downloads", shown(args.data_dir),
                             "give the folder with VOCdevkit/ and trainval/")
         problems += dataset.problems
         for sample in dataset.samples:
+            assert sample.image and sample.label
             image = output / "Images" / split / sample.image.name
             label = output / "Annotations" / split / f"{sample.id}.png"
             jobs.append(Job((sample.image, sample.label), (image, label), functools.partial(
                 _write, dataset, sample, image, label, args.link)))
     if not jobs:
         raise DataError("; ".join(problems) or "found no pictures", shown(args.data_dir))
-    return 3 if convert(jobs, args, problems).problems else 0
+    return convert(jobs, args, problems).status
 
 
 def _write(dataset, sample, image, label, link):
-    from utils.errors import DataError
-    from utils.image_io import read_image, shown, write_bytes, write_image
+    from utils.errors import DataError, shown
+    from utils.files.whole_file import write_bytes
+    from utils.images.image_io import read_image, write_image
     size = read_image(sample.image).shape[:2]
     ids = dataset.read_train_ids(sample.label)
     if ids.shape != size:

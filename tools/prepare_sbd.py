@@ -1,4 +1,4 @@
-"""Make SegmentationClassAug and its lists inside VOC 2012 from SBD as it was released.
+"""Make SegmentationClassAug and its lists in the folder of VOC 2012 from SBD as released.
 
     benchmark_RELEASE/dataset/cls/ID.mat
  -> VOCdevkit/VOC2012/SegmentationClassAug/ID.png
@@ -8,47 +8,49 @@ examples:
   python -m tools.prepare_sbd data/benchmark_RELEASE/dataset --voc data/VOC --dry-run
   python -m tools.prepare_sbd data/benchmark_RELEASE/dataset --voc data/VOC
 
-VOC's own labels (with their border of 255) go in where VOC has them, SBD's elsewhere; pictures of
-VOC's val are in no training list. Complete downloads give 10582, 1449 and 12031 pictures. Files
-that are there are left alone, so the command can be interrupted and repeated. A damaged file is
-named, the others are written, and the lists wait until all is well.
+The labels of VOC (with their border of 255) are used if VOC has them, otherwise those of SBD. No
+training list contains a picture of VOC's val. Complete downloads give 10582, 1449 and 12031
+pictures. Existing files are kept, so the command can be interrupted and repeated. A damaged file is
+named, the others are written; the lists are written only if no file failed.
 """
+import argparse
 import functools
 import sys
 from pathlib import Path
 
-from utils import console
-from utils.convert_files import Job, conversion_parser, convert
+from utils.cli import console
+from utils.files.file_jobs import Job, conversion_parser, convert
 
 LABELS = "SegmentationClassAug"
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = conversion_parser("prepare_sbd", __doc__)
     parser.add_argument("--voc", required=True, type=Path, metavar="DIR",
-                        help="data_dir of VOC 2012: VOC2012/, VOCdevkit/, or what holds it")
+                        help="data_dir of VOC 2012: VOC2012/, VOCdevkit/, or its parent folder")
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from utils.errors import DataError
-    from utils.image_io import shown
+    from utils.errors import DataError, shown
     jobs, problems, of_voc, extra = [], [], {}, set()
     for split in ("train", "val"):
-        voc, more = _opened("VOC", args.voc, split)
+        voc, more = _open("VOC", args.voc, split)
         problems += more
         of_voc[split] = sorted(sample.id for sample in voc.samples)
         for sample in voc.samples:
+            assert sample.label is not None
             target = voc.root / LABELS / f"{sample.id}.png"
             jobs.append(Job((sample.label,), (target,), functools.partial(
                 _write, voc, sample, target)))
     known = {name for names in of_voc.values() for name in names}
     for split in ("train", "val"):
-        sbd, more = _opened("SBD", args.data_dir, split)
+        sbd, more = _open("SBD", args.data_dir, split)
         problems += more
         for sample in sbd.samples:
             if sample.id not in known and sample.id not in extra:
+                assert sample.label is not None
                 extra.add(sample.id)
                 image = voc.root / "JPEGImages" / f"{sample.id}.jpg"
                 target = voc.root / LABELS / f"{sample.id}.png"
@@ -56,19 +58,19 @@ def main(argv=None):
                     _write, sbd, sample, target, image)))
     if not jobs:
         raise DataError("; ".join(problems) or "found no pictures", shown(args.data_dir))
-    problems = convert(jobs, args, problems).problems
-    if problems:
+    outcome = convert(jobs, args, problems)
+    if outcome.failed:
         console.notice("the lists were not written")
-        return 3
+        return outcome.status
     folder = voc.root / "ImageSets" / "Segmentation"
     for name, lines in _lists(of_voc, sorted(extra), folder).items():
         _write_list(folder / name, lines, args)
+    return 0
 
 
-def _opened(name, root, split):
-    from tools.check_dataset import open_unchecked
-    from utils.errors import DataError
-    from utils.image_io import shown
+def _open(name, root, split):
+    from dataloader.dataset_report import open_unchecked
+    from utils.errors import DataError, shown
     dataset, problems = open_unchecked(name, {"data_dir": str(root), "split": split}, 255)
     if dataset is None:
         raise DataError("; ".join(problems), shown(root))
@@ -79,9 +81,11 @@ def _opened(name, root, split):
 
 
 def _write(dataset, sample, target, image=None):
-    """The label as a grey PNG; the picture too, where VOC lacks it."""
-    from utils.errors import DataError
-    from utils.image_io import read_header, shown, write_bytes, write_image
+    """Write the label as a gray PNG, and the picture if `image` is given and does not exist."""
+    from utils.errors import DataError, shown
+    from utils.files.whole_file import write_bytes
+    from utils.images.headers import read_header
+    from utils.images.image_io import write_image
     ids, header = dataset.read_train_ids(sample.label), read_header(sample.image)
     if ids.shape != header.stored_size:
         raise DataError(f"is {ids.shape[1]}x{ids.shape[0]}, its image {header.width}x"
@@ -92,7 +96,7 @@ def _write(dataset, sample, target, image=None):
 
 
 def _lists(of_voc, extra, folder):
-    """name -> lines, in the order of names, as the lists that circulate have it."""
+    """name -> lines, sorted by name as in the lists that others have published."""
     train, val = sorted([*of_voc["train"], *extra]), of_voc["val"]
     lists = {"train_aug.txt": _pairs(train), "val_aug.txt": _pairs(val),
              "trainval_aug.txt": _pairs(sorted(train + val)), "aug.txt": extra}
@@ -107,13 +111,14 @@ def _pairs(names):
 
 
 def _write_list(path, lines, args):
-    from utils.image_io import make_folder, shown, write_bytes
+    from utils.errors import shown
+    from utils.files.whole_file import make_folder, write_bytes
     text = "".join(f"{line}\n" for line in lines)
     if path.is_file() and not args.force:
-        there = path.read_text("utf-8", "surrogateescape").splitlines()
-        if sorted(there) != sorted(lines):
-            console.warn(f"{shown(path)} has {len(there)} lines, {len(lines)} would be written: "
-                         "it was left as it is; --force replaces it")
+        existing = path.read_text("utf-8", "surrogateescape").splitlines()
+        if sorted(existing) != sorted(lines):
+            console.warn(f"{shown(path)} has {len(existing)} lines, {len(lines)} would be written: "
+                         "it was kept; --force replaces it")
         return
     if args.dry_run:
         print(f"would write {shown(path)}: {len(lines)} lines")

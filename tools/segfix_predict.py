@@ -1,55 +1,59 @@
-"""Predict offset files with a SegFix network: one .mat per image, as openseg publishes them.
+"""Predict offset files with a SegFix network: one .mat file per image, in the format of openseg.
 
 examples:
   python -m tools.segfix_predict -r segfix.pth --images leftImg8bit/val --out offset_hrnext
   python -m tools.segfix_predict -r segfix.pth --images photos --out offsets --crop 512 --stride 170
 
-A file holds "mat", (H, W, 2): the (dy, dx) of every pixel, 0 where it is no border. All files lie
-in one folder, unless two images have the same name: then they lie as the images do. A published
-checkpoint is first converted by python -m tools.convert_checkpoint.
+A file contains "mat", (H, W, 2): the (dy, dx) of every pixel, 0 if the pixel is not a border. All
+files are written to one folder. If two images have the same name, the files are written to
+subfolders like those of the images. Convert a published checkpoint first, with
+python -m tools.convert_checkpoint.
 """
+import argparse
 import os
 import sys
 
-from utils import console
-from utils.arguments import at_least, command_parser, device
+from utils.cli import console
+from utils.cli.arguments import at_least, command_parser, device
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.segfix_predict", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH",
         help="SegFix checkpoint")
     add("-i", "--images", required=True, nargs="+", metavar="PATH",
         help="folders, images, .txt lists or patterns")
-    add("-o", "--out", required=True, metavar="DIR", help="folder of the offset files")
+    add("-o", "--out", required=True, metavar="DIR", help="folder for the offset files")
     add("--crop", type=at_least(1), metavar="N",
-        help="predict on square crops and average (the published script: 512); default: the "
-             "whole image")
+        help="predict on square crops of this size and average (published: 512; default: the "
+             "whole image)")
     add("--stride", type=at_least(1), metavar="N",
-        help="between crops (default: a third of the crop, 170 for 512, as published)")
-    add("--skip-existing", action="store_true", help="leave out images whose file is there")
+        help="distance between crops (default: a third of the crop; published: 170)")
+    add("--skip-existing", action="store_true", help="leave out images whose file exists")
     add("-d", "--device", type=device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     args = parser.parse_args(argv)
     if args.stride is not None and (args.crop is None or args.stride > args.crop):
-        parser.error("--stride must be from 1 to --crop, which has to be given")
+        parser.error("--stride needs --crop and must not be larger")
     return args
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     import torch
 
-    from utils import distributed
-    from utils.errors import DataError, first_line
-    from utils.image_io import make_folder, read_image, shown
-    from utils.image_list import find_images, prepare_folder
-    from utils.segfix_files import write_offsets
-    from utils.segfix_jobs import work_through
-    from utils.segfix_refiner import NetworkOffsets
+    from utils.errors import DataError, first_line, shown
+    from utils.files.file_jobs import work_through
+    from utils.files.whole_file import make_folder
+    from utils.images.image_io import read_image
+    from utils.images.image_list import find_images, prepare_folder
+    from utils.machine import distributed
+    from utils.segfix.mat_files import write_offsets
+    from utils.segfix.refiner import NetworkOffsets
     prepare_folder(args.out)
     sources = find_images(args.images, leave_out=args.out)
-    jobs = [(source.path, path) for source, path in zip(sources, _paths(sources, args.out))]
+    jobs = [(source.path, path) for source, path in zip(sources, _paths(sources, args.out),
+                                                     strict=True)]
     network = NetworkOffsets.open(args.checkpoint, distributed.start(args.device), args.crop,
                                   args.stride)
 
@@ -59,14 +63,17 @@ def main(argv=None):
         try:
             offset = network.predict(image)
         except RuntimeError as error:
-            # Mostly memory: one image too large for the device shall not stop the others.
+            # Usually out of memory: one image too large for the device must not stop the others.
             raise DataError(f"the network fails on {image.shape[2]}x{image.shape[1]}: "
                             f"{first_line(error)}", shown(source), "try --crop 512") from None
         make_folder(os.path.dirname(path))
         write_offsets(path, offset)
         return float((offset != 0).any(axis=2).mean())
 
-    outcome = work_through(jobs, predict, title="predicting", skip_existing=args.skip_existing)
+    def exists(job):
+        return args.skip_existing and os.path.exists(job[1])
+
+    outcome = work_through(jobs, predict, 1, "predicting", exists, console.warn)
     share = sum(outcome.done) / len(outcome.done) if outcome.done else 0.0
     print(f"{outcome.summary('offset files written')} ({share:.1%} of the pixels are border): "
           f"{shown(args.out)}")
@@ -74,12 +81,12 @@ def main(argv=None):
 
 
 def _paths(sources, folder):
-    """The file of each image: in one folder where names allow it."""
-    from utils.image_list import Source, plan_outputs
+    """Returns the offset file of each image: in one folder unless two images share a name."""
+    from utils.images.image_list import Source, plan_outputs
     names = [os.path.basename(source.relative) for source in sources]
     stems = {os.path.splitext(name)[0].casefold() for name in names}
     if len(stems) == len(names):
-        sources = [Source(source.path, name) for source, name in zip(sources, names)]
+        sources = [Source(source.path, name) for source, name in zip(sources, names, strict=True)]
     return [planned[".mat"] for planned in plan_outputs(sources, folder, [".mat"])]
 
 

@@ -1,16 +1,18 @@
-"""The errors a user can cause, and the exit status each one ends a program with.
+"""The errors that a user can cause with their exit statuses, and the wording of messages.
 
-Every message says what is wrong (with the value found), where (file, key or
-image) and what to do about it. Entry points print the message alone; a
-traceback appears only with --debug.
+Every message states what is wrong (with the value found), where (file, key or image) and what to
+do about it. Entry points print only the message; --debug adds the traceback.
 """
+import os
+from collections.abc import Callable, Collection, Iterable
+from itertools import islice
 
 
 class UserError(ValueError):
-    """A mistake that the person at the keyboard can mend.
+    """A mistake that the user can correct.
 
-    what:  the problem, with the value that was found.
-    where: file, config key or image it was found in (optional).
+    what:  the problem, with the value found.
+    where: the file, config key or image with the problem (optional).
     fix:   what to do about it (optional).
     """
 
@@ -30,12 +32,12 @@ class UserError(ValueError):
 
     @property
     def in_one_line(self) -> str:
-        """What is wrong and where, for a list of many such errors."""
+        """The place and the problem in one line, for a list of errors."""
         return f"{self.where}: {self.what}" if self.where else self.what
 
     def __reduce__(self):
-        # The default would call the class with the joined message only and
-        # lose the parts on the way back from a data worker.
+        # Pickle's default passes only the joined message to the class, so an error from a data
+        # worker would lose its parts.
         return type(self), (self.what, self.where, self.fix)
 
 
@@ -52,7 +54,7 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, damaged, foreign or does not fit."""
+    """A checkpoint is missing, damaged, of another program, or does not fit."""
 
     exit_status = 4
 
@@ -64,6 +66,39 @@ class NumericalError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library begins with; the name of its type where it is silent."""
+    """The first non-empty line of an error's message; the name of its type if there is none."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
+
+
+def unknown(what: str, name: object, choices: Iterable) -> str:
+    """One line with the unknown name, the nearest known name, and all known names."""
+    known = sorted(map(str, choices))
+    near = nearest(name, known)
+    hint = f" Did you mean {near!r}?" if near else ""
+    return f"unknown {what} {name!r}.{hint} Known: {', '.join(known) or 'none'}."
+
+
+def nearest(name: object, known: Iterable) -> str | None:
+    """The known name most similar to a mistyped one, ignoring case; None if none is similar."""
+    import difflib  # only a mistyped name needs it; --help starts faster without
+    folded = {str(k).lower(): str(k) for k in known}
+    close = difflib.get_close_matches(str(name).lower(), folded, n=1)
+    return folded[close[0]] if close else None
+
+
+def listed(items: Collection, most: int, separator: str = ", ", text: Callable = str) -> str:
+    """The first `most` items as text and the number of the others: "a, b, c, and 4 more".
+
+    text: turns an item into text; called only for the first `most` items.
+    """
+    parts = [text(item) for item in islice(items, most)]
+    if len(items) > most:
+        parts.append(f"and {len(items) - most} more")
+    return separator.join(parts)
+
+
+def shown(path: object) -> str:
+    """A path as text that every terminal can print: unprintable characters are escaped."""
+    text = os.fsdecode(path) if isinstance(path, (bytes, os.PathLike)) else str(path)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,55 +1,58 @@
-"""Encoders: an image in, feature maps from high to low resolution out.
+"""Encoders: they turn an image into feature maps from high to low resolution.
 
-A backbone is a public subclass of `Backbone` in a module of this package. Its
-`aliases` are the names a config may give as `backbone`; where one class has
-several (ResNet-18 … 152), the constructor's first argument, `name`, is told
-which. Adding a backbone is adding a file.
+A backbone is a public subclass of `Backbone` in a module of this package; to add one, add a
+file. Its `aliases` are the names that a config can give as `backbone`. If a class has several
+(ResNet-18 to 152), its constructor gets the chosen one as its first argument, `name`.
 """
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from utils.errors import ConfigError
-from utils.registry import components, unknown
+from utils.config.build import construct
+from utils.config.registry import components
+from utils.errors import ConfigError, unknown
+from utils.machine.tensors import ImageBatch
 
-# What an option is when it asks for nothing.
+# Options that any encoder accepts with these values, because they change nothing.
 NEUTRAL = {"pretrained": False, "norm": "batch"}
 
 
 class Backbone(nn.Module):
-    """x (N, 3, H, W) normalised RGB -> list of maps (N, channels[i], ~H/strides[i], ~W/strides[i]).
+    """x, float (N, 3, H, W), normalized -> maps (N, channels[i], ~H/strides[i], ~W/strides[i]).
 
     The maps go from high to low resolution. `channels` and `strides` are lists
     of equal length, set by the constructor. `aux_level` is the index of the map
-    that an auxiliary head sits on.
+    that an auxiliary head uses.
     """
 
-    aliases: tuple = ()
+    aliases: tuple[str, ...] = ()
     aux_level: int = -2
-    unused: frozenset = frozenset()
+    unused: frozenset[int] = frozenset()
     channels: list[int]
     strides: list[int]
 
-    def keep(self, *levels: int):
-        """Say which maps will be used: the others may come as None, which frees memory early."""
+    def keep(self, *levels: int) -> None:
+        """Set which maps are used; forward may return None for the others to free memory early."""
         count = len(self.channels)
         self.unused = frozenset(range(count)) - {level % count for level in levels}
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, x: ImageBatch) -> list[torch.Tensor]:
+        """Return the feature maps, finest first."""
         raise NotImplementedError
 
 
 def build_backbone(name: str, levels: int = 1, if_known: Mapping[str, object] | None = None,
-                   **options) -> Backbone:
-    """The encoder called `name`, e.g. build_backbone("resnet50", output_stride=16).
+                   **options: Any) -> Backbone:
+    """Build the encoder called `name`, e.g. build_backbone("resnet50", output_stride=16).
 
-    levels: how many feature maps the caller needs. if_known: options that go only to
-    an encoder that has them. Other options that ask for nothing
-    (pretrained=False, norm="batch", the output stride it has anyway) may be
-    given for any encoder too. Raises ConfigError for an unknown name, for other
-    options that this encoder has not, and for values it cannot take.
+    levels: the number of feature maps that the caller needs. if_known: options that are
+    used only if the encoder has them. options: arguments of the encoder; every
+    encoder also accepts pretrained=False, norm="batch" and the output stride that it has.
+    Raises ConfigError for an unknown name, an option that the encoder does not have, a value
+    that it does not accept, and too few feature maps.
     """
     if name.startswith("timm/"):
         from models.backbones.timm_adapter import TimmBackbone as cls
@@ -65,31 +68,29 @@ def build_backbone(name: str, levels: int = 1, if_known: Mapping[str, object] | 
             raise ConfigError(f"backbone {name} has no option {option}, got {value!r}",
                               where=f"arch.args.{option}",
                               fix="leave it out or choose another backbone")
-    if "name" in known:
-        options["name"] = name
-    backbone = cls(**options)
+    backbone = construct(cls, options, "arch.args", {"name": name} if "name" in known else None)
     if stride not in (None, backbone.strides[-1]):
         raise ConfigError(f"backbone {name} has output stride {backbone.strides[-1]}, not {stride}",
                           where="arch.args.output_stride")
     if len(backbone.channels) < levels:
         raise ConfigError(f"this architecture needs {levels} feature maps, backbone {name} has "
                           f"{len(backbone.channels)}", where="arch.args.backbone",
-                          fix="take a resnet")
+                          fix="use a resnet")
     return backbone
 
 
 def backbone_names() -> list[str]:
-    """Every name `build_backbone` knows, in alphabetical order ("timm/NAME" aside)."""
+    """Return all names that `build_backbone` accepts, sorted, without those of timm."""
     return sorted(_by_name())
 
 
-def _lookup(name):
+def _lookup(name: str) -> type[Backbone]:
     choices = _by_name()
     if name not in choices:
         raise ConfigError(unknown("backbone", name, choices), where="arch.args.backbone",
-                          fix="any encoder of timm serves as timm/NAME where timm is installed")
+                          fix="if timm is installed, use any of its encoders as timm/NAME")
     return choices[name]
 
 
-def _by_name():
+def _by_name() -> dict[str, type[Backbone]]:
     return {name: cls for cls in components("backbones").values() for name in cls.aliases}

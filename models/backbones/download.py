@@ -1,5 +1,7 @@
-"""ImageNet weights of torchvision and timm, fetched only when a config asks for them."""
+"""Downloads ImageNet weights of torchvision and timm; only for a config with pretrained: true."""
 import urllib.error
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -8,10 +10,11 @@ from utils.errors import ConfigError
 _FIX = "set arch.args.pretrained to false, or give a local file as trainer.finetune_from"
 
 
-def torchvision_state(name: str, weights: str = "IMAGENET1K_V1") -> dict:
-    """The state dict of torchvision's classifier called `name`, checked against its hash.
+def torchvision_state(name: str, weights: str = "IMAGENET1K_V1") -> dict[str, torch.Tensor]:
+    """Return the state dict of torchvision's classifier called `name`, checked by its hash.
 
-    Cached where torch.hub keeps its files. ConfigError when it cannot be had.
+    The file is cached in the folder of torch.hub. Raises ConfigError if torchvision is
+    missing or the download fails.
     """
     try:
         from torchvision.models import get_model_weights
@@ -22,20 +25,23 @@ def torchvision_state(name: str, weights: str = "IMAGENET1K_V1") -> dict:
     return _fetched(name, entry.url, entry.get_state_dict)
 
 
-def state_from(url: str, name: str) -> dict:
-    """As `torchvision_state`, of the file at `url`, whose name holds its hash."""
+def state_from(url: str, name: str) -> dict[str, torch.Tensor]:
+    """Return the state dict of the file at `url`, checked by the hash in its name.
+
+    name: the encoder, for the error message. Cached and raises like `torchvision_state`.
+    """
     return _fetched(name, url, lambda **options: torch.hub.load_state_dict_from_url(
         url, map_location="cpu", weights_only=True, **options))
 
 
 def no_download(name: str) -> ConfigError:
-    """The error of an encoder whose weights nobody publishes for a program to fetch."""
+    """Return the error for an encoder without published weights that can be downloaded."""
     return ConfigError(f"pretrained: there is no download for {name}", "arch.args.pretrained", _FIX)
 
 
-def _fetched(name, url, fetch):
+def _fetched(name: str, url: str, fetch: Callable[..., Any]) -> dict[str, torch.Tensor]:
     try:
         return fetch(progress=False, check_hash=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise ConfigError(f"cannot fetch the ImageNet weights of {name} from {url}: {error}",
+        raise ConfigError(f"cannot download the ImageNet weights of {name} from {url}: {error}",
                           where="arch.args.pretrained", fix=_FIX) from error

@@ -1,10 +1,13 @@
-"""Higher-HRNet: an HRNet whose finest branch keeps half the input's resolution.
+"""Higher-HRNet: an HRNet whose finest branch has half the resolution of the input.
 
-The form of openseg's SegFix (`hrnet2x20` there, `hrnext20` in file names):
+The encoder of openseg's SegFix (`hrnet2x20` there, `hrnext20` in file names):
 Yuan et al., SegFix, ECCV 2020, arXiv:2007.04269. Published weights:
 `hr_rnet_bt_w20_imagenet_pretrained.pth` and the three `..._hrnext20_...` SegFix
 checkpoints.
 """
+from typing import Any
+
+import torch
 from torch import nn
 
 from models.backbones import Backbone
@@ -13,21 +16,29 @@ from models.backbones.hrnet import FusingModule, Transition
 from models.backbones.resnet import BasicBlock, Bottleneck, conv3x3
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
+from utils.machine.tensors import ImageBatch
 
 
 class HigherHRNetBackbone(Backbone):
-    """Five feature maps at strides 2, 4, 8, 16, 32, of 20, 40, 80, 160 and 320 channels.
+    """Five feature maps at strides 2, 4, 8, 16, 32, with 20, 40, 80, 160 and 320 channels.
 
-    align_corners: how a coarse branch is resized to a finer one.
+    x: float (N, 3, H, W), normalized. align_corners: how a coarse branch is resized to a
+    finer one.
     """
 
     aliases = ("hrnext20",)
+    transition1: Transition
+    transition2: Transition
+    transition3: Transition
+    stage2: nn.Sequential
+    stage3: nn.Sequential
+    stage4: nn.Sequential
 
     def __init__(self, align_corners: bool = True, norm: str = "batch", pretrained: bool = False):
         super().__init__()
         if pretrained:
             raise no_download("hrnext20")
-        fuse = dict(align_corners=align_corners, upsample="bilinear", norm=norm)
+        fuse: dict[str, Any] = dict(align_corners=align_corners, upsample="bilinear", norm=norm)
         self.conv1, self.bn1, self.relu = conv3x3(3, 64, 2), norm_layer(norm)(64), activation(norm)
         self.transition0 = Transition([64], [128, 256], norm)
         self.stage1 = nn.Sequential(FusingModule(Bottleneck, [128, 256], [32, 64], 4, **fuse))
@@ -41,7 +52,7 @@ class HigherHRNetBackbone(Backbone):
         self.channels, self.strides = channels, [2, 4, 8, 16, 32]
         he_init(self, mode="fan_out")
 
-    def forward(self, x):
+    def forward(self, x: ImageBatch) -> list[torch.Tensor]:
         maps = self.transition0([self.relu(self.bn1(self.conv1(x)))])
         maps = self.transition1(self.stage1(maps))
         maps = self.transition2(self.stage2(maps))

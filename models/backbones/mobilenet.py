@@ -1,8 +1,9 @@
 """MobileNetV3. Howard et al., Searching for MobileNetV3, ICCV 2019, arXiv:1905.02244.
 
-Keys are those of torchvision's files without `features.`; the classifier is not
-built. Norms have eps 0.001 and momentum 0.01, as torchvision's.
+The keys are those of torchvision's files without `features.`. The classifier is not
+built. Norms have eps 0.001 and momentum 0.01, as in torchvision.
 """
+import torch
 from torch import nn
 
 from models.backbones import Backbone
@@ -10,6 +11,7 @@ from models.backbones.download import torchvision_state
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
 from utils.errors import ConfigError
+from utils.machine.tensors import ImageBatch
 
 # One row per block: kernel, channels inside, channels out, squeeze-excitation, activation, stride.
 BLOCKS = {
@@ -31,14 +33,15 @@ BLOCKS = {
 
 
 class MobileNetV3(Backbone):
-    """Four feature maps: where strides 4, 8 and 16 begin, and the last one.
+    """Four feature maps: the first ones at strides 4, 8 and 16, and the last one.
 
+    x: float (N, 3, H, W), normalized.
     output_stride: 32, or 16 with dilation in the last three blocks.
     pretrained: torchvision's ImageNet weights (IMAGENET1K_V1).
     """
 
     aliases = tuple(BLOCKS)
-    aux_level = -3      # torchvision's auxiliary heads sit at stride 8
+    aux_level = -3      # torchvision's auxiliary heads are at stride 8
 
     def __init__(self, name: str = "mobilenet_v3_large", output_stride: int = 32,
                  norm: str = "batch", pretrained: bool = False):
@@ -46,8 +49,10 @@ class MobileNetV3(Backbone):
         if output_stride not in (16, 32):
             raise ConfigError(f"output_stride of {name} must be 16 or 32, got {output_stride}",
                               where="arch.args.output_stride")
-        parts, in_channels, stride = [_conv(3, 16, 3, 2, norm=norm, act="hard")], 16, 2
-        self.taps, self.channels, self.strides, dilation = [], [], [], 1
+        parts: list[nn.Module] = [_conv(3, 16, 3, 2, norm=norm, act="hard")]
+        in_channels, stride, dilation = 16, 2, 1
+        self.channels, self.strides = [], []
+        self.taps = []      # indices of the layers whose outputs are the feature maps
         for kernel, inner, channels, squeeze, act, step in BLOCKS[name]:
             change = step == 2
             if change and stride >= output_stride:
@@ -70,7 +75,7 @@ class MobileNetV3(Backbone):
             self.load_state_dict({k.replace("features.", "layers.", 1): v
                                   for k, v in state.items() if k.startswith("features.")})
 
-    def forward(self, x):
+    def forward(self, x: ImageBatch) -> list[torch.Tensor]:
         maps = []
         for i, layer in enumerate(self.layers):
             x = layer(x)
@@ -80,11 +85,17 @@ class MobileNetV3(Backbone):
 
 
 class _InvertedResidual(nn.Module):
-    """1x1 up, depthwise, squeeze-excitation, 1x1 down; a shortcut where shapes agree."""
+    """1x1 up, depthwise, squeeze-excitation, 1x1 down; a shortcut if the shapes are equal.
 
-    def __init__(self, in_channels, kernel, inner, channels, squeeze, act, stride, dilation, norm):
+    (N, in_channels, H, W) -> (N, channels, H/stride, W/stride).
+    """
+
+    def __init__(self, in_channels: int, kernel: int, inner: int, channels: int, squeeze: bool,
+                 act: str, stride: int, dilation: int, norm: str):
         super().__init__()
-        parts = [] if inner == in_channels else [_conv(in_channels, inner, 1, norm=norm, act=act)]
+        parts: list[nn.Module] = []
+        if inner != in_channels:
+            parts.append(_conv(in_channels, inner, 1, norm=norm, act=act))
         parts.append(_conv(inner, inner, kernel, stride, dilation, inner, norm=norm, act=act))
         if squeeze:
             parts.append(_SqueezeExcitation(inner))
@@ -92,7 +103,7 @@ class _InvertedResidual(nn.Module):
         self.block = nn.Sequential(*parts)
         self.shortcut = stride == 1 and in_channels == channels
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.block(x)
         return out + x if self.shortcut else out
 
@@ -100,7 +111,7 @@ class _InvertedResidual(nn.Module):
 class _SqueezeExcitation(nn.Module):
     """Scales each channel by a gate computed from all channel means. Hu et al., CVPR 2018."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int):
         super().__init__()
         squeezed = max(8, (channels // 4 + 4) // 8 * 8)      # to the nearest multiple of 8 …
         if squeezed < 0.9 * (channels // 4):                 # … but not more than 10 % below
@@ -109,12 +120,13 @@ class _SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(squeezed, channels, 1)
         self.relu, self.gate = nn.ReLU(inplace=True), nn.Hardsigmoid(inplace=True)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate = self.fc1(x.mean((2, 3), keepdim=True))
         return x * self.gate(self.fc2(self.relu(gate)))
 
 
-def _conv(in_channels, channels, kernel, stride=1, dilation=1, groups=1, *, norm, act):
+def _conv(in_channels: int, channels: int, kernel: int, stride: int = 1, dilation: int = 1,
+          groups: int = 1, *, norm: str, act: str | None) -> nn.Sequential:
     layer = norm_layer(norm)(channels, linear=act is None)
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         layer.eps, layer.momentum = 0.001, 0.01

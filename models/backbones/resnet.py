@@ -1,6 +1,6 @@
 """ResNet. He et al., Deep Residual Learning, CVPR 2016, arXiv:1512.03385.
 
-Stride in the 3x3 convolution of a bottleneck, as torchvision has it. Three
+The stride is in the 3x3 convolution of a bottleneck, as in torchvision. There are three
 stems, with the keys of their published files:
 
 resnet18 … resnet152    7x7 convolution: conv1, bn1. torchvision's files.
@@ -9,13 +9,15 @@ resnet50s … resnet152s  three 3x3 convolutions (64, 64, 128): conv1.{0,1,3,4,6
                         `resnet152s-36670e8b.pth` (PyTorch-Encoding, used by
                         yassouali/pytorch-segmentation).
 deepbase_resnet50 …     the same three convolutions as resinit.{conv,bn}{1,2,3},
-                        and a max pooling that rounds up: maps come out one pixel
-                        larger where ceil(H/2) is even. openseg's
+                        and a max pooling that rounds up: maps are one pixel
+                        larger if ceil(H/2) is even. openseg's
                         `resnet101-imagenet.pth`.
 """
 import itertools
 from collections import OrderedDict
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -23,27 +25,34 @@ from models.backbones import Backbone
 from models.backbones.download import no_download, torchvision_state
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
-from models.published import Published
+from models.weights.published import Published
 from utils.errors import ConfigError
+from utils.machine.tensors import ImageBatch
 
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3),
           152: (3, 8, 36, 3)}
 
 
 class ResNet(Backbone):
-    """Four feature maps, strides 4, 8, 16, 32, or less where dilated.
+    """Four feature maps at strides 4, 8, 16, 32, or less with dilation.
 
+    x: float (N, 3, H, W), normalized.
     output_stride: 8 or 16 replace the last strides by dilation.
     dilate_first: whether the first block of a dilated stage has the new rate
-    (False, torchvision: it keeps the rate of the stage before).
+    (False, as in torchvision: it keeps the rate of the stage before).
     multi_grid: factors on the rates of layer4's blocks (Chen et al. 2017).
-    rates3, rates4: the rate of every block of layer3 and layer4 instead, as
-    hybrid dilated convolution has them (Wang et al. 2018, arXiv:1702.08502).
+    rates3, rates4: explicit rates for the blocks of layer3 and layer4, repeated or cut to their
+    number, for hybrid dilated convolution (Wang et al. 2018, arXiv:1702.08502).
     pretrained: torchvision's ImageNet weights (IMAGENET1K_V1).
     """
 
     aliases = tuple(form.format(depth) for form in ("resnet{}", "resnet{}s", "deepbase_resnet{}")
                     for depth in LAYERS)
+    resinit: nn.Sequential | None   # the stem of deepbase_; the others have conv1, bn1 and relu
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self, name: str = "resnet50", output_stride: int = 32, norm: str = "batch",
                  pretrained: bool = False, dilate_first: bool = False, multi_grid: tuple = (),
@@ -54,8 +63,7 @@ class ResNet(Backbone):
                               where="arch.args.output_stride")
         depth = int(name.removeprefix("deepbase_").removeprefix("resnet").removesuffix("s"))
         block, layers = BasicBlock if depth < 50 else Bottleneck, LAYERS[depth]
-        self.resinit = self.conv1 = self.bn1 = None
-        width = 64
+        self.resinit, width = None, 64
         if name.startswith("deepbase_"):
             self.resinit, width = _openseg_stem(norm), 128
         else:
@@ -73,7 +81,8 @@ class ResNet(Backbone):
                 stride, rate = 1, rate * 2
             rates = [rate if dilate_first else before] + [rate] * (blocks - 1)
             if stage == 4 and multi_grid:
-                rates = [r * factor for r, factor in zip(rates, itertools.cycle(multi_grid))]
+                rates = [r * factor for r, factor in zip(rates, itertools.cycle(multi_grid),
+                                                           strict=False)]
             explicit = {3: rates3, 4: rates4}.get(stage)
             if explicit:
                 rates = list(itertools.islice(itertools.cycle(explicit), blocks))
@@ -87,36 +96,41 @@ class ResNet(Backbone):
         if pretrained:
             self._load_pretrained(name)
 
-    def stem(self, x):
-        """(N, 3, H, W) -> (N, 64 or 128, ceil(H/2), ceil(W/2)), before the pooling."""
+    def stem(self, x: ImageBatch) -> torch.Tensor:
+        """float (N, 3, H, W) -> (N, 64 or 128, ceil(H/2), ceil(W/2)), before the pooling."""
         if self.resinit is not None:
             return self.resinit(x)
         return self.relu(self.bn1(self.conv1(x)))
 
-    def stages(self, x):
-        """The pooled stem -> the four feature maps."""
-        maps = []
+    def stages(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The pooled stem, float (N, 64 or 128, H/4, W/4) -> the four feature maps."""
+        maps: list[Any] = []        # None for the maps in `unused`
         for i, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             x = layer(x)
             maps.append(None if i in self.unused else x)
         return maps
 
-    def forward(self, x):
+    def forward(self, x: ImageBatch) -> list[torch.Tensor]:
         return self.stages(F.max_pool2d(self.stem(x), 3, 2, 1, ceil_mode=self.ceil_pool))
 
-    def _load_pretrained(self, name):
-        if self.conv1 is None or isinstance(self.conv1, nn.Sequential):
+    def _load_pretrained(self, name: str) -> None:
+        if self.resinit is not None or isinstance(self.conv1, nn.Sequential):
             raise no_download(name)
         state = torchvision_state(name)
         self.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; (N, in, H, W) -> (N, planes, H/stride, W/stride)."""
+    """Two 3x3 convolutions and a shortcut.
+
+    float (N, in_channels, H, W) -> (N, planes, H/stride, W/stride), rounded up.
+    dilation: of the first convolution; stage_dilation: of the second one.
+    """
 
     expansion = 1
 
-    def __init__(self, in_channels, planes, stride, dilation, stage_dilation, norm):
+    def __init__(self, in_channels: int, planes: int, stride: int, dilation: int,
+                 stage_dilation: int, norm: str):
         super().__init__()
         make = norm_layer(norm)
         self.conv1 = conv3x3(in_channels, planes, stride, dilation)
@@ -126,8 +140,8 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(in_channels, planes, stride, norm)
         self.relu_out = activation(norm, after_sum=True)
 
-    def forward(self, x):
-        out = self.conv1(x)             # one step a line: a nested call would keep its input alive
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.conv1(x)             # one call a line: a nested call would keep its input alive
         out = self.relu(self.bn1(out))
         out = self.conv2(out)
         out = self.bn2(out)
@@ -136,11 +150,16 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 and a shortcut; (N, in, H, W) -> (N, 4 planes, H/stride, W/stride)."""
+    """1x1, 3x3, 1x1 convolutions and a shortcut.
+
+    float (N, in_channels, H, W) -> (N, 4 planes, H/stride, W/stride), rounded up.
+    dilation: of the 3x3 convolution; stage_dilation is not used here.
+    """
 
     expansion = 4
 
-    def __init__(self, in_channels, planes, stride, dilation, stage_dilation, norm):
+    def __init__(self, in_channels: int, planes: int, stride: int, dilation: int,
+                 stage_dilation: int, norm: str):
         super().__init__()
         make, out_channels = norm_layer(norm), 4 * planes
         self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
@@ -153,8 +172,8 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(in_channels, out_channels, stride, norm)
         self.relu_out = activation(norm, after_sum=True)
 
-    def forward(self, x):
-        out = self.conv1(x)             # one step a line: a nested call would keep its input alive
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.conv1(x)             # one call a line: a nested call would keep its input alive
         out = self.relu(self.bn1(out))
         out = self.conv2(out)
         out = self.relu(self.bn2(out))
@@ -165,11 +184,15 @@ class Bottleneck(nn.Module):
 
 
 def conv3x3(in_channels: int, channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """3x3 convolution without bias that keeps the size, or divides it by `stride`, rounded up."""
+    """3x3 convolution without bias.
+
+    float (N, in_channels, H, W) -> (N, channels, H/stride, W/stride), rounded up.
+    """
     return nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False)
 
 
-def _stage(block, in_channels, planes, stride, rates, stage_rate, norm):
+def _stage(block: type[BasicBlock] | type[Bottleneck], in_channels: int, planes: int,
+           stride: int, rates: list[int], stage_rate: int, norm: str) -> nn.Sequential:
     blocks = []
     for rate in rates:
         blocks.append(block(in_channels, planes, stride, rate, stage_rate, norm))
@@ -177,20 +200,21 @@ def _stage(block, in_channels, planes, stride, rates, stage_rate, norm):
     return nn.Sequential(*blocks)
 
 
-def _shortcut(in_channels, channels, stride, norm):
+def _shortcut(in_channels: int, channels: int, stride: int, norm: str) -> nn.Sequential | None:
+    """A 1x1 convolution with norm if the shape changes, else None."""
     if stride == 1 and in_channels == channels:
         return None
     return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False),
                          norm_layer(norm)(channels, linear=True))
 
 
-def _deep_stem(norm):
+def _deep_stem(norm: str) -> nn.Sequential:
     make = norm_layer(norm)
     return nn.Sequential(conv3x3(3, 64, 2), make(64), activation(norm),
                          conv3x3(64, 64), make(64), activation(norm), conv3x3(64, 128))
 
 
-def _openseg_stem(norm):
+def _openseg_stem(norm: str) -> nn.Sequential:
     parts = OrderedDict()
     for i, (fan_in, width, stride) in enumerate(((3, 64, 2), (64, 64, 1), (64, 128, 1)), start=1):
         parts[f"conv{i}"] = conv3x3(fan_in, width, stride)
@@ -198,7 +222,7 @@ def _openseg_stem(norm):
     return nn.Sequential(parts)
 
 
-# How the networks of yassouali/pytorch-segmentation call their encoder -> ours.
+# Keys of the encoders of yassouali/pytorch-segmentation -> ours.
 YASSOUALI_KEYS = (
     (r"^(?:backbone\.)?(?:initial|layer0)\.0\.", "backbone.conv1."),
     (r"^(?:backbone\.)?(?:initial|layer0)\.1\.", "backbone.bn1."),

@@ -1,24 +1,27 @@
 """Any convolutional encoder of timm, as `"backbone": "timm/NAME"`.
 
-timm (pip install timm) is optional and imported only when such a name is given.
+timm (pip install timm) is optional; it is imported only for such a name.
 """
+import torch
 
 from models.backbones import Backbone
 from utils.errors import ConfigError
+from utils.machine.tensors import ImageBatch
 
 
 class TimmBackbone(Backbone):
-    """The feature maps of strides 4 and more of timm's `features_only` network.
+    """The feature maps with strides 4 and more of timm's `features_only` network.
 
-    name: "timm/" and the name in timm. output_stride: 8 or 16 where timm's
-    network can be dilated. pretrained: timm's default weights.
+    x: float (N, 3, H, W), normalized. name: "timm/" and the name in timm.
+    output_stride: 8 or 16 if timm's network supports dilation. pretrained: timm's
+    default weights.
     """
 
     def __init__(self, name: str = "timm/resnet50", output_stride: int = 32,
                  pretrained: bool = False):
         super().__init__()
         try:
-            import timm
+            import timm  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ConfigError(f"backbone {name} needs timm, which is not installed",
                               where="arch.args.backbone", fix="pip install timm") from error
@@ -26,7 +29,7 @@ class TimmBackbone(Backbone):
         try:
             self.encoder = timm.create_model(name.removeprefix("timm/"), features_only=True,
                                              pretrained=pretrained, **options)
-        except Exception as error:      # timm raises whatever its model files raise
+        except Exception as error:      # timm raises errors of many kinds
             raise ConfigError(f"timm cannot build {name} ({type(error).__name__}: {error})",
                               where="arch.args.backbone",
                               fix="see timm.list_models(); pretrained needs the network, "
@@ -37,7 +40,7 @@ class TimmBackbone(Backbone):
         self.strides = [info.reduction()[i] for i in self.kept]
         self.channels_last = getattr(self.encoder, "output_fmt", "NCHW") == "NHWC"
 
-    def forward(self, x):
+    def forward(self, x: ImageBatch) -> list[torch.Tensor]:
         maps = self.encoder(x)
         maps = [maps[i] for i in self.kept]
         return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else maps

@@ -1,4 +1,4 @@
-"""Parts that several heads share: a classifier, pyramid pooling, ASPP."""
+"""Parts that several networks use: a classifier, pyramid pooling, ASPP."""
 import torch
 from torch import nn
 
@@ -11,7 +11,8 @@ def fcn_head(in_channels: int, channels: int, num_classes: int, *,
              dropout_maps: bool = False, norm: str = "batch") -> nn.Sequential:
     """3x3 convolution, norm, ReLU, dropout, 1x1 classifier; keys "0", "1" and "4".
 
-    dropout_maps: drop whole maps instead of single values.
+    float (N, in_channels, H, W) -> logits (N, num_classes, H, W). dropout_maps: drop
+    whole maps instead of single values.
     """
     drop = nn.Dropout2d(0.1) if dropout_maps else nn.Dropout(0.1)
     return nn.Sequential(*conv_norm_act(in_channels, channels, 3, norm=norm), drop,
@@ -19,9 +20,9 @@ def fcn_head(in_channels: int, channels: int, num_classes: int, *,
 
 
 class PyramidPooling(nn.Module):
-    """Means over 1x1, 2x2, 3x3 and 6x6 regions beside the features themselves.
+    """Joins the features with their means over a grid of 1x1, 2x2, 3x3 and 6x6 regions (`bins`).
 
-    (N, in_channels, H, W) -> (N, out_channels, H, W). Zhao et al., CVPR 2017,
+    float (N, in_channels, H, W) -> (N, out_channels, H, W). Zhao et al., CVPR 2017,
     arXiv:1612.01105. Pooled maps are resized with align_corners=True, as in
     yassouali/pytorch-segmentation.
     """
@@ -39,28 +40,30 @@ class PyramidPooling(nn.Module):
             *conv_norm_act(in_channels + len(bins) * channels, out_channels, 3, norm=norm),
             nn.Dropout2d(0.1))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         pooled = [resize_to(stage(x), x, align_corners=True) for stage in self.stages]
         return self.bottleneck(torch.cat([x, *pooled], dim=1))
 
 
 class RegionMeans(nn.AdaptiveAvgPool2d):
-    """AdaptiveAvgPool2d that an exported graph can take at any size.
+    """AdaptiveAvgPool2d that can be exported to a graph for any input size.
 
-    (N, C, H, W) -> (N, C, bins, bins). Graph formats have no pooling whose windows
-    follow the input, and exporters write out those of their one example instead; a
-    mean over regions is also two matrix products.
+    float (N, C, H, W) -> (N, C, bins, bins). Graph formats have no pooling with windows that
+    depend on the input size, and exporters write the windows of their one example instead.
+    The mean over regions is therefore computed as two matrix products during an export.
     """
 
-    def forward(self, x):
+    output_size: int
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.compiler.is_exporting():
             return super().forward(x)
         rows, columns = (_region_weights(length, self.output_size, x) for length in x.shape[2:])
         return rows @ x @ columns.transpose(0, 1)
 
 
-def _region_weights(length, bins, like):
-    """(bins, length): the share of each position in the mean of each region."""
+def _region_weights(length: int, bins: int, like: torch.Tensor) -> torch.Tensor:
+    """Weight of each position in the mean of each region: (bins, length), dtype of `like`."""
     number = torch.arange(bins, device=like.device).unsqueeze(1)
     first, last = number * length // bins, -(-(number + 1) * length // bins)
     position = torch.arange(length, device=like.device)
@@ -69,11 +72,11 @@ def _region_weights(length, bins, like):
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: 1x1, one 3x3 per rate, and the image's mean.
+    """Atrous spatial pyramid pooling: 1x1, one 3x3 per rate, and the mean of the image.
 
-    (N, in_channels, H, W) -> (N, channels, H, W). Chen et al., Rethinking
-    Atrous Convolution, 2017, arXiv:1706.05587. The mean's norm sees one pixel
-    per image: in train mode a batch of one image is an error there.
+    float (N, in_channels, H, W) -> (N, channels, H, W). Chen et al., Rethinking
+    Atrous Convolution, 2017, arXiv:1706.05587. The norm of the mean receives one pixel
+    per image, so batch norm raises an error for a training batch of one image.
     """
 
     def __init__(self, in_channels: int, channels: int = 256, rates: tuple = (12, 24, 36), *,
@@ -85,8 +88,8 @@ class ASPP(nn.Module):
             *conv_norm_act((len(rates) + 2) * channels, channels, 1, norm=norm),
             nn.Dropout(0.5))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = [branch(x) for branch in self.branches]
         image = self.image(x.mean((2, 3), keepdim=True))
-        parts.append(image.expand(-1, -1, *x.shape[2:]))     # a bilinear resize of one pixel
+        parts.append(image.expand(-1, -1, *x.shape[2:]))     # equal to a resize of one pixel
         return self.project(torch.cat(parts, dim=1))

@@ -1,12 +1,15 @@
-"""How weights start."""
+"""Initial values of weights."""
+from typing import Literal
+
 from torch import nn
 
 
-def he_init(*modules: nn.Module, mode: str = "fan_in", norm_bias: float = 0.0):
-    """He's normal initialisation of the Conv2d inside `modules`; batch norms start as identity.
+def he_init(*modules: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_in",
+            norm_bias: float = 0.0) -> None:
+    """Initialize every Conv2d in `modules` by He's normal distribution, batch norms as identity.
 
-    Transposed convolutions keep torch's start. mode: "fan_out" keeps the variance of
-    gradients, as torchvision's encoders do, "fan_in" that of activations. norm_bias: 1e-4
+    Transposed convolutions keep torch's initialization. mode: "fan_out" keeps the variance of
+    gradients, as in torchvision's encoders; "fan_in" keeps that of activations. norm_bias: 1e-4
     in the heads of yassouali/pytorch-segmentation. He et al., 2015, arXiv:1502.01852.
     """
     for module in modules:

@@ -1,10 +1,10 @@
-"""Normalisation by name, in one place for every network.
+"""Norms by name, for every network.
 
-`norm_layer(name)(channels)` is the norm, `activation(name)` the activation
-that follows it: EvoNorm is both in one, so that its activation is the
-identity. Where no activation follows (the last norm of a residual branch, the
-projection of a shortcut), `norm_layer(name)(channels, linear=True)` asks for a
-norm without one.
+`norm_layer(name)(channels)` is the norm and `activation(name)` the activation
+that follows it. EvoNorm includes an activation, so `activation` returns the
+identity for it. Where no activation follows (the last norm of a residual branch, the
+projection of a shortcut), `norm_layer(name)(channels, linear=True)` returns a
+norm that includes none.
 
 batch     BatchNorm2d
 sync      batch norm over the batches of all ranks
@@ -13,11 +13,10 @@ group     GroupNorm, gcd(32, channels) groups. Wu and He, 2018, arXiv:1803.08494
 evo_s0    EvoNorm-S0, batch-independent. Liu et al., 2020, arXiv:2004.02967
 evo_b0    EvoNorm-B0 of the same paper, with running variances
 
-instance_hoya012 and evo_s0_hoya012 reproduce the checkpoints of
-hoya012/semantic-segmentation-tutorial-pytorch and serve nothing else: the
-first also normalises 1x1 maps (to zero), the second has the unbiased group
-variance, replaces every norm (also those that no activation followed) and
-leaves no ReLU anywhere, not even after the residual sum.
+Two more names exist only for the checkpoints of
+hoya012/semantic-segmentation-tutorial-pytorch. instance_hoya012 also normalizes 1x1 maps
+(to zero). evo_s0_hoya012 uses the unbiased group variance, replaces every norm (also
+those without an activation after them) and removes every ReLU, also after the residual sum.
 """
 import math
 from collections.abc import Callable
@@ -25,14 +24,16 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from utils.errors import ConfigError
-from utils.precision import full_precision
-from utils.registry import unknown
-from utils.sync_batchnorm import SyncBatchNorm
+from utils.errors import ConfigError, unknown
+from utils.machine.precision import full_precision
+from utils.machine.sync_batchnorm import SyncBatchNorm
 
 
-def norm_layer(name: str):
-    """The constructor of the norm called `name`: (channels, linear=False) -> Module."""
+def norm_layer(name: str) -> Callable[..., nn.Module]:
+    """Return the constructor of the norm called `name`: (channels, linear=False) -> Module.
+
+    Raises ConfigError for an unknown name.
+    """
     if name not in _NORMS:
         raise ConfigError(unknown("norm", name, NORMS), where="arch.args.norm")
     return _NORMS[name]
@@ -40,10 +41,10 @@ def norm_layer(name: str):
 
 def activation(norm: str, after_sum: bool = False,
                make: Callable[[], nn.Module] | None = None) -> nn.Module:
-    """The activation that follows the norm called `norm`, or a residual sum (after_sum).
+    """Return the activation after the norm called `norm`, or after a residual sum (after_sum).
 
-    make: what the network applies, ReLU by default; a norm that is its own
-    activation replaces it.
+    make: builds the activation of the network, ReLU by default. It is not used after a norm
+    that includes an activation.
     """
     if norm == "evo_s0_hoya012" or norm.startswith("evo_") and not after_sum:
         return nn.Identity()
@@ -51,48 +52,53 @@ def activation(norm: str, after_sum: bool = False,
 
 
 def pooled_norm(name: str) -> str:
-    """The norm to use in place of `name` where maps are pooled to 1x1.
+    """Return the name of the norm to use in place of `name` for maps pooled to 1x1.
 
-    A map of one pixel has no variance: instance norm would erase it, and
-    EvoNorm-B0 divide by nothing. Group norm serves there.
+    A map of one pixel has no variance: instance norm would set it to zero, and
+    EvoNorm-B0 would divide by almost zero. Group norm is used there.
     """
     return {"instance": "group", "evo_b0": "group"}.get(name, name)
 
 
 class InstanceNorm(nn.InstanceNorm2d):
-    """torch's InstanceNorm2d that takes 1x1 maps too, and makes zeros of them."""
+    """torch's InstanceNorm2d, but 1x1 maps are allowed and become zero; (N, C, H, W) float."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.instance_norm(x, None, None, None, None, True, 0.0, self.eps,
                                    torch.backends.cudnn.enabled)
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's GroupNorm that takes groups of one value too (one channel, a 1x1 map, one image):
-    what remains of them is the bias."""
+    """torch's GroupNorm, but groups of one value are allowed and become the bias.
 
-    def forward(self, x):
+    Such groups come from one channel of a 1x1 map of a single image. x: float (N, C, H, W).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class Affine(nn.Module):
-    """gamma * x + beta per channel: what stands for EvoNorm where no activation follows."""
+    """gamma * x + beta per channel; replaces EvoNorm where no activation follows.
+
+    x: float (N, C, H, W); the result has its dtype.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(1, channels, 1, 1))
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.addcmul(self.beta, self.gamma, x).to(x.dtype)
 
 
 class EvoNormS0(Affine):
     """x * sigmoid(v * x) / sqrt(var + eps) * gamma + beta, the same in train and eval mode.
 
-    var: biased variance over the channels of a group and all pixels of one
-    image, in float32 whatever x is. v starts at 1. `unbiased=True` divides by
-    n - 1 as the tutorial's checkpoints do.
+    x: float (N, C, H, W); the result has its dtype. var: biased variance over the channels
+    of a group and all pixels of one image, always in float32. v starts at 1.
+    `unbiased=True` divides by n - 1, as the checkpoints of hoya012's tutorial need it.
     """
 
     def __init__(self, channels: int, groups: int = 32, eps: float = 1e-5, unbiased: bool = False):
@@ -100,7 +106,7 @@ class EvoNormS0(Affine):
         self.v = nn.Parameter(torch.ones(1, channels, 1, 1))
         self.groups, self.eps, self.unbiased = math.gcd(groups, channels), eps, unbiased
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         grouped = full_precision(x).unflatten(1, (self.groups, -1))           # (N, G, C/G, H, W)
         var = grouped.var((2, 3, 4), correction=int(self.unbiased))   # (N, G)
         scale = torch.rsqrt(var + self.eps).repeat_interleave(self.gamma.shape[1] // self.groups, 1)
@@ -110,9 +116,12 @@ class EvoNormS0(Affine):
 class EvoNormB0(Affine):
     """x / max(sqrt(var_batch + eps), v * x + sqrt(var_instance + eps)) * gamma + beta.
 
-    var_batch: biased variance over batch and pixels; eval mode takes the
-    running one (new = 0.9 old + 0.1 batch). var_instance: biased, per image.
+    x: float (N, C, H, W); the result has its dtype. var_batch: biased variance over batch and
+    pixels; eval mode uses the running one (new = 0.9 old + 0.1 batch). var_instance: biased,
+    per image.
     """
+
+    running_var: torch.Tensor       # (1, C, 1, 1)
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__(channels)
@@ -120,7 +129,7 @@ class EvoNormB0(Affine):
         self.register_buffer("running_var", torch.ones(1, channels, 1, 1))
         self.eps, self.momentum = eps, momentum
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = full_precision(x)
         if self.training:
             var = wide.var((0, 2, 3), correction=0, keepdim=True)
@@ -128,11 +137,12 @@ class EvoNormB0(Affine):
                 self.running_var.lerp_(var, self.momentum)
         else:
             var = self.running_var
-        own = self.v * wide + torch.sqrt(wide.var((2, 3), correction=0, keepdim=True) + self.eps)
-        return super().forward(wide / torch.maximum(torch.sqrt(var + self.eps), own)).to(x.dtype)
+        std = torch.sqrt(wide.var((2, 3), correction=0, keepdim=True) + self.eps)
+        return super().forward(
+            wide / torch.maximum(torch.sqrt(var + self.eps), self.v * wide + std)).to(x.dtype)
 
 
-def _group(channels, linear=False):
+def _group(channels: int, linear: bool = False) -> GroupNorm:
     return GroupNorm(math.gcd(32, channels), channels)
 
 

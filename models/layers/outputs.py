@@ -1,15 +1,14 @@
-"""What a network hands out: logits at the size of its image."""
-import torch
-
+"""Resizes the logits of a network to the size of its input image."""
 from models.layers.resize import resize_to
+from utils.machine.tensors import ImageBatch, Logits
 
 
-def as_outputs(logits: dict[str, torch.Tensor], image: torch.Tensor, training: bool,
-               align_corners: bool = False):
-    """Logits (N, C, h, w) by name -> those at the size of the image (N, 3, H, W).
+def as_outputs(logits: dict[str, Logits], image: ImageBatch, training: bool,
+               align_corners: bool = False) -> Logits | dict[str, Logits]:
+    """Logits (N, C, h, w) by name -> logits at the size of the image (N, 3, H, W).
 
-    In train mode all of them, by name; in eval mode `logits["out"]` alone, as a
-    tensor: the others, if they are there, are not resized.
+    In train mode all of them, by name. In eval mode only `logits["out"]`, as a tensor;
+    the others are not resized.
     """
     if not training:
         return resize_to(logits["out"], image, align_corners)

@@ -1,31 +1,33 @@
-"""Losses over C independent sigmoids, one-hot targets: the RankDice fork's, with masks.
+"""Losses of C independent sigmoids against one-hot labels, as in the RankDice fork.
 
 Focal: Lin et al., ICCV 2017, arXiv:1708.02002. Dice: Milletari et al., 3DV 2016.
 
-Differs from the fork's code: ignored pixels are left out (there they are trained
-as "no class"), the focal factor acts on every element (there on the mean), and
-BDiceLoss takes label maps like every other loss.
+Differs from the fork's code: ignored pixels are left out (the fork trains them as "no class"),
+the focal factor multiplies every element (in the fork the mean), and BDiceLoss takes label maps
+like every other loss.
 """
 from typing import Literal
 
 import torch
 from torch import nn
 
-from utils.class_weights import class_weights
-from utils.losses.pixels import check_reduction, labelled
+from utils.losses.class_weights import class_weights
+from utils.losses.pixels import check_reduction, labeled
 from utils.losses.warning import warn_once
-from utils.precision import full_dtype, full_precision
+from utils.machine.precision import full_dtype, full_precision
+from utils.machine.tensors import LabelBatch, Logits
 
 
 class BCEWithLogitsLoss2d(nn.Module):
-    """Binary cross-entropy, the mean over the labelled pixels and the C classes.
+    """Binary cross-entropy, the mean over the labeled pixels and the C classes.
 
-    logits (N, C, H, W), target (N, H, W) -> scalar. weight: one factor per class
+    logits (N, C, H, W) float, target (N, H, W) integer -> scalar. weight: one factor per class
     (a list, "table", or a rule over class_pixels). reduction: "mean" or "sum".
-    Without a labelled pixel: 0.
+    Without a labeled pixel: 0.
     """
 
     activation = "sigmoid"
+    weight: torch.Tensor | None
 
     def __init__(self, weight: list | str | None = None, class_pixels: list | str | None = None,
                  reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
@@ -35,8 +37,8 @@ class BCEWithLogitsLoss2d(nn.Module):
         self.register_buffer("weight", class_weights(weight, class_pixels), persistent=False)
         warn_sigmoid(self)
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        valid, index = labelled(target, self.ignore_index)
+    def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
+        valid, index = labeled(target, self.ignore_index)
         total = binary_cross_entropy_sums(logits, index, valid)
         if self.weight is not None:
             total = total * self.weight.to(total)
@@ -44,13 +46,15 @@ class BCEWithLogitsLoss2d(nn.Module):
 
 
 class BCEWithLogitsFocalLoss2d(nn.Module):
-    """(1 - e^-b)^gamma · b of every element's binary cross-entropy b.
+    """(1 - e^-b)^gamma · b, where b is the binary cross-entropy of an element.
 
-    logits (N, C, H, W), target (N, H, W) -> scalar: the mean over the labelled
+    logits (N, C, H, W) float, target (N, H, W) integer -> scalar: the mean over the labeled
     pixels and the C classes, or the sum. alpha: one factor per class.
+    Without a labeled pixel: 0.
     """
 
     activation = "sigmoid"
+    weight: torch.Tensor | None
 
     def __init__(self, gamma: float = 2.0, alpha: list | None = None,
                  reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
@@ -62,8 +66,8 @@ class BCEWithLogitsFocalLoss2d(nn.Module):
         self.register_buffer("weight", class_weights(alpha), persistent=False)
         warn_sigmoid(self)
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        valid, index = labelled(target, self.ignore_index)
+    def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
+        valid, index = labeled(target, self.ignore_index)
         total = _BinarySums.apply(logits, index, valid, self.gamma, None).sum(0)
         if self.weight is not None:
             total = total * self.weight.to(total)
@@ -71,10 +75,10 @@ class BCEWithLogitsFocalLoss2d(nn.Module):
 
 
 class BDiceLoss(nn.Module):
-    """1 - (2 sum s y + smooth) / (sum s + sum y + smooth), s the sigmoids, y one-hot.
+    """1 - (2 sum s y + smooth) / (sum s + sum y + smooth); s: sigmoids, y: one-hot labels.
 
-    logits (N, C, H, W), target (N, H, W) -> scalar. One ratio over all classes and
-    labelled pixels of the batch. Without a labelled pixel: 0.
+    logits (N, C, H, W) float, target (N, H, W) integer -> scalar. One ratio over all classes and
+    labeled pixels of the batch. Without a labeled pixel: 0.
     """
 
     activation = "sigmoid"
@@ -86,30 +90,31 @@ class BDiceLoss(nn.Module):
         self.smooth, self.ignore_index = smooth, ignore_index
         warn_sigmoid(self)
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        valid, index = labelled(target, self.ignore_index)
+    def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
+        valid, index = labeled(target, self.ignore_index)
         hit, predicted = _SigmoidTerms.apply(logits, index, valid)
-        # sum s + sum y - 2 sum s y over the same denominator: exact near 0.
+        # The numerator sum s + sum y - 2 sum s y is exact near 0; 1 - ratio is not.
         count = valid.sum()
         hit, predicted = hit.sum(), predicted.sum()
         whole = predicted + count + self.smooth
         return (predicted + count - 2 * hit) / whole.clamp_min(torch.finfo(whole.dtype).tiny)
 
 
-def binary_cross_entropy_sums(logits: torch.Tensor, index: torch.Tensor, valid: torch.Tensor,
+def binary_cross_entropy_sums(logits: Logits, index: torch.Tensor, valid: torch.Tensor,
                               at_label: torch.Tensor | None = None) -> torch.Tensor:
-    """Binary cross-entropy against one-hot labels, summed over the labelled pixels: (C,).
+    """Binary cross-entropy against one-hot labels, summed over the labeled pixels: (C,) float.
 
-    at_label (N, H, W): a factor on the element of the label (pos_weight of its class).
+    logits (N, C, H, W) of any float dtype; index, valid (N, H, W): from `labeled`.
+    at_label (N, H, W) float: a factor on the element of the label (pos_weight of its class).
     """
     return _BinarySums.apply(logits, index, valid, 0.0, at_label).sum(0)
 
 
 def warn_sigmoid(loss: nn.Module):
-    """Says once that the logits of this loss are no softmax."""
+    """Warns once per run that the logits of this loss are sigmoid logits, not softmax logits."""
     warn_once(f"{type(loss).__name__} trains one sigmoid per class: the argmax over the logits "
               "stays meaningful, a softmax over them is not calibrated. Decisions on "
-              'probabilities take the activation "sigmoid" that the checkpoint stores.')
+              'probabilities use the activation "sigmoid" that the checkpoint stores.')
 
 
 def _reduce(total, valid, num_classes, reduction):
@@ -119,17 +124,17 @@ def _reduce(total, valid, num_classes, reduction):
 
 
 class _BinarySums(torch.autograd.Function):
-    """Sums (N, C) over the labelled pixels of q^gamma · b: b the BCE, q = 1 - e^-b.
+    """Sums (N, C) of q^gamma · b over the labeled pixels; b is the BCE and q = 1 - e^-b.
 
-    With z the logit of the wrong answer (x, and -x at the label), b = softplus(z)
-    and q = sigmoid(z): no one-hot tensor is made.
+    Let z be the logit of the wrong answer: -x at the label and x elsewhere. Then b = softplus(z)
+    and q = sigmoid(z), so no one-hot tensor is needed.
     """
 
     @staticmethod
     def forward(ctx, logits, index, valid, gamma, at_label):
         ctx.gamma, ctx.dtype = gamma, logits.dtype
         ctx.save_for_backward(logits, index, valid, at_label)
-        z = _wrong(logits, index)
+        z = _wrong_logits(logits, index)
         value = _softplus(z)
         if gamma:
             value.mul_(z.sigmoid_().pow_(gamma))
@@ -141,7 +146,7 @@ class _BinarySums(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_sums):
         logits, index, valid, at_label = ctx.saved_tensors
-        z = _wrong(logits, index)
+        z = _wrong_logits(logits, index)
         if ctx.gamma:
             # d(q^g b)/dz = q^g (g (1 - q) b + q)
             value = _softplus(z)
@@ -156,7 +161,10 @@ class _BinarySums(torch.autograd.Function):
 
 
 class _SigmoidTerms(torch.autograd.Function):
-    """(s at the label, sum of s over the classes), (N, H, W) each, 0 where not labelled."""
+    """The sigmoid s at the label and the sum of s over the classes: (N, H, W) each.
+
+    Both are 0 at unlabeled pixels.
+    """
 
     @staticmethod
     def forward(ctx, logits, index, valid):
@@ -176,18 +184,18 @@ class _SigmoidTerms(torch.autograd.Function):
         return grad.to(ctx.dtype), None, None
 
 
-def _wrong(logits, index):
-    """A copy of the logits with the sign changed at the label."""
+def _wrong_logits(logits, index):
+    """A copy of the logits, in float32 or float64, with the sign changed at the label."""
     return _scale_label(logits.to(full_dtype(logits), copy=True), index, -1)
 
 
 def _scale_label(values, index, factor):
-    """Multiplies, in place, the entry of every pixel's label by a number or a map (N, H, W)."""
+    """Multiplies the entry of every pixel's label in place by a number or a map (N, H, W)."""
     if isinstance(factor, torch.Tensor):
         factor = factor[:, None]
     return values.scatter_(1, index[:, None], values.gather(1, index[:, None]) * factor)
 
 
 def _softplus(z):
-    """ln(1 + e^z) = ln(e^z + e^0); torch's own softplus gives up digits beyond z = 20."""
+    """ln(1 + e^z) as ln(e^z + e^0), because torch's softplus loses digits beyond z = 20."""
     return torch.logaddexp(z, z.new_zeros(()))

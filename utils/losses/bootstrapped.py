@@ -1,19 +1,20 @@
 """Bootstrapped cross-entropy of PaddleSeg, after Wu et al., 2016, arXiv:1605.06885.
 
-Differs from the published code: only labelled pixels are ranked, and an image
-with fewer of them than min_K is allowed.
+Differs from the published code: only labeled pixels are ranked, and an image may have fewer
+labeled pixels than min_K.
 """
 import torch
 from torch import nn
 
-from utils.losses.pixels import cross_entropy_map, labelled, reads_are_free
+from utils.losses.pixels import cross_entropy_map, labeled, reads_are_free
+from utils.machine.tensors import LabelBatch, Logits
 
 
 class BootstrappedCrossEntropyLoss(nn.Module):
-    """Per image the mean of all losses above loss_th, or of the min_K largest if those are fewer.
+    """Per image, the mean of the losses above loss_th, but of at least the min_K largest ones.
 
-    logits (N, C, H, W), target (N, H, W) -> scalar: the mean over the images; an
-    image without a labelled pixel counts 0.
+    logits (N, C, H, W) float, target (N, H, W) integer -> scalar: the mean over the images. An
+    image without a labeled pixel counts as 0.
     """
 
     activation = "softmax"
@@ -25,8 +26,8 @@ class BootstrappedCrossEntropyLoss(nn.Module):
                              f"{min_K} and {loss_th}")
         self.min_K, self.loss_th, self.ignore_index = min_K, loss_th, ignore_index
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        valid, index = labelled(target, self.ignore_index)
+    def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
+        valid, index = labeled(target, self.ignore_index)
         loss = cross_entropy_map(logits, index, valid).flatten(1)       # (N, H·W)
         above = loss > self.loss_th
         many = above.sum(1)
@@ -34,7 +35,7 @@ class BootstrappedCrossEntropyLoss(nn.Module):
         hard = (loss * above).sum(1) / many.clamp_min(1)
         if reads_are_free(loss) and bool(enough.all()):
             return hard.sum() / max(1, len(hard))
-        # Unlabelled pixels have loss 0: they come last and add nothing.
+        # Unlabeled pixels have loss 0, so they rank last and add nothing to the sum.
         kept = valid.flatten(1).sum(1).clamp(1, self.min_K)
         top = loss.topk(min(self.min_K, loss.shape[1]), sorted=False).values.sum(1) / kept
         return torch.where(enough, hard, top).sum() / max(1, len(hard))

@@ -1,4 +1,4 @@
-"""Dice per class: the forms of MIC-DKFZ's code (DC) and of PaddleSeg (ClassDiceLoss).
+"""Dice loss per class, as in MIC-DKFZ's code (DC) and in PaddleSeg (ClassDiceLoss).
 
 Milletari et al., V-Net, 3DV 2016, arXiv:1606.04797.
 """
@@ -7,20 +7,21 @@ from typing import Literal
 import torch
 from torch import nn
 
-from utils.class_weights import class_weights
+from utils.losses.class_weights import class_weights
 from utils.losses.dice import log_cosh
-from utils.losses.pixels import class_sums, labelled
+from utils.losses.pixels import class_sums, labeled
+from utils.machine.tensors import LabelBatch, Logits
 
 
 class DC(nn.Module):
-    """Mean over the classes of 1 - Dice_c, the sums taken over the whole batch.
+    """Mean over the classes of 1 - Dice_c, with sums over the whole batch.
 
-    logits (N, C, H, W), target (N, H, W) -> scalar. Dice_c = (2 I + smooth) /
-    max(P + Y + smooth, eps), where I sums p_c over the pixels labelled c, P over
-    all labelled pixels, and Y counts the pixels labelled c. A class that no
-    pixel shows counts 0. average: "all" divides by C, as published, so the
-    scale depends on how many classes a batch shows; "present" divides by the
-    classes it does show. log_loss: ln cosh of each class's loss.
+    logits (N, C, H, W) float, target (N, H, W) integer -> scalar.
+    Dice_c = (2 I + smooth) / max(P + Y + smooth, eps): I is the sum of p_c over the pixels labeled
+    c, P the sum of p_c over all labeled pixels, Y the number of pixels labeled c. A class without
+    a labeled pixel counts as 0. average: "all" divides by C, as published, so the scale depends
+    on the number of classes in a batch; "present" divides by the number of classes in the batch.
+    log_loss: ln cosh of the loss of each class.
     """
 
     activation = "softmax"
@@ -34,8 +35,8 @@ class DC(nn.Module):
         self.smooth, self.eps, self.average = smooth, eps, average
         self.log_loss, self.ignore_index = log_loss, ignore_index
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        valid, index = labelled(target, self.ignore_index)
+    def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
+        valid, index = labeled(target, self.ignore_index)
         cross_entropy, *sums = class_sums(logits, index, valid)
         hit, predicted, labels = (term.sum(0) for term in sums)
         loss = 1 - dice_ratio(hit, predicted, labels, self.smooth, self.eps)
@@ -47,16 +48,17 @@ class DC(nn.Module):
 
 
 class ClassDiceLoss(nn.Module):
-    """Mean over images and classes of 1 - Dice, as PaddleSeg's DiceLoss.
+    """Mean over images and classes of 1 - Dice, as in PaddleSeg's DiceLoss.
 
-    logits (N, C, H, W), target (N, H, W) -> scalar. Per image and class
-    1 - (2 I + smooth) / (P + Y + smooth + eps), absent classes included; mean over
-    the images, times weight_c, mean over the C classes. batch: sums over the
-    whole batch instead (with smooth 0 and eps 1e-5 the form of PaddleSeg's
-    Cityscapes recipe, without its ignored pixels in the denominator).
+    logits (N, C, H, W) float, target (N, H, W) integer -> scalar. For each image and class, also
+    absent ones, 1 - (2 I + smooth) / (P + Y + smooth + eps); the mean over the images times
+    weight_c; then the mean over the C classes. batch: sums over the whole batch instead (with
+    smooth 0 and eps 1e-5 this is the loss of PaddleSeg's Cityscapes recipe, except that ignored
+    pixels are not in the denominator).
     """
 
     activation = "softmax"
+    weight: torch.Tensor | None
 
     def __init__(self, smooth: float = 1.0, eps: float = 1e-8, weight: list | None = None,
                  batch: bool = False, ignore_index: int = 255):
@@ -67,8 +69,8 @@ class ClassDiceLoss(nn.Module):
         self.ignore_index = ignore_index
         self.register_buffer("weight", class_weights(weight), persistent=False)
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        valid, index = labelled(target, self.ignore_index)
+    def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
+        valid, index = labeled(target, self.ignore_index)
         cross_entropy, *sums = class_sums(logits, index, valid)
         if self.batch:
             sums = [term.sum(0, keepdim=True) for term in sums]
@@ -82,5 +84,8 @@ class ClassDiceLoss(nn.Module):
 
 def dice_ratio(hit: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor, smooth: float,
                eps: float) -> torch.Tensor:
-    """(2 I + smooth) / max(P + Y + smooth, eps) of every class."""
+    """(2 I + smooth) / max(P + Y + smooth, eps), elementwise.
+
+    hit (I), predicted (P), labels (Y): sums of one shape, (C,) or (N, C), float64.
+    """
     return (2 * hit + smooth) / (predicted + labels + smooth).clamp_min(eps)

@@ -4,23 +4,30 @@ from typing import Literal
 import torch
 from torch import nn
 
-from utils.class_weights import class_weights
-from utils.losses.pixels import (check_reduction, class_weight_map, cross_entropy_map, labelled,
-                                 mean_over)
+from utils.losses.class_weights import class_weights
+from utils.losses.pixels import (
+    check_reduction,
+    class_weight_map,
+    cross_entropy_map,
+    labeled,
+    mean_over,
+)
+from utils.machine.tensors import LabelBatch, Logits
 
 
 class CrossEntropyLoss2d(nn.Module):
-    """Cross-entropy over the labelled pixels.
+    """Cross-entropy over the labeled pixels.
 
-    logits (N, C, H, W), target (N, H, W) -> scalar.
+    logits (N, C, H, W) float, target (N, H, W) integer -> scalar.
     weight: one number per class, "table" (the 19 of Cityscapes), or the rule
-    "log", "enet" or "median" over `class_pixels` (see utils.class_weights).
-    reduction: "mean" divides by the summed weights of the labelled pixels (by
-    their number without weights), "sum" adds up. Without a labelled pixel: 0.
+    "log", "enet" or "median" over `class_pixels` (see utils.losses.class_weights).
+    reduction: "mean" divides the sum by the summed weights of the labeled pixels (without weights,
+    by their number), "sum" returns the sum. Without a labeled pixel: 0.
     """
 
     activation = "softmax"
     aliases = ("CE",)
+    weight: torch.Tensor | None
 
     def __init__(self, weight: list | str | None = None, class_pixels: list | str | None = None,
                  reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
@@ -29,8 +36,8 @@ class CrossEntropyLoss2d(nn.Module):
         self.reduction, self.ignore_index = reduction, ignore_index
         self.register_buffer("weight", class_weights(weight, class_pixels), persistent=False)
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        valid, index = labelled(target, self.ignore_index)
+    def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
+        valid, index = labeled(target, self.ignore_index)
         loss = cross_entropy_map(logits, index, valid)
         mass = valid
         if self.weight is not None:

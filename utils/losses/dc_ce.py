@@ -2,27 +2,28 @@
 
 Isensee et al., nnU-Net, Nature Methods 2021; the variants of MIC-DKFZ's code for Cityscapes.
 
-Differs from that code: ignored pixels are left out of both parts, where it
-writes class 0 over them, in place.
+Differs from that code: ignored pixels are left out of both parts; that code overwrites them with
+class 0, in place.
 """
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from utils.losses.class_dice import dice_ratio
-from utils.losses.pixels import class_sums, labelled, mean_over
+from utils.losses.pixels import class_sums, labeled, mean_over
 from utils.losses.topk import top_percent
 from utils.losses.warning import warn_once
+from utils.machine.tensors import LabelBatch, Logits
 
 
 class DC_CE(nn.Module):  # noqa: N801 (the name that the published configs use)
     """weight_ce · CE - weight_dice · mean Dice: between -weight_dice and infinity.
 
-    logits (N, C, H, W), target (N, H, W) -> scalar. Dice_c = (2 I + smooth) /
-    max(P + Y + smooth, 1e-8), over the batch, or per image and then averaged with
-    batch_dice false. do_bg: class 0 counts as well; as published it does not,
-    which is right where class 0 is background and leaves out road on
-    Cityscapes. nnU-Net today: smooth 1e-5. sync: the Dice sums run over all ranks.
+    logits (N, C, H, W) float, target (N, H, W) integer -> scalar.
+    Dice_c = (2 I + smooth) / max(P + Y + smooth, 1e-8), with sums over the batch; if batch_dice is
+    false, with sums over each image, and averaged over the images. do_bg: include class 0 in the
+    Dice part. The published code does not, which is right if class 0 is background; on Cityscapes
+    it leaves out road. nnU-Net today: smooth 1e-5. sync: the Dice sums run over all ranks.
     """
 
     activation = "softmax"
@@ -38,32 +39,33 @@ class DC_CE(nn.Module):  # noqa: N801 (the name that the published configs use)
             raise ValueError("sync adds up the batch over ranks: it needs batch_dice")
         if not do_bg:
             warn_once(f"{type(self).__name__} leaves class 0 out of the Dice part, as published. "
-                      "Where class 0 is no background (road on Cityscapes), set do_bg to true.")
+                      "If class 0 is not background (road on Cityscapes), set do_bg to true.")
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        valid, index = labelled(target, self.ignore_index)
+    def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
+        valid, index = labeled(target, self.ignore_index)
         cross_entropy, *sums = class_sums(logits, index, valid)
         if self.batch_dice:
             sums = [term.sum(0, keepdim=True) for term in sums]
         if self.sync:
             sums = _over_ranks(sums)
-        dice = dice_ratio(*sums, self.smooth, 1e-8)
+        hit, predicted, labels = sums
+        dice = dice_ratio(hit, predicted, labels, self.smooth, 1e-8)
         if not self.do_bg:
             if dice.shape[1] < 2:
                 raise ValueError("without class 0 a Dice over one class is empty: set do_bg")
             dice = dice[:, 1:]
         dice = dice.sum() / max(1, dice.numel())
-        pixels = self._pixels(cross_entropy, valid)
+        pixels = self._mean_cross_entropy(cross_entropy, valid)
         return self.weight_ce * pixels - (self.weight_dice * dice).to(pixels.dtype)
 
-    def _pixels(self, cross_entropy, valid):
+    def _mean_cross_entropy(self, cross_entropy, valid):
         return mean_over(cross_entropy, valid.sum())
 
 
 class DC_TOPK(DC_CE):  # noqa: N801 (the name that the published configs use)
-    """The top-k cross-entropy of TOPK instead of the plain one in DC_CE.
+    """DC_CE with the top-k cross-entropy of TOPK instead of the cross-entropy of all pixels.
 
-    logits (N, C, H, W), target (N, H, W) -> scalar. k: percent of the labelled pixels.
+    logits (N, C, H, W) float, target (N, H, W) integer -> scalar. k: percent of the labeled pixels.
     """
 
     def __init__(self, k: float = 10, smooth: float = 0.0, do_bg: bool = False,
@@ -74,15 +76,15 @@ class DC_TOPK(DC_CE):  # noqa: N801 (the name that the published configs use)
             raise ValueError(f"k is a percentage in (0, 100], found {k}")
         self.k = k
 
-    def _pixels(self, cross_entropy, valid):
+    def _mean_cross_entropy(self, cross_entropy, valid):
         return top_percent(cross_entropy, valid, self.k)
 
 
 def _over_ranks(sums):
-    """The sums of all ranks together, with gradient; each rank's gradient is its own share."""
+    """Adds up the sums of all ranks. The gradient on a rank is that of its images only."""
     if not (dist.is_available() and dist.is_initialized()):
         return sums
     from torch.distributed.nn.functional import all_reduce
-    # The backward of all_reduce adds the ranks' gradients up and
-    # DistributedDataParallel averages them: together the gradient of one big batch.
+    # The backward pass of all_reduce adds up the gradients of the ranks, and
+    # DistributedDataParallel averages them: together this is the gradient of one large batch.
     return list(all_reduce(torch.stack(sums)))

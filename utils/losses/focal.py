@@ -4,21 +4,28 @@ from typing import Literal
 import torch
 from torch import nn
 
-from utils.class_weights import class_weights
-from utils.losses.pixels import (check_reduction, class_weight_map, cross_entropy_map, labelled,
-                                 mean_over)
+from utils.losses.class_weights import class_weights
+from utils.losses.pixels import (
+    check_reduction,
+    class_weight_map,
+    cross_entropy_map,
+    labeled,
+    mean_over,
+)
+from utils.machine.tensors import LabelBatch, Logits
 
 
 class FocalLoss(nn.Module):
-    """alpha_t (1 - p_t)^gamma · cross-entropy over the labelled pixels.
+    """alpha_t (1 - p_t)^gamma · cross-entropy over the labeled pixels.
 
-    logits (N, C, H, W), target (N, H, W) -> scalar. alpha: one factor per class
-    (a list, "table", or a rule over class_pixels as in CrossEntropyLoss2d); it
-    scales the loss and does not enter p_t. The mean divides by the number of
-    labelled pixels, with alpha too. Without a labelled pixel: 0.
+    logits (N, C, H, W) float, target (N, H, W) integer -> scalar. alpha: one factor per class
+    (a list, "table", or a rule over class_pixels as in CrossEntropyLoss2d). It scales the loss and
+    does not change p_t. The mean divides by the number of labeled pixels, also if alpha is given.
+    Without a labeled pixel: 0.
     """
 
     activation = "softmax"
+    weight: torch.Tensor | None
 
     def __init__(self, gamma: float = 2.0, alpha: list | str | None = None,
                  class_pixels: list | str | None = None,
@@ -30,11 +37,11 @@ class FocalLoss(nn.Module):
         self.gamma, self.reduction, self.ignore_index = gamma, reduction, ignore_index
         self.register_buffer("weight", class_weights(alpha, class_pixels), persistent=False)
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        valid, index = labelled(target, self.ignore_index)
+    def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
+        valid, index = labeled(target, self.ignore_index)
         loss = cross_entropy_map(logits, index, valid)
-        # 1 - p_t as -expm1(-l) is exact for confident pixels; the bound keeps the
-        # derivative of the power finite at p_t = 1 when gamma < 1.
+        # 1 - p_t is computed as -expm1(-loss), which is exact for confident pixels. The bound
+        # keeps the derivative of the power finite at p_t = 1 when gamma < 1.
         missed = (-torch.expm1(-loss)).clamp_min(torch.finfo(loss.dtype).tiny)
         loss = missed ** self.gamma * loss
         if self.weight is not None:

@@ -1,16 +1,16 @@
-"""What the losses share: labelled pixels, their cross-entropy, sums per class.
+"""Functions that the losses share: labeled pixels, their cross-entropy, sums per class.
 
-Everything here is free of host synchronisation: no value travels from the
-device, no shape depends on the labels. A loss that is cheaper where the host
-knows a count asks `reads_are_free` first.
+Nothing here synchronizes with the device: no value is read back, and no shape depends on the
+labels. A loss that is cheaper if the host knows a count checks `reads_are_free` first.
 """
 import torch
 import torch.nn.functional as F
 
 from utils.errors import ConfigError
-from utils.precision import full_dtype, no_autocast
+from utils.machine.precision import full_dtype, no_autocast
+from utils.machine.tensors import LabelBatch, Logits
 
-# Up to here two more reductions over the classes cost less than one more exponential.
+# Up to this number of classes, two more reductions over them cost less than one more exponential.
 _FEW_CLASSES = 32
 
 
@@ -20,10 +20,10 @@ def check_reduction(reduction: str):
         raise ValueError(f'reduction must be "mean" or "sum", found {reduction!r}')
 
 
-def labelled(target: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(valid, index) of a label map (N, H, W) of any integer type.
+def labeled(target: LabelBatch, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(valid, index) of a label map (N, H, W) of any integer dtype, both (N, H, W).
 
-    valid, bool: the pixel has a label. index, int64: its class, and 0 where it has none.
+    valid, bool: the pixel has a label. index, int64: its class, and 0 for an unlabeled pixel.
     """
     index = target.long()
     valid = index != ignore_index
@@ -31,28 +31,32 @@ def labelled(target: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, tor
 
 
 def small_labels(index: torch.Tensor, valid: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """The class (N, H, W) of every pixel, -1 where it has none; int16 if that holds the classes."""
+    """The class (N, H, W) of every pixel, -1 for an unlabeled one, in int16 if that is enough.
+
+    index, valid (N, H, W): from `labeled`. The dtype is int64 for 2^15 or more classes.
+    """
     small = torch.int16 if num_classes < 2 ** 15 else torch.int64
     return index.masked_fill(~valid, -1).to(small)
 
 
-def cross_entropy_map(logits: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) \
+def cross_entropy_map(logits: Logits, index: torch.Tensor, valid: torch.Tensor) \
         -> torch.Tensor:
-    """Cross-entropy (N, H, W) of every pixel, 0 where it is not labelled.
+    """Cross-entropy (N, H, W) of every pixel, in float32 or float64; 0 for an unlabeled pixel.
 
-    logits (N, C, H, W) of any float type; index, valid: from `labelled`.
-    Cheaper than torch's own by one logit-sized tensor and a fifth of the time.
+    logits (N, C, H, W) of any float dtype; index, valid: from `labeled`.
+    Needs one logit-sized tensor and a fifth of the time less than torch's cross-entropy.
     """
     return _SoftmaxTerms.apply(logits, index, valid, False)[0]
 
 
-def class_sums(logits: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) \
+def class_sums(logits: Logits, index: torch.Tensor, valid: torch.Tensor) \
         -> tuple[torch.Tensor, ...]:
-    """(l, hit, predicted, labels): the terms of every class-wise Dice, from one softmax p.
+    """(loss, hit, predicted, labels): the terms of every class-wise Dice, from one softmax p.
 
-    l (N, H, W): cross-entropy, 0 where not labelled. Per image and class, (N, C)
-    float64, over the labelled pixels: hit, the sum of p_c where the label is c;
-    predicted, the sum of p_c; labels, the number of pixels labelled c.
+    logits (N, C, H, W) of any float dtype; index, valid: from `labeled`.
+    loss (N, H, W): the cross-entropy as in `cross_entropy_map`. The others are sums per image and
+    class over the labeled pixels, (N, C) float64: hit, of p_c over the pixels labeled c;
+    predicted, of p_c over all; labels, the number of pixels labeled c.
     """
     loss, predicted = _SoftmaxTerms.apply(logits, index, valid, True)
     hit = sum_by_class(torch.exp(-loss), index, valid, logits.shape[1])
@@ -62,44 +66,56 @@ def class_sums(logits: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) \
 
 def sum_by_class(values: torch.Tensor, index: torch.Tensor, valid: torch.Tensor,
                  num_classes: int) -> torch.Tensor:
-    """Sum of `values` (N, H, W) per image and label, over the labelled pixels: (N, C) float64."""
+    """Sum of `values` per image and class over the labeled pixels: (N, C) float64.
+
+    values (N, H, W) float; index, valid (N, H, W): from `labeled`.
+    """
     images = len(index)
     slot = index + torch.arange(images, device=index.device)[:, None, None] * num_classes
-    # float32 would lose the last digits of a sum over half a million pixels.
+    # In float32 a sum over half a million pixels would lose its last digits.
     sums = values.new_zeros(images * num_classes, dtype=torch.float64)
     sums = sums.scatter_add(0, slot.flatten(), (values * valid).double().flatten())
     return sums.view(images, num_classes)
 
 
 def mean_over(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """The sum of `values` divided by `count`; 0 when the count is 0."""
+    """The sum of `values` divided by `count`, a scalar; 0 if both are 0.
+
+    values: float, any shape. count: a scalar tensor, not negative, of any dtype.
+    """
     return values.sum() / count.to(values.dtype).clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def class_weight_map(weight: torch.Tensor, index: torch.Tensor, valid: torch.Tensor,
-                     logits: torch.Tensor) -> torch.Tensor:
-    """The weight (N, H, W) of every pixel's class, 0 where it is not labelled."""
+                     logits: Logits) -> torch.Tensor:
+    """The weight (N, H, W) of every pixel's class, in float32 or float64; 0 for an unlabeled pixel.
+
+    weight (C,) float; index, valid (N, H, W): from `labeled`; logits (N, C, H, W) of any float
+    dtype give C, the device and the dtype. Raises ConfigError unless there are C weights.
+    """
     if len(weight) != logits.shape[1]:
         raise ConfigError(f"{len(weight)} class weights for {logits.shape[1]} classes")
     return weight.to(logits.device, full_dtype(logits))[index] * valid
 
 
 def reads_are_free(tensor: torch.Tensor) -> bool:
-    """Whether reading a value of this tensor waits for no device: the host may then branch on it.
-    """
+    """Whether reading a value of this tensor does not wait for a device, so branching is cheap."""
     return tensor.device.type == "cpu"
 
 
-def planar(logits: torch.Tensor) -> torch.Tensor:
-    """The logits class by class in memory, where that pays: on a CPU, softmax and maximum over
-    channels that lie side by side cost more than the copy."""
+def planar(logits: Logits) -> Logits:
+    """The logits (N, C, H, W), of any float dtype, with contiguous planes per class on a CPU.
+
+    There softmax and maximum over interleaved channels (channels_last) cost more than the copy.
+    On a device the logits are returned unchanged.
+    """
     return logits.contiguous() if logits.device.type == "cpu" else logits
 
 
 class _SoftmaxTerms(torch.autograd.Function):
-    """(l (N, H, W), sum of p over the labelled pixels (N, C) or None) from one softmax p.
+    """The loss (N, H, W), and the sums of p over the labeled pixels (N, C) or None; p: softmax.
 
-    One logit-sized tensor (p) is kept, one more holds the gradient.
+    Keeps one logit-sized tensor (p) for the backward pass, which allocates one for the gradient.
     """
 
     @staticmethod
@@ -107,8 +123,8 @@ class _SoftmaxTerms(torch.autograd.Function):
         dtype, logits = full_dtype(logits), planar(logits)
         if logits.shape[1] <= _FEW_CLASSES:
             p = F.softmax(logits, 1, dtype=dtype)
-            # -ln p of the label as (largest logit - its logit) - ln(largest p): exact where p
-            # vanishes, and without a second exponential over all classes.
+            # -ln p of the label as (largest logit - its logit) - ln(largest p): exact for a
+            # vanishing p, and without a second exponential over all classes.
             loss = logits.amax(1).to(dtype) - logits.gather(1, index[:, None])[:, 0]
             loss.sub_(p.amax(1).log_())
         else:

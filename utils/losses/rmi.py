@@ -1,10 +1,10 @@
 """Region mutual information. Zhao et al., NeurIPS 2019, arXiv:1910.12037.
 
 As in the paper's code, NVIDIA's hierarchical multi-scale attention (arXiv:2005.10821)
-and MIC-DKFZ (wRMI). Differs from those: validity follows ignore_index, pixels
-without a label are excluded on every device, float64 where the maths needs it,
-triangular solves instead of inverses, and only the classes that an image shows are
-computed: the others contribute a constant without a gradient.
+and MIC-DKFZ (wRMI). Differs from those: ignore_index decides which pixels are labeled, unlabeled
+pixels are left out on every device, the covariances are float64, triangular solves replace
+inverses, and only the classes that an image contains are computed, because the others contribute
+a constant without a gradient.
 """
 import math
 from typing import Literal
@@ -13,38 +13,40 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.class_weights import class_weights
 from utils.losses.binary import binary_cross_entropy_sums, warn_sigmoid
-from utils.losses.pixels import class_weight_map, labelled, reads_are_free, small_labels
+from utils.losses.class_weights import class_weights
+from utils.losses.pixels import class_weight_map, labeled, reads_are_free, small_labels
 from utils.losses.warning import warn_once
-from utils.precision import full_precision, no_autocast
+from utils.machine.precision import full_precision, no_autocast
+from utils.machine.tensors import LabelBatch, Logits
 
 _STRIDES = {"max": 3, "avg": 4, "interp": 2, "none": 1}
-# Elements of the stacked windows that are held at once: stays in the cache of a
-# CPU, and keeps a device busy.
+# The most elements of stacked windows at once: on a CPU so few that they stay in the cache, on a
+# device enough to keep it busy.
 _STACKED_ON_CPU, _STACKED_ON_DEVICE = 1 << 20, 1 << 26
 
 
 class RMI(nn.Module):
     """lambda · BCE + (1 - lambda) · the region mutual information bound.
 
-    logits (N, C, H, W), target (N, H, W) -> scalar, often negative. BCE: binary
-    cross-entropy summed over the classes, over (labelled pixels + 1). Regions:
-    radius x radius neighbourhoods after pooling ("max", "avg", "interp" or "none"
-    with `stride`; default max 3, avg 4, interp 2); half the log-determinant of the
-    labels' covariance given the predictions, per class and image, over radius².
+    logits (N, C, H, W) float, target (N, H, W) integer -> scalar, often negative. BCE: the sum of
+    the binary cross-entropy over classes and labeled pixels, divided by (labeled pixels + 1).
+    Region term: half the log-determinant of the covariance of the labels given the predictions,
+    divided by radius², for each class and image, over radius x radius windows after pooling.
+    pool: "max", "avg", "interp" or "none"; default `stride` 3, 4, 2 and 1.
     weight: one number per class (a list, "table", or a rule over class_pixels): the
-    pos_weight of the BCE and a factor on each class's region term.
+    pos_weight of the BCE, and a factor on the region term of each class.
     do_rmi false: the BCE alone, as for auxiliary outputs. lambda_way 0: BCE +
     lambda · region term instead. alpha: the ridge on the covariances.
 
-    A class that an image lacks contributes ln(sqrt(alpha) + 1e-8), so values of
-    different batches cannot be compared; `last_parts` has both terms apart.
-    Covariances are float64: float32 fails as soon as predictions are confident.
-    Memory: two to four logit-sized tensors beside input and gradient, by the pooling.
+    A class that an image does not contain contributes ln(sqrt(alpha) + 1e-8), so values of
+    different batches cannot be compared; `last_parts` contains the two terms separately.
+    Covariances are float64, because float32 fails for confident predictions.
+    Memory: two to four logit-sized tensors, depending on the pooling, besides input and gradient.
     """
 
     activation = "sigmoid"
+    weight: torch.Tensor | None
 
     def __init__(self, pool: Literal["max", "avg", "interp", "none"] = "max",
                  stride: int | None = None, radius: int = 3, loss_weight_lambda: float = 0.5,
@@ -64,15 +66,16 @@ class RMI(nn.Module):
                              f"{stride}, {radius} and {alpha}")
         self.pool, self.radius, self.alpha, self.do_rmi = pool, radius, alpha, do_rmi
         self.loss_weight_lambda, self.lambda_way = loss_weight_lambda, lambda_way
-        self.ignore_index, self.last_parts = ignore_index, {}
+        self.ignore_index = ignore_index
+        self.last_parts: dict[str, torch.Tensor] = {}
         self.register_buffer("weight", class_weights(weight, class_pixels), persistent=False)
         warn_sigmoid(self)
         if do_rmi:
-            warn_once("RMI values depend on how many classes a batch shows: do not compare them "
-                      "across batches or use them to choose a model; the logged bce part can be.")
+            warn_once("RMI values depend on the number of classes in a batch: do not compare them "
+                      "across batches or use them to choose a model; use the logged bce part.")
 
-    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        valid, index = labelled(target, self.ignore_index)
+    def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
+        valid, index = labeled(target, self.ignore_index)
         at_label = None
         if self.weight is not None:
             at_label = class_weight_map(self.weight, index, valid, logits)
@@ -101,35 +104,35 @@ class RMI(nn.Module):
         q = self._pool_predictions(logits, image, label, valid)
         covariance = _RegionCovariance.apply(q, y, self.radius)
         terms = _half_log_det(covariance, self.alpha) / self.radius ** 2
-        # Absent classes: the constant, once for each image and class that is not a pair.
+        # Every (image, class) that is not among the pairs adds the constant.
         return constant * weight.sum() + ((terms - constant) * weight[label]).sum() / images
 
-    def _pool_labels(self, shown):
-        """Labels (M, H, W) bool -> (M, h, w) float."""
+    def _pool_labels(self, masks):
+        """The pooled label masks: (M, H, W) bool -> (M, h, w) float32."""
         k, pad = self.stride, self.stride // 2
-        y = shown.float()
+        y = masks.float()
         if self.pool == "max":
             return F.max_pool2d(y[:, None], k, k, pad)[:, 0]
         if self.pool == "avg":
             return F.avg_pool2d(y[:, None], k, k, pad)[:, 0]
         if self.pool == "interp":
-            return F.interpolate(y[:, None], _divided(y, k), mode="nearest")[:, 0]
+            return F.interpolate(y[:, None], _reduced_size(y, k), mode="nearest")[:, 0]
         return y
 
     def _pool_predictions(self, logits, image, label, valid):
-        """sigmoid + 1e-6, 1e-6 where not labelled, pooled: (M, h, w)."""
+        """sigmoid + 1e-6, but 1e-6 at unlabeled pixels, pooled: (M, h, w) float."""
         k, pad = self.stride, self.stride // 2
         x = full_precision(logits[image, label])
         mask = valid[image]
         if self.pool == "max":
-            # The sigmoid is monotone: pool the logits, then take it of k² times fewer.
+            # The sigmoid is monotone, so pool the logits and compute it for k² times fewer.
             x = F.max_pool2d(x.masked_fill(~mask, -math.inf)[:, None], k, k, pad)[:, 0]
             return x.sigmoid() + 1e-6
         q = x.sigmoid() * mask + 1e-6
         if self.pool == "avg":
             return F.avg_pool2d(q[:, None], k, k, pad)[:, 0]
         if self.pool == "interp":
-            return F.interpolate(q[:, None], _divided(q, k), mode="bilinear",
+            return F.interpolate(q[:, None], _reduced_size(q, k), mode="bilinear",
                                  align_corners=True)[:, 0]
         return q
 
@@ -147,10 +150,11 @@ class wRMI(RMI):  # noqa: N801 (the name that the published configs use)
 
 
 class _RegionCovariance(torch.autograd.Function):
-    """Unnormalised covariance (M, 2 r², 2 r²), float64, of the r x r windows of y and q.
+    """Unnormalized covariance (M, 2 r², 2 r²), float64, of the r x r windows of y and q.
 
-    q, y (M, h, w); the labels' rows come first. Windows are stacked some maps at a
-    time, and again in the backward pass, so only q and y are kept.
+    q, y (M, h, w) float: predictions and labels; the rows of the labels come first. The windows of
+    a few maps at a time are stacked, and stacked again in the backward pass, so that only q and y
+    are kept.
     """
 
     @staticmethod
@@ -176,8 +180,8 @@ class _RegionCovariance(torch.autograd.Function):
         result = torch.zeros_like(q)
         for part in _parts(q, rows):
             with no_autocast(q):
-                # The windows are centred, so their combinations are as well: the
-                # derivative of the centring changes nothing.
+                # The windows are centered, and so are their linear combinations: the
+                # derivative of the centering changes nothing.
                 slopes = torch.bmm(by_window[part], _windows(q[part], y[part], radius))
             slopes = slopes.view(-1, rows // 2, height, width).to(q.dtype)
             for k in range(rows // 2):
@@ -187,28 +191,29 @@ class _RegionCovariance(torch.autograd.Function):
 
 
 def _pairs(index, valid, num_classes):
-    """(image, class) of every class that an image shows, (M,) each; on a device every pair.
+    """The pairs (image, class) of classes that an image contains, as two int64 tensors (M,).
 
-    How many there are is known on the device only, and reading it would wait for it.
+    On a device all N · C pairs, because reading how many there are would wait for it.
     """
     images = len(index)
     if not reads_are_free(index):
-        every = torch.arange(images * num_classes, device=index.device)
-        return every // num_classes, every % num_classes
+        pairs = torch.arange(images * num_classes, device=index.device)
+        return pairs // num_classes, pairs % num_classes
     slot = index + torch.arange(images)[:, None, None] * num_classes
-    shown = torch.bincount(slot[valid], minlength=images * num_classes)
-    pairs = shown.nonzero()[:, 0]
+    pixels = torch.bincount(slot[valid], minlength=images * num_classes)
+    pairs = pixels.nonzero()[:, 0]
     return pairs // num_classes, pairs % num_classes
 
 
 def _parts(q, rows):
+    """Slices of the maps (M, h, w) whose stacked windows fit the limit."""
     limit = _STACKED_ON_CPU if reads_are_free(q) else _STACKED_ON_DEVICE
     step = max(1, limit // max(1, rows * q.shape[1] * q.shape[2]))
     return [slice(start, start + step) for start in range(0, len(q), step)]
 
 
 def _windows(q, y, radius):
-    """The shifted windows of y, then of q, each centred: (m, 2 r², points) float64."""
+    """The shifted windows of y, then of q, each with mean 0: (m, 2 r², points) float64."""
     height, width = q.shape[1] - radius + 1, q.shape[2] - radius + 1
     if height < 1 or width < 1:
         raise ValueError(f"RMI needs at least {radius}x{radius} pixels after pooling, found "
@@ -223,12 +228,12 @@ def _windows(q, y, radius):
 
 
 def _half_log_det(covariance, alpha):
-    """Half the log-determinant of cov(y | q) + alpha I, (M,)."""
+    """Half the log-determinant of cov(y | q) + alpha I, (M,) float64."""
     rows = covariance.shape[1] // 2
     ridge = alpha * torch.eye(rows, dtype=covariance.dtype, device=covariance.device)
     yy, yq = covariance[:, :rows, :rows], covariance[:, :rows, rows:]
     qq = covariance[:, rows:, rows:]
-    # cholesky_ex asks the device for no verdict: a failure shows as a loss that is not finite.
+    # cholesky_ex does not wait for the device to report failures; the loss is then not finite.
     lower, _ = torch.linalg.cholesky_ex(qq + ridge)
     explained = torch.linalg.solve_triangular(lower, yq.transpose(1, 2), upper=False)
     with no_autocast(covariance):
@@ -237,5 +242,5 @@ def _half_log_det(covariance, alpha):
     return torch.log(lower.diagonal(dim1=1, dim2=2) + 1e-8).sum(1)
 
 
-def _divided(tensor, k):
+def _reduced_size(tensor, k):
     return tensor.shape[-2] // k, tensor.shape[-1] // k

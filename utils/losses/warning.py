@@ -1,10 +1,10 @@
-"""A loss whose use would surprise says so, once per run."""
+"""Warnings of losses whose behavior could surprise, printed once per run."""
 import functools
 
-from utils.console import warn
+from utils.cli.console import warn
 
 
 @functools.cache
 def warn_once(text: str):
-    """`text` on stderr the first time it is given."""
+    """Prints `text` as a warning on stderr at the first call with this text."""
     warn(text)

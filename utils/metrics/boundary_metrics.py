@@ -2,17 +2,18 @@
 
 Boundary IoU: Cheng et al., Boundary IoU, CVPR 2021, arXiv:2103.16562. Only the
 pixels of each mask within d of its outline are compared; d is 2 % of the image
-diagonal. Summed over all images before dividing, as dataset-level IoU is.
+diagonal. Pixels are summed over all images before dividing, as for dataset-level IoU.
 
 Boundary F: Csurka et al., What is a good evaluation measure for semantic
-segmentation?, BMVC 2013. The outline pixels of the prediction that lie within a
-tolerance (0.75 % of the diagonal) of the true outline are its precision, the
-reverse is its recall, F their harmonic mean, per image and class.
+segmentation?, BMVC 2013. Precision is the share of the predicted outline pixels that lie within a
+tolerance (0.75 % of the diagonal) of the true outline; recall is the same with the two outlines
+exchanged; F is their harmonic mean, per image and class.
 
-Differs from both: next to ignored pixels there is no outline, and none is
-looked for inside them. The border of the image is an outline, as published.
+Differs from both: the border of an ignored region is not an outline, and ignored regions contain
+none. The border of the image is an outline, as published.
 """
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -21,14 +22,17 @@ from utils.metrics.counts import checked_classes, labels_of_one_hot
 from utils.metrics.image_metrics import mean
 from utils.metrics.reduction import all_gather
 
-COUNTS = 6        # per image and class: band hits and union, outline pixels and hits, both ways
+# Per image and class: hits and union of the bands; outline pixels and hits of the prediction;
+# outline pixels and hits of the target.
+COUNTS = 6
 
 
 class BoundaryMetrics:
-    """Boundary IoU and boundary F. Works on the CPU, image by image: slow, off by default.
+    """Boundary IoU and boundary F. Computed on the CPU, image by image: slow, off by default.
 
-    ratio: width of the band of boundary IoU over the image diagonal.
-    tolerance: distance at which two outlines of boundary F agree, over the diagonal.
+    ratio: width of the band of boundary IoU, as a fraction of the image diagonal.
+    tolerance: largest distance at which an outline pixel of boundary F is a hit, as a fraction of
+        the diagonal.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255,
@@ -43,31 +47,37 @@ class BoundaryMetrics:
         self.reset()
 
     def reset(self):
-        """Forgets everything counted so far."""
-        self._rows = []       # (1, 6C) int64 each
+        """Removes all images."""
+        self._rows: list[torch.Tensor] = []       # (1, 6C) int64 each
 
-    def update(self, prediction: torch.Tensor, target: torch.Tensor, index=None):
-        """Adds a batch: labels (N, H, W) or bool masks (N, C, H, W); target (N, H, W).
+    def update(self, prediction: torch.Tensor, target: torch.Tensor,
+               index: Iterable[int] | None = None):
+        """Adds a batch.
 
-        `index` is accepted for symmetry with `ImageMetrics`; the scores know no order.
+        prediction: label map (N, H, W) of any integer dtype, or bool masks (N, C, H, W).
+        target: (N, H, W) of any integer dtype, or one-hot (N, C, H, W) of any dtype.
+        `index` is accepted as in `ImageMetrics.update`, and not used: the scores do not depend on
+        the order.
         """
         if target.ndim == 4:
             target = labels_of_one_hot(target)
-        for guess, truth in zip(prediction.cpu().numpy(), target.cpu().numpy()):
-            self._rows.append(torch.from_numpy(self._count(guess, truth)).view(1, -1))
+        for one, truth in zip(prediction.cpu().numpy(), target.cpu().numpy(), strict=True):
+            self._rows.append(torch.from_numpy(self._count(one, truth)).view(1, -1))
 
     def reduce(self):
-        """Collects the images of all processes of torch.distributed, if there are several."""
+        """Collects the images of all processes of torch.distributed, if any. Call it only once."""
         self._rows = [all_gather(self._table())]
 
     def compute(self) -> dict:
-        """Boundary_IoU, Boundary_F: means over the classes of interest, fractions.
+        """The scores as floats and lists: fractions, and nan for an undefined score.
 
-        Class_Boundary_IoU, Class_Boundary_F: per class; nan for a class without any outline.
+        Boundary_IoU, Boundary_F: means over the classes of interest.
+        Class_Boundary_IoU, Class_Boundary_F: per class; nan for a class without an outline.
         """
         counts = self._table().numpy().reshape(-1, COUNTS, self.num_classes)
         hits, union = counts[:, :2].sum(0)
-        iou = [h / u if u else math.nan for h, u in zip(hits.tolist(), union.tolist())]
+        iou = [h / u if u else math.nan
+               for h, u in zip(hits.tolist(), union.tolist(), strict=True)]
         f = [mean(_f(*row) for row in counts[:, 2:, k].tolist())
              for k in range(self.num_classes)]
         return {"Boundary_IoU": mean(iou[k] for k in self.classes_of_interest),
@@ -75,11 +85,13 @@ class BoundaryMetrics:
                 "Class_Boundary_IoU": iou, "Class_Boundary_F": f}
 
     def _table(self):
+        """(images, 6C) int64: one row per image."""
         if not self._rows:
             return torch.zeros(0, COUNTS * self.num_classes, dtype=torch.int64)
         return torch.cat(self._rows)
 
-    def _count(self, guess, truth):
+    def _count(self, prediction, truth):
+        """The counts (6, C) int64 of one image: labels (H, W) or masks (C, H, W); truth (H, W)."""
         import cv2
         ignored = (truth < 0) | (truth >= self.num_classes) | (truth == self.ignore_index)
         diagonal = math.hypot(*truth.shape)
@@ -87,20 +99,20 @@ class BoundaryMetrics:
         reach = self.tolerance * diagonal
         counts = np.zeros((COUNTS, self.num_classes), np.int64)
         for k in range(self.num_classes):
-            masks = [(guess[k] if guess.ndim == 3 else guess == k) & ~ignored,
+            masks = [(prediction[k] if prediction.ndim == 3 else prediction == k) & ~ignored,
                      (truth == k) & ~ignored]
             if not any(mask.any() for mask in masks):
                 continue
             p, t = (_inner_band(cv2, mask, ignored, band) for mask in masks)
             outlines = [_inner_band(cv2, mask, ignored, 1) for mask in masks]
             counts[:2, k] = np.count_nonzero(p & t), np.count_nonzero(p | t)
-            for i, (mine, other) in enumerate((outlines, outlines[::-1])):
-                counts[2 + 2 * i:4 + 2 * i, k] = _near(cv2, mine, other, reach)
+            for i, (outline, other) in enumerate((outlines, outlines[::-1])):
+                counts[2 + 2 * i:4 + 2 * i, k] = _near(cv2, outline, other, reach)
         return counts
 
 
 def _inner_band(cv2, mask, ignored, width):
-    """The pixels of the mask within `width` (chessboard distance) of a pixel of no mask."""
+    """The mask pixels within `width` (chessboard distance) of a pixel outside mask and ignored."""
     solid = (mask | ignored).astype(np.uint8)
     core = cv2.erode(solid, np.ones((3, 3), np.uint8), iterations=width,
                      borderType=cv2.BORDER_CONSTANT, borderValue=0)
@@ -108,7 +120,7 @@ def _inner_band(cv2, mask, ignored, width):
 
 
 def _near(cv2, outline, other, reach):
-    """(outline pixels, those within `reach` of the other outline)."""
+    """(number of outline pixels, number of those within `reach` pixels of the other outline)."""
     count = np.count_nonzero(outline)
     if not count or not other.any():
         return count, 0
@@ -117,11 +129,11 @@ def _near(cv2, outline, other, reach):
     return count, np.count_nonzero(distance[outline] <= reach)
 
 
-def _f(predicted, predicted_hits, labelled, labelled_hits):
-    """Harmonic mean of precision and recall; nan where there is no outline at all."""
-    if not predicted and not labelled:
+def _f(predicted, predicted_hits, labeled, labeled_hits):
+    """Harmonic mean of precision and recall; nan if there is no outline at all."""
+    if not predicted and not labeled:
         return math.nan
-    if not predicted_hits or not labelled_hits:
+    if not predicted_hits or not labeled_hits:
         return 0.0
-    precision, recall = predicted_hits / predicted, labelled_hits / labelled
+    precision, recall = predicted_hits / predicted, labeled_hits / labeled
     return 2 * precision * recall / (precision + recall)

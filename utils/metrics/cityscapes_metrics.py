@@ -1,23 +1,26 @@
 """The scores of the Cityscapes benchmark. Cordts et al., CVPR 2016, arXiv:1604.01685.
 
 IoU of the 19 classes and the 7 categories over all images, and iIoU (printed as nIoU by the
-official tool), in which the pixels of every instance of the truth are weighted by the mean
-instance size of its class over its own size: large instances no longer decide alone. Equal to
-cityscapesScripts 2.3.0 to the last bit.
+official tool). iIoU weights the pixels of each true instance with the mean instance size of the
+class divided by the size of the instance, so that large instances do not dominate. The results
+equal those of cityscapesScripts 2.3.0 to the last bit.
 
-Counted are label ids 0..33, not train ids. Pixels whose true id is not evaluated count nowhere;
-a prediction of such an id on a valid pixel is a miss of the true class and nobody's false alarm.
+The ids are label ids 0..33, not train ids. Pixels whose true id is not evaluated are not counted.
+A prediction of such an id on a valid pixel is a miss of the true class, but not a false alarm of
+any class.
 """
 import math
 from typing import NamedTuple
 
 import numpy as np
 
+from utils.images.types import Labels
+
 SCRIPTS_VERSION = "2.3.0"
 
 
 class CityLabel(NamedTuple):
-    """A label id of Cityscapes; its place in LABELS is the id."""
+    """A label of Cityscapes; its index in LABELS is the label id."""
 
     name: str
     category: str
@@ -44,12 +47,12 @@ LABELS = (
     CityLabel("trailer", "vehicle", True, False), CityLabel("train", "vehicle", True),
     CityLabel("motorcycle", "vehicle", True), CityLabel("bicycle", "vehicle", True),
 )
-# Mean size of an instance in pixels, as the official tool has it.
+# Mean size of an instance in pixels, from the official tool.
 MEAN_SIZE = {"bicycle": 4672.3249222261, "motorcycle": 6298.7200839748, "rider": 3930.4788056518,
              "bus": 35732.1511111111, "train": 67583.7075812274, "car": 12794.0202738185,
              "person": 3462.4756337644, "truck": 27855.1264367816}
 CATEGORIES = tuple(dict.fromkeys(label.category for label in LABELS))
-FIRST_INSTANCE = 1000       # ids above are label id * 1000 + number
+FIRST_INSTANCE = 1000       # an instance id above this is label id * 1000 + number
 
 _IDS = len(LABELS)
 _EVALUATED = np.array([label.evaluated for label in LABELS])
@@ -57,9 +60,11 @@ _CATEGORY = np.array([CATEGORIES.index(label.category) for label in LABELS], np.
 
 
 class PairCounts(NamedTuple):
-    """Counts of one image. confusion: (34, 34) pixels, rows are the truth.
+    """Counts of one image.
 
-    instances: (K, 4) label id, pixels, those predicted as the class, as the category.
+    confusion: (34, 34) int64, numbers of pixels; rows are the truth, columns the prediction.
+    instances: (K, 4) int64, for each instance its label id, its number of pixels, and how many of
+        these are predicted as its class and as its category.
     """
 
     confusion: np.ndarray
@@ -67,31 +72,33 @@ class PairCounts(NamedTuple):
 
 
 class CityscapesMetrics:
-    """Adds up images and computes the scores under the official tool's names.
+    """Adds up the counts of images and computes the scores, named as in the official tool.
 
-    Weighted sums are taken in the order in which images are added, as the official tool takes
-    them: another order may change the last bit of an iIoU.
+    Weighted sums run over the images in the order they are added, as in the official tool: another
+    order can change the last bit of an iIoU.
     """
 
     def __init__(self):
         self.confusion = np.zeros((_IDS, _IDS), np.int64)
         self.images = 0
-        self._instances = []
+        self._instances: list[np.ndarray] = []
 
-    def update(self, prediction: np.ndarray, truth: np.ndarray, instances: np.ndarray | None):
-        """Adds an image: label ids (H, W) of 0..33; instances as in *_instanceIds.png, or None."""
+    def update(self, prediction: Labels, truth: Labels, instances: np.ndarray | None):
+        """Adds an image; the arguments are those of `count_pair`."""
         self.add(count_pair(prediction, truth, instances))
 
     def add(self, counts: PairCounts):
-        """Adds an image that `count_pair` has counted."""
+        """Adds the counts of an image from `count_pair`."""
         self.confusion += counts.confusion
         self.images += 1
         self._instances.append(counts.instances)
 
     def compute(self) -> dict:
-        """classScores, classInstScores, categoryScores, categoryInstScores: name -> IoU or nan.
+        """The scores as floats (fractions) and lists.
 
-        averageScore...: the means of those that are not nan. confusion_34x34: counts.
+        classScores, classInstScores, categoryScores, categoryInstScores: name -> IoU, or nan if it
+            is undefined. averageScoreClasses, ...InstClasses, ...Categories, ...InstCategories:
+            the means of those that are not nan. confusion_34x34: numbers of pixels.
         """
         classes, categories = _by_class(), _by_category()
         scores = {
@@ -108,9 +115,10 @@ class CityscapesMetrics:
                 "cityscapesScripts_version": SCRIPTS_VERSION}
 
     def accuracies(self) -> tuple[float, float]:
-        """(pixel accuracy, the same with ignored pixels counted as right only if named exactly).
+        """(accuracy over the evaluated pixels, accuracy over all pixels), as fractions.
 
-        The second is what the tutorial of VIPriors 2020 prints as Accuracy.
+        The second counts an ignored pixel as correct only if its exact label id is predicted. The
+        tutorial of VIPriors 2020 prints it as Accuracy.
         """
         valid = self.confusion[_EVALUATED].sum()
         hits = np.trace(self.confusion)
@@ -122,7 +130,7 @@ class CityscapesMetrics:
         return _ratio(hits, self.confusion[ids].sum() + self._false_alarms(ids))
 
     def _false_alarms(self, ids, category=None):
-        """Pixels predicted as one of the ids on evaluated pixels of no such id (or category)."""
+        """Evaluated pixels of other ids (and categories) that are predicted as one of `ids`."""
         others = _EVALUATED.copy()
         others[ids] = False
         if category is not None:
@@ -143,7 +151,7 @@ class CityscapesMetrics:
         return _ratio(hits, hits + false_alarms + misses)
 
     def _weighted(self, ids, column):
-        """(hits, misses) of the instances of these classes, weighted."""
+        """(hits, misses) of the instances of these classes, weighted; column: of the hits."""
         if not self._instances:
             return 0.0, 0.0
         table = np.concatenate(self._instances)
@@ -153,11 +161,13 @@ class CityscapesMetrics:
                 _running_sum((table[:, 1] - table[:, column]) * weights))
 
 
-def count_pair(prediction: np.ndarray, truth: np.ndarray,
+def count_pair(prediction: Labels, truth: Labels,
                instances: np.ndarray | None = None) -> PairCounts:
-    """Counts one image: label ids (H, W) of 0..33 and, for iIoU, its instance ids (H, W).
+    """Counts one image.
 
-    ValueError: shapes that differ, or an id that is none.
+    prediction, truth: label ids 0..33, (H, W) of any integer dtype.
+    instances: for iIoU, instance ids as in *_instanceIds.png, (H, W) of any integer dtype.
+    Raises ValueError if the shapes differ or an id does not exist.
     """
     for name, ids in (("prediction", prediction), ("truth", truth)):
         if ids.shape != truth.shape or not ids.size or ids.min() < 0 or ids.max() >= _IDS:
@@ -172,15 +182,15 @@ def count_pair(prediction: np.ndarray, truth: np.ndarray,
 
 
 def _count_instances(prediction, instances):
-    """(K, 4) per instance of an evaluated class: label id, pixels, class hits, category hits."""
+    """`PairCounts.instances`: the instances of evaluated classes."""
     of_instance = instances > FIRST_INSTANCE
-    found, predicted = instances[of_instance].astype(np.intp), prediction[of_instance]
-    if found.size and found.max() >= 1000 * _IDS:
-        raise ValueError(f"instance id {found.max()} belongs to no class")
-    own = (np.arange(1000 * _IDS) // 1000).astype(np.uint8)[found]
-    said = (predicted == own).astype(np.intp) + (_CATEGORY[predicted] == _CATEGORY[own])
-    # One histogram over (instance, what the prediction says about its pixels).
-    counts = np.bincount(found * 3 + said, minlength=3000 * _IDS).reshape(-1, 3)
+    ids, predicted = instances[of_instance].astype(np.intp), prediction[of_instance]
+    if ids.size and ids.max() >= 1000 * _IDS:
+        raise ValueError(f"instance id {ids.max()} does not belong to any class")
+    true = (np.arange(1000 * _IDS) // 1000).astype(np.uint8)[ids]
+    # 0: another category is predicted, 1: another class of the same category, 2: the class.
+    outcome = (predicted == true).astype(np.intp) + (_CATEGORY[predicted] == _CATEGORY[true])
+    counts = np.bincount(ids * 3 + outcome, minlength=3000 * _IDS).reshape(-1, 3)
     size = counts.sum(1)
     numbers = np.flatnonzero(size)
     numbers = numbers[_EVALUATED[numbers // 1000]]
@@ -189,10 +199,12 @@ def _count_instances(prediction, instances):
 
 
 def _by_class():
+    """name -> label id, of the evaluated classes."""
     return {label.name: i for i, label in enumerate(LABELS) if label.evaluated}
 
 
 def _by_category():
+    """name -> label ids."""
     return {name: [i for i, label in enumerate(LABELS) if label.category == name]
             for name in CATEGORIES}
 
@@ -202,7 +214,7 @@ def _ratio(part, whole):
 
 
 def _running_sum(values):
-    """Added one after the other: numpy's own sum takes pairs, and rounds otherwise."""
+    """The sum, added from left to right; np.sum adds in pairs, which rounds differently."""
     return float(np.add.accumulate(values)[-1]) if len(values) else 0.0
 
 

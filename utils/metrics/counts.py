@@ -1,19 +1,20 @@
-"""Pixel counts of a batch: everything the scores of both conventions are made of.
+"""Pixel counts of a batch, from which the scores of both conventions are computed.
 
-One histogram over (image, target, prediction) serves label maps. Masks, which
-may overlap or leave pixels to nobody, are counted class by class. Counts are
-integers, so sums over batches and processes are exact in any order.
+Label maps are counted with one histogram over (image, target, prediction). Masks, which can
+overlap or leave pixels without a class, are counted class by class. Counts are integers, so sums
+over batches and processes are exact in any order.
 
 Nothing here reads a value back from a GPU.
 """
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from utils.errors import ConfigError
 
-# An (image, target, prediction) index of int16 is twice as quick to form as one of int32.
+# Computing a (target, prediction) index in int16 is twice as fast as in int32.
 INT16_CELLS = 2 ** 15
 
 
@@ -21,15 +22,17 @@ INT16_CELLS = 2 ** 15
 class PixelCounts:
     """Counts of N images and C classes, int64 on the device of the prediction.
 
-    hits, predicted, labelled: (N, C) pixels of P & T, P and T, ignored pixels left out.
-    predicted_on_ignored: (N, C) pixels predicted where the target is ignored.
-    valid: (N,) pixels that are not ignored. pixels: all pixels of one image.
-    confusion: (C, C + 1) sum over the images, rows are targets, the last column void
-        predictions; None for masks.
+    hits, predicted, labeled: (N, C) pixels of P & T, P and T, without ignored pixels; P is the
+        predicted set of a class, T the true one.
+    predicted_on_ignored: (N, C) predicted pixels whose target is ignored.
+    valid: (N,) pixels that are not ignored. pixels: the number of pixels of one image.
+    confusion: (C, C + 1) pixels, summed over the images; rows are targets, the last column is
+        void predictions. None for masks.
+    one_hot_target: whether the target was one-hot.
     """
     hits: torch.Tensor
     predicted: torch.Tensor
-    labelled: torch.Tensor
+    labeled: torch.Tensor
     predicted_on_ignored: torch.Tensor
     valid: torch.Tensor
     pixels: int
@@ -39,14 +42,16 @@ class PixelCounts:
 
 def count_pixels(prediction: torch.Tensor, target: torch.Tensor, num_classes: int,
                  ignore_index: int = 255) -> PixelCounts:
-    """Counts a batch once, for `DatasetMetrics.add` and `ImageMetrics.add` together.
+    """Counts a batch once, for both `DatasetMetrics.add` and `ImageMetrics.add`.
 
-    prediction: label map (N, H, W) of any integer type, or bool masks (N, C, H, W).
-        A label outside 0..C-1 is void: wrong on a valid pixel, and no class's false positive.
-    target: (N, H, W) of any integer type, or one-hot (N, C, H, W) of any type, where a
-        pixel without a class is ignored. Every value outside 0..C-1 is ignored, and so is
-        `ignore_index` if it lies inside.
-    Labels other than uint8 are read as int16.
+    prediction: label map (N, H, W) of any integer dtype, or bool masks (N, C, H, W).
+        A label outside 0..C-1 is void: wrong on a valid pixel, but not a false positive of any
+        class.
+    target: (N, H, W) of any integer dtype, or one-hot (N, C, H, W) of any dtype, in which a
+        pixel without a class is ignored. Values outside 0..C-1 are ignored, and so is
+        `ignore_index` inside that range.
+    Labels other than uint8 are converted to int16. Raises ValueError if the shapes do not fit and
+    TypeError for a wrong dtype.
     """
     one_hot = target.ndim == 4
     if one_hot:
@@ -67,13 +72,16 @@ def count_pixels(prediction: torch.Tensor, target: torch.Tensor, num_classes: in
 
 
 def labels_of_one_hot(target: torch.Tensor) -> torch.Tensor:
-    """One-hot (N, C, H, W) -> int16 labels (N, H, W), -1 where no class is set."""
+    """One-hot (N, C, H, W) of any dtype -> int16 labels (N, H, W), -1 if no class is set."""
     value, label = target.to(torch.uint8).max(dim=1)
     return torch.where(value > 0, label, -1).to(torch.int16)
 
 
-def checked_classes(classes, num_classes: int) -> list[int]:
-    """The classes of interest as a sorted list; None and "all" mean every class."""
+def checked_classes(classes: Sequence[int] | str | None, num_classes: int) -> list[int]:
+    """The classes of interest as a sorted list; None and "all" mean every class.
+
+    Raises ConfigError unless they are different class ids in 0..num_classes - 1.
+    """
     if classes is None or classes == "all":
         return list(range(num_classes))
     if isinstance(classes, str):
@@ -94,21 +102,21 @@ def _count_labels(prediction, target, num_classes, ignore_index, one_hot):
         matrix[:, num_classes] += matrix[:, ignore_index]
         matrix[:, ignore_index] = 0
     rows = matrix[:, :num_classes]                           # valid targets only
-    labelled = rows.sum(2)
+    labeled = rows.sum(2)
     return PixelCounts(
         hits=rows.diagonal(dim1=1, dim2=2).clone(),
         predicted=rows[:, :, :num_classes].sum(1),
-        labelled=labelled,
+        labeled=labeled,
         predicted_on_ignored=matrix[:, num_classes, :num_classes].clone(),
-        valid=labelled.sum(1), pixels=target[0].numel() if len(target) else 0,
+        valid=labeled.sum(1), pixels=target[0].numel() if len(target) else 0,
         confusion=rows.sum(0), one_hot_target=one_hot)
 
 
 def _matrices(prediction, target, num_classes):
-    """(N, C + 1, C + 1) int64: [n, t, p] pixels; index C collects what is no class."""
+    """(N, C + 1, C + 1) int64: pixels at [n, t, p]; index C collects ids that are not a class."""
     images, void = len(target), num_classes
     # Signed labels are clamped to -1..C and shifted by one, so that row and column 0
-    # take the negative ones; unsigned labels need neither.
+    # collect the negative ones. Unsigned labels are not shifted.
     shift = int(prediction.dtype != torch.uint8 or target.dtype != torch.uint8)
     side = num_classes + 1 + shift
     narrow = torch.int16 if side * side <= INT16_CELLS else torch.int32
@@ -118,7 +126,7 @@ def _matrices(prediction, target, num_classes):
         return cell.add_(side + 1) if shift else cell
 
     if target.is_cuda:
-        # torch.bincount reads the largest index back to size its result.
+        # Not torch.bincount, which reads the largest index back to allocate its result.
         offset = torch.arange(images, device=target.device).view(-1, 1, 1) * (side * side)
         cells = (index(prediction, target) + offset).flatten()
         one = torch.ones((), dtype=torch.int64, device=target.device)
@@ -126,7 +134,7 @@ def _matrices(prediction, target, num_classes):
         matrix.scatter_add_(0, cells, one.expand_as(cells))
         matrix = matrix.view(images, side, side)
     else:
-        # One image at a time, so that its index stays in the cache.
+        # One image at a time, so that the index tensor stays in the cache.
         matrix = torch.zeros(images, side * side, dtype=torch.int64)
         for n in range(images):
             cells = index(prediction[n], target[n])
@@ -154,23 +162,26 @@ def _count_masks(masks, target, num_classes, ignore_index, one_hot):
         target = torch.where(target == ignore_index, -1, target.to(torch.int16))
     target = _small(target)
     count = _mask_counts_batched if masks.is_cuda else _mask_counts_by_row
-    hits, everywhere, on_ignored, labelled = count(masks, target, num_classes)
+    hits, everywhere, on_ignored, labeled = count(masks, target, num_classes)
     return PixelCounts(
-        hits=hits, predicted=everywhere - on_ignored, labelled=labelled,
-        predicted_on_ignored=on_ignored, valid=labelled.sum(1),
+        hits=hits, predicted=everywhere - on_ignored, labeled=labeled,
+        predicted_on_ignored=on_ignored, valid=labeled.sum(1),
         pixels=target[0].numel() if len(target) else 0, confusion=None, one_hot_target=one_hot)
 
 
 def _mask_counts_by_row(masks, target, num_classes):
-    """numpy counts the ones of a bool row several times quicker than torch on a CPU."""
+    """(hits, predicted, predicted on ignored, labeled), (N, C) int64 each, for a CPU.
+
+    Uses numpy, which counts the ones of a bool row several times faster than torch.
+    """
     counts = np.zeros((4, len(target), num_classes), np.int64)
-    hits, everywhere, on_ignored, labelled = counts
-    for n, (image, labels) in enumerate(zip(masks.numpy(), target.numpy())):
+    hits, everywhere, on_ignored, labeled = counts
+    for n, (image, labels) in enumerate(zip(masks.numpy(), target.numpy(), strict=True)):
         ignored = (labels < 0) | (labels >= num_classes)
         some_ignored = ignored.any()
         for k in range(num_classes):
             truth = labels == k
-            labelled[n, k] = np.count_nonzero(truth)
+            labeled[n, k] = np.count_nonzero(truth)
             everywhere[n, k] = np.count_nonzero(image[k])
             if everywhere[n, k]:
                 hits[n, k] = np.count_nonzero(image[k] & truth)
@@ -180,6 +191,7 @@ def _mask_counts_by_row(masks, target, num_classes):
 
 
 def _mask_counts_batched(masks, target, num_classes):
+    """The same counts as `_mask_counts_by_row`, computed on the device of the masks."""
     ignored = (target < 0) | (target >= num_classes)
     label = target.clamp(0, num_classes - 1).long()
     hit = masks.gather(1, label[:, None])[:, 0]
@@ -192,5 +204,6 @@ def _mask_counts_batched(masks, target, num_classes):
     missed_hit.scatter_add_(0, cells, one.expand_as(cells))
     missed_hit = missed_hit.view(len(target), num_classes + 1, 2)[:, :num_classes]
     everywhere = masks.flatten(2).sum(2)
-    on_ignored = torch.stack([(m & i).flatten(1).sum(1) for m, i in zip(masks, ignored)])
+    on_ignored = torch.stack([(m & i).flatten(1).sum(1)
+                              for m, i in zip(masks, ignored, strict=True)])
     return missed_hit[..., 1], everywhere, on_ignored, missed_hit.sum(2)

@@ -1,17 +1,18 @@
-"""Image-level scores: every image is scored on its own, then the images are averaged.
+"""Image-level scores: each image is scored separately, then the scores are averaged.
 
 Dai & Li, RankSEG: A Consistent Ranking-based Framework for Segmentation,
-JMLR 2023, appendix A. Per image i and class k, with the predicted set P and
-the true set T on the valid pixels and smooth s:
+JMLR 2023, appendix A. For an image and a class, with the predicted set P and the true set T of
+valid pixels and the smoothing s:
 
     IoU = (|P & T| + s) / (|P | T| + s)      Dice = (2 |P & T| + s) / (|P| + |T| + s)
 
-nan where the class is in neither P nor T. The score of an image is the mean
-over its classes of interest, `Mean_IoU` the mean over images. `Class_IoU[k]` is
-the mean over the images that have class k; the mean of those is another number
-(mIoU^C). Images without a valid pixel are left out.
+Both are nan if the class is in neither P nor T. The score of an image is the mean over its classes
+of interest, and `Mean_IoU` is the mean over the images. `Class_IoU[k]` is the mean over the images
+with class k; the mean over these, `Mean_Class_IoU` (mIoU^C), is a different number. Images without
+a valid pixel are left out.
 """
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -23,14 +24,15 @@ PUBLISHED_EPSILON = 1e-5      # added to every denominator by the published code
 
 
 class ImageMetrics:
-    """mIoU^I, mDice^I and accuracy of single images. Keeps 3C + 5 numbers per image.
+    """mIoU^I, mDice^I and the accuracies of each image. Keeps 3C + 5 numbers per image.
 
+    classes_of_interest: the classes that are averaged; default all.
     smooth: s of the formulas above.
-    published: reproduces the numbers of the RankDice code instead: ignored pixels count as
-        background, so that predictions there are false positives; with one-hot targets (its
-        BCE losses) the union is |P| + |T|, which makes IoU half the Dice; pixel accuracy is
-        over (pixel, class) pairs; 1e-5 is added to denominators; an image without labels is
-        left out only if its whole batch has none. Only for comparison with its tables.
+    published: reproduces the numbers of the RankDice code: ignored pixels count as background, so
+        that predictions on them are false positives; with one-hot targets (its BCE losses) the
+        union is |P| + |T|, which makes the IoU half the Dice; pixel accuracy is over
+        (pixel, class) pairs; 1e-5 is added to denominators; an image without labels is left out
+        only if its whole batch has none. Use it only to compare with the tables of that paper.
     one_hot_target: in published mode, treat index targets as that code treats one-hot ones.
     """
 
@@ -44,20 +46,23 @@ class ImageMetrics:
         self.reset()
 
     def reset(self):
-        """Forgets everything counted so far."""
-        self._rows = []       # device tensors (N, 3C + 2): hits, predicted, labelled, n, kept
-        self._notes = []      # host: (index, masks, one-hot target) per image
+        """Removes all images."""
+        # Per batch, on the device: (N, 3C + 2) int64: hits, predicted, labeled, pixels, kept.
+        self._rows: list[torch.Tensor] = []
+        # Per image, on the host: (index, prediction is masks, target is one-hot).
+        self._notes: list[tuple[int, bool, bool]] = []
 
-    def update(self, prediction: torch.Tensor, target: torch.Tensor, index=None):
-        """Adds a batch: labels (N, H, W) or bool masks (N, C, H, W); target (N, H, W).
+    def update(self, prediction: torch.Tensor, target: torch.Tensor,
+               index: Iterable[int] | None = None):
+        """Adds a batch; shapes and dtypes are those of `count_pixels`.
 
         index: the positions of the N images in the dataset; per-image results are sorted by
-            it. Default: counted from 0 in order of arrival.
+            them. Default: the images are numbered from 0 in the order they are added.
         """
         self.add(count_pixels(prediction, target, self.num_classes, self.ignore_index), index)
 
-    def add(self, counts: PixelCounts, index=None):
-        """Adds a batch that `count_pixels` has counted."""
+    def add(self, counts: PixelCounts, index: Iterable[int] | None = None):
+        """Adds the counts of a batch from `count_pixels`; index: as in `update`."""
         images = len(counts.hits)
         if index is None:
             index = range(len(self._notes), len(self._notes) + images)
@@ -66,14 +71,14 @@ class ImageMetrics:
             predicted = predicted + counts.predicted_on_ignored
             pixels = torch.full_like(counts.valid, counts.pixels)
             kept = kept.any().expand(images)
-        self._rows.append(torch.cat((counts.hits, predicted, counts.labelled,
+        self._rows.append(torch.cat((counts.hits, predicted, counts.labeled,
                                      pixels[:, None], kept[:, None].to(pixels.dtype)), 1))
         masks = counts.confusion is None
         one_hot = counts.one_hot_target or self.one_hot_target
         self._notes += [(int(i), masks, one_hot) for i in index]
 
     def reduce(self):
-        """Collects the images of all processes of torch.distributed, if there are several; once."""
+        """Collects the images of all processes of torch.distributed, if any. Call it only once."""
         table = all_gather(torch.from_numpy(self._table()))
         table = table.numpy()
         self._rows = [torch.from_numpy(table[:, 3:].copy())]
@@ -81,66 +86,70 @@ class ImageMetrics:
                        for index, masks, one_hot in table[:, :3].tolist()]
 
     def compute(self) -> dict:
-        """Scores as plain floats and lists, fractions; nan where nothing can be said.
+        """The scores as floats and lists: fractions, and nan for an undefined score.
 
-        Mean_IoU, Mean_Dice: mean over images of the image scores (mIoU^I, mDice^I).
-        Class_IoU, Class_Dice: per class, mean over the images that have it.
-        Mean_Class_IoU, Mean_Class_Dice: the mean of those over the classes of interest
-            (mIoU^C, mDice^C). Classes_Averaged: how many classes these average.
-        Pixel_Accuracy: mean over images; of label maps correct / valid pixels, of masks
-            agreeing / all valid (pixel, class) pairs. Binary_Accuracy: the latter for both.
-            masks: whether any prediction was masks, so that the former must not be compared.
-        Images: images scored.
+        Mean_IoU, Mean_Dice: the means over the images of their scores (mIoU^I, mDice^I).
+        Class_IoU, Class_Dice: per class, the mean over the images with this class.
+        Mean_Class_IoU, Mean_Class_Dice: the means of those over the classes of interest
+            (mIoU^C, mDice^C). Classes_Averaged: the number of classes in these means.
+        Pixel_Accuracy: mean over the images of correct / valid pixels for label maps, and of
+            agreeing / all valid (pixel, class) pairs for masks. Binary_Accuracy: the latter for
+            both. masks: whether any prediction was masks; then do not compare Pixel_Accuracy.
+        Images: the number of scored images.
         img_index, img_iou, img_dice (images x C), img_miou, img_mdice, img_pixacc,
-            img_binacc: the images one by one, by index. img_hits, img_predicted,
-            img_labelled: their pixels of P & T, P and T (images x C).
+            img_binacc: per image, sorted by index. img_hits, img_predicted, img_labelled: the
+            numbers of pixels of P & T, P and T (images x C).
         published: whether these are the scores of the published code.
 
-        The means are correctly rounded sums, so the order of the images does not matter.
+        The means are correctly rounded, so the order of the images does not matter.
         """
-        table, c = self._table(), self.num_classes
+        table = self._table()
         table = table[table[:, -1] > 0]
-        index, masks, one_hot = table[:, :3].T
-        hits, predicted, labelled = table[:, 3:3 + 3 * c].reshape(-1, 3, c).transpose(1, 0, 2)
-        pixels = table[:, 3 + 3 * c].astype(np.float64)
-        iou, dice = self._scores(hits, predicted, labelled, one_hot)
-        pairs = c * pixels
-        binary = (pairs - (predicted + labelled - 2 * hits).sum(1)) / pairs
-        accuracy = np.where(masks > 0, binary, hits.sum(1) / pixels)
-        if self.published:
-            accuracy = binary
-        of_interest = self.classes_of_interest
-        miou = np.array([mean(row) for row in iou[:, of_interest]])
-        mdice = np.array([mean(row) for row in dice[:, of_interest]])
-        class_iou = [mean(column) for column in iou.T]
-        class_dice = [mean(column) for column in dice.T]
-        averaged = [k for k in of_interest if not math.isnan(class_iou[k])]
+        images = self._per_image(table)
+        class_iou = [mean(column) for column in images["iou"].T]
+        class_dice = [mean(column) for column in images["dice"].T]
+        averaged = [k for k in self.classes_of_interest if not math.isnan(class_iou[k])]
         return {
-            "Mean_IoU": mean(miou), "Mean_Dice": mean(mdice),
+            "Mean_IoU": mean(images["miou"]), "Mean_Dice": mean(images["mdice"]),
             "Mean_Class_IoU": mean([class_iou[k] for k in averaged]),
             "Mean_Class_Dice": mean([class_dice[k] for k in averaged]),
             "Classes_Averaged": len(averaged),
-            "Pixel_Accuracy": mean(accuracy), "Binary_Accuracy": mean(binary),
+            "Pixel_Accuracy": mean(images["pixacc"]), "Binary_Accuracy": mean(images["binacc"]),
             "Class_IoU": class_iou, "Class_Dice": class_dice, "Images": len(table),
-            "img_index": index.tolist(), "img_iou": iou.tolist(), "img_dice": dice.tolist(),
-            "img_miou": miou.tolist(), "img_mdice": mdice.tolist(),
-            "img_pixacc": accuracy.tolist(), "img_hits": hits.tolist(),
-            "img_predicted": predicted.tolist(), "img_labelled": labelled.tolist(),
-            "img_binacc": binary.tolist(), "masks": bool((masks > 0).any()),
-            "published": self.published,
+            **{f"img_{name}": values.tolist() for name, values in images.items()},
+            "masks": bool((table[:, 1] > 0).any()), "published": self.published,
+        }
+
+    def _per_image(self, table):
+        """The arrays of `compute` whose names begin with img_, by the rest of the name."""
+        c = self.num_classes
+        index, masks, one_hot = table[:, :3].T
+        hits, predicted, labeled = table[:, 3:3 + 3 * c].reshape(-1, 3, c).transpose(1, 0, 2)
+        pixels = table[:, 3 + 3 * c].astype(np.float64)
+        iou, dice = self._scores(hits, predicted, labeled, one_hot)
+        pairs = c * pixels
+        binary = (pairs - (predicted + labeled - 2 * hits).sum(1)) / pairs
+        accuracy = np.where(masks > 0, binary, hits.sum(1) / pixels)
+        return {
+            "index": index, "iou": iou, "dice": dice,
+            "miou": np.array([mean(row) for row in iou[:, self.classes_of_interest]]),
+            "mdice": np.array([mean(row) for row in dice[:, self.classes_of_interest]]),
+            "pixacc": binary if self.published else accuracy,
+            "hits": hits, "predicted": predicted, "labelled": labeled, "binacc": binary,
         }
 
     def _table(self):
-        """(images, 3 + 3C + 2) int64 by index: notes and rows side by side."""
+        """(images, 3 + 3C + 2) int64, sorted by index: the columns of `_notes` and `_rows`."""
         width = 3 * self.num_classes + 2
         rows = torch.cat(self._rows).cpu().numpy() if self._rows else np.zeros((0, width), int)
         notes = np.array(self._notes, np.int64).reshape(-1, 3)
         table = np.concatenate((notes, rows), 1)
         return table[np.argsort(table[:, 0], kind="stable")]
 
-    def _scores(self, hits, predicted, labelled, one_hot):
-        union, total = predicted + labelled - hits, predicted + labelled
-        nobody = union == 0
+    def _scores(self, hits, predicted, labeled, one_hot):
+        """IoU and Dice, (images, C) float64 each; nan for a class that is not in the image."""
+        union, total = predicted + labeled - hits, predicted + labeled
+        absent = union == 0
         epsilon = 0.0
         if self.published:
             epsilon = PUBLISHED_EPSILON
@@ -148,10 +157,10 @@ class ImageMetrics:
         with np.errstate(invalid="ignore", divide="ignore"):
             iou = (hits + self.smooth) / (union + self.smooth + epsilon)
             dice = (2 * hits + self.smooth) / (total + self.smooth + epsilon)
-        return np.where(nobody, np.nan, iou), np.where(nobody, np.nan, dice)
+        return np.where(absent, np.nan, iou), np.where(absent, np.nan, dice)
 
 
-def mean(values) -> float:
-    """Mean of the numbers that are not nan, correctly rounded; nan without any."""
+def mean(values: Iterable[float]) -> float:
+    """The correctly rounded mean of the numbers that are not nan; nan if there are none."""
     values = [float(v) for v in values if not math.isnan(v)]
     return math.fsum(values) / len(values) if values else float("nan")

@@ -1,10 +1,9 @@
-"""The scores of single images as a table: written as CSV, read again, compared.
+"""The table of the scores of each image: built, written as CSV, and read again.
 
-One row per scored image: id, mIoU_I, mDice_I, Pixel_Accuracy (empty for masks,
-which have none), Binary_Accuracy, then for each class its IoU and Dice in that
-image (empty where the class is in neither target nor prediction) and its
-pixels: hits (P & T), predicted (P), labelled (T). From the pixels every
-dataset-level score follows, of any subset of the images.
+One row per scored image: id, mIoU_I, mDice_I, Pixel_Accuracy (empty for masks, where it is not
+defined), Binary_Accuracy, then for each class its IoU and Dice in that image (empty if the class
+is in neither target nor prediction) and its numbers of pixels: hits (P & T), predicted (P),
+labelled (T). Every dataset-level score, of any subset of the images, can be computed from them.
 """
 import csv
 import dataclasses
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import DataError
-from utils.image_io import write_bytes
+from utils.files.whole_file import write_bytes
 from utils.metrics.counts import checked_classes
 
 OF_IMAGE = ("mIoU_I", "mDice_I", "Pixel_Accuracy", "Binary_Accuracy")
@@ -25,11 +24,12 @@ OF_CLASS = ("IoU", "Dice", "hits", "predicted", "labelled")
 
 @dataclasses.dataclass
 class ImageScores:
-    """ids: N names. image: (N, 4) the columns OF_IMAGE, nan where undefined.
+    """The scores of N images and C classes.
 
-    pixels: (N, 3, C) hits, predicted, labelled; None for scores of the published code, whose
-        counts hold ignored pixels too.
-    classes_of_interest: the classes that dataset-level means run over.
+    ids: N names. image: (N, 4) float64, the columns OF_IMAGE; nan if undefined.
+    pixels: (N, 3, C) int64, hits, predicted, labelled; None for scores of the published code,
+        whose counts include ignored pixels.
+    classes_of_interest: the classes that are averaged by dataset-level means.
     class_names: C names.
     """
     ids: list[str]
@@ -39,26 +39,26 @@ class ImageScores:
     class_names: list[str]
 
 
-def image_scores(results: dict, ids: Sequence[str], class_names: Sequence[str],
+def image_scores(image: dict, ids: Sequence[str], class_names: Sequence[str],
                  classes_of_interest: Sequence[int] | str | None = None) -> ImageScores:
     """The table of one rule.
 
-    results: of utils.evaluate.evaluate for the rule, or {"image": ImageMetrics.compute()}.
-    ids: of all images by position in the dataset.
+    image: the dict of `ImageMetrics.compute` (`Scores.image`).
+    ids: of all images of the dataset, in its order.
     """
-    image = results["image"]
     pixels = np.array([image[f"img_{name}"] for name in ("hits", "predicted", "labelled")],
                       np.int64).reshape(3, -1, len(class_names)).swapaxes(0, 1)
+    index: list[int] = image["img_index"]
     return ImageScores(
-        [ids[i] for i in image["img_index"]],
+        [ids[i] for i in index],
         np.array(_of_image(image), np.float64).T,
         None if image["published"] else pixels,
         checked_classes(classes_of_interest, len(class_names)), list(class_names))
 
 
-def write_image_scores(path, results: dict, ids: Sequence[str], class_names: Sequence[str]):
-    """Writes the CSV of one rule; the arguments are those of `image_scores`."""
-    image = results["image"]
+def write_image_scores(path: str | Path, image: dict, ids: Sequence[str],
+                       class_names: Sequence[str]):
+    """Writes the CSV of one rule to `path`; the other arguments are those of `image_scores`."""
     kept = OF_CLASS[:2] if image["published"] else OF_CLASS
     columns = [np.array(image[f"img_{name.lower()}"]).reshape(-1, len(class_names))
                for name in kept]
@@ -66,14 +66,15 @@ def write_image_scores(path, results: dict, ids: Sequence[str], class_names: Seq
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", *OF_IMAGE,
                      *(f"{name} {label}" for label in class_names for name in kept)])
-    for row, (index, *of_image) in enumerate(zip(image["img_index"], *_of_image(image))):
+    for row, (index, *of_image) in enumerate(zip(image["img_index"], *_of_image(image),
+                                                 strict=True)):
         of_class = (column[row, k].item() for k in range(len(class_names)) for column in columns)
         writer.writerow([ids[index], *map(_cell, of_image), *map(_cell, of_class)])
     write_bytes(path, text.getvalue().encode())
 
 
-def read_image_scores(path) -> ImageScores:
-    """A CSV that `write_image_scores` has written. DataError if it is none."""
+def read_image_scores(path: str | Path) -> ImageScores:
+    """Reads a CSV that `write_image_scores` has written. Raises DataError for another file."""
     path = Path(path)
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -92,13 +93,14 @@ def read_image_scores(path) -> ImageScores:
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror or error}", str(path)) from None
     except (ValueError, IndexError) as error:
-        raise DataError(f"no table of image scores: {error}", str(path),
+        raise DataError(f"not a table of image scores: {error}", str(path),
                         "give a CSV or results.json that test.py has written") from None
     return ImageScores([row[0] for row in rows], values[:, :len(OF_IMAGE)], pixels,
                        list(range(len(names))), names)
 
 
 def _of_image(image):
+    """The columns OF_IMAGE, one list each."""
     accuracy = image["img_pixacc"]
     if image["masks"]:
         accuracy = [math.nan] * len(accuracy)

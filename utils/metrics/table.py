@@ -1,20 +1,20 @@
-"""Scores as text: one line per class, and rules side by side. Per cent, `-` where undefined."""
+"""Tables of scores as text, per class and per rule, in percent; `-` for an undefined score."""
 import math
 
+from utils.metrics.scores import Scores
 
-def format_table(results: dict, class_names: list, title: str | None = None) -> str:
-    """The scores of one rule.
 
-    results: what `DatasetMetrics.compute` gives; if it holds "image" (the dict of
-        `ImageMetrics.compute`), the image-level scores stand beside.
+def format_table(scores: Scores, class_names: list[str], title: str | None = None) -> str:
+    """The table of the scores of one rule.
+
     class_names: by class id.
 
-    Columns: IoU, Dice and Acc (recall) with the pixels of all images added up; IoU_I and
-    Dice_I the mean over the images that have the class.
+    Columns: IoU, Dice and Acc (recall) over the pixels of all images; if image-level scores were
+    measured, IoU_I and Dice_I: means over the images with the class.
     """
-    image = results.get("image")
-    columns = {"IoU": results["Class_IoU"], "Dice": results["Class_Dice"],
-               "Acc": results["Class_Recall"]}
+    dataset, image = scores.dataset, scores.image
+    columns = {"IoU": dataset["Class_IoU"], "Dice": dataset["Class_Dice"],
+               "Acc": dataset["Class_Recall"]}
     if image:
         columns |= {"IoU_I": image["Class_IoU"], "Dice_I": image["Class_Dice"]}
     rows = [["id", "class", *columns]]
@@ -25,45 +25,46 @@ def format_table(results: dict, class_names: list, title: str | None = None) -> 
         lines.append("Image-level scores as the RankDice code computes them: not comparable "
                      "with others")
     lines += _aligned(rows)
-    lines.append(f"All images together: mean IoU {percent(results['Mean_IoU'])}, "
-                 f"mean Dice {percent(results['Mean_Dice'])} "
-                 f"({results['Classes_Averaged']} classes), "
-                 f"{_accuracy(results)}")
+    lines.append(f"All images together: mean IoU {percent(dataset['Mean_IoU'])}, "
+                 f"mean Dice {percent(dataset['Mean_Dice'])} "
+                 f"({dataset['Classes_Averaged']} classes), "
+                 f"{_accuracy(dataset)}")
     if image:
         lines.append(f"Mean over images: mIoU_I {percent(image['Mean_IoU'])}, "
                      f"mDice_I {percent(image['Mean_Dice'])} ({image['Images']} images), "
                      f"over classes mIoU_C {percent(image['Mean_Class_IoU'])}, "
                      f"mDice_C {percent(image['Mean_Class_Dice'])}")
-    if "Boundary_IoU" in results:
-        lines.append(f"Outlines: boundary IoU {percent(results['Boundary_IoU'])}, "
-                     f"boundary F {percent(results['Boundary_F'])}")
+    if scores.boundary:
+        lines.append(f"Outlines: boundary IoU {percent(scores.boundary['Boundary_IoU'])}, "
+                     f"boundary F {percent(scores.boundary['Boundary_F'])}")
     return "\n".join(lines)
 
 
-def format_rules(results: dict, class_names: list) -> str:
-    """Several rules side by side; results: rule -> results as in `format_table`."""
+def format_rules(results: dict[str, Scores], class_names: list[str]) -> str:
+    """A table with one column per rule; results: rule -> its scores."""
     rules = list(results)
+    numbers = {rule: scores.numbers() for rule, scores in results.items()}
     rows = [["", *rules]]
-    for name in ("Mean_IoU", "Mean_Dice", "Pixel_Accuracy", "Binary_Accuracy"):
-        rows.append([name, *(percent(results[rule][name]) for rule in rules)])
-    for name in ("Boundary_IoU", "Boundary_F"):
-        if all(name in results[rule] for rule in rules):
-            rows.append([name, *(percent(results[rule][name]) for rule in rules)])
-    pairs = [("mIoU_I", "Mean_IoU"), ("mDice_I", "Mean_Dice"),
-             ("mIoU_C", "Mean_Class_IoU"), ("mDice_C", "Mean_Class_Dice")]
-    with_images = all("image" in results[rule] for rule in rules)
+    for name in ("Mean_IoU", "Mean_Dice", "Pixel_Accuracy", "Binary_Accuracy", "Boundary_IoU",
+                 "Boundary_F"):
+        if all(name in numbers[rule] for rule in rules):
+            rows.append([name, *(percent(numbers[rule][name]) for rule in rules)])
+    images = [scores.image for scores in results.values() if scores.image]
+    with_images = len(images) == len(rules)
     if with_images:
-        for title, name in pairs:
-            rows.append([title, *(percent(results[rule]["image"][name]) for rule in rules)])
+        for title, name in (("mIoU_I", "Mean_IoU"), ("mDice_I", "Mean_Dice"),
+                            ("mIoU_C", "Mean_Class_IoU"), ("mDice_C", "Mean_Class_Dice")):
+            rows.append([title, *(percent(image[name]) for image in images)])
     lines = _aligned(rows)
-    if with_images and any(results[rule]["image"]["published"] for rule in rules):
+    if with_images and any(image["published"] for image in images):
         lines.insert(0, "Image-level scores as the RankDice code computes them: not comparable "
                         "with others")
-    blocks = [("IoU of the class, all images together", None, "Class_IoU")]
+    blocks = [("IoU of the class, all images together",
+               [scores.dataset["Class_IoU"] for scores in results.values()])]
     if with_images:
-        blocks.append(("Dice of the class, mean over images", "image", "Class_Dice"))
-    for title, part, name in blocks:
-        columns = [(results[rule][part] if part else results[rule])[name] for rule in rules]
+        blocks.append(("Dice of the class, mean over images",
+                       [image["Class_Dice"] for image in images]))
+    for title, columns in blocks:
         rows = [["id", "class", *rules]]
         rows += [[str(k), str(label), *(percent(values[k]) for values in columns)]
                  for k, label in enumerate(class_names)]
@@ -72,27 +73,27 @@ def format_rules(results: dict, class_names: list) -> str:
 
 
 def format_intervals(table: dict) -> str:
-    """Scores with their bounds, one a line; table: of `utils.metrics.bootstrap.intervals`."""
+    """Scores with their bounds, one per line; table: from `utils.metrics.bootstrap.intervals`."""
     rows = [[name, percent(one.value), f"{percent(one.low)} .. {percent(one.high)}"]
             for name, one in table.items() if not math.isnan(one.value)]
     return "\n".join(_aligned(rows)) if rows else ""
 
 
 def percent(value: float | None) -> str:
-    """0.5 -> "50.00"; nan and None -> "-"."""
+    """A fraction as text in percent: 0.5 -> "50.00"; nan and None -> "-"."""
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _accuracy(results):
-    if not math.isnan(results["Pixel_Accuracy"]):
-        return f"pixel accuracy {percent(results['Pixel_Accuracy'])}"
-    return f"binary accuracy {percent(results['Binary_Accuracy'])}"
+def _accuracy(dataset):
+    if not math.isnan(dataset["Pixel_Accuracy"]):
+        return f"pixel accuracy {percent(dataset['Pixel_Accuracy'])}"
+    return f"binary accuracy {percent(dataset['Binary_Accuracy'])}"
 
 
 def _aligned(rows):
-    """Text columns to the left (ids and names), numbers to the right."""
+    """One line per row: the name column is left-aligned, all others are right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     text = 2 if rows[0][0] == "id" else 1
     return ["  ".join(cell.ljust(width) if i == text - 1 else cell.rjust(width)
-                      for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
+                      for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
             for row in rows]

@@ -1,0 +1,99 @@
+"""The settings of a training: the section `trainer` of a config."""
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from utils.machine.distributed import RANK_TIMEOUT
+from utils.training.monitor import monitor_problem
+
+# The smallest allowed value of each number that has a lower bound.
+_SMALLEST = {"epochs": 1, "iterations": 1, "accumulate": 1, "val_per_epochs": 1,
+             "log_per_iter": 1, "save_period": 0, "save_every": 0, "early_stop": 0,
+             "clip_grad_norm": 0, "keep": 0, "max_skipped": 1, "rank_timeout": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """How long to train, what to save and log, and how a step is computed.
+
+    epochs: length of the run in epochs. Give exactly one of epochs and iterations.
+    iterations: length of the run in optimizer steps.
+    save_dir: each run gets the folder save_dir/<name>/<date>.
+    save_period: keep checkpoint-epochN.pth every N epochs; 0: only model_best.pth and last.pth.
+    save_every: also write last.pth every N optimizer steps; 0: only at the end of an epoch.
+    keep: how many of the checkpoint-epochN.pth stay; 0: all.
+    save_async: write checkpoints in the background while the training continues.
+    requeue: after SIGUSR1 save and exit with status 75, so that the cluster starts the run
+        again; without it SIGUSR1 only saves.
+    monitor: "max METRIC", "min METRIC" or "off", for example "max Mean_IoU" or "min loss": the
+        best validation is saved as model_best.pth.
+    early_stop: end after this many validations in a row without a better value; 0: never.
+    val: whether to validate.
+    val_per_epochs: validate every N epochs, and after the last one.
+    tensorboard: also write TensorBoard event files.
+    log_dir: write them to log_dir/<name>/<date>; null: to the folder of the run.
+    log_per_iter: optimizer steps between two log lines.
+    amp: precision of the forward pass: "auto" (bf16 where the hardware supports it), "bf16",
+        "fp16" or false. fp16 skips steps whose scaled gradient overflows; this is normal.
+    channels_last: store images and weights in torch's channels_last memory format.
+    compile: compile the network with torch.compile.
+    accumulate: micro-batches per optimizer step.
+    clip_grad_norm: largest norm of the gradient; 0: no clipping.
+    ema: decay of a running average of the weights; the average is validated and exported.
+        0: none.
+    nonfinite: what to do when the loss or gradient of a step is NaN or infinite: "stop" the run,
+        or "skip" the step, which reads a number from the device at every step. A step that is
+        not finite never changes the weights.
+    max_skipped: end the run at this many skipped steps.
+    rank_timeout: seconds after which the other processes give up on one that hangs.
+    finetune_from: a checkpoint, also of another program: the tensors whose names and shapes fit
+        are the start of the training.
+    """
+
+    # Arguments of the trainer that the program sets: a config must not contain them.
+    provided: ClassVar[tuple[str, ...]] = (
+        "model", "criterion", "normalize", "train_loader", "val_loader", "config", "folder",
+        "device", "checkpoint", "checkpoint_path")
+
+    epochs: int | None = None
+    iterations: int | None = None
+    save_dir: str = "saved"
+    save_period: int = 0
+    save_every: int = 0
+    keep: int = 0
+    save_async: bool = False
+    requeue: bool = False
+    monitor: str = "max Mean_IoU"
+    early_stop: int = 0
+    val: bool = True
+    val_per_epochs: int = 1
+    tensorboard: bool = True
+    log_dir: str | None = None
+    log_per_iter: int = 20
+    amp: Literal["auto", "bf16", "fp16", False] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    accumulate: int = 1
+    clip_grad_norm: float = 0.0
+    ema: float = 0.0
+    nonfinite: Literal["stop", "skip"] = "stop"
+    max_skipped: int = 10
+    rank_timeout: float = RANK_TIMEOUT
+    finetune_from: str | None = None
+
+    @staticmethod
+    def check_settings(settings: dict) -> list[str]:
+        """The mistakes in a `trainer` section that its types do not show, as "key: text"."""
+        problems = []
+        lengths = [settings[k] for k in ("epochs", "iterations") if settings[k] is not None]
+        if len(lengths) != 1:
+            problems.append("trainer: expected exactly one of epochs and iterations, got "
+                            f"{'both' if lengths else 'neither'}")
+        for key, bound in _SMALLEST.items():
+            if settings[key] is not None and settings[key] < bound:
+                problems.append(f"trainer.{key}: expected at least {bound}, got {settings[key]}")
+        if not 0 <= settings["ema"] < 1:
+            problems.append(f"trainer.ema: expected a decay in [0, 1), got {settings['ema']}")
+        problem = monitor_problem(settings["monitor"])
+        if problem:
+            problems.append(f"trainer.monitor: {problem}")
+        return problems

@@ -1,0 +1,376 @@
+"""Augmentation: one warp that computes only the crop, then operations on its pixels.
+
+The recipe (scale 0.5 to 2 of base_size, rotation by up to 10 degrees, crop, flip,
+light blur) is that of the yassouali/RankDice trainers. Different on purpose:
+images are padded with the mean color and labels with ignore_index (there: black
+and class 0); image and label are sampled once, in the same geometry (there the
+label drifts by up to a pixel and is resampled twice); below half size the image
+is first halved by averaging, which removes aliasing.
+"""
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from dataloader.augmentation.pixel_transforms import GaussianBlur
+from utils.config import build
+from utils.config.schema import Components
+from utils.errors import ConfigError
+from utils.images.headers import MAX_PIXELS
+from utils.images.types import Image, Labels
+
+SCALE = (0.5, 2.0)       # of base_size
+ASPECT = (0.9, 1.1)      # width over height, relative to that of the image
+ANGLE = 10.0             # degrees
+SIGMA = 1.0              # pixels
+REDRAWS = 10             # of the place of a crop in which one class has too many pixels
+PROBE = 8                # that share is measured at every 8th row and column of the crop
+
+
+class Crop(NamedTuple):
+    """image uint8 (h, w, 3), label (h, w); flipped: mirrored left to right."""
+
+    image: Image
+    label: Labels
+    flipped: bool = False
+
+
+class Augmentation:
+    """Turns a whole image and label into the pixels that are trained or validated on.
+
+    With augment: random scale, rotation, crop, flip and blur. With val and a
+    crop_size: the short side is resized to it and the center is cut out. With
+    neither: the whole image (resized to base_size, if one is given).
+
+    base_size: long side of the image before the random scale; None keeps its size.
+    crop_size: side of a square, or [height, width]; None gives crops of the size
+        that the image has at base_size. With val and crop_size, base_size has no effect.
+    scale: false, true for 0.5 to 2, or [smallest, largest] factor.
+    rotate: false, true for up to 10 degrees, or the largest angle in degrees.
+    blur: false, true for a Gaussian of sigma up to 1 pixel, or the largest sigma.
+    aspect: false, true for 0.9 to 1.1, or [smallest, largest] factor by which the
+        proportion width : height changes; the area stays the same.
+    cat_max_ratio: the largest share of the labeled pixels of a crop that one class may
+        have: the place of the crop is drawn again, up to 10 times, until the crop has two
+        classes and none exceeds the share (0.75 is common). 1: off.
+    transforms: further operations on the crop, in order (`--list transforms`).
+
+    scale, flip, rotate and blur have no effect without `augment`.
+    """
+
+    def __init__(self, base_size: int | None = None, crop_size: int | list[int] | None = None,
+                 augment: bool = False, scale: bool | list[float] = True, flip: bool = False,
+                 rotate: bool | float = False, blur: bool | float = False, val: bool = False,
+                 aspect: bool | tuple[float, float] = False, cat_max_ratio: float = 1.0,
+                 transforms: Annotated[Sequence, Components("transforms")] = ()):
+        self.options = {"base_size": base_size, "crop_size": crop_size, "augment": augment,
+                        "scale": scale, "flip": flip, "rotate": rotate, "blur": blur, "val": val,
+                        "aspect": aspect, "cat_max_ratio": cat_max_ratio,
+                        "transforms": transforms}
+        if augment and val:
+            raise ConfigError("augment and val are both true: crops are either random or central",
+                              "augment", "set one of them to false")
+        if crop_size is not None and not (augment or val):
+            raise ConfigError(f"crop_size {crop_size} has no effect without augment or val",
+                              "crop_size", "\"augment\": true crops at random, \"val\": true at "
+                              "the center; leave crop_size out for whole images")
+        if not 0 < cat_max_ratio <= 1:
+            raise ConfigError("cat_max_ratio must be above 0 and at most 1, got "
+                              f"{cat_max_ratio}", "cat_max_ratio")
+        for key, given in (("aspect", aspect), ("cat_max_ratio", cat_max_ratio < 1),
+                           ("transforms", transforms)):
+            if given and not augment:
+                raise ConfigError(f"{key} has no effect without augment", key,
+                                  f"set \"augment\": true, or leave {key} out")
+        if base_size is not None and base_size < 1:
+            raise ConfigError(f"base_size must be at least 1, got {base_size}", "base_size")
+        self.base_size, self.crop_size = base_size, _size(crop_size)
+        largest = max(math.prod(self.crop_size or (1,)), (base_size or 1) ** 2)
+        if largest > MAX_PIXELS:
+            raise ConfigError(f"images of {largest:,} pixels; the limit is {MAX_PIXELS:,}",
+                              "base_size, crop_size")
+        self.augment, self.val = augment, val
+        self.scale = _factors(scale, SCALE, "scale") if augment else (1.0, 1.0)
+        self.aspect = _factors(aspect, ASPECT, "aspect")
+        self.cat_max_ratio = cat_max_ratio
+        self.flip = augment and flip
+        self.max_angle = _amount(rotate, ANGLE, "rotate") if augment else 0.0
+        max_sigma = _amount(blur, SIGMA, "blur") if augment else 0.0
+        self.pixel_transforms = [GaussianBlur(max_sigma)] if max_sigma else []
+        self.pixel_transforms += [build("transforms", section) for section in transforms]
+
+    def changed(self, **options: Any) -> "Augmentation":
+        """An Augmentation with some options changed."""
+        return Augmentation(**{**self.options, **options})
+
+    def __call__(self, image: Image, label: Labels, rng: np.random.Generator, *,
+                 image_border: tuple, label_border: int, train_ids: np.ndarray | None = None,
+                 center: tuple[int, int] | None = None) -> Crop:
+        """The crop of image uint8 (H, W, 3) and label uint8 or uint16 (H, W), as stored.
+
+        The inputs are not changed. image_border, label_border: values outside the image;
+        label_border is the stored value of an ignored pixel. train_ids: table from stored
+        values to classes, for cat_max_ratio; None: stored values are the classes. center:
+        (y, x) of a pixel that a random crop must show; if the rotation moves it out of the
+        image, the crop shows the nearest pixel inside.
+        """
+        view = self.draw_view(label, rng, label_border, train_ids, center)
+        image, label = view.cut(image, label, image_border, label_border)
+        for transform in self.pixel_transforms:
+            image, label = transform(image, label, rng, image_border=image_border,
+                                     label_border=label_border)
+        return Crop(image, label, view.flip)
+
+    def draw_view(self, label: Labels, rng: np.random.Generator, label_border: int = 255,
+                  train_ids: np.ndarray | None = None,
+                  center: tuple[int, int] | None = None) -> "View":
+        """The part of an image with this label (H, W) to show; makes all geometric draws."""
+        height, width = label.shape
+        zoom = self.base_size / max(height, width) if self.base_size else 1.0
+        crop_height, crop_width = self.crop_size or (max(1, math.floor(height * zoom + 0.5)),
+                                                     max(1, math.floor(width * zoom + 0.5)))
+        if not self.augment:
+            if self.crop_size:
+                zoom = max(crop_height / height, crop_width / width)
+            rows = _span(height, crop_height, zoom, 0.5)
+            columns = _span(width, crop_width, zoom, 0.5)
+            return View(rows, columns, (crop_height, crop_width))
+        low, high = self.scale
+        zoom *= rng.uniform(low, high)
+        angle = rng.uniform(-self.max_angle, self.max_angle)
+        down, right, mirrored = rng.random(3)
+        narrowest, widest = self.aspect
+        stretch = math.sqrt(rng.uniform(narrowest, widest)) if self.aspect != (1.0, 1.0) else 1.0
+        tries = REDRAWS if self.cat_max_ratio < 1 else 0
+        while True:
+            rows = _span(height, crop_height, zoom / stretch, down)
+            columns = _span(width, crop_width, zoom * stretch, right)
+            view = View(rows, columns, (crop_height, crop_width), angle,
+                        bool(self.flip and mirrored < 0.5))
+            if center is not None:
+                view = view.around(center, label.shape, (down, right))
+            if not tries or self._is_mixed(view.probe(label), label_border, train_ids):
+                return view
+            tries -= 1
+            down, right = rng.random(2)
+
+    def _is_mixed(self, stored, label_border, train_ids):
+        """Whether stored values (P,) have two classes and none exceeds cat_max_ratio."""
+        ids, ignored = stored, label_border
+        if train_ids is not None:
+            ids, ignored = train_ids[stored], train_ids[label_border]
+        classes, counts = np.unique(ids, return_counts=True)
+        counts = counts[classes != ignored]
+        return len(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum()
+
+
+class Span(NamedTuple):
+    """Along one axis: source pixels [start, start + length) fill crop pixels [0, shown)."""
+
+    start: int
+    length: int
+    shown: int
+
+    @property
+    def scale(self) -> float:
+        """Crop pixels per source pixel."""
+        return self.shown / self.length
+
+
+class View(NamedTuple):
+    """A part of an image that fills a crop of size = (height, width) pixels.
+
+    Without an angle, rows x columns of the source fill the top left of the
+    crop and the rest is border. With an angle (degrees, counterclockwise), the
+    image is first rotated about its center.
+    """
+
+    rows: Span
+    columns: Span
+    size: tuple[int, int]
+    angle: float = 0.0
+    flip: bool = False
+
+    def cut(self, image: Image, label: Labels, image_border: tuple,
+            label_border: int) -> tuple[Image, Labels]:
+        """The crops of image (H, W, 3) and label (H, W), sampled once, in the same geometry."""
+        if self.angle:
+            return self._warp(image, label, image_border, label_border)
+        return self._resize(image, label, image_border, label_border)
+
+    def around(self, center: tuple[int, int], shape: tuple[int, int],
+               place: tuple[float, float]) -> "View":
+        """A view of this size that shows the pixel `center` (y, x) of an image of `shape` (H, W).
+
+        place: (down, right), each in [0, 1): where the crop lies among all that show the
+        pixel and stay inside the image.
+        """
+        y, x = self._rotated(center, shape)
+        return self._replace(rows=_span_over(self.rows, shape[0], y, place[0]),
+                             columns=_span_over(self.columns, shape[1], x, place[1]))
+
+    def probe(self, label: Labels, step: int = PROBE) -> np.ndarray:
+        """(P,): values of label (H, W) at every step-th row and column of the crop's inside."""
+        v, u = np.mgrid[step // 2:self.size[0]:step, step // 2:self.size[1]:step]
+        x, y = self._matrix(label.shape) @ np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
+        x, y = np.rint(x).astype(int), np.rint(y).astype(int)
+        inside = (x >= 0) & (x < label.shape[1]) & (y >= 0) & (y < label.shape[0])
+        return label[y[inside], x[inside]]
+
+    def _resize(self, image, label, image_border, label_border):
+        (top, height, rows), (left, width, columns) = self.rows, self.columns
+        image = image[top:top + height, left:left + width]
+        label = label[top:top + height, left:left + width]
+        if (rows, columns) != (height, width):
+            for _ in range(self._halvings()):
+                image = _halved(image)
+            image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
+            # INTER_NEAREST aligns corners; INTER_NEAREST_EXACT aligns pixel centers, as
+            # INTER_LINEAR does.
+            label = cv2.resize(label, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
+        bottom, right = self.size[0] - rows, self.size[1] - columns     # width of the border
+        if bottom or right:
+            image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT,
+                                       value=image_border)
+            label = cv2.copyMakeBorder(label, 0, bottom, 0, right, cv2.BORDER_CONSTANT,
+                                       value=label_border)
+        if self.flip:
+            image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+        return np.ascontiguousarray(image), np.ascontiguousarray(label)
+
+    def _warp(self, image, label, image_border, label_border):
+        to_source = self._matrix(image.shape[:2])
+        size = self.size[::-1]
+        image, to_image = self._needed_region(image, to_source, self._halvings())
+        label, to_label = self._needed_region(label, to_source, 0)
+        # OpenCV warps four channels twice as fast as three, with the same values.
+        image = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), to_image, size,
+                               flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                               borderMode=cv2.BORDER_CONSTANT, borderValue=(*image_border, 0))
+        image = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
+        label = cv2.warpAffine(label, to_label, size,
+                               flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+                               borderMode=cv2.BORDER_CONSTANT, borderValue=label_border)
+        return image, label
+
+    def _matrix(self, shape):
+        """(2, 3): maps pixel (x, y) of the crop to the source, both counted at pixel centers."""
+        sx, sy = self.columns.scale, self.rows.scale
+        # Crop pixel -> its center in the scaled image -> rotated there -> source.
+        mirror = np.array([[-1, 0, self.size[1] - 1], [0, 1, 0], [0, 0, 1.0]]) if self.flip \
+            else np.eye(3)
+        place = _translation(self.columns.start * sx + 0.5, self.rows.start * sy + 0.5)
+        center = _translation(shape[1] * sx / 2, shape[0] * sy / 2)
+        back = _translation(-shape[1] * sx / 2, -shape[0] * sy / 2)
+        cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+        turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+        shrink = np.diag([1 / sx, 1 / sy, 1])
+        return (_translation(-0.5, -0.5) @ shrink @ center @ turn @ back @ place @ mirror)[:2]
+
+    def _rotated(self, point, shape):
+        """The pixel (y, x) that `point` is rotated to, or the nearest one inside the image."""
+        sy, sx = self.rows.scale, self.columns.scale
+        cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+        y, x = (point[0] + 0.5 - shape[0] / 2) * sy, (point[1] + 0.5 - shape[1] / 2) * sx
+        y, x = cos * y - sin * x, cos * x + sin * y
+        return (min(max(math.floor(y / sy + shape[0] / 2), 0), shape[0] - 1),
+                min(max(math.floor(x / sx + shape[1] / 2), 0), shape[1] - 1))
+
+    def _needed_region(self, image, to_source, halvings):
+        """The part of the image that the crop needs, halved, and the matrix (2, 3) into it."""
+        height, width = self.size
+        corners = to_source @ np.array([[-1, width, -1, width], [-1, -1, height, height],
+                                        [1, 1, 1, 1]])
+        # One more pixel of the halved image on every side, for bilinear sampling.
+        step = 2 ** halvings
+        left, right = _aligned(corners[0].min() - step, corners[0].max() + step,
+                               image.shape[1], step)
+        top, bottom = _aligned(corners[1].min() - step, corners[1].max() + step,
+                               image.shape[0], step)
+        region = image[top:bottom, left:right]
+        # An incomplete block at the far edge is completed by repeating the edge.
+        missing = (-region.shape[0] % step, -region.shape[1] % step)
+        if any(missing):
+            region = cv2.copyMakeBorder(region, 0, missing[0], 0, missing[1],
+                                        cv2.BORDER_REPLICATE)
+        for _ in range(halvings):
+            region = _halved(region)
+        shift = _translation(0.5 - left, 0.5 - top)
+        shrink = np.diag([1 / step, 1 / step, 1])
+        full = np.vstack([to_source, [0, 0, 1]])
+        return region, (_translation(-0.5, -0.5) @ shrink @ shift @ full)[:2]
+
+    def _halvings(self):
+        """How often the image is halved first: bilinear sampling skips pixels below scale 1/2."""
+        scale = max(self.rows.scale, self.columns.scale)
+        return max(0, math.floor(-math.log2(scale) + 1e-9))
+
+
+def _span(length, crop, zoom, place):
+    """The part of an axis of `length` pixels that `crop` pixels show at this zoom.
+
+    place: its position, in [0, 1). The part has whole source pixels, so that image and
+    label cover exactly the same; this changes the zoom by less than half a pixel.
+    """
+    needed = crop / zoom
+    if needed >= length:
+        return Span(0, length, min(crop, max(1, math.floor(length * zoom + 0.5))))
+    block = 2 ** max(0, math.floor(-math.log2(zoom) + 1e-9))     # halving is fast on whole blocks
+    taken = min(length, max(1, block * round(needed / block)))
+    return Span(int(place * (length - taken + 1)), taken, crop)
+
+
+def _span_over(span, length, point, place):
+    """A span of the same length that covers the pixel `point` of an axis of `length` pixels."""
+    first, last = max(0, point - span.length + 1), min(point, length - span.length)
+    return span._replace(start=first + int(place * (last - first + 1)))
+
+
+def _halved(image):
+    """The image at half size, by averaging."""
+    height, width = image.shape[:2]
+    return cv2.resize(image, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
+
+
+def _aligned(low, high, length, step):
+    """[low, high) extended to whole blocks of `step` pixels and cut to [0, length)."""
+    first = min(max(0, math.floor(low / step) * step), (length - 1) // step * step)
+    last = max(min(length, math.ceil(high / step) * step), first + 1)
+    return first, last
+
+
+def _translation(x, y):
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
+
+
+def _size(crop_size):
+    """crop_size as (height, width), or None."""
+    if crop_size is None:
+        return None
+    size = [crop_size] * 2 if isinstance(crop_size, int) else list(crop_size)
+    if len(size) != 2 or min(size) < 1:
+        raise ConfigError(f"crop_size must be a positive number or [height, width], got "
+                          f"{crop_size}", "crop_size")
+    return tuple(size)
+
+
+def _factors(value, default, key):
+    """The range of a factor: (1, 1) for false, the default for true, or as given."""
+    if isinstance(value, bool):
+        return default if value else (1.0, 1.0)
+    if len(value) != 2 or not 0 < value[0] <= value[1]:
+        raise ConfigError(f"{key} must be true, false or [smallest, largest] factor above 0, got "
+                          f"{value}", key)
+    smallest, largest = value
+    return smallest, largest
+
+
+def _amount(value, default, key):
+    """The largest amount: 0 for false, the default for true, or as given."""
+    if isinstance(value, bool):
+        return default if value else 0.0
+    if value < 0:
+        raise ConfigError(f"{key} must be true, false or a positive number, got {value}", key)
+    return float(value)

@@ -1,0 +1,246 @@
+"""Opens every image and label of a split and reports on all of them."""
+import hashlib
+import io
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from base.base_dataset import BaseDataset
+from utils.config.build import split_args
+from utils.config.registry import components, lookup
+from utils.config.schema import section_callables
+from utils.config.signature import fields, value_name
+from utils.errors import ConfigError, DataError, listed, shown
+from utils.files.file_jobs import work_through
+from utils.images.headers import FORMATS, UnreadableFile, read_header
+from utils.images.types import Labels
+
+SHOWN = 50             # problems in the text; the JSON has all of them
+SHOWN_NAMES = 5        # names in one note
+
+
+class DatasetReport(NamedTuple):
+    """The result for one split.
+
+    args: arguments of the dataset. samples: one entry for each whose files are complete.
+    problems: lines on what is wrong. notes: lines on what may be intended.
+    """
+
+    name: str
+    args: dict[str, Any]
+    summary: dict[str, str]
+    samples: list[dict[str, Any]]
+    problems: list[str]
+    notes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole report as plain types."""
+        root = os.path.expanduser(self.args.get("data_dir", ""))
+        return {"name": self.name, "root": _absolute(root), "split": self.args.get("split"),
+                "summary": self.summary, "notes": self.notes, "problems": self.problems,
+                "samples": self.samples}
+
+    def as_text(self) -> str:
+        """The report in lines, with the first problems."""
+        lines = [f"{self.name} {self.args.get('split', '')} in {self.args.get('data_dir', '')}"]
+        lines += [f"  {key:13} {value}" for key, value in self.summary.items()]
+        lines += [f"note: {note}" for note in self.notes]
+        if self.problems:
+            lines.append(listed(self.problems, SHOWN, "\n", "problem: {}".format))
+        count = len(self.problems)
+        lines.append("nothing is wrong" if not count else
+                     f"{count} {'problem' if count == 1 else 'problems'}")
+        return "\n".join(lines)
+
+
+def check_dataset(name: str, args: dict[str, Any], ignore_index: int = 255,
+                  workers: int = 1) -> DatasetReport:
+    """Open every file of the dataset `name` with the arguments `args`, in threads.
+
+    Raises ConfigError for an unknown dataset or unusable arguments.
+    """
+    dataset, problems = open_unchecked(name, args, ignore_index)
+    if dataset is None:
+        return DatasetReport(name, args, {}, [], problems, [])
+    outcome = work_through(range(len(dataset)), lambda index: _examine(dataset, index), workers,
+                           "checking")
+    assert not outcome.failed, "_examine returns errors, it does not raise them"
+    findings = outcome.done
+    problems = [*problems, *dataset.problems,
+                *(text for finding in findings for text in finding.problems)]
+    problems += [f"{sample}: sample occurs {count} times" for sample, count in
+                 Counter(sample.id for sample in dataset.samples).items() if count > 1]
+    if not len(dataset) and not problems:
+        problems.append(f"{dataset.root}: no images of split {dataset.split!r}")
+    return DatasetReport(name, {**args, "split": dataset.split}, _summary(dataset, findings),
+                         [finding.entry for finding in findings if finding.entry], problems,
+                         list(_notes(dataset, findings)))
+
+
+def open_unchecked(name: str, args: dict[str, Any], ignore_index: int) \
+        -> tuple[BaseDataset | None, list[str]]:
+    """(the dataset without the checks of its constructor, problems); None if a list is missing.
+
+    Raises ConfigError for an unknown dataset or unusable arguments.
+    """
+    cls: type[BaseDataset] = lookup(name, components("datasets"), "--type")
+    if not isinstance(args, dict):
+        raise ConfigError(f"expected an object, found {value_name(args)}", "--args")
+    own_args, *_ = split_args({"type": name, "args": args}, *section_callables("datasets", cls))
+    for key, field in fields(cls).items():
+        if field.required and key not in own_args:
+            raise ConfigError(f"{name} needs the argument {key!r}", "--args")
+        if key in own_args and not field.fits(args[key]):
+            raise ConfigError(f"{key}: expected {field.expected}, found {value_name(args[key])}",
+                              "--args")
+    # The subclass keeps the name, which messages show.
+    unchecked: Any = type(cls.__name__, (cls,), {"check": lambda self: None})
+    try:
+        return unchecked(**own_args, ignore_index=ignore_index), []
+    except DataError as error:
+        return None, [error.in_one_line]
+
+
+class _Finding(NamedTuple):
+    """What the files of one sample contain.
+
+    entry: the sample in the JSON, None if a file cannot be read. turned: whether the image has an
+    EXIF orientation. digest: of the bytes of the image file.
+    """
+
+    entry: dict[str, Any] | None
+    problems: list[str]
+    image_mode: str | None
+    label_mode: str | None
+    turned: bool
+    digest: bytes | None
+
+
+def _examine(dataset, index):
+    """Read one sample as training would, without augmentation."""
+    sample, problems, entry = dataset.samples[index], [], None
+    try:
+        label = dataset[index]["label"].numpy()
+        entry = {"id": sample.id, "split": dataset.split, "image": _absolute(sample.image),
+                 "label": _absolute(sample.label), "size": list(label.shape[::-1]),
+                 "hist": _histograms(dataset, label) if sample.label or not sample.image else {}}
+    except DataError as error:
+        problems.append(error.in_one_line)
+        if isinstance(error, UnreadableFile) and sample.label \
+                and error.where != shown(sample.label):
+            try:
+                dataset.read_label(sample.label)
+            except DataError as second:
+                problems.append(second.in_one_line)
+    image_mode, turned, digest = _file_facts(sample.image)
+    return _Finding(entry, problems, image_mode, _file_facts(sample.label)[0], turned, digest)
+
+
+def _histograms(dataset: BaseDataset, label: Labels) -> dict[str, dict[str, int]]:
+    """{number of classes: {train id: number of pixels}}; ignored pixels under "ignore"."""
+    if label.dtype == np.uint8:
+        counts = np.bincount(label.ravel(), minlength=256)
+        values = np.flatnonzero(counts)
+        counts = counts[values]
+    else:
+        values, counts = np.unique(label, return_counts=True)
+    named = {"ignore" if value == dataset.ignore_index else str(value): count
+             for value, count in zip(values.tolist(), counts.tolist(), strict=True)}
+    return {str(dataset.num_classes): named}
+
+
+def _file_facts(path: Path | None) -> tuple[str | None, bool, bytes | None]:
+    """(format and mode, whether it has an EXIF orientation, digest of the bytes)."""
+    from PIL import Image
+    if path is None or not path.is_file():
+        return None, False, None
+    try:
+        data = path.read_bytes()
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        if path.suffix.lower() == ".mat":
+            return "MATLAB", False, digest
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                mode = f"{image.format} {image.mode}"
+        return mode, read_header(path).orientation != 1, digest
+    except Exception:                   # any fault was reported when the sample was read
+        return None, False, None
+
+
+def _summary(dataset, findings):
+    entries = [finding.entry for finding in findings if finding.entry]
+    images = Counter(finding.image_mode for finding in findings if finding.image_mode)
+    labels = Counter(finding.label_mode for finding in findings if finding.label_mode)
+    result = {"samples": f"{len(dataset)}, {len(entries)} of them read whole",
+              "images": _counted(images), "labels": _counted(labels)}
+    if entries:
+        widths, heights = zip(*(entry["size"] for entry in entries), strict=True)
+        result["sizes"] = (f"{min(widths)} to {max(widths)} wide, {min(heights)} to "
+                           f"{max(heights)} high, "
+                           f"{len(set(zip(widths, heights, strict=True)))} different")
+    pixels = _pixels(entries)
+    if total := sum(pixels.values()):
+        present = sum(key != "ignore" for key in pixels)
+        result["classes"] = (f"{present} of {dataset.num_classes} occur, "
+                             f"{100 * pixels.get('ignore', 0) / total:.2f} % of the pixels are "
+                             "ignored")
+    return result
+
+
+def _notes(dataset: BaseDataset, findings: list[_Finding]) -> Iterator[str]:
+    published = dataset.split_sizes.get(dataset.split)
+    if published and 0 < len(dataset) != published:
+        yield f"{len(dataset)} samples, {published} in the published split"
+    turned = [finding.entry["image"] for finding in findings if finding.turned and finding.entry]
+    if turned:
+        yield f"{len(turned)} images are turned by their EXIF tag: {_some(turned)}"
+    same = {}
+    for sample, finding in zip(dataset.samples, findings, strict=True):
+        if finding.digest:
+            same.setdefault(finding.digest, set()).add(str(sample.image))
+    for paths in same.values():
+        if len(paths) > 1:
+            yield f"{len(paths)} image files have the same content: {_some(sorted(paths))}"
+    labeled = [finding.entry for finding in findings if finding.entry and finding.entry["hist"]]
+    empty = [entry["label"] or entry["image"] for entry in labeled
+             if set(_pixels([entry])) == {"ignore"}]
+    if empty:
+        yield f"{len(empty)} labels hold ignored pixels only: {_some(empty)}"
+    pixels = _pixels(labeled)
+    absent = [name for i, name in enumerate(dataset.class_names) if str(i) not in pixels]
+    if labeled and absent:
+        yield f"{len(absent)} classes do not occur: {_some(absent)}"
+    for kind in ("image", "label"):
+        used = {path for sample in dataset.samples if (path := getattr(sample, kind))}
+        folders = {path.parent for path in used}
+        others = sum(entry.is_file() for folder in folders if folder.is_dir()
+                     for entry in os.scandir(folder)) - sum(path.is_file() for path in used)
+        if others > 0:
+            yield f"{others} other files are in the {kind} folders"
+
+
+def _pixels(entries):
+    """{train id: number of pixels} over all entries."""
+    total = Counter()
+    for entry in entries:
+        for counts in entry["hist"].values():
+            total.update(counts)
+    return total
+
+
+def _counted(counter):
+    return ", ".join(f"{count} {key}" for key, count in counter.most_common()) or "none"
+
+
+def _some(names):
+    return listed(names, SHOWN_NAMES, text=shown)
+
+
+def _absolute(path):
+    return os.path.abspath(path) if path else None

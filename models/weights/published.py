@@ -1,0 +1,150 @@
+"""Published checkpoints: a description of each, and a function that loads them.
+
+Each file of models/ and models/backbones/ describes the checkpoints that its network can
+load in a table at module level:
+
+    PUBLISHED = {NAME: Published(network=..., rename=..., ...)}
+
+`published()` collects these tables, so a new network adds its entry in its own file.
+`load_published` loads a file whose every tensor must fit. For fine-tuning, where parts may
+differ, see start_weights.py.
+"""
+import functools
+import importlib
+import os
+import pkgutil
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from models.weights.rename_keys import Rule, State, rename
+from utils.checkpoint.load import load_partial, match_tensors, unwrap
+from utils.checkpoint.read import read_state
+from utils.cli.console import notice
+from utils.errors import CheckpointError, unknown
+
+
+@dataclass(frozen=True)
+class Published:
+    """Describes the published files of one network and how they become ours.
+
+    network:  our class; args: arguments of its constructor, without the number of classes.
+    rename:   (pattern, replacement) rules for re.sub on every key, applied in order.
+    drop:     patterns of keys to leave out; they are matched before renaming.
+    convert:  a function from the state dict with published keys to a changed one, e.g. with
+              folded norms or transposed weights; None: no change.
+    classes:  the published key whose first dimension (or dimension classes_dim) is the
+              number of classes; None: the network has no classes.
+    files:    names of the published files that have these keys.
+    score:    the published score of these files.
+    imagenet: True for an ImageNet classifier; the network is then an encoder.
+    mean, std, order, scale: the input normalization that the weights need:
+              (image / scale - mean) / std, with the channels in this order.
+    read:     a function from a path to the content of the file; None: a file of torch.
+    """
+
+    network: type[nn.Module]
+    args: Mapping = field(default_factory=dict)
+    rename: tuple[Rule, ...] = ()
+    drop: tuple[str, ...] = ()
+    convert: Callable[[State], State] | None = None
+    classes: str | None = None
+    classes_dim: int = 0
+    files: tuple[str, ...] = ()
+    score: str = ""
+    imagenet: bool = False
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    order: str = "RGB"
+    scale: float = 255.0
+    read: Callable[[str | os.PathLike], object] | None = None
+
+    def build(self, num_classes: int | None) -> nn.Module:
+        """Build the network with random weights; num_classes is not used if it has no classes."""
+        classes = {} if self.classes is None else {"num_classes": num_classes}
+        return self.network(**classes, **self.args)
+
+
+@functools.cache
+def published() -> dict[str, Published]:
+    """Return all entries of the PUBLISHED tables in models/ and models/backbones/, by name."""
+    entries = {}
+    for package in ("models", "models.backbones"):
+        for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            module = importlib.import_module(f"{package}.{info.name}")
+            for name, entry in getattr(module, "PUBLISHED", {}).items():
+                if name in entries:
+                    raise RuntimeError(f"two published networks are called {name!r}")
+                entries[name] = entry
+    return entries
+
+
+def load_published(name: str, source: str | os.PathLike | Mapping,
+                   num_classes: int | None = None) -> nn.Module:
+    """Return our network in eval mode with the published weights.
+
+    name: an entry of `published()`. source: the path of a file, or a state dict, also
+    inside any usual wrapper. num_classes: None for the number in the file. With
+    another number, the classifiers start from random weights and stderr lists them.
+    It has no effect on encoders and SegFix, which have no classes.
+    Raises CheckpointError if the name is unknown, the file is unreadable or refused, or
+    a tensor is missing, left over, of another shape or not finite.
+    """
+    entries = published()
+    if name not in entries:
+        raise CheckpointError(unknown("published network", name, entries))
+    entry = entries[name]
+    if isinstance(source, (str, os.PathLike)):
+        where = f"{name}, {os.fspath(source)}"
+        content = (entry.read or read_state)(source)
+    else:
+        where, content = name, source
+    state = unwrap(content, where)
+    classes = _count_classes(entry, state, num_classes, where)
+    network = entry.build(classes)
+    load_strictly(network, translate(state, entry), where)
+    if num_classes not in (None, classes):
+        complete, network = network, entry.build(num_classes)
+        report = load_partial(network, complete.state_dict(), where)
+        notice(f"{where}: {classes} classes in the file, {num_classes} requested: "
+               f"{len(report.mismatched)} tensors start from random values\n{report}")
+    return network.eval()
+
+
+def translate(state: Mapping[str, torch.Tensor], entry: Published) -> State:
+    """Turn a state dict with the published keys of `entry` into one with our keys."""
+    state = {k: v for k, v in state.items() if not any(re.search(p, k) for p in entry.drop)}
+    if entry.convert is not None:
+        state = entry.convert(state)
+    return rename(state, entry.rename)
+
+
+def load_strictly(network: nn.Module, state: State, where: str = "checkpoint") -> None:
+    """Load `state` into `network` if every tensor fits; otherwise raise CheckpointError.
+
+    The error lists all tensors that do not fit, and nothing is copied in that case.
+    num_batches_tracked of batch norm may be missing, because old files do not have it.
+    """
+    report = match_tensors(network, state)
+    report.missing = [k for k in report.missing if not k.endswith("num_batches_tracked")]
+    if not report.exact:
+        raise CheckpointError(
+            f"the checkpoint does not fit {type(network).__name__}\n{report}", where=where,
+            fix="check the network's name, its backbone and the number of classes")
+    load_partial(network, state, where)
+
+
+def _count_classes(entry: Published, state: State, requested: int | None,
+                   where: str) -> int | None:
+    """Return the number of classes in the file, or `requested` if the file does not tell it."""
+    if entry.classes is None:
+        return requested
+    if entry.classes in state:
+        return state[entry.classes].shape[entry.classes_dim]
+    if requested is None:
+        raise CheckpointError(f"the checkpoint has no {entry.classes}", where=where,
+                              fix="check that the file belongs to this network")
+    return requested

@@ -1,0 +1,27 @@
+"""A base class for networks that can start from files of many sources (fine-tuning)."""
+from base.base_model import BaseModel
+from models.backbones.hrnet import PADDLE_KEYS
+from models.weights.openseg import backbone_keys
+from models.weights.published import published, translate
+from models.weights.rename_keys import State, to_our_keys
+
+
+class StartsFromFiles(BaseModel):
+    """A network that starts from its published checkpoints or from a file with its encoder."""
+
+    def rename_foreign(self, state: State) -> State:
+        """Rename the keys of a published checkpoint, or of a file with this encoder, to ours.
+
+        A published checkpoint is recognized by the name of its classifier. If several published
+        entries of this network share that name, the one that fills most tensors is used. Of any
+        other file the tensors of the encoder are renamed: ResNets and HRNets of ImageNet, Paddle,
+        NVIDIA, MIC-DKFZ and openseg (whose in-place norms are folded). Other keys stay.
+        """
+        keys = self.state_dict().keys()
+        forms = [translate(state, entry) for entry in published().values()
+                 if isinstance(self, entry.network) and entry.classes in state]
+        if forms:
+            state = max(forms, key=lambda form: len(keys & form.keys()))
+        else:
+            state = to_our_keys(state, backbone_keys(self), PADDLE_KEYS)
+        return super().rename_foreign(state)

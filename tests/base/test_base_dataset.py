@@ -1,0 +1,228 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from base.base_dataset import BaseDataset, Sample
+from dataloader.augmentation.transforms import Augmentation
+from utils.errors import ConfigError, DataError
+from utils.images.image_io import write_image, write_label
+
+RNG = np.random.default_rng(0)
+
+
+class Plain(BaseDataset):
+    num_classes = 5
+    class_names = list("abcde")
+    palette = [[i, i, i] for i in range(5)]
+    split_sizes = {"train": 3}
+
+    def find_samples(self):
+        yield from self.pair_by_stem(self.root / "images", self.root / "labels")
+
+
+class Shifted(Plain):
+    """Stored 1..5 are classes 0..4, 0 is ignored, as in ADE20K."""
+
+    def train_ids(self, raw):
+        return np.where(raw == 0, self.ignore_index, raw - 1)
+
+
+class People(Plain):
+    flip_label_pairs = ((1, 2), (3, 4))
+
+
+def fill(root, labels, size=(12, 16)):
+    for part in ("images", "labels"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    for name, label in labels.items():
+        label = np.full(size, label, np.uint8) if np.isscalar(label) else label
+        write_image(root / "images" / f"{name}.png",
+                    RNG.integers(0, 255, (*label.shape, 3), dtype=np.uint8))
+        write_label(root / "labels" / f"{name}.png", label, [])
+    return str(root)
+
+
+@pytest.fixture
+def three(tmp_path):
+    return fill(tmp_path, {"a": 0, "b": 4, "c": 2})
+
+
+def test_an_item_consists_of_bytes_and_an_id(three):
+    item = Plain(three, "train")[1]
+    assert item["image"].dtype == torch.uint8 and item["image"].shape == (3, 12, 16)
+    assert item["label"].dtype == torch.uint8 and item["label"].unique().tolist() == [4]
+    assert item["id"] == "b"
+
+
+def test_labels_have_sixteen_bits_where_a_byte_cannot_hold_them(three):
+    assert Plain(three, "train", ignore_index=-1)[0]["label"].dtype == torch.int16
+
+    class Many(Plain):
+        num_classes = 300
+        class_names = [str(i) for i in range(300)]
+    assert Many(three, "train", ignore_index=1000)[0]["label"].dtype == torch.int16
+
+
+@pytest.mark.parametrize("dataset", [Plain, Shifted])
+@pytest.mark.parametrize("ignore", [255, -1, 100, 1000])
+def test_padding_is_ignored_with_every_ignore_index(dataset, ignore, tmp_path):
+    root = fill(tmp_path, {"a": 1, "b": 1, "c": 1})
+    data = dataset(root, "train", ignore_index=ignore,
+                   augmentation=Augmentation(crop_size=40, augment=True, rotate=True))
+    expected = 1 if dataset is Plain else 0
+    for epoch in range(6):
+        assert set(data[epoch, 0]["label"].unique().tolist()) == {expected, ignore}
+
+
+def test_the_augmentation_knows_the_classes_of_stored_values(tmp_path):
+    class Halved(Plain):
+        """Stored 0 and 1 are class 0, 2 and 3 class 1."""
+
+        def train_ids(self, raw):
+            return np.where(raw < 5, raw // 2, self.ignore_index)
+    label = np.zeros((64, 100), np.uint8)
+    label[:, 40:], label[:, 70:] = 1, 2
+    root = fill(tmp_path, {"a": label, "b": 1, "c": 1})
+    data = Halved(root, "train", augmentation=Augmentation(
+        crop_size=24, augment=True, scale=False, cat_max_ratio=0.95))
+    shown = [set(data[epoch, 0]["label"].unique().tolist()) for epoch in range(60)]
+    assert sum(one == {0, 1} for one in shown) > 50
+
+
+def test_stored_values_are_mapped(tmp_path):
+    root = fill(tmp_path, {n: np.array([[0, 1, 5]], np.uint8) for n in "abc"})
+    assert Shifted(root, "train")[0]["label"].tolist() == [[255, 0, 4]]
+
+
+def test_random_draws_depend_only_on_seed_epoch_and_index(three):
+    def images(seed, order):
+        data = Plain(three, "train", seed=seed,
+                     augmentation=Augmentation(crop_size=8, augment=True, rotate=True))
+        return {key: data[key]["image"].numpy().tobytes() for key in order}
+    keys = [(e, i) for e in range(3) for i in range(3)]
+    first, backwards = images(0, keys), images(0, keys[::-1])
+    assert first == backwards and len(set(first.values())) == 9
+    assert set(first.values()).isdisjoint(images(1, keys).values())
+
+
+@pytest.mark.parametrize("ignore", [255, -1])
+def test_mirroring_swaps_left_and_right_classes(ignore, tmp_path):
+    class Limbs(People):
+        def train_ids(self, raw):
+            return np.where(raw == 9, self.ignore_index, raw)
+    root = fill(tmp_path, {n: np.array([[0, 1, 2, 3, 4, 9]], np.uint8) for n in "abc"})
+    data = Limbs(root, "train", ignore_index=ignore,
+                 augmentation=Augmentation(augment=True, scale=False, flip=True))
+    seen = {tuple(data[e, 0]["label"][0].tolist()) for e in range(12)}
+    assert seen == {(0, 1, 2, 3, 4, ignore), (ignore, 3, 4, 1, 2, 0)}
+
+
+def test_a_value_out_of_range_names_file_values_and_counts(tmp_path):
+    label = np.zeros((4, 4), np.uint8)
+    label[0, :3], label[1, 0] = 200, 77
+    root = fill(tmp_path, {"a": 0, "b": label, "c": 0})
+    with pytest.raises(DataError) as caught:
+        Plain(root, "train")
+    message = str(caught.value)
+    for part in ("77 (1 pixels), 200 (3 pixels)", "num_classes is 5", "ignore_index is 255",
+                 "b.png", "label_map"):
+        assert part in message
+
+
+def test_a_value_out_of_range_is_also_found_when_the_sample_is_read(tmp_path):
+    root = fill(tmp_path, {f"{i:02d}": 0 for i in range(30)})
+    label = np.zeros((12, 16), np.uint8)
+    label[0, 0] = 9
+    write_label(tmp_path / "labels" / "01.png", label, [])
+    data = Plain(root, "other")
+    with pytest.raises(DataError, match="01.png"):
+        data[1]
+
+
+@pytest.mark.parametrize("ignore", [255, 254])
+def test_binary_masks_of_0_and_255_get_a_hint(ignore, tmp_path):
+    mask = np.zeros((4, 4), np.uint8)
+    mask[:2] = 255
+    root = fill(tmp_path, {"a": mask, "b": mask, "c": mask})
+    with pytest.raises(DataError, match="255") as caught:
+        Plain(root, "train", ignore_index=ignore)
+    assert "binary" in str(caught.value) and '"255": 1' in str(caught.value)
+
+
+def test_one_error_lists_all_problems_of_the_files(tmp_path):
+    root = fill(tmp_path, {n: 0 for n in ("good", "other", "nolabel", "orphan", "small", "bad")})
+    (tmp_path / "labels" / "nolabel.png").unlink()
+    (tmp_path / "images" / "orphan.png").unlink()
+    (tmp_path / "images" / "bad.png").write_bytes(b"")
+    write_label(tmp_path / "labels" / "small.png", np.zeros((3, 3), np.uint8), [])
+    write_image(tmp_path / "images" / "good.jpg", np.zeros((12, 16, 3), np.uint8))
+    (tmp_path / "images" / "other.png").unlink()
+    os.mkfifo(tmp_path / "images" / "other.png")
+    (tmp_path / "images" / "folder.jpg").mkdir()
+    write_label(tmp_path / "labels" / "folder.png", np.zeros((3, 3), np.uint8), [])
+    with pytest.raises(DataError) as caught:
+        Plain(root, "train")
+    message = str(caught.value)
+    assert "7 files are wrong" in message
+    for part in ("nolabel.png: no label", "orphan.png: a label without an image",
+                 "bad.png: the file is empty", "small.png is 16x12 but its label",
+                 "is 3x3", "good.png: same name as", "other.png: not a regular file",
+                 "folder.jpg: not a regular file"):
+        assert part in message, part
+
+
+def test_ten_problems_are_shown_and_the_rest_counted(tmp_path):
+    root = fill(tmp_path, {f"{i:02d}": 0 for i in range(14)})
+    for path in (tmp_path / "labels").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="14 files are wrong") as caught:
+        Plain(root, "train")
+    assert str(caught.value).count("no label") == 10 and "and 4 more" in str(caught.value)
+
+
+def test_an_empty_or_missing_folder_is_a_data_error(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        Plain(str(tmp_path / "none"), "train")
+    with pytest.raises(DataError, match="no images"):
+        Plain(str(tmp_path), "train")
+
+
+def test_a_split_size_other_than_the_published_one_is_a_warning(tmp_path, capsys):
+    Plain(fill(tmp_path, {"a": 0, "b": 0}), "train")
+    assert "2 images" in capsys.readouterr().err
+
+
+def test_an_unknown_split_and_an_ignored_class_are_config_errors(three):
+    class Known(Plain):
+        splits = ("train", "val")
+    with pytest.raises(ConfigError, match="train, val"):
+        Known(three, "valid")
+    with pytest.raises(ConfigError, match="ignore_index 3"):
+        Plain(three, "train", ignore_index=3)
+
+
+def test_a_split_without_labels_is_all_ignored(three):
+    class Unlabeled(Plain):
+        def find_samples(self):
+            for path in sorted((self.root / "images").iterdir()):
+                yield Sample(path.stem, path, None)
+    item = Unlabeled(three, "test", augmentation=Augmentation(crop_size=20, augment=True))[0]
+    assert item["label"].unique().tolist() == [255]
+
+
+def test_a_file_that_is_removed_later_is_named(three):
+    data = Plain(three, "train")
+    data.samples[2].image.unlink()
+    with pytest.raises(DataError, match="cannot be opened") as caught:
+        data[2]
+    assert "c.png" in caught.value.where
+
+
+def test_checking_headers_is_fast(tmp_path):
+    import time
+    root = fill(tmp_path, {f"{i:03d}": 0 for i in range(200)})
+    start = time.process_time()
+    Plain(root, "other")
+    assert time.process_time() - start < 0.2           # 20 us per file, plus the constructor

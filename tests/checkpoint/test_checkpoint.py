@@ -1,0 +1,151 @@
+"""Checkpoints are atomic, verified and safe, and errors name what does not fit."""
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from utils.checkpoint.find import newest_checkpoint
+from utils.checkpoint.load import load_exact, load_partial, match_tensors, unwrap
+from utils.checkpoint.read import read_checkpoint, read_state
+from utils.checkpoint.write import write_checkpoint
+from utils.errors import CheckpointError
+
+
+class Net(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3))
+        self.head = nn.Conv2d(8, classes, 1)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "last.pth"
+    write_checkpoint(path, {"format": 1, "model": Net().state_dict(), "config": {}, "epoch": 3})
+    return path
+
+
+def test_a_written_checkpoint_can_be_read(saved):
+    assert read_checkpoint(saved)["epoch"] == 3
+
+
+def test_only_the_checkpoint_stays_in_the_folder(saved):
+    assert os.listdir(saved.parent) == ["last.pth"]
+
+
+def test_an_interrupted_write_keeps_the_old_file(saved):
+    class Interrupts:
+        def __reduce__(self):
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(saved, {"format": 1, "model": {}, "config": {}, "bomb": Interrupts()})
+    assert read_checkpoint(saved)["epoch"] == 3
+    assert os.listdir(saved.parent) == ["last.pth"]
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-4, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_named_as_damaged(saved, share):
+    data = saved.read_bytes()
+    saved.write_bytes(data[:int(len(data) * share)])
+    with pytest.raises(CheckpointError, match="damaged") as error:
+        read_checkpoint(saved)
+    assert str(saved) in str(error.value)
+    assert "weights_only" not in str(error.value)
+
+
+def test_one_flipped_bit_is_found_and_its_record_named(saved):
+    with zipfile.ZipFile(saved) as archive:
+        info = max(archive.infolist(), key=lambda i: i.file_size)
+    data = bytearray(saved.read_bytes())
+    data[info.header_offset + 200] ^= 1
+    saved.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"data/\d+"):
+        read_checkpoint(saved)
+
+
+def test_the_error_of_a_missing_file_lists_the_files_of_the_folder(saved):
+    with pytest.raises(CheckpointError, match="last.pth"):
+        read_checkpoint(saved.with_name("best.pth"))
+
+
+class Hostile:
+    def __init__(self, sentinel):
+        self.sentinel = sentinel
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.sentinel}",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path, legacy):
+    sentinel, path = tmp_path / "ran", tmp_path / "evil.pth"
+    if legacy:
+        path.write_bytes(pickle.dumps({"model": Hostile(sentinel)}))
+    else:
+        torch.save({"model": Hostile(sentinel)}, path)
+    with pytest.raises(CheckpointError) as error:
+        read_state(path)
+    assert not sentinel.exists()
+    assert legacy or "asks to run posix.system" in str(error.value)
+    assert "weights_only" not in str(error.value)
+
+
+def test_a_checkpoint_of_the_ancestor_with_numpy_scalars_loads(tmp_path):
+    path = tmp_path / "checkpoint-epoch10.pth"
+    torch.save({"arch": "DataParallel", "monitor_best": np.float64(0.71), "config": {"n_gpu": 1},
+                "state_dict": {f"module.{k}": v for k, v in Net().state_dict().items()}}, path)
+    state = read_state(path)
+    assert state["monitor_best"] == 0.71
+    assert unwrap(state).keys() == Net().state_dict().keys()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "model"])
+def test_every_usual_wrapper_is_removed(prefix, key):
+    state = {prefix + k: v for k, v in Net().state_dict().items()}
+    assert unwrap({key: state, "epoch": 1} if key else state).keys() == Net().state_dict().keys()
+
+
+def test_the_error_of_another_network_counts_the_matching_tensors():
+    with pytest.raises(CheckpointError, match="saved by arch UNet, the config says Net; 0 of 11"):
+        load_exact(Net(), {"conv.weight": torch.zeros(1)}, "UNet", "x.pth")
+
+
+def test_fine_tuning_loads_the_fitting_tensors_and_lists_the_others():
+    source, target = Net(19), Net(5)
+    report = load_partial(target, source.state_dict(), "x.pth")
+    assert torch.equal(target.body[0].weight, source.body[0].weight)
+    assert {key for key, *_ in report.mismatched} == {"head.weight", "head.bias"}
+    assert "(19, 8, 1, 1)" in str(report) and "(5, 8, 1, 1)" in str(report)
+
+
+def test_fine_tuning_from_an_unrelated_file_is_refused():
+    with pytest.raises(CheckpointError, match="only 0 of"):
+        load_partial(Net(), {"other.weight": torch.zeros(3)}, "x.pth")
+
+
+def test_weights_with_nan_are_refused():
+    state = Net().state_dict()
+    state["head.weight"][0] = float("nan")
+    with pytest.raises(CheckpointError, match="head.weight"):
+        load_exact(Net(), state, "Net", "x.pth")
+
+
+def test_a_giant_tensor_without_memory_behind_it_is_a_shape_mismatch():
+    state = Net().state_dict() | {"head.weight": torch.zeros(1).expand(100000, 100000)}
+    assert match_tensors(Net(), state).mismatched[0][0] == "head.weight"
+
+
+def test_the_newest_undamaged_checkpoint_is_found(tmp_path):
+    for n, name in enumerate(("a", "b", "c")):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "last.pth"
+        write_checkpoint(path, {"format": 1, "model": {}, "config": {}})
+        os.utime(path, (n, n))
+    (tmp_path / "c" / "last.pth").write_bytes(b"PK broken")
+    assert newest_checkpoint(tmp_path) == tmp_path / "b" / "last.pth"
+    assert newest_checkpoint(tmp_path / "none") is None

@@ -1,0 +1,53 @@
+"""Checks between keys, and of value ranges."""
+import pytest
+
+from tests.config.samples import VOC, mistakes, only_mistake, small
+from utils.config.registry import components
+from utils.config.schema import resolve_config
+
+
+def test_an_unknown_backbone_is_found_before_the_model_is_built():
+    line = only_mistake(small(arch={"type": "PSPNet", "args": {"backbone": "resnet51"}}))
+    assert line.startswith("arch.args.backbone: unknown backbone 'resnet51'. Did you mean 'resnet")
+    assert resolve_config(small(arch={"type": "PSPNet", "args": {"backbone": "timm/any"}}))
+
+
+@pytest.mark.parametrize("changes, line", [
+    ({"loss": {"out": "CE", "au": "CE"}}, "loss.au: unknown output 'au'. Did you mean 'aux'?"),
+    ({"loss": ["CE", "CE", "CE"]}, "loss: 3 losses; PSPNet has 2 outputs: out, aux"),
+    ({"loss": ["CE", "CE"], "loss_weights": [1.0]}, "loss_weights: expected 2 weights"),
+    ({"loss": "CE", "loss_weights": [1.0, 0.4]}, "loss_weights: has an effect only when"),
+    ({"ignore_index": 20}, "ignore_index: 20 is a class of the dataset (0 to 20)"),
+    ({"test_loader": {"type": "VOC", "args": {"data_dir": "d", "split": "tst"}}},
+     "test_loader.args.split: unknown split 'tst'. Did you mean 'test'?"),
+    ({"trainer": {"epochs": 2}}, "trainer.val: is true, but there is no val_loader"),
+    ({"trainer": {"val": False}}, "trainer: expected exactly one of epochs and iterations"),
+    ({"trainer": {"epochs": 0, "val": False}}, "trainer.epochs: expected at least 1"),
+    ({"trainer": {"epochs": 2, "val": False, "monitor": "max Mean_IOU"}},
+     "trainer.monitor: unknown metric 'Mean_IOU'. Did you mean 'Mean_IoU'?"),
+    ({"trainer": {"epochs": 2, "val": False, "monitor": "Mean_IoU"}}, "trainer.monitor: expected"),
+    ({"predict": {"val": "mxa"}}, 'predict.val: expected one of "max", "T", '),
+    ({"predict": {"overlap": 1}}, "predict.overlap: "),
+    ({"predict": {"temperature": 0}}, "predict.temperature: "),
+    ({"predict": {"val": "T", "threshold": 2}}, "predict.threshold: "),
+    ({"predict": {"CoI": "some"}}, 'predict.CoI: expected "all" or a list of classes'),
+    ({"predict": {"CoI": [0, 21]}}, "predict.CoI: expected classes from 0 to 20, found 21 (int)"),
+    ({"predict": {"scales": [0.5]}}, "predict.scales: "),
+])
+def test_settings_that_contradict_each_other_or_their_range_are_found(changes, line):
+    assert only_mistake(small(**changes)).startswith(line)
+
+
+def test_datasets_of_different_classes_cannot_be_combined(monkeypatch):
+    class Other(VOC):
+        num_classes = 19
+    monkeypatch.setitem(components("datasets"), "Other", Other)
+    line = only_mistake(small(test_loader={"type": "Other",
+                                           "args": {"data_dir": "d", "split": "test"}}))
+    assert line.startswith("test_loader.type: Other has 19 classes, the training set VOC has 21")
+
+
+def test_a_setting_out_of_range_is_reported_together_with_a_misspelled_one():
+    lines = mistakes(small(trainer={"epcohs": 2, "save_every": -1, "val": False, "ema": "x"}))
+    assert [line.partition(": ")[0] for line in lines] == ["trainer.epcohs", "trainer.ema",
+                                                           "trainer.save_every"]

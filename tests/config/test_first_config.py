@@ -1,0 +1,143 @@
+"""The first config that `train.py --init` writes for two folders."""
+import numpy as np
+import pytest
+
+from dataloader.loader import make_loader
+from dataloader.shapes import Shapes
+from utils.config import load_config, resolve_config
+from utils.config.first_config import make_config
+from utils.errors import ConfigError, DataError
+from utils.files.jsonc import read_jsonc
+from utils.files.whole_file import write_bytes
+from utils.images.image_io import write_image, write_label
+from utils.images.palette import colorize
+
+SCENES = Shapes(size=(40, 64), length=12)
+
+
+def data(root, store, image="{}.jpg", label="{}.png", folders=("im", "lab"), count=12):
+    for i in range(count):
+        picture, ids = SCENES.load(i)
+        for folder, pattern, write, value in ((folders[0], image, write_image, picture),
+                                              (folders[1], label, store, ids)):
+            path = root / folder / pattern.format(f"frame{i}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, value)
+
+
+def indices(path, ids):
+    write_label(path, ids, [])
+
+
+def made(root, monkeypatch, *arguments):
+    """Writes my.json in `root`; returns (config, class file, both loaders)."""
+    monkeypatch.chdir(root)
+    make_config(*arguments, "my.json")
+    config = resolve_config(load_config("my.json"))
+    loaders = [make_loader(config[key], ignore_index=config["ignore_index"],
+                           training=key == "train_loader") for key in ("train_loader",
+                                                                       "val_loader")]
+    return config, read_jsonc("my.classes.json"), loaders
+
+
+def test_index_labels_give_a_config_that_loads_the_data(tmp_path, monkeypatch, capsys):
+    data(tmp_path, indices)
+    config, classes, (train, val) = made(tmp_path, monkeypatch, "im", "lab")
+    assert len(train.dataset) == 10 and len(val.dataset) == 2
+    assert not {s.id for s in train.dataset.samples} & {s.id for s in val.dataset.samples}
+    assert classes["names"] == [f"class {i}" for i in range(9)]
+    assert train.dataset.num_classes == 9 and "label_ids" not in classes
+    assert {"epochs", "save_dir", "monitor", "val_per_epochs", "log_per_iter"} <= config[
+        "trainer"].keys()
+    batch = next(iter(val))
+    assert batch["image"].shape[1:] == (3, 40, 64)
+    printed = capsys.readouterr().out
+    assert "12 pairs" in printed and "64x40 (12)" in printed and "255 is ignored" in printed
+    assert "python train.py --config my.json" in printed
+
+
+def test_binary_masks_of_0_and_255_get_two_classes(tmp_path, monkeypatch, capsys):
+    data(tmp_path, lambda path, ids: indices(path, np.uint8(ids == 0) * 255),
+         label="{}_mask.png")
+    config, classes, (train, _) = made(tmp_path, monkeypatch, "im", "lab")
+    assert classes["names"] == ["background", "foreground"] and classes["label_ids"] == [0, 255]
+    assert config["train_loader"]["args"]["label_ending"] == "_mask"
+    assert set(train.dataset[0]["label"].unique().tolist()) <= {0, 1, 255}
+    assert "binary masks" in capsys.readouterr().out
+
+
+def test_values_with_gaps_become_classes_in_their_order(tmp_path, monkeypatch):
+    data(tmp_path, lambda path, ids: indices(path, np.uint8([200, 40, 7])[np.uint8(ids) % 3]))
+    _, classes, (train, _) = made(tmp_path, monkeypatch, "im", "lab")
+    assert classes["label_ids"] == [7, 40, 200] and train.dataset.num_classes == 3
+
+
+def test_color_labels_give_a_palette(tmp_path, monkeypatch):
+    colors = [[0, 0, 0], [250, 0, 0], [0, 0, 250]]
+    data(tmp_path, lambda path, ids: write_image(path, colorize(np.uint8(ids) % 3, colors)))
+    _, classes, (train, _) = made(tmp_path, monkeypatch, "im", "lab")
+    assert sorted(classes["palette"]) == sorted(colors)
+    assert train.dataset.num_classes == 3
+    train.dataset[0]
+
+
+def test_sub_folders_train_and_val_are_the_split(tmp_path, monkeypatch):
+    for part in ("train", "val"):
+        data(tmp_path, indices, folders=(f"d/images/{part}", f"d/labels/{part}"), count=3)
+    _, _, (train, val) = made(tmp_path, monkeypatch, "d/images", "d/labels")
+    assert [s.id for s in val.dataset.samples] == [f"val/frame{i}" for i in range(3)]
+    assert all(s.id.startswith("train/") for s in train.dataset.samples)
+
+
+def test_image_and_label_names_can_have_different_endings(tmp_path, monkeypatch):
+    data(tmp_path, indices, image="{}_rgb.png", label="{}_gt.png")
+    _, _, (train, _) = made(tmp_path, monkeypatch, str(tmp_path / "im"), "lab")
+    assert len(train.dataset) == 10
+
+
+def test_images_without_a_usable_label_are_left_out(tmp_path, monkeypatch, capsys):
+    data(tmp_path, indices)
+    (tmp_path / "lab" / "frame3.png").unlink()
+    write_bytes(tmp_path / "im" / "frame4.jpg", b"broken")
+    indices(tmp_path / "lab" / "frame5.png", np.zeros((3, 3), np.uint8))
+    _, _, (train, val) = made(tmp_path, monkeypatch, "im", "lab")
+    assert len(train.dataset) + len(val.dataset) == 9
+    assert "3 images without a usable label" in capsys.readouterr().out
+
+
+def test_large_images_are_trained_small_and_validated_at_that_size(tmp_path, monkeypatch):
+    picture, ids = Shapes(size=(512, 1024), length=1).load(0)
+    for i in range(3):
+        for folder, write, value in (("im", write_image, picture), ("lab", indices, ids)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write(tmp_path / folder / f"{i}.png", value)
+    _, _, (train, val) = made(tmp_path, monkeypatch, "im", "lab")
+    assert next(iter(val))["image"].shape == (1, 3, 256, 512)
+    assert train.dataset[0]["image"].shape == (3, 256, 512)
+
+
+def test_the_same_data_is_split_the_same_way(tmp_path, monkeypatch):
+    data(tmp_path, indices)
+    monkeypatch.chdir(tmp_path)
+    make_config("im", "lab", "one.json")
+    make_config("im", "lab", "two.json")
+    assert (tmp_path / "one.val.txt").read_text() == (tmp_path / "two.val.txt").read_text()
+
+
+def test_nothing_is_overwritten(tmp_path, monkeypatch):
+    data(tmp_path, indices)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.classes.json").write_text("{}")
+    with pytest.raises(ConfigError, match="my.classes.json exists"):
+        make_config("im", "lab", "my.json")
+    assert (tmp_path / "my.classes.json").read_text() == "{}"
+
+
+def test_photographs_instead_of_labels_are_an_error(tmp_path, monkeypatch):
+    data(tmp_path, lambda path, ids: write_image(path, SCENES.load(0)[0]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="not a label map"):
+        make_config("im", "lab", "my.json")
+    with pytest.raises(DataError, match="no such folder"):
+        make_config("im", "nowhere", "my.json")
+    assert not list(tmp_path.glob("my*"))

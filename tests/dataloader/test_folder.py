@@ -1,0 +1,181 @@
+import json
+
+import numpy as np
+import pytest
+
+from dataloader.folder import Folder
+from utils.errors import ConfigError, DataError
+from utils.images.image_io import write_image, write_label
+
+RNG = np.random.default_rng(0)
+PALETTE = [[0, 0, 0], [200, 10, 10], [10, 200, 10]]
+
+
+def put(root, stem, label=0, size=(6, 8), folders=("images", "labels"), ending=""):
+    label = np.full(size, label, np.uint8) if np.isscalar(label) else np.asarray(label, np.uint8)
+    image, target = root / folders[0] / f"{stem}.jpg", root / folders[1] / f"{stem}{ending}.png"
+    for path in (image, target):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(image, RNG.integers(0, 255, (*label.shape[:2], 3), dtype=np.uint8))
+    if label.ndim == 3:
+        write_image(target, label)
+    else:
+        write_label(target, label, [])
+
+
+def ids(dataset):
+    return [sample.id for sample in dataset.samples]
+
+
+def test_pairs_are_found_in_sub_folders(tmp_path):
+    for stem in ("b", "a", "city/c d", "ünï"):
+        put(tmp_path, stem)
+    assert ids(Folder(str(tmp_path), num_classes=2)) == ["a", "b", "city/c d", "ünï"]
+
+
+def test_splits_are_sub_folders(tmp_path):
+    for stem in ("train/a", "train/b", "val/c"):
+        put(tmp_path, stem)
+    assert ids(Folder(str(tmp_path), "train", num_classes=2)) == ["a", "b"]
+    assert ids(Folder(str(tmp_path), "val", num_classes=2)) == ["c"]
+
+
+def test_splits_are_lists_of_names_with_or_without_extension(tmp_path):
+    for stem in ("a", "b b", "sub/c", "d.1"):
+        put(tmp_path, stem)
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbfb b  \r\n\r\nsub/c.jpg\r\nd.1")
+    (tmp_path / "other.txt").write_text("./a\n")
+    assert ids(Folder(str(tmp_path), "train", num_classes=2)) == ["b b", "sub/c", "d.1"]
+    assert ids(Folder(str(tmp_path), "val", num_classes=2, list_file="other.txt")) == ["a"]
+
+
+def test_a_listed_name_without_files_is_named_with_its_line(tmp_path):
+    put(tmp_path, "a")
+    (tmp_path / "train.txt").write_text("a\n\nnone\n/abs/b.jpg\n")
+    with pytest.raises(DataError) as caught:
+        Folder(str(tmp_path), "train", num_classes=2)
+    assert "train.txt:3: no image none" in str(caught.value)
+    assert "train.txt:4: no image /abs/b.jpg" in str(caught.value)
+
+
+def test_a_name_listed_twice_is_an_error(tmp_path):
+    put(tmp_path, "a")
+    (tmp_path / "train.txt").write_text("a\na.jpg\n")
+    with pytest.raises(DataError, match="occurs twice"):
+        Folder(str(tmp_path), "train", num_classes=2)
+
+
+def test_a_missing_split_is_an_error_that_names_the_list_and_the_folder(tmp_path):
+    put(tmp_path, "a")
+    with pytest.raises(DataError, match="neither .*val.txt nor .*images/val"):
+        Folder(str(tmp_path), "val", num_classes=2)
+    with pytest.raises(DataError, match="no such folder"):
+        Folder(str(tmp_path), num_classes=2, label_dir="masks")
+
+
+def test_image_and_label_may_have_other_endings_and_folders(tmp_path):
+    put(tmp_path, "x/a", folders=("left", "right/gt"), ending="_gt")
+    put(tmp_path, "x/a", folders=("unused", "right/gt"), ending="_other")
+    dataset = Folder(str(tmp_path), num_classes=2, image_dir="left",
+                     label_dir=str(tmp_path / "right" / "gt"), label_ending="_gt")
+    assert ids(dataset) == ["x/a"]
+
+
+def test_classes_are_read_from_a_json_file(tmp_path):
+    put(tmp_path, "a", [[7, 8, 11, 0, 9]])
+    (tmp_path / "classes.json").write_text("""{
+        // comments are welcome
+        "names": ["road", "rest"], "palette": [[1, 2, 3], [4, 5, 6]],
+        "label_ids": [7, [8, 11]], "ignore_ids": [0, 9], "mean": [0.1, 0.2, 0.3],
+    }""")
+    dataset = Folder(str(tmp_path), classes="classes.json")
+    assert (dataset.num_classes, dataset.class_names) == (2, ["road", "rest"])
+    assert dataset.palette == [[1, 2, 3], [4, 5, 6]] and dataset.mean == [0.1, 0.2, 0.3]
+    assert dataset[0]["label"].tolist() == [[0, 1, 1, 255, 255]]
+
+
+def test_stored_values_that_the_class_file_does_not_name_are_errors(tmp_path):
+    put(tmp_path, "a", [[7, 8, 1]])
+    (tmp_path / "classes.json").write_text('{"names": ["a", "b"], "label_ids": [7, 8]}')
+    with pytest.raises(DataError, match=r"value 1 \(1 pixels\)"):
+        Folder(str(tmp_path), classes="classes.json")
+
+
+@pytest.mark.parametrize("label_map, expected", [
+    ({"255": 1}, [0, 1]), ({"255": "ignore"}, [0, 255]), ({"*": "ignore", "0": 1}, [1, 255]),
+    ({"*": 0, "255": 1}, [0, 1]),
+])
+def test_a_label_map_maps_stored_values_to_classes(label_map, expected, tmp_path):
+    put(tmp_path, "a", [[0, 255]])
+    dataset = Folder(str(tmp_path), num_classes=2, label_map=label_map)
+    assert dataset[0]["label"].tolist() == [expected]
+
+
+def test_a_value_whose_id_a_mapped_value_uses_is_an_error(tmp_path):
+    put(tmp_path, "a", [[0, 1, 255]])
+    with pytest.raises(DataError, match=r"value 1 \(1 pixels\)"):
+        Folder(str(tmp_path), num_classes=2, label_map={"255": 1})
+
+
+def test_binary_masks_without_a_label_map_get_a_hint(tmp_path):
+    put(tmp_path, "a", [[0, 255]])
+    with pytest.raises(DataError, match="label_map"):
+        Folder(str(tmp_path), num_classes=2)
+
+
+def test_color_labels_are_read_by_the_palette(tmp_path):
+    truth = RNG.integers(0, 3, (6, 8))
+    put(tmp_path, "a", np.array(PALETTE)[truth])
+    dataset = Folder(str(tmp_path), class_names=["a", "b", "c"], palette=PALETTE)
+    np.testing.assert_array_equal(dataset[0]["label"].numpy(), truth)
+
+
+def test_colors_without_a_class_are_ignored(tmp_path):
+    put(tmp_path, "a", [[[0, 0, 0], [200, 10, 10], [9, 9, 9]]])
+    (tmp_path / "c.json").write_text(json.dumps({
+        "names": ["red"], "palette": [[200, 10, 10]], "ignore_colors": [[0, 0, 0], [9, 9, 9]]}))
+    assert Folder(str(tmp_path), classes="c.json")[0]["label"].tolist() == [[255, 0, 255]]
+
+
+def test_index_labels_do_not_need_a_palette(tmp_path):
+    put(tmp_path, "a", [[0, 1, 2]])
+    dataset = Folder(str(tmp_path), class_names=["a", "b", "c"], palette=PALETTE)
+    assert dataset[0]["label"].tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("options, text", [
+    ({}, "num_classes"), ({"num_classes": 3, "class_names": ["a"]}, "1 class names"),
+    ({"num_classes": 2, "palette": PALETTE}, "3 colors for 2 classes"),
+    ({"num_classes": 2, "label_map": {"x": 1}}, "'x'"),
+    ({"num_classes": 2, "label_map": {"1": 2}}, "expected 0 to 1"),
+    ({"num_classes": 2, "label_map": {"1": True}}, "expected 0 to 1"),
+    ({"classes": "none.json"}, "no such file"), ({"num_classes": 2, "list_file": "x"}, "no such"),
+])
+def test_contradictions_are_config_errors(options, text, tmp_path):
+    put(tmp_path, "a")
+    with pytest.raises(ConfigError, match=text):
+        Folder(str(tmp_path), **options)
+
+
+@pytest.mark.parametrize("content", ['{"names": "road"}', '{"names": ["a"], "colour": []}',
+                                     '{"names": ["a"], "palette": [[0, 0, 256]]}',
+                                     '{"names": ["a"], "label_ids": [1, 2]}', '["a"]', "{"])
+def test_a_wrong_class_file_is_named(content, tmp_path):
+    put(tmp_path, "a")
+    (tmp_path / "classes.json").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        Folder(str(tmp_path), classes="classes.json")
+    assert "classes.json" in str(caught.value)
+
+
+def test_names_that_are_not_utf_8_can_be_trained_on(tmp_path):
+    import os
+    name = os.fsdecode(b"latin\xe9 \n1")
+    put(tmp_path, name, [[0, 1]])
+    dataset = Folder(str(tmp_path), num_classes=2)
+    assert dataset[0]["id"] == name and dataset[0]["label"].tolist() == [[0, 1]]
+    put(tmp_path, name, [[0, 9]])
+    with pytest.raises(DataError) as caught:
+        Folder(str(tmp_path), num_classes=2)
+    str(caught.value).encode("utf-8")
+    assert r"latin\udce9 \n1" in str(caught.value)

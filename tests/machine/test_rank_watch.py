@@ -1,0 +1,70 @@
+"""What the watch of one rank concludes from the status lines of the others."""
+import json
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from tests.support.ranks import free_port
+from utils.machine import rank_watch
+from utils.machine.rank_watch import RankWatch
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """A store as the launcher has one; the status lines of rank 1 are written by the tests."""
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    monkeypatch.setattr(rank_watch, "SILENCE", 0.01)
+    return dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False,
+                         timeout=timedelta(seconds=5))
+
+
+def status_of_rank_1(store, **line):
+    store.set("segwright/0/line/1", json.dumps({"beat": 7, "passed": 1, "place": "step 3",
+                                                "still": 9.0, **line}))
+
+
+def report(capsys, error):
+    watch = RankWatch(0, 2)
+    watch.timeout = 4.0
+    watch.mark("step 3")
+    watch.mark("step 4")
+    status = watch.report(error)
+    return status, capsys.readouterr().err
+
+
+BROKEN = RuntimeError("[gloo] connection closed by peer")
+
+
+def test_a_rank_without_new_status_lines_is_gone(store, capsys):
+    status_of_rank_1(store)
+    status, printed = report(capsys, BROKEN)
+    assert status == 1 and "rank 1 is gone (killed? short of memory?)" in printed
+
+
+def test_a_rank_that_has_ended_is_not_gone(store, capsys):
+    store.set("segwright/0/line/1", json.dumps({"ended": True}))
+    status, printed = report(capsys, BROKEN)
+    assert status == 1 and "connection closed by peer" in printed
+
+
+def test_a_rank_with_fewer_steps_is_late(store, capsys, monkeypatch):
+    beats = iter(range(100))
+    lines = RankWatch._lines
+
+    def rank_1_writes_on(watch):
+        status_of_rank_1(store, beat=next(beats))
+        return lines(watch)
+    monkeypatch.setattr(RankWatch, "_lines", rank_1_writes_on)
+    _, printed = report(capsys, BROKEN)
+    assert "rank 1 did not reach step 4 within 4 s" in printed
+    assert "rank 1 is still at step 3" in printed
+
+
+def test_the_first_failure_is_the_one_that_every_rank_reports(store, capsys):
+    store.set("segwright/0/failure", json.dumps({"rank": 1, "text": "on fire", "by": 1}))
+    status, printed = report(capsys, ValueError("later, and of another kind"))
+    assert status == 1 and "[rank 0] stopped because rank 1 failed: on fire" in printed
+    assert "later" not in printed

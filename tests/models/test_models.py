@@ -1,0 +1,310 @@
+"""Rules that every architecture must follow; a new file in models/ is tested automatically."""
+import functools
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from base.base_model import BaseModel
+from models.layers.norm import NORMS
+from utils.config.registry import components
+from utils.errors import ConfigError
+
+ARCHITECTURES = {name: cls for name, cls in sorted(components("models").items())
+                 if name == cls.__name__}
+# Encoders to try, smallest first: an architecture is tested with the first that it accepts.
+SMALL = ("resnet18", "mobilenet_v3_small", "densenet121", "vgg11_bn", "hrnet_w18_small_v1",
+         "deepbase_resnet18", "hrnext20", "resnet50")
+BACKBONES = ("resnet34", "resnet50s", "mobilenet_v3_large", "densenet121", "vgg16_bn", "vgg11",
+             "xception", "hrnet_w18_small_v2", "deepbase_resnet50")
+# Options that make a network small enough for tests.
+SMALLER = {"FCN8": {"channels": 64}}
+
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def construct(name, num_classes=5, **options):
+    """The architecture with the smallest encoder that it accepts, and its number of channels."""
+    cls, options = ARCHITECTURES[name], SMALLER.get(name, {}) | options
+    parameters = inspect.signature(cls).parameters
+    if parameters["num_classes"].default is not inspect.Parameter.empty:    # it is fixed
+        num_classes = parameters["num_classes"].default
+    torch.manual_seed(0)
+    if "backbone" not in parameters or "backbone" in options:
+        return cls(num_classes=num_classes, **options), num_classes
+    for backbone in SMALL:
+        try:
+            return cls(num_classes=num_classes, backbone=backbone, **options), num_classes
+        except ConfigError:
+            continue
+    return cls(num_classes=num_classes, **options), num_classes
+
+
+@functools.cache
+def built(name):
+    return construct(name)
+
+
+def scalar(outputs):
+    """A weighted sum of all outputs; all weights differ."""
+    return sum((value * torch.linspace(0.5, 1.5, value.numel()).view_as(value)).sum()
+               for value in outputs.values())
+
+
+@every_architecture
+@pytest.mark.parametrize("size", [(33, 47), (5, 3), *(
+    pytest.param(size, marks=pytest.mark.slow) for size in ((1, 1), (63, 95), (64, 64), (66, 98),
+                                                           (200, 31)))])
+def test_logits_of_one_image_have_the_size_of_the_input(name, size):
+    """The slow cases take seconds in total: every network at five more sizes."""
+    model, classes = built(name)
+    with torch.no_grad():
+        out = model.eval()(torch.randn(1, 3, *size))
+    assert out.shape == (1, classes, *size) and out.isfinite().all()
+
+
+@every_architecture
+def test_training_gives_the_outputs_with_a_weight_and_every_parameter_has_a_gradient(name):
+    """Up to three seconds: networks of full size, forward and backward."""
+    model, classes = built(name)
+    outputs = model.train()(torch.randn(2, 3, 33, 47))
+    assert outputs.keys() == model.output_weights.keys()
+    assert all(value.shape[2:] == (33, 47) for value in outputs.values())
+    # A network without "out" (SegFix) splits its channels over its outputs.
+    channels = [value.shape[1] for value in outputs.values()]
+    assert channels == [classes] * len(channels) if "out" in outputs else sum(channels) == classes
+    scalar(outputs).backward()
+    idle = [key for key, p in model.named_parameters() if p.requires_grad and (
+        p.grad is None or not p.grad.isfinite().all())]
+    model.zero_grad(set_to_none=True)
+    assert not idle
+
+
+@every_architecture
+def test_the_training_flag_of_the_top_module_is_enough_to_get_all_outputs(name):
+    model, _ = built(name)
+    model.eval().training = True
+    with torch.no_grad():
+        outputs = model(torch.randn(1, 3, 33, 47))
+    model.eval()
+    assert outputs.keys() == model.output_weights.keys()
+
+
+@every_architecture
+def test_a_single_image_has_the_same_logits_as_in_a_batch(name):
+    model, _ = built(name)
+    images = torch.randn(2, 3, 33, 47)
+    with torch.no_grad():
+        both, one = model.eval()(images), model(images[1:])
+    assert (both[1:] - one).abs().max() <= 1e-4 * both.abs().max()
+
+
+@every_architecture
+def test_the_constructor_is_a_schema(name):
+    parameters = list(inspect.signature(ARCHITECTURES[name]).parameters.values())
+    assert parameters[0].name == "num_classes"
+    for parameter in parameters:
+        assert parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        assert parameter.annotation is not inspect.Parameter.empty
+        assert parameter.name == "num_classes" or parameter.default is not inspect.Parameter.empty
+    assert not any(p.name.startswith("freeze") for p in parameters)
+
+
+@every_architecture
+def test_the_input_is_not_changed(name):
+    model, _ = built(name)
+    image = torch.randn(1, 3, 33, 47)
+    before = image.clone()
+    with torch.no_grad():
+        model.eval()(image)
+    assert torch.equal(image, before)
+
+
+@every_architecture
+def test_every_parameter_belongs_either_to_the_backbone_or_to_the_head(name):
+    model, _ = built(name)
+    backbone = {id(p) for p in model.backbone_parameters()}
+    head = {id(p) for p in model.head_parameters()}
+    assert not backbone & head and backbone | head == {id(p) for p in model.parameters()}
+
+
+@every_architecture
+def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics(name):
+    model, _ = built(name)
+    if not model.backbone_modules():
+        pytest.skip("there is no encoder to freeze")
+    fixed = {id(p) for p in model.parameters() if not p.requires_grad}
+    model.freeze(freeze_backbone=True).train()
+    before = {k: v.clone() for module in model.backbone_modules()
+              for k, v in module.named_buffers()}
+    scalar(model(torch.randn(2, 3, 33, 47))).backward()
+    touched = [p for p in model.backbone_parameters() if p.grad is not None]
+    after = {k: v for module in model.backbone_modules() for k, v in module.named_buffers()}
+    model.zero_grad(set_to_none=True)
+    model.freeze()
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) not in fixed)
+    assert not touched and all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("norm", ["batch", "sync", "evo_b0"])
+def test_frozen_norms_of_every_kind_keep_their_statistics(norm):
+    model, _ = construct("ENet", norm=norm)
+    model.freeze(freeze_bn=True).train()
+    before = {k: v.clone() for k, v in model.named_buffers()}
+    model(torch.randn(2, 3, 33, 47))
+    assert before and all(torch.equal(v, before[k]) for k, v in model.named_buffers())
+
+
+@every_architecture
+def test_bf16_and_channels_last_change_the_logits_only_a_little(name):
+    model, _ = built(name)
+    image = torch.randn(1, 3, 33, 47)
+    with torch.no_grad():
+        plain = model.eval()(image)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            fast = model(image.to(memory_format=torch.channels_last)).float()
+        other = model(image.to(memory_format=torch.channels_last))
+    assert (other - plain).abs().max() <= 1e-4 * plain.abs().max()
+    assert fast.isfinite().all()
+    # bfloat16 has 8 bits of mantissa; deep networks accumulate dozens of rounding errors.
+    assert (fast - plain).abs().mean() <= 0.1 * plain.abs().mean() + 0.02 * plain.abs().max()
+
+
+def with_norm(names):
+    return [n for n in names if "norm" in inspect.signature(ARCHITECTURES[n]).parameters]
+
+
+def check_norm(name, norm):
+    model, classes = construct(name, norm=norm)
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 3, 33, 47)).isfinite().all()
+    outputs = model.train()(torch.randn(2, 3, 64, 64))
+    scalar(outputs).backward()
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["DeepLabV3", "ENet", "PSPNet"])
+def test_networks_train_with_every_norm(name, norm):
+    check_norm(name, norm)
+
+
+@pytest.mark.slow      # full size, forward and backward
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", with_norm(ARCHITECTURES))
+def test_all_networks_train_with_every_norm(name, norm):
+    check_norm(name, norm)
+
+
+@pytest.mark.parametrize("norm", ["group", *(pytest.param(norm, marks=pytest.mark.slow)
+                                             for norm in NORMS if norm not in ("batch", "group"))])
+@pytest.mark.parametrize("name", with_norm(ARCHITECTURES))
+def test_one_pixel_is_an_image_with_every_norm(name, norm):
+    """Slow in total: every network is constructed with every norm."""
+    model, classes = construct(name, norm=norm)
+    with torch.no_grad():
+        out = model.eval()(torch.randn(1, 3, 1, 1))
+    assert out.shape == (1, classes, 1, 1) and out.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=() if name in ("ENet", "PSPNet", "HRNet", "GCN") else pytest.mark.slow)
+    for name in ARCHITECTURES])
+def test_a_head_of_one_logit_works_and_learns(name):
+    """Up to a few seconds: networks of full size, forward and backward."""
+    if "out" not in ARCHITECTURES[name].output_weights:
+        pytest.skip("its channels are not classes")
+    torch.manual_seed(0)
+    model, _ = construct(name, num_classes=1)
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 3, 33, 47)).shape == (1, 1, 33, 47)
+    outputs = model.train()(torch.randn(2, 3, 33, 47))
+    assert {value.shape for value in outputs.values()} == {(2, 1, 33, 47)}
+    scalar(outputs).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all()
+               for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.slow      # a thousand networks are constructed
+@every_architecture
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_backbone_works_or_is_rejected_with_a_reason(name, backbone):
+    if "backbone" not in inspect.signature(ARCHITECTURES[name]).parameters:
+        pytest.skip("its encoder cannot be chosen")
+    with torch.device("meta"), torch.no_grad():         # only shapes are checked
+        try:
+            model, classes = construct(name, backbone=backbone)
+        except ConfigError as error:
+            assert backbone in str(error)
+            return
+        assert model.eval()(torch.randn(1, 3, 65, 97)).shape == (1, classes, 65, 97)
+
+
+@pytest.mark.slow      # twenty steps of networks of full size
+@every_architecture
+def test_twenty_steps_reduce_the_loss(name):
+    model, classes = construct(name)
+    if "out" not in model.output_weights:
+        pytest.skip("it is trained on other targets")
+    torch.manual_seed(0)
+    tiles = torch.randn(2, 3, 4, 4)         # the class is the brightest channel of a tile
+    images = tiles.repeat_interleave(16, 2).repeat_interleave(16, 3)
+    target = images.argmax(1)
+    # Adam: with random weights the gradient of a deep encoder is much larger than the head's.
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(20):
+        outputs = model.train()(images)
+        loss = sum(model.output_weights[k] * nn.functional.cross_entropy(v, target)
+                   for k, v in outputs.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-5:]) < 0.95 * losses[0]
+
+
+@pytest.mark.slow      # torch's exporter traces networks of full size
+@every_architecture
+def test_torch_can_export_it(name):
+    model, _ = construct(name)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        exported = torch.export.export(model.eval(), (image,)).module()
+        assert (exported(image) - model(image)).abs().max() <= 1e-5 * model(image).abs().max()
+
+
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if "use_aux" in
+                                  inspect.signature(ARCHITECTURES[n]).parameters])
+def test_an_auxiliary_head_that_is_switched_off_is_not_built(name):
+    model, _ = construct(name, use_aux=False)
+    assert model.output_weights == {"out": 1.0} and model.train()(
+        torch.randn(2, 3, 33, 47)).keys() == {"out"}
+    assert not any(key.startswith("aux") for key in model.state_dict())
+
+
+def test_every_architecture_names_a_paper_with_its_year():
+    for name, cls in ARCHITECTURES.items():
+        assert issubclass(cls, BaseModel) and cls.__doc__, name
+        module = inspect.getmodule(cls)
+        assert module.__doc__ and "20" in module.__doc__, f"{name}: no paper with its year"
+
+
+def test_a_wrong_argument_is_a_config_error():
+    for name, options in (("FCN8", {"backbone": "resnet50"}), ("SegNet", {"backbone": "vgg16"}),
+                          ("GCN", {"kernel_size": 4}), ("DeepLab", {"output_stride": 32}),
+                          ("PSPNet", {"norm": "bacht"}), ("PSPNet", {"output_stride": 4})):
+        with pytest.raises(ConfigError):
+            ARCHITECTURES[name](num_classes=3, **options)
+
+
+def test_segnet_of_the_fork_shares_weights_between_encoder_and_decoder():
+    shared, _ = construct("SegNet", shared_decoder=True)
+    separate, _ = construct("SegNet")
+    count = [sum(p.numel() for p in model.parameters()) for model in (shared, separate)]
+    assert count[0] < 0.75 * count[1]
+    assert any(shared.decoder[0][0] is module for module in shared.backbone.features)

@@ -1,0 +1,185 @@
+"""inference.py on videos: each result is a film, the frames with their labels as colors."""
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.programs.test_inference_py import checkpoint, picture, run, tree  # noqa: F401
+from tests.tools.test_segfix_commands import networks  # noqa: F401
+from utils.images.image_io import read_image
+from utils.inference import segment_videos
+from utils.inference.video_files import VideoReader, VideoWriter, split_videos
+from utils.segfix.refiner import open_refiner
+
+
+def frames(count, height=48, width=64):
+    """A bright square that moves over a gray background."""
+    made = []
+    for i in range(count):
+        frame = np.full((height, width, 3), 90, np.uint8)
+        frame[10:30, 4 * i:4 * i + 20] = (250, 200, 40)
+        made.append(frame)
+    return made
+
+
+def clip(path, count=10, rate=12.5):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with VideoWriter(str(path), rate) as writer:
+        for frame in frames(count):
+            writer.write(frame)
+    return str(path)
+
+
+def test_a_film_is_read_as_it_was_written(tmp_path):
+    with VideoReader(clip(f"{tmp_path}/a.mp4")) as reader:
+        assert reader.frames_per_s == 12.5 and reader.size == [48, 64]
+        found = list(reader)
+    assert len(found) == 10
+    for frame, expected in zip(found, frames(10), strict=True):
+        assert np.abs(frame.astype(int) - expected).mean() < 8        # MPEG-4 loses a little
+
+
+@pytest.mark.parametrize("options,width", [((), 64), (("--side-by-side", "--batch", 4), 132)])
+def test_a_clip_becomes_a_playable_film_with_overlay(checkpoint, tmp_path, capsys,  # noqa: F811
+                                                     options, width):
+    clip(f"{tmp_path}/in/a.mp4")
+    assert run(checkpoint, "-i", tmp_path / "in/a.mp4", "-o", tmp_path / "out", "--json",
+               *options) == 0
+    captured = capsys.readouterr()
+    assert "10 frames" in captured.err and "frames/s" in captured.err
+    entry = json.loads(captured.out)["images"][0]
+    assert entry["frames"] == 10 and entry["frames_per_s"] > 0 and entry["complete"]
+    with VideoReader(f"{tmp_path}/out/a.mp4") as film:
+        assert film.size == [48, width] and film.frames_per_s == 12.5
+        found = list(film)
+    assert len(found) == 10 and tree(tmp_path / "out") == ["a.mp4"]
+    if options:             # the left half is the original frame
+        assert np.abs(found[5][:, :64].astype(int) - frames(10)[5]).mean() < 10
+    else:
+        assert np.abs(found[5].astype(int) - frames(10)[5]).mean() > 10
+
+
+def test_one_call_takes_videos_and_images_and_limits_frames(checkpoint, tmp_path,  # noqa: F811
+                                                            capsys):
+    clip(f"{tmp_path}/in/a.mp4")
+    picture(f"{tmp_path}/in/b.png")
+    assert run(checkpoint, "-i", tmp_path / "in", f"{tmp_path}/in/*.mp4", "-o", tmp_path / "out",
+               "--max-frames", 3) == 0
+    assert "2 ok" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == ["a.mp4", "b.png"]
+    with VideoReader(f"{tmp_path}/out/a.mp4") as film:
+        assert len(list(film)) == 3
+
+
+def test_a_video_name_need_not_be_utf_8(checkpoint, tmp_path):  # noqa: F811
+    """OpenCV would crash the interpreter on such a name."""
+    name = os.fsdecode(b"caf\xe9 \n.mp4")
+    clip(f"{tmp_path}/in/{name}", count=2)
+    assert run(checkpoint, "-i", f"{tmp_path}/in/{name}", "-o", tmp_path / "out") == 0
+    assert tree(tmp_path / "out") == [name]
+
+
+def test_a_damaged_video_is_one_line_and_the_others_are_done(checkpoint, tmp_path,  # noqa: F811
+                                                          capfd):
+    clip(f"{tmp_path}/in/b.mp4", count=2)
+    (tmp_path / "in/a.mp4").write_bytes(b"<html>not found</html>")
+    (tmp_path / "in/c.avi").write_bytes(b"")
+    assert run(checkpoint, "-i", f"{tmp_path}/in/a.mp4", f"{tmp_path}/in/b.mp4",
+               f"{tmp_path}/in/c.avi", "-o", tmp_path / "out") == 3
+    error = capfd.readouterr().err
+    assert "1 ok" in error and "2 failed" in error and len(error.splitlines()) == 1
+    assert tree(tmp_path / "out") == ["b.mp4"]
+
+
+def test_two_videos_with_the_same_stem_keep_their_extensions(checkpoint, tmp_path):  # noqa: F811
+    clip(f"{tmp_path}/in/a.mp4", count=2)
+    os.link(tmp_path / "in/a.mp4", tmp_path / "in/a.mov")
+    assert run(checkpoint, "-i", f"{tmp_path}/in/a.mp4", f"{tmp_path}/in/a.mov", "-o",
+               tmp_path / "out") == 0
+    assert tree(tmp_path / "out") == ["a.mov.mp4", "a.mp4.mp4"]
+
+
+def test_a_video_is_never_overwritten_by_its_film(checkpoint, tmp_path, capsys):  # noqa: F811
+    kept = open(clip(f"{tmp_path}/a.mp4", count=2), "rb").read()
+    assert run(checkpoint, "-i", tmp_path / "a.mp4", "-o", tmp_path) == 3
+    assert "overwrite" in capsys.readouterr().err
+    assert open(f"{tmp_path}/a.mp4", "rb").read() == kept
+
+
+@pytest.mark.parametrize("signum,status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_after_a_signal_the_film_is_complete(checkpoint, tmp_path, capsys,  # noqa: F811
+                                             monkeypatch, signum, status):
+    clip(f"{tmp_path}/in/a.mp4")
+    written = segment_videos._write
+
+    def and_then(writer, group, *rest):
+        and_then.count += 1
+        if and_then.count == 3:
+            os.kill(os.getpid(), signum)
+        written(writer, group, *rest)
+    and_then.count = 0
+    monkeypatch.setattr(segment_videos, "_write", and_then)
+    assert run(checkpoint, "-i", tmp_path / "in/a.mp4", "-o", tmp_path / "out") == status
+    message = capsys.readouterr().err
+    assert "is complete and contains the first" in message and len(message.splitlines()) == 1
+    assert tree(tmp_path / "out") == ["a.mp4"]
+    with VideoReader(f"{tmp_path}/out/a.mp4") as film:
+        assert 2 <= len(list(film)) < 10
+
+
+def test_an_error_while_writing_leaves_no_film(tmp_path):
+    with pytest.raises(RuntimeError), VideoWriter(f"{tmp_path}/a.mp4", 10) as writer:
+        writer.write(frames(1)[0])
+        raise RuntimeError
+    assert tree(tmp_path) == []
+
+
+def test_ctrl_c_while_writing_keeps_the_older_film(tmp_path):
+    older = open(clip(f"{tmp_path}/a.mp4", count=2), "rb").read()
+    with pytest.raises(KeyboardInterrupt), VideoWriter(f"{tmp_path}/a.mp4", 10) as writer:
+        writer.write(frames(1)[0])
+        raise KeyboardInterrupt
+    assert tree(tmp_path) == ["a.mp4"]
+    assert open(f"{tmp_path}/a.mp4", "rb").read() == older
+
+
+def test_a_film_without_frames_is_not_written(tmp_path):
+    with VideoWriter(f"{tmp_path}/new/a.mp4", 10):
+        pass
+    assert tree(tmp_path) == [] and not (tmp_path / "new").exists()
+
+
+def test_cameras_and_folders_are_not_taken_for_video_files(tmp_path):
+    videos, others = split_videos(["camera:0", str(tmp_path), "camera:x"])
+    assert [source.path for source in videos] == ["camera:0"]
+    assert others == [str(tmp_path), "camera:x"]
+
+
+def test_a_missing_camera_is_one_line(checkpoint, tmp_path, capfd):  # noqa: F811
+    assert run(checkpoint, "-i", "camera:99", "-o", tmp_path / "out") == 3
+    assert "cannot be opened" in capfd.readouterr().err
+
+
+def test_segfix_networks_refine_images_and_frames(networks, tmp_path):  # noqa: F811
+    """--segfix gives what the refiner gives when it is called directly.
+
+    Takes seconds: a SegFix network of full size runs on each image and frame.
+    """
+    segfix, network, images = networks
+    for folder, options in (("plain", ()), ("refined", ("--segfix", segfix))):
+        assert run(str(network), "-i", images, "-o", tmp_path / folder, *options) == 0
+    refiner, changed = open_refiner(segfix), 0
+    for name in tree(tmp_path / "plain"):
+        labels, refined = (np.array(Image.open(f"{tmp_path}/{folder}/{name}"))
+                           for folder in ("plain", "refined"))
+        image = torch.from_numpy(read_image(f"{images}/{name}")).permute(2, 0, 1)
+        assert np.array_equal(refined, refiner(labels, image, name))
+        changed += (labels != refined).sum()
+    assert changed
+    clip(f"{tmp_path}/in/a.mp4", count=2)
+    assert run(str(network), "-i", f"{tmp_path}/in/a.mp4", "-o", tmp_path / "film", "--segfix",
+               segfix) == 0

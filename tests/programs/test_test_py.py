@@ -1,0 +1,224 @@
+"""test.py: the score of the training, from nothing but the checkpoint."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import test as program
+from dataloader.loader import make_loader
+from tests.support.places import ROOT
+from tools import calibrate, plot_rules
+from utils.checkpoint.read import read_checkpoint
+from utils.checkpoint.write import write_checkpoint
+from utils.cli import console
+from utils.config import build, load_config, resolve_config
+from utils.decision.rules import build_decision
+from utils.evaluation.evaluate import evaluate
+from utils.images.normalize import Normalize
+from utils.predict.predictor import build_predictor
+from utils.training.criterion import Criterion
+
+SMALL = ['train_loader.args={"split":"train","length":4,"size":[32,48],"num_workers":0}',
+         'val_loader.args={"split":"val","length":5,"size":[32,48],"num_workers":0,"batch_size":2}']
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    config = resolve_config(load_config(ROOT / "config.json", SMALL))
+    dataset = make_loader(config["val_loader"], ignore_index=255).dataset
+    model = build("models", config["arch"], num_classes=dataset.num_classes)
+    path = tmp_path / "run" / "model_best.pth"
+    path.parent.mkdir()
+    write_checkpoint(path, {
+        "format": 1, "model": model.state_dict(), "ema": None, "epoch": 3, "config": config,
+        "class_names": dataset.class_names, "palette": dataset.palette, "activation": "softmax",
+        "normalization": Normalize(dataset.mean, dataset.std).state(), "versions": {}})
+    return path
+
+
+def run(checkpoint, *arguments):
+    return console.run(program.main, ["-r", str(checkpoint), "-d", "cpu", *map(str, arguments)])
+
+
+def changed(checkpoint, **parts):
+    write_checkpoint(checkpoint, {**read_checkpoint(checkpoint), **parts})
+
+
+def test_the_score_equals_that_of_the_training_to_the_last_bit(checkpoint, capsys):
+    state = read_checkpoint(checkpoint)
+    config = state["config"]
+    loader = make_loader(config["val_loader"], ignore_index=255, seed=config["seed"])
+    model = build("models", config["arch"], num_classes=9)
+    model.load_state_dict(state["model"])
+    model = model.to(memory_format=torch.channels_last)          # as in training
+    criterion = Criterion(config["loss"], model.output_weights, 255)
+    logged = evaluate(
+        build_predictor(model, Normalize(**state["normalization"]), config["predict"]), loader,
+        [build_decision("max")], num_classes=9, ignore_index=255, loss=criterion.main_loss,
+        device="cpu")["max"]
+    assert run(checkpoint, "--json") == 0
+    scored = json.loads(capsys.readouterr().out)
+    for name in ("Mean_IoU", "Mean_Dice", "Pixel_Accuracy", "mIoU_I", "mDice_I", "loss"):
+        assert scored[name] == logged.numbers()[name], name
+    assert scored["confusion"] == logged.dataset["confusion"]
+
+
+def test_the_table_is_printed_and_four_files_are_written_next_to_the_checkpoint(checkpoint, capsys):
+    assert run(checkpoint) == 0
+    out, err = capsys.readouterr()
+    assert "pavement" in out and "mean IoU" in out and "written" in err
+    results = json.loads((checkpoint.parent / "results.json").read_text())
+    assert sorted(os.listdir(checkpoint.parent)) == [
+        "confusion_matrix.png", results["image_scores"], "model_best.pth", "results.json",
+        "results.txt"]
+    assert results["split"] == "val" and results["n_images"] == 5
+    assert results["procedure"] == "max" and results["mode"] == "whole"
+    assert [c["name"] for c in results["classes"]][:2] == ["road", "pavement"]
+    assert results["checkpoint"]["epoch"] == 3 and len(results["checkpoint"]["sha256"]) == 64
+    assert "mean IoU" in (checkpoint.parent / "results.txt").read_text()
+
+
+def test_several_rules_give_one_json_object_each(checkpoint, capsys, tmp_path):
+    assert run(checkpoint, "-p", "all", "--json", "-o", tmp_path / "output") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["procedure"] for line in lines] == ["max", "T", "rankdice", "rankiou"]
+    assert (tmp_path / "output" / "results.json").exists()
+    assert not (checkpoint.parent / "results.json").exists()
+
+
+def test_a_score_only_replaces_the_same_score(checkpoint):
+    for arguments in (["-p", "max"], ["-p", "T"], ["-p", "max", "--mode", "sliding"],
+                      ["-p", "max", "--split", "train"], ["-p", "max"]):
+        assert run(checkpoint, *arguments) == 0
+    results = json.loads((checkpoint.parent / "results.json").read_text())
+    kept = [(r["procedure"], r["mode"], r["split"]) for r in results["runs"]]
+    assert kept == [("T", "whole", "val"), ("max", "sliding", "val"), ("max", "whole", "train"),
+                    ("max", "whole", "val")]
+    assert results["split"] == "val"                  # the newest one is at the top level
+    assert (checkpoint.parent / "results.txt").read_text().count("== model_best.pth") == 4
+
+
+@pytest.mark.parametrize("overrides,images", [
+    (["val_loader.args.length=3"], 3), (["test_loader.args.length=2"], 2),
+    (["--split", "train", "train_loader.args.length=3"], 3)])
+def test_the_data_can_be_changed_on_the_command_line(checkpoint, capsys, overrides, images):
+    assert run(checkpoint, "--json", *overrides) == 0
+    assert json.loads(capsys.readouterr().out)["n_images"] == images
+
+
+def test_another_config_replaces_that_of_the_checkpoint(checkpoint, capsys, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"extends": str(ROOT / "config.json"), "val_loader": {
+        "type": "Shapes", "args": {"split": "test", "length": 2, "size": [32, 48],
+                                   "num_workers": 0}}}))
+    assert run(checkpoint, "-c", other, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["split"] == "test"
+
+
+@pytest.mark.parametrize("arguments,status,text", [
+    (["val_loader.args.lenght=3"], 2, "length"), (["-p", "dice"], 2, "unknown rule"),
+    (["--split", "test"], 2, "no test_loader"), (["-o", "{}/model_best.pth"], 3, "output folder"),
+    (["--mode", "whole", "--scales", "0.5"], 2, "no effect"),
+    (["val_loader.args.split=nowhere"], None, "nowhere")])
+def test_a_mistake_is_one_message_and_its_exit_status(checkpoint, capsys, arguments, status, text):
+    got = run(checkpoint, *(a.format(checkpoint.parent) for a in arguments))
+    message = capsys.readouterr().err
+    assert got in ((2, 3) if status is None else (status,))
+    assert message.count("error:") == 1 and text in message and "Traceback" not in message
+
+
+def test_the_message_about_a_checkpoint_without_data_names_the_option(checkpoint, capsys):
+    config = read_checkpoint(checkpoint)["config"]
+    changed(checkpoint, config={k: config[k] for k in ("arch", "ignore_index", "predict")})
+    assert run(checkpoint) == 2
+    assert "-c CONFIG" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [program.main, calibrate.main, plot_rules.main])
+def test_data_with_another_number_of_classes_is_an_error(checkpoint, capsys, main):
+    state = read_checkpoint(checkpoint)
+    model = build("models", state["config"]["arch"], num_classes=5)
+    changed(checkpoint, model=model.state_dict(), class_names=list("abcde"),
+            palette=state["palette"][:5])
+    assert console.run(main, ["-r", str(checkpoint), "-d", "cpu"]) == 2
+    assert "5 classes" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_ends_with_status_4(checkpoint, capsys):
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:len(whole) // 2])
+    assert run(checkpoint) == 4
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_foreign_results_file_is_not_replaced(checkpoint, capsys):
+    (checkpoint.parent / "results.json").write_text("{}")
+    assert run(checkpoint) == 3
+    assert "results.json" in capsys.readouterr().err
+    assert (checkpoint.parent / "results.json").read_text() == "{}"
+
+
+def test_without_arguments_the_usage_is_printed_and_the_status_is_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        program.main([])
+    assert stop.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+@pytest.mark.slow      # three processes import torch
+def test_two_processes_give_the_score_of_one(checkpoint, capsys):
+    assert run(checkpoint, "--json") == 0
+    alone = json.loads(capsys.readouterr().out)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         "test.py", "-r", str(checkpoint), "-d", "cpu", "--json"], cwd=ROOT, text=True,
+        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    assert json.loads(done.stdout) == alone
+
+
+ONE_FAILS = """
+import os, sys
+sys.path.insert(0, {root!r})
+import test
+from dataloader.shapes import Shapes
+from utils.cli import console
+from utils.errors import DataError
+
+def fail(self, index):
+    raise DataError("the scanner is on fire")
+
+if os.environ["RANK"] == "1":
+    Shapes.load = fail
+sys.exit(console.run(test.main))
+"""
+
+
+@pytest.mark.slow      # three processes import torch
+def test_a_failing_rank_ends_the_other_and_its_error_is_printed_once(checkpoint, tmp_path):
+    program_file = tmp_path / "one_fails.py"
+    program_file.write_text(ONE_FAILS.format(root=str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         program_file, "-r", str(checkpoint), "-d", "cpu"], cwd=ROOT, text=True,
+        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode != 0 and errors[0] == "error: the scanner is on fire"
+    assert all("stopped because rank 1 failed" in line for line in errors[1:])
+    assert not (checkpoint.parent / "results.json").exists()
+
+
+def test_the_image_scores_of_two_rules_can_be_compared(checkpoint, capsys):
+    from tools import compare_results
+    assert run(checkpoint, "-p", "max,T") == 0
+    results = str(checkpoint.parent / "results.json")
+    capsys.readouterr()
+    assert compare_results.main([results, results, "--rule", "max", "T", "--json"]) in (0, None)
+    assert "mIoU_I" in capsys.readouterr().out
+
+
+def test_boundary_scores_are_reported_if_the_config_requests_them(checkpoint, capsys):
+    assert run(checkpoint, "--json", "predict.boundary=true") == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["Boundary_IoU"] <= 1

@@ -1,0 +1,138 @@
+"""train.py as a user runs it: the files it writes, and its messages about mistakes."""
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+import test as test_program
+import train
+from tests.support.run_program import SMALL, digest
+from utils.cli import console
+
+COMMON = ["-c", "config.json", *SMALL, "train_loader.args.num_workers=0", "trainer.epochs=2"]
+
+
+def run(*arguments):
+    return console.run(train.main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Seconds: a whole training."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert run(*COMMON, f"trainer.save_dir={folder}", "trainer.ema=0.9") == 0
+    return next(folder.glob("shapes/*"))
+
+
+def test_a_run_leaves_config_checkpoints_log_and_metrics(trained):
+    assert {"config.json", "last.pth", "model_best.pth", "log.txt", "metrics.jsonl"} \
+        <= {p.name for p in trained.iterdir()}
+
+
+def test_the_saved_config_is_complete_and_repeats_the_run(trained, tmp_path):
+    """Seconds: a whole training is repeated."""
+    config = json.loads((trained / "config.json").read_text())
+    assert config["trainer"]["monitor"] == "max Mean_IoU" and config["ignore_index"] == 255
+    assert run("-c", trained / "config.json", f"trainer.save_dir={tmp_path}") == 0
+    assert digest(next(tmp_path.glob("shapes/*/last.pth"))) == digest(trained / "last.pth")
+
+
+def test_test_py_on_the_validation_split_reproduces_the_logged_number(trained, tmp_path, capsys):
+    logged = [json.loads(line) for line in (trained / "metrics.jsonl").open()][-1]
+    capsys.readouterr()
+    assert console.run(test_program.main, ["-r", str(trained / "last.pth"), "-s", "val", "--json",
+                                           "-o", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    for name in ("Mean_IoU", "Mean_Dice", "Pixel_Accuracy", "mIoU_I", "mDice_I", "loss"):
+        assert result[name] == logged[name], name
+
+
+def test_resuming_a_finished_run_changes_nothing(trained, capsys):
+    before = digest(trained / "last.pth")
+    assert run("-r", trained / "last.pth") == 0
+    assert digest(trained / "last.pth") == before
+    assert "resuming at epoch 3 step 16" in capsys.readouterr().err
+
+
+def test_auto_without_a_checkpoint_starts_a_new_run_with_a_notice(tmp_path, capsys):
+    assert run(*COMMON, "-r", "auto", f"trainer.save_dir={tmp_path}", "--dry-run") == 0
+    assert "starting fresh" in capsys.readouterr().err
+
+
+def test_dry_run_builds_everything_and_writes_nothing(tmp_path, capsys):
+    assert run(*COMMON, "--dry-run", f"trainer.save_dir={tmp_path / 'runs'}") == 0
+    assert list(tmp_path.iterdir()) == []
+    assert "ENet" in capsys.readouterr().err
+
+
+def test_list_and_schema_print_to_stdout(capsys):
+    assert run("--list", "models", "ENet") == 0
+    assert "num_classes" not in capsys.readouterr().out.split("\n")[0]
+    assert run("--schema") == 0
+    assert json.loads(capsys.readouterr().out)["type"] == "object"
+
+
+def error_of(capsys):
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return text
+
+
+def test_five_mistakes_at_five_levels_give_one_message_of_five_lines(tmp_path, capsys):
+    config = json.loads(re.sub(r"//.*", "", open("config.json").read()))
+    config["trianer"] = {}
+    config["trainer"]["eary_stop"] = 5
+    config["arch"]["args"] = {"bakcbone": "resnet18"}
+    config["optimizer"]["type"] = "AdmaW"
+    config["train_loader"]["args"]["batch_size"] = 2.5
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps(config))
+    assert run("-c", path) == 2
+    text = error_of(capsys)
+    for part in ("trianer", "early_stop", "arch.args.bakcbone", "AdamW", "batch_size"):
+        assert part in text
+    assert len(text.strip().splitlines()) == 6
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """Six small pairs in CamVid's layout."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / f"{split}annot").mkdir()
+        for i in range(6):
+            image = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            label = np.repeat(rng.integers(0, 12, (40, 6), dtype=np.uint8), 8, 1)
+            write(tmp_path / split / f"{i}.png", image)
+            write(tmp_path / f"{split}annot" / f"{i}.png", label)
+    return tmp_path
+
+
+def write(path, picture):
+    path.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())
+
+
+def on_camvid(folder):
+    loader = '{"data_dir": "%s", "split": "%s", "batch_size": 2, "num_workers": 0}'
+    return ["-c", "config.json", "loss=CE", "train_loader.type=CamVid", "val_loader.type=CamVid",
+            "train_loader.args=" + loader % (folder, "train"),
+            "val_loader.args=" + loader % (folder, "val"), "trainer.epochs=1",
+            "trainer.tensorboard=false", f"trainer.save_dir={folder / 'runs'}"]
+
+
+def test_a_missing_label_is_named_before_anything_is_trained(camvid, capsys):
+    (camvid / "valannot" / "5.png").unlink()
+    assert run(*on_camvid(camvid)) == 3
+    assert "5.png" in error_of(capsys)
+    assert not (camvid / "runs").exists()
+
+
+def test_init_writes_a_config_that_trains(camvid, tmp_path, capsys):
+    config = tmp_path / "my.json"
+    labels = camvid / "trainannot"
+    assert run("--init", config, "--images", camvid / "train", "--labels", labels) == 0
+    assert run("-c", config, "trainer.epochs=1", f"trainer.save_dir={tmp_path / 'r'}") == 0
+    assert list((tmp_path / "r").glob("*/*/last.pth"))

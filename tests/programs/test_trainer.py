@@ -1,0 +1,372 @@
+"""The training loop on data small enough to check by hand."""
+import contextlib
+import json
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from base.base_model import BaseModel
+from trainer import Trainer
+from utils.checkpoint.read import read_checkpoint
+from utils.cli.console import Interrupted
+from utils.config import load_config, resolve_config
+from utils.errors import ConfigError, NumericalError
+from utils.images.normalize import Normalize
+from utils.training.criterion import Criterion
+
+CLASSES = 3
+
+
+class Net(BaseModel):
+    """A network of one convolution, one norm and dropout."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Conv2d(6, CLASSES, 1))
+
+    def forward(self, x):
+        out = self.head(self.backbone(x))
+        return {"out": out} if self.training else out
+
+
+class Data:
+    class_names = ["a", "b", "c"]
+    palette = [[0, 0, 0], [90, 0, 0], [0, 90, 0]]
+    mean, std = [0.5] * 3, [0.25] * 3
+
+    def __init__(self, size):
+        generator = torch.Generator().manual_seed(size)
+        self.images = torch.randint(0, 256, (size, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        self.labels = (self.images.float().mean(1) / 86).to(torch.uint8)
+        self.labels[0, :3] = 255
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        i = key[1] if isinstance(key, tuple) else key
+        return {"image": self.images[i], "label": self.labels[i], "id": str(i)}
+
+
+class Loader:
+    """The contract of dataloader.loader.Loader over data in memory."""
+
+    smallest_batch = 2
+    batch_transforms = ()
+
+    def __init__(self, size=8, batch_size=2):
+        self.dataset, self.batch_size, self.start = Data(size), batch_size, 0
+
+    def __len__(self):
+        return len(self.dataset) // self.batch_size
+
+    def set_epoch(self, epoch, start_batch=0, skip=0):
+        order = torch.Generator().manual_seed(epoch)
+        self.order = torch.randperm(len(self.dataset), generator=order)
+        self.start = start_batch
+
+    def __iter__(self):
+        order = getattr(self, "order", torch.arange(len(self.dataset)))
+        for k in range(self.start, len(self)):
+            picked = order[k * self.batch_size:(k + 1) * self.batch_size]
+            yield {"image": self.dataset.images[picked], "label": self.dataset.labels[picked],
+                   "id": [str(i) for i in picked.tolist()]}
+
+
+def make(folder, *overrides, model=None, batch_size=2, checkpoint=None, val=True, loader=None):
+    config = resolve_config(load_config("config.json", [
+        "optimizer.type=SGD", 'optimizer.args={"lr": 0.1, "momentum": 0.9}', "trainer.amp=false",
+        "lr_scheduler.type=Poly", "loss=CrossEntropyLoss2d", "trainer.epochs=3",
+        "trainer.val_per_epochs=1", "trainer.tensorboard=false", *overrides]))
+    torch.manual_seed(0)
+    model = model() if model else Net()
+    data = Data(8)
+    return Trainer(model, Criterion(config["loss"], model.output_weights),
+                   Normalize(data.mean, data.std), loader or Loader(batch_size=batch_size),
+                   Loader(4) if val else None, config, folder, torch.device("cpu"), checkpoint)
+
+
+def weights(trainer):
+    return {k: v.clone() for k, v in trainer.model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_training_equals_a_plain_loop(tmp_path):
+    trainer = make(tmp_path, "lr_scheduler=null")
+    trainer.train()
+    torch.manual_seed(0)
+    model, loader = Net().to(memory_format=torch.channels_last), Loader()
+    optimizer = torch.optim.SGD(model.head_parameters() + model.backbone_parameters(), 0.1, 0.9,
+                                fused=True)
+    for epoch in (1, 2, 3):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            x = (batch["image"].contiguous(memory_format=torch.channels_last).float()
+                 - 127.5) * torch.tensor(63.75).reciprocal()
+            loss = F.cross_entropy(model(x)["out"], batch["label"].long(), ignore_index=255)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_trainer_passes_every_batch_through_the_loaders_batch_transforms(tmp_path):
+    seen = []
+
+    def dark(batch):
+        seen.append(batch["image"].device.type)
+        return {**batch, "image": torch.zeros_like(batch["image"])}
+    trainer = make(tmp_path, "trainer.accumulate=2")
+    trainer.train_loader.batch_transforms = [dark]
+    shown = []
+    trainer.train_model.register_forward_pre_hook(lambda _, args: shown.append(args[0]))
+    trainer._train_epoch(1)
+    assert len(seen) == len(trainer.train_loader) and set(seen) == {"cpu"}
+    assert all((images == trainer.normalize(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))).all()
+               for images in shown)
+
+
+def test_a_resumed_run_mixes_its_batches_as_the_uninterrupted_one(tmp_path):
+    from dataloader.augmentation.batch_transforms import CopyBlob, CutMix
+
+    def run(folder, stop=None, checkpoint=None):
+        folder.mkdir(exist_ok=True)
+        trainer = make(folder, model=lambda: Net(dropout=0.5), checkpoint=checkpoint)
+        trainer.train_loader.batch_transforms = [CutMix(), CopyBlob(((1, 0),))]
+        if stop:
+            update = trainer._update
+
+            def stopping(*args):
+                update(*args)
+                if trainer.progress.step + 1 == stop:
+                    trainer.stop_signal.signum = 15
+            trainer._update = stopping
+        with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
+            trainer.train()
+        return trainer
+    whole = run(tmp_path / "a")
+    run(tmp_path / "b", stop=5)
+    resumed = run(tmp_path / "b", checkpoint=read_checkpoint(tmp_path / "b" / "last.pth"))
+    assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 5, 7, 11])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path, stop):
+    settings = ["trainer.ema=0.9", "lr_scheduler.type=OneCycle"]
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole = make(tmp_path / "a", *settings, model=lambda: Net(dropout=0.5))
+    whole.train()
+
+    first = make(tmp_path / "b", *settings, model=lambda: Net(dropout=0.5))
+    update = first._update
+
+    def stopping(*args):
+        update(*args)
+        if first.progress.step + 1 == stop:
+            first.stop_signal.signum = 15
+    first._update = stopping
+    with pytest.raises(Interrupted) as stopped:
+        first.train()
+    assert stopped.value.signum == 15 and "train.py -r" in str(stopped.value)
+    torch.rand(17)      # random numbers drawn in between have no effect
+    second = make(tmp_path / "b", *settings, model=lambda: Net(dropout=0.5),
+                  checkpoint=read_checkpoint(tmp_path / "b" / "last.pth"))
+    second.train()
+    assert same(weights(whole), weights(second))
+    assert same(whole.ema.module.state_dict(), second.ema.module.state_dict())
+    assert whole.monitor.state_dict() == second.monitor.state_dict()
+    lines = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").open()]
+    steps = [line["step"] for line in lines if line["kind"] == "validation"]
+    assert steps == [4, 8, 12]
+
+
+STEP_LR = 'lr_scheduler={"type": "StepLR", "args": {"step_size": 1, "gamma": 0.5}}'
+
+
+@pytest.mark.parametrize("stop", [3, 4, "validation"])
+def test_a_schedule_per_epoch_goes_on_as_if_never_stopped(tmp_path, stop):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole = make(tmp_path / "a", STEP_LR)
+    whole.train()
+    first = make(tmp_path / "b", STEP_LR)
+    name = "_valid_epoch" if stop == "validation" else "_update"
+    method = getattr(first, name)
+
+    def stopping(*args):
+        if stop in ("validation", first.progress.step + 1):
+            first.stop_signal.signum = 15
+        return method(*args)
+    setattr(first, name, stopping)
+    with pytest.raises(Interrupted):
+        first.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")       # torch warns if a schedule steps before the optimizer
+        second = make(tmp_path / "b", STEP_LR,
+                      checkpoint=read_checkpoint(tmp_path / "b" / "last.pth"))
+        second.train()
+    assert same(weights(whole), weights(second))
+    assert whole.scheduler.state_dict() == second.scheduler.state_dict()
+
+
+def test_checkpoints_of_an_epochs_end_hold_the_schedule_of_the_next_epoch(tmp_path):
+    make(tmp_path, STEP_LR, "trainer.save_period=1").train()
+    for epoch in (1, 2, 3):
+        saved = read_checkpoint(tmp_path / f"checkpoint-epoch{epoch}.pth")
+        assert saved["scheduler"]["last_epoch"] == epoch
+        assert saved["optimizer"]["param_groups"][0]["lr"] == 0.1 * 0.5 ** epoch
+    best = read_checkpoint(tmp_path / "model_best.pth")
+    assert best["scheduler"]["last_epoch"] == best["epoch"] - 1
+
+
+def test_the_outputs_of_a_step_are_gone_when_the_next_forward_pass_begins(tmp_path):
+    trainer, alive = make(tmp_path, "trainer.accumulate=2", "trainer.log_per_iter=1"), []
+
+    def before(*_):
+        assert not any(output() is not None for output in alive)
+    trainer.train_model.register_forward_pre_hook(before)
+    trainer.train_model.register_forward_hook(
+        lambda module, args, outputs: alive.extend(map(weakref.ref, outputs.values())))
+    trainer._train_epoch(1)
+    assert len(alive) == len(trainer.train_loader)
+
+
+def test_accumulated_micro_batches_equal_one_batch(tmp_path):
+    """Without norms, and with labels that are ignored unevenly."""
+    class Plain(Net):
+        def __init__(self):
+            super().__init__()
+            self.backbone[1] = nn.Identity()
+    results = []
+    for name, batch, accumulate in (("a", 4, 1), ("b", 2, 2)):
+        (tmp_path / name).mkdir()
+        trainer = make(tmp_path / name, f"trainer.accumulate={accumulate}", batch_size=batch,
+                       model=Plain)
+        trainer.train()
+        results.append(weights(trainer))
+    for key in results[0]:
+        torch.testing.assert_close(results[0][key], results[1][key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path):
+    trainer = make(tmp_path)
+    step = trainer._step
+
+    def poisoned(batches):
+        if trainer.progress.step == 5:
+            trainer.at_five = weights(trainer)
+            trainer.criterion.forward = lambda outputs, batch: (
+                outputs["out"].sum() * float("nan"), {})
+        return step(batches)
+    trainer._step = poisoned
+    with pytest.raises(NumericalError, match="nan at epoch 2 step 5") as error:
+        trainer.train()
+    assert "images" in str(error.value) and "lr" in str(error.value)
+    learnt = {k: v for k, v in trainer.at_five.items() if "running" not in k and "num" not in k}
+    now = weights(trainer)
+    assert same(learnt, {k: now[k] for k in learnt})
+
+
+def test_best_and_last_and_periodic_checkpoints_are_kept(tmp_path):
+    make(tmp_path, "trainer.save_period=2").train()
+    assert {p.name for p in tmp_path.glob("*.pth")} == {"model_best.pth", "last.pth",
+                                                        "checkpoint-epoch2.pth"}
+
+
+def test_best_is_judged_at_every_validation_whatever_the_save_period(tmp_path):
+    trainer = make(tmp_path, "trainer.save_period=3")
+    scores = iter([.2, .5, .3])
+    trainer._valid_epoch = lambda epoch: {"Mean_IoU": next(scores)}
+    trainer.train()
+    best = read_checkpoint(tmp_path / "model_best.pth")
+    assert best["epoch"] == 3 and best["monitor"]["best"] == .5    # the epoch to resume with
+
+
+def test_early_stop_ends_the_run(tmp_path):
+    trainer = make(tmp_path, "trainer.early_stop=2", "trainer.epochs=30")
+    trainer._valid_epoch = lambda epoch: {"Mean_IoU": 1 / epoch}
+    trainer.train()
+    assert trainer.progress.epoch == 4
+
+
+def test_iterations_end_in_the_middle_of_an_epoch(tmp_path):
+    trainer = make(tmp_path, "trainer.epochs=null", "trainer.iterations=6")
+    trainer.train()
+    assert trainer.progress.step == 6 and read_checkpoint(tmp_path / "last.pth")["step"] == 6
+
+
+def test_a_checkpoint_holds_only_tensors_and_plain_types(tmp_path):
+    make(tmp_path, "trainer.ema=0.9").train()
+    state = torch.load(tmp_path / "last.pth", weights_only=True)
+    assert state["class_names"] == ["a", "b", "c"] and state["normalization"]["mean"] == [0.5] * 3
+    assert state["activation"] == "softmax" and state["config"]["arch"]["type"]
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics(tmp_path):
+    trainer = make(tmp_path, model=lambda: Net().freeze(freeze_backbone=True))
+    before = {k: v.clone() for k, v in trainer.model.backbone.state_dict().items()}
+    trainer.train()
+    assert same(before, trainer.model.backbone.state_dict())
+
+
+def test_differential_lr_slows_the_backbone_by_ten(tmp_path):
+    trainer = make(tmp_path, "optimizer.differential_lr=true", "lr_scheduler=null")
+    rates = {g["name"]: g["lr"] for g in trainer.optimizer.param_groups}
+    assert rates == pytest.approx({"head": 0.1, "backbone": 0.01})
+
+
+@pytest.mark.parametrize("setting, words", [
+    ("predict.CoI=[0, 3]", "different class ids in 0..2"),
+    ('predict={"val": "T", "threshold": [0.5, 0.5]}', "2 thresholds for 3 classes"),
+    ('predict={"test": "T", "threshold": [0.5, 0.5]}', "2 thresholds for 3 classes")])
+def test_what_does_not_fit_the_classes_is_found_before_the_first_step(tmp_path, setting, words):
+    trainer = make(tmp_path, setting)
+    trainer._train_epoch = lambda epoch: pytest.fail("an epoch was trained")
+    with pytest.raises(ConfigError, match=words):
+        trainer.train()
+
+
+def test_event_files_are_whole_when_the_training_ends_with_an_error(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    trainer = make(tmp_path, "trainer.tensorboard=true", "trainer.log_per_iter=1")
+    hook = trainer.logger._other_hook
+    trainer._valid_epoch = lambda epoch: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert threading.excepthook is hook
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
+def test_validation_without_a_loader_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="val_loader"):
+        make(tmp_path, val=False)
+
+
+def test_clipping_bounds_the_gradient(tmp_path):
+    trainer = make(tmp_path, "trainer.clip_grad_norm=1e-6", "lr_scheduler=null")
+    before = weights(trainer)
+    trainer.train()
+    moved = (trainer.model.head[1].weight - before["head.1.weight"]).norm()
+    assert 0 < moved < 12 * 10 * 0.1 * 1e-6
+
+
+def test_running_out_of_gpu_memory_names_stage_size_and_setting(tmp_path):
+    trainer = make(tmp_path)
+
+    def full(epoch):
+        raise torch.OutOfMemoryError
+    trainer._train_epoch = full
+    with pytest.raises(ConfigError, match="training at epoch 1 step 0, with 2 images of .*8x8"):
+        trainer.train()

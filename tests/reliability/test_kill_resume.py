@@ -1,0 +1,94 @@
+"""A run that is killed at random moments and resumed ends with the weights of an undisturbed one.
+
+SEGWRIGHT_KILLS=200 python -m pytest -m slow tests/reliability/test_kill_resume.py
+"""
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from tests.reliability.test_signals import AT_STEP_3
+from tests.support.run_program import SMALL, digest
+from tests.support.warm_start import until
+
+KILLS = int(os.environ.get("SEGWRIGHT_KILLS", 10))
+TINY = ["train_loader.args.size=[24,32]", "train_loader.args.batch_size=2",
+        "train_loader.args.length=4", 'optimizer.type=SGD',
+        'optimizer.args={"lr": 0.01, "momentum": 0.9}', "trainer.amp=false",
+        "val_loader.args.size=[24,32]", "val_loader.args.length=2"]
+
+# A step, and how many seconds after its beginning.
+KILLED_AFTER = """
+import os, threading, trainer
+step = trainer.Trainer._step
+def timed(self, batches):
+    if self.progress.step == {}:
+        threading.Timer({}, os.killpg, (0, 9)).start()
+    return step(self, batches)
+trainer.Trainer._step = timed
+"""
+
+
+def train(folder, *more):
+    return ["-c", "config.json", *SMALL, *TINY, "trainer.save_every=3",
+            f"trainer.save_dir={folder}", *more]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(warm, tmp_path_factory):
+    """The weights of an undisturbed training, and the seconds between two of its steps."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    log = folder / "log"
+    process = warm.start(log, *train(folder, "trainer.log_per_iter=1", "trainer.save_every=1"))
+    until(log, "step 2/8 ")
+    before = time.monotonic()
+    until(log, "step 6/8 ")
+    seconds = (time.monotonic() - before) / 4
+    assert warm.wait(process) == 0, log.read_text()
+    last, = folder.glob("shapes/*/last.pth")
+    return digest(last), seconds
+
+
+@pytest.mark.slow      # ten trainings of a few seconds, and as many halves
+@pytest.mark.timeout(7200)
+def test_k01_k17_killed_at_random_moments_and_resumed_equals_undisturbed(warm, undisturbed,
+                                                                         tmp_path):
+    expected, seconds = undisturbed
+    moments = random.Random(KILLS)
+    killed = unreadable = 0
+    for trial in range(KILLS):
+        folder, log = tmp_path / str(trial), tmp_path / f"{trial}.log"
+        folder.mkdir()
+        process = warm.start(log, *train(folder, "-r", "auto", "trainer.save_every=1",
+                                         "trainer.log_per_iter=1"),
+                             fault=KILLED_AFTER.format(moments.randrange(8),
+                                                       moments.uniform(0, seconds)))
+        killed += warm.wait(process) == -signal.SIGKILL
+        workers = moments.choice([0, 1, 2])
+        process = warm.start(log, *train(folder, "-r", "auto", "trainer.save_every=1",
+                                         f"train_loader.args.num_workers={workers}"))
+        status, said = warm.wait(process), log.read_text()
+        assert status == 0, said
+        unreadable += "skipping" in said
+        newest = max(folder.glob("shapes/*/last.pth"), key=lambda p: p.stat().st_mtime)
+        assert digest(newest) == expected, f"trial {trial}"
+        assert not list(folder.rglob(".*")), f"trial {trial}"
+    print(f"{killed} of {KILLS} trainings were killed before their end; {KILLS} resumed, all "
+          f"bit-equal, {unreadable} with an unreadable checkpoint")
+    assert unreadable == 0 and killed >= KILLS // 2
+
+
+@pytest.mark.slow      # two trainings
+@pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_k17_k19_a_signal_saves_says_how_to_go_on_and_loses_nothing(warm, undisturbed, tmp_path,
+                                                                    signum, status):
+    log = tmp_path / "log"
+    process = warm.start(log, *train(tmp_path, "trainer.save_every=0"),
+                         fault=AT_STEP_3.format(f"os.kill(os.getpid(), {int(signum)})"))
+    assert warm.wait(process) == status, log.read_text()
+    assert "Traceback" not in log.read_text() and "train.py -r" in log.read_text()
+    last, = tmp_path.glob("shapes/*/last.pth")
+    assert warm.wait(warm.start(log, "-r", last)) == 0, log.read_text()
+    assert digest(last) == undisturbed[0]

@@ -1,0 +1,86 @@
+"""Weights and images computed from formulas, and the golden values of the parity tests.
+
+Keys, shapes and outputs of published networks are in ../shared/parity, one folder per network.
+"""
+import importlib.util
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.support.places import SHARED
+from utils.machine.tensors import ImageBatch
+
+PARITY = SHARED / "parity"
+needs_goldens = pytest.mark.skipif(not PARITY.is_dir(), reason="../shared/parity is missing")
+
+
+def waves(network: nn.Module) -> nn.Module:
+    """`network` in eval mode, with weights computed from their keys and positions."""
+    state = {}
+    for key, tensor in network.state_dict().items():
+        state[key] = tensor
+        if tensor.is_floating_point():
+            wave = torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) ** 1.5 + len(key))
+            if key.endswith("running_var"):
+                wave = 1 + 0.4 * wave
+            elif tensor.ndim > 1:
+                wave = wave * 2 / tensor[0].numel() ** 0.5
+            else:
+                wave = 0.3 * wave + (0.6 if key.endswith("weight") else 0.0)
+            state[key] = wave.to(tensor.dtype).reshape(tensor.shape)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def picture(height: int, width: int, images: int = 1) -> ImageBatch:
+    """A float32 image batch (images, 3, height, width), the same at every call."""
+    wave = torch.sin(torch.arange(images * 3 * height * width, dtype=torch.float64) ** 1.3)
+    return (1.4 * wave).float().reshape(images, 3, height, width)
+
+
+def published_weights(name: str, change: Callable[[dict], dict] = lambda weights: weights) \
+        -> tuple[dict[str, torch.Tensor], ImageBatch]:
+    """(computed state dict with the published keys, image) of a parity folder.
+
+    change: applied to the state dict.
+    """
+    spec = importlib.util.spec_from_file_location("fill", PARITY / "fill.py")
+    assert spec is not None and spec.loader is not None
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+    manifest = published_manifest(name)
+    seed = manifest["input"]["seed"]
+    return change(fill.fill(manifest["keys"], seed)), fill.image(seed, manifest["input"]["shape"])
+
+
+def published_manifest(name: str) -> dict:
+    """manifest.json of a parity folder: keys, shapes and dtypes, input, and outputs."""
+    return json.loads((PARITY / name / "manifest.json").read_text())
+
+
+def published_keys(name: str) -> dict[str, torch.Tensor]:
+    """The published state dict with tensors on the meta device, that is without values."""
+    return {key: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+            for key, (shape, dtype) in published_manifest(name)["keys"].items()}
+
+
+def distance_to_golden(output: torch.Tensor, name: str, golden: str, key: str) -> float:
+    """The largest difference to a golden output, in standard deviations of that output.
+
+    output: (N, C, H, W) float. The golden output (array `key` of GOLDEN.npz in the folder `name`)
+    can be stored with only every n-th row and column.
+    """
+    manifest = published_manifest(name)
+    group = manifest.get("goldens", {}).get(golden) or manifest.get(golden) or manifest
+    spec = group["outputs"][key]
+    assert list(output.shape) == spec["full_shape"]
+    with np.load(PARITY / name / f"{golden}.npz") as file:
+        expected = torch.from_numpy(file[key])
+    rows = -(-output.shape[-2] // expected.shape[-2])
+    columns = -(-output.shape[-1] // expected.shape[-1])
+    stored = output[..., ::rows, ::columns]
+    return float((stored - expected).abs().max() / expected.std())

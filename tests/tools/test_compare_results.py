@@ -1,0 +1,103 @@
+"""tools.compare_results: reads two files and prints one verdict."""
+import json
+
+import pytest
+import torch
+
+from tools.compare_results import main
+from utils.cli.console import run
+from utils.metrics import ImageMetrics
+from utils.metrics.image_scores import write_image_scores
+
+NAMES = ["road", "car, parked"]
+
+
+def write(path, error, images=25, first=0, published=False):
+    """Image scores of predictions that are wrong in `error` of the pixels."""
+    g = torch.Generator().manual_seed(1)
+    metrics = ImageMetrics(2, published=published)
+    target = torch.randint(0, 2, (images, 16, 16), generator=g)
+    wrong = torch.rand(target.shape, generator=g) < error
+    metrics.update(torch.where(wrong, 1 - target, target), target)
+    ids = [f"img {first + i}" for i in range(images)]
+    write_image_scores(path, metrics.compute(), ids, NAMES)
+    return str(path)
+
+
+def write_json(folder, rules, **extra):
+    """results.json with a run for each rule, the newest first at its top."""
+    runs = [{"procedure": rule, "image_scores": f"{rule}.csv", **extra} for rule in rules]
+    for rule, error in zip(rules, (0.1, 0.3), strict=False):      # one rule or two
+        write(folder / f"{rule}.csv", error)
+    (folder / "results.json").write_text(json.dumps({**runs[0], "runs": runs}))
+    return str(folder / "results.json")
+
+
+def compared(capsys, *argv):
+    assert main([*argv, "--json", "--draws", "200"]) in (None, 0)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_worse_result_differs_from_a_better_one(tmp_path, capsys):
+    a, b = write(tmp_path / "a.csv", 0.1), write(tmp_path / "b.csv", 0.3)
+    table = compared(capsys, a, b)
+    assert table["images"] == 25
+    scores = table["metrics"]["Mean_IoU"]
+    assert scores["high"] < 0
+    assert scores["difference"] == pytest.approx(scores["second"] - scores["first"])
+    main([a, b, "--draws", "200"])
+    assert "differ" in capsys.readouterr().out
+
+
+def test_a_result_does_not_differ_from_itself(tmp_path, capsys):
+    a = write(tmp_path / "a.csv", 0.1)
+    main([a, a, "--draws", "200"])
+    lines = capsys.readouterr().out.splitlines()[5:]
+    assert lines
+    assert all(line.endswith("no clear difference") for line in lines)
+
+
+def test_rules_of_one_results_file_are_compared(tmp_path, capsys):
+    path = write_json(tmp_path, ["max", "rankdice"])
+    table = compared(capsys, path, path, "--rule", "max", "rankdice")
+    assert table["metrics"]["mDice_I"]["difference"] < 0
+
+
+def test_classes_of_interest_of_the_run_are_kept(tmp_path, capsys):
+    path = write_json(tmp_path, ["max", "rankdice"], classes_of_interest=[1])
+    a = compared(capsys, path, path)["metrics"]["Mean_IoU"]["first"]
+    b = compared(capsys, *[str(tmp_path / "max.csv")] * 2)["metrics"]["Mean_IoU"]["first"]
+    assert a != b
+
+
+def test_only_common_images_are_compared_and_a_warning_says_so(tmp_path, capsys):
+    a, b = write(tmp_path / "a.csv", 0.1), write(tmp_path / "b.csv", 0.1, first=10)
+    main([a, b, "--json", "--draws", "200"])
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == 15
+    assert "15 images" in captured.err
+
+
+def test_published_scores_are_compared_without_counts(tmp_path, capsys):
+    a = write(tmp_path / "a.csv", 0.1, published=True)
+    table = compared(capsys, a, a)["metrics"]
+    assert "mIoU_I" in table
+    assert "Mean_IoU" not in table
+
+
+@pytest.mark.parametrize("break_it, message", [
+    (lambda folder: (folder / "b.csv").unlink(), "cannot read"),
+    (lambda folder: (folder / "b.csv").write_text("id,nothing\n"), "not a table of image scores"),
+    (lambda folder: (folder / "b.csv").write_text(""), "not a table of image scores"),
+    (lambda folder: write(folder / "b.csv", 0.1, first=100), "no image is in both")])
+def test_files_that_cannot_be_compared_give_one_message(tmp_path, capsys, break_it, message):
+    a, b = write(tmp_path / "a.csv", 0.1), write(tmp_path / "b.csv", 0.1)
+    break_it(tmp_path)
+    assert run(main, [a, b]) == 3
+    assert message in capsys.readouterr().err
+
+
+def test_a_rule_that_was_not_measured_is_named(tmp_path, capsys):
+    path = write_json(tmp_path, ["max", "rankdice"])
+    assert run(main, [path, path, "--rule", "T"]) == 3
+    assert "it has max, rankdice" in capsys.readouterr().err

@@ -1,0 +1,254 @@
+"""tools.evaluate_labels and the Cityscapes scores."""
+import json
+import math
+
+import numpy as np
+import pytest
+
+from dataloader.cityscapes import CLASS_NAMES, LABEL_IDS
+from tests.support.places import SHARED
+from tools.evaluate_labels import main
+from utils.cli.console import run
+from utils.images.image_io import read_label, write_image, write_label
+from utils.metrics.cityscapes_metrics import LABELS, MEAN_SIZE, CityscapesMetrics, count_pair
+
+EVAL = SHARED / "metrics" / "cityscapes_eval"
+needs_official = pytest.mark.skipif(not EVAL.is_dir(), reason="../shared/metrics is not here")
+RNG = np.random.default_rng(0)
+
+
+def scored(*argv):
+    return run(main, [*map(str, argv)])
+
+
+@needs_official
+def test_scores_are_those_of_the_official_script_bit_for_bit(tmp_path, capsys):
+    assert scored("--dataset", "cityscapes", "--gt", EVAL / "gtFine" / "val", "--pred",
+                  EVAL / "results", "--json", tmp_path / "s.json", "--results",
+                  tmp_path / "results.txt") == 0
+    expected = json.loads((EVAL / "expected.json").read_text())
+    assert json.loads((tmp_path / "s.json").read_text()) == expected
+    out = capsys.readouterr().out
+    for line in ("person        : 0.270    0.813", "Score Average : 0.545    0.656",
+                 "vehicle       : 0.580    0.816", "road          : 0.663      nan"):
+        assert f"\n{line}\n" in out
+    lines = (tmp_path / "results.txt").read_text().splitlines()
+    assert lines[:4] == [f"{title}: {expected[key]!r}" for title, key in (
+        ("IoU Class", "averageScoreClasses"), ("iIoU Class", "averageScoreInstClasses"),
+        ("IoU Category", "averageScoreCategories"),
+        ("iIoU Category", "averageScoreInstCategories"))]
+    matrix = np.array(expected["confusion_34x34"])
+    assert lines[4:] == [f"Accuracy: {np.trace(matrix) / matrix.sum()}"]
+
+
+@needs_official
+def test_predictions_in_train_ids_get_the_same_scores_for_classes(tmp_path):
+    """Train ids turn every void id into 0; wrong void predictions stay misses."""
+    for path in (EVAL / "results").iterdir():
+        ids = read_label(path)
+        table = np.full(256, 255, np.uint8)
+        table[list(LABEL_IDS)] = np.arange(19)
+        write_label(tmp_path / path.name, table[ids], [])
+    common = ("--dataset", "Cityscapes", "--gt", EVAL / "gtFine", "--results", "")
+    assert scored(*common, "--pred", tmp_path, "--ids", "train", "--json", tmp_path / "a.json") == 0
+    assert scored(*common, "--pred", EVAL / "results", "--json", tmp_path / "b.json") == 0
+    a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert a["classScores"] == b["classScores"] and a["classInstScores"] == b["classInstScores"]
+
+
+def test_an_instance_is_weighted_by_the_mean_size_of_its_class_over_its_size():
+    truth, instances = np.full((4, 8), 7), np.full((4, 8), 7)
+    truth[0, :6], instances[0, :2], instances[0, 2:6] = 26, 26000, 26001    # two cars
+    truth[1], instances[1] = 26, 26                                         # a group of cars
+    prediction = truth.copy()
+    prediction[0, 0] = prediction[0, 2] = 27        # one pixel of each car is called a truck
+    prediction[3, :3] = 26                          # and three of the road a car
+    metrics = CityscapesMetrics()
+    metrics.update(prediction, truth, instances)
+    scores = metrics.compute()
+    size = MEAN_SIZE["car"]
+    hits, misses = size / 2 + 3 * size / 4, size / 2 + size / 4
+    assert scores["classScores"]["car"] == 12 / (14 + 3)
+    assert scores["classInstScores"]["car"] == pytest.approx(hits / (hits + misses + 3), abs=1e-15)
+    assert scores["categoryScores"]["vehicle"] == 14 / 17
+    assert scores["categoryInstScores"]["vehicle"] == \
+        pytest.approx(2 * size / (2 * size + 3), abs=1e-15)
+    assert scores["classScores"]["truck"] == 0
+    assert math.isnan(scores["classScores"]["bus"])
+    assert math.isnan(scores["classInstScores"]["road"])
+
+
+def test_ignored_pixels_count_nowhere_and_void_predictions_are_misses():
+    truth = np.array([[7, 7, 7, 0, 29, 29]])
+    prediction = np.array([[7, 0, 29, 7, 26, 29]])
+    metrics = CityscapesMetrics()
+    metrics.update(prediction, truth, None)
+    scores = metrics.compute()
+    assert scores["classScores"]["road"] == 1 / 3
+    assert math.isnan(scores["classScores"]["car"])
+    assert metrics.accuracies() == (1 / 3, 2 / 6)
+
+
+def test_the_order_of_classes_is_that_of_the_dataset():
+    assert [i for i, label in enumerate(LABELS) if label.evaluated] == list(LABEL_IDS)
+    assert [label.name for label in LABELS if label.evaluated] == CLASS_NAMES
+
+
+@pytest.mark.parametrize("wrong", [34, 255, -1])
+def test_an_id_that_does_not_exist_is_refused_by_the_counts(wrong):
+    with pytest.raises(ValueError, match="0..33"):
+        count_pair(np.array([[wrong]]), np.array([[7]]))
+    with pytest.raises(ValueError, match="99000"):
+        count_pair(np.array([[7]]), np.array([[7]]), np.array([[99000]]))
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (2,)])
+def test_instances_of_another_size_are_refused_by_the_counts(shape):
+    with pytest.raises(ValueError, match="size of the truth"):
+        count_pair(np.full((2, 2), 7), np.full((2, 2), 7), np.zeros(shape, int))
+
+
+def make_city(root, names=("ulm_000000_000019", "ulm_000001_000019"), instances=True):
+    """Truth below root/gt/ulm, equal predictions in root/pred."""
+    (root / "gt" / "ulm").mkdir(parents=True)
+    (root / "pred").mkdir()
+    for name in names:
+        ids = RNG.choice([7, 8, 24, 26, 0], (4, 6)).astype(np.uint8)
+        write_image(root / "gt" / "ulm" / f"{name}_gtFine_labelIds.png", ids)
+        if instances:
+            write_image(root / "gt" / "ulm" / f"{name}_gtFine_instanceIds.png",
+                        np.where(ids > 23, ids * np.uint16(1000), ids).astype(np.uint16))
+        write_image(root / "pred" / f"{name}.png", ids)
+    return ["--dataset", "cityscapes", "--gt", root / "gt", "--pred", root / "pred",
+            "--results", ""]
+
+
+def test_every_wrong_prediction_is_listed_and_nothing_is_scored(tmp_path, capsys):
+    argv = make_city(tmp_path, [f"ulm_{i:06d}_000019" for i in range(7)])
+    pred = tmp_path / "pred"
+    (pred / "ulm_000000_000019.png").unlink()
+    write_image(pred / "bonn_000000_000019.png", np.zeros((4, 6), np.uint8))
+    write_image(pred / "ulm_000001_000019.png", np.full((4, 5), 7, np.uint8))
+    write_image(pred / "ulm_000002_000019.png", np.full((4, 6), 255, np.uint8))
+    (pred / "ulm_000003_000019.png").write_bytes(b"")
+    write_image(pred / "ulm_000004_000019.png", np.zeros((4, 6, 3), np.uint8))
+    write_image(pred / "ulm_000005_000019_again.png", np.full((4, 6), 7, np.uint8))
+    assert scored(*argv, "--json", tmp_path / "s.json") == 3
+    err = capsys.readouterr().err
+    for text in ("ulm_000000_000019_gtFine_labelIds.png: no prediction",
+                 "bonn_000000_000019.png: a prediction without truth",
+                 "ulm_000001_000019.png: is 5x4, the truth",
+                 "ulm_000002_000019.png: holds 255 (24 pixels)",
+                 "ulm_000003_000019.png: the file is empty",
+                 "ulm_000004_000019.png: the label is a color picture",
+                 "a second prediction of ulm_000005_000019", "7 files are wrong"):
+        assert text in err
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_truth_without_instances_has_no_niou_and_says_so(tmp_path, capsys):
+    argv = make_city(tmp_path, instances=False)
+    assert scored(*argv, "--json", tmp_path / "s.json") == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["averageScoreClasses"] == 1 and found["averageScoreInstClasses"] is None
+    assert "no *_instanceIds.png" in capsys.readouterr().err
+
+
+def test_a_split_of_cityscapes_is_found_below_its_data_dir(tmp_path, capsys):
+    argv = make_city(tmp_path)
+    (tmp_path / "cs" / "gtFine").mkdir(parents=True)
+    (tmp_path / "gt").rename(tmp_path / "cs" / "gtFine" / "val")
+    argv[3] = tmp_path / "cs"
+    assert scored(*argv, "--split", "val") == 0
+    assert scored(*argv, "--split", "train") == 3
+    assert "gtFine/train" in capsys.readouterr().err
+
+
+def test_options_without_effect_are_refused(tmp_path):
+    for more in (("--args", '{"a": 1}'), ("--ignore-index", "19")):
+        with pytest.raises(SystemExit):
+            main(["--dataset", "minicity", "--gt", ".", "--pred", ".", *more])
+
+
+def test_a_single_missing_instance_file_is_a_mistake(tmp_path, capsys):
+    argv = make_city(tmp_path)
+    next((tmp_path / "gt" / "ulm").glob("*1_000019_gtFine_instanceIds.png")).unlink()
+    assert scored(*argv) == 3
+    assert "ulm_000001_000019_gtFine_instanceIds.png" in capsys.readouterr().err
+
+
+def test_train_ids_in_place_of_label_ids_cause_a_warning(tmp_path, capsys):
+    argv = make_city(tmp_path)
+    for path in (tmp_path / "pred").iterdir():
+        write_image(path, np.full((4, 6), 0, np.uint8))
+    assert scored(*argv) == 0
+    assert "--ids train" in capsys.readouterr().err
+
+
+def make_two_folders(root, labels, predictions):
+    for folder, maps in (("gt", labels), ("pred", predictions)):
+        for name, ids in maps.items():
+            path = root / folder / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_label(path, np.array([ids], np.uint8), [])
+    return ["--gt", root / "gt", "--pred", root / "pred", "--results", root / "r.txt",
+            "--json", root / "s.json"]
+
+
+def test_other_datasets_get_the_dataset_metrics(tmp_path, capsys):
+    argv = make_two_folders(tmp_path, {"a": [1, 1, 2, 0], "sub/b": [2, 2, 2, 2]},
+                            {"a": [0, 1, 1, 0], "sub/b": [1, 1, 1, 255]})
+    assert scored("--dataset", "ade20k", *argv) == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["Class_IoU"][:3] == [1 / 2, 4 / 6, None]
+    assert found["Pixel_Accuracy"] == 5 / 7 and found["Images"] == 2
+    assert found["image"]["Mean_IoU"] == pytest.approx((0.5 + 0.75) / 2)
+    assert capsys.readouterr().out == (tmp_path / "r.txt").read_text()
+
+
+def test_predictions_may_be_encoded_as_the_truth_is(tmp_path):
+    argv = make_two_folders(tmp_path, {"a": [1, 1, 2, 0]}, {"a": [1, 2, 2, 150]})
+    assert scored("--dataset", "ADE20K", "--ids", "label", *argv) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["Class_IoU"][:2] == [1 / 2, 1 / 2]
+
+
+def test_void_of_a_truth_in_train_ids_is_void_in_predictions_too(tmp_path):
+    argv = make_two_folders(tmp_path, {"a": [1, 1, 2, 11]}, {"a": [1, 11, 2, 3]})
+    assert scored("--dataset", "camvid", *argv) == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["Class_IoU"][1:4] == [1 / 2, 1, None]
+
+
+def test_a_value_that_is_not_a_class_is_an_error_with_its_pixels(tmp_path, capsys):
+    argv = make_two_folders(tmp_path, {"a": [1, 1, 2, 0]}, {"a": [1, 2, 150, 151]})
+    assert scored("--dataset", "ADE20K", *argv) == 3
+    err = capsys.readouterr().err
+    assert "a.png: holds 150 (1 pixels), 151 (1 pixels)" in err and "--ids label" in err
+
+
+def test_a_split_of_a_whole_dataset_is_scored_by_its_list(tmp_path):
+    base = tmp_path / "data" / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (base / folder).mkdir(parents=True)
+    (tmp_path / "pred").mkdir()
+    for name in "xy":
+        write_image(base / "JPEGImages" / f"{name}.jpg", np.zeros((1, 3, 3), np.uint8))
+        write_label(base / "SegmentationClass" / f"{name}.png", np.array([[0, 5, 255]]), [])
+    (base / "ImageSets" / "Segmentation" / "val.txt").write_text("x\n")
+    write_label(tmp_path / "pred" / "x.png", np.array([[0, 5, 3]]), [])
+    argv = ["--dataset", "voc", "--split", "val", "--gt", tmp_path / "data", "--pred",
+            tmp_path / "pred", "--json", tmp_path / "s.json", "--results", ""]
+    assert scored(*argv) == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["Mean_IoU"] == 1 and found["Images"] == 1
+
+
+@pytest.mark.parametrize("argv, status", [
+    (["--dataset", "cityscapes", "--gt", "{tmp}/none", "--pred", "{tmp}"], 3),
+    (["--dataset", "cityscapes", "--gt", "{tmp}", "--pred", "{tmp}"], 3),
+    (["--dataset", "ADE20K", "--gt", "{tmp}", "--pred", "{tmp}"], 3),
+    (["--dataset", "ADE2K", "--gt", "{tmp}", "--pred", "{tmp}"], 2),
+    (["--dataset", "VOC2010_Context", "--gt", "{tmp}", "--pred", "{tmp}"], 2),
+    (["--dataset", "ADE20K", "--gt", "{tmp}", "--pred", "{tmp}", "--args", "[]"], 2)])
+def test_unusable_arguments_end_with_the_right_status(argv, status, tmp_path):
+    assert scored(*(text.replace("{tmp}", str(tmp_path)) for text in argv)) == status

@@ -1,0 +1,206 @@
+"""tools.export: a graph that is written computes the same as PyTorch.
+
+Torch's exporters are slow to start: a test that writes a graph takes seconds.
+"""
+import copy
+import glob
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.support.graphs import NAMES, TinyNet, needs_onnx, write_tiny_checkpoint
+from tests.support.places import ROOT, SHARED
+from tools import export as tool
+from utils.checkpoint.read import read_checkpoint
+from utils.cli import console
+from utils.config import build
+from utils.export import graph as exporting
+from utils.export.graph import check_image, made_up_image, open_graph
+from utils.export.metadata import read_metadata
+from utils.predict.open_model import open_model
+
+TRAINED = sorted(glob.glob(str(ROOT / "saved" / "camvid_enet" / "*" / "model_best.pth")))
+CAMVID = SHARED / "data" / "camvid" / "val"
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    return write_tiny_checkpoint(tmp_path / "model.pth", monkeypatch)
+
+
+def run(*arguments):
+    return console.run(tool.main, list(map(str, arguments)))
+
+
+def report_of(capsys, *arguments):
+    assert run(*arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("options", [
+    pytest.param(["--format", "onnx"], marks=needs_onnx),
+    pytest.param(["--format", "onnx", "--size", "40x56", "--opset", "20"],
+                 marks=[needs_onnx, pytest.mark.slow]),
+    ["--format", "torch_export"], ["--format", "torchscript", "--size", "40x56"]])
+def test_a_graph_of_every_format_is_compared_with_pytorch(options, checkpoint, tmp_path, capsys):
+    """Takes three to six seconds each: torch's exporters are slow to start."""
+    report = report_of(capsys, "-r", checkpoint, *options, "-o", tmp_path / "graph.onnx")
+    assert left_in(tmp_path) == ["graph.onnx", "model.pth"]
+    assert len(report["checks"]) >= 3
+    for check in report["checks"]:
+        assert check["delta"] <= 1e-4 and check["off"] == 0 and check["differing"] == 0
+    run_graph = open_graph(tmp_path / "graph.onnx", report["format"])
+    opened = open_model(read_checkpoint(checkpoint), "cpu")
+    check = check_image(run_graph, opened, made_up_image(1, 40, 56, seed=5), "another image",
+                        uint8_input=False, argmax=False)
+    assert check.passed() and check.largest > 1
+
+
+@needs_onnx
+def test_normalization_and_argmax_are_part_of_the_graph(tmp_path, monkeypatch, capsys):
+    """The graph takes uint8 RGB, for a network that takes BGR in 0..255."""
+    import onnxruntime
+    checkpoint = write_tiny_checkpoint(tmp_path / "bgr.pth", monkeypatch, order="BGR", scale=1.0,
+                                       mean=[104.0, 117.0, 123.0], std=[57.0, 58.0, 59.0])
+    path = tmp_path / "labels.onnx"
+    report = report_of(capsys, "-r", checkpoint, "--uint8-input", "--argmax", "-o", path)
+    assert report["output"] == "labels" and report["checks"][0]["delta"] is None
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    image = made_up_image(2, 37, 50)
+    found, = session.run(None, {"image": image})
+    bgr = torch.from_numpy(image[:, ::-1].astype(np.float32))
+    mean, std = torch.tensor([104.0, 117.0, 123.0]), torch.tensor([57.0, 58.0, 59.0])
+    with torch.no_grad():
+        expected = TinyNet().eval()((bgr - mean.view(3, 1, 1)) / std.view(3, 1, 1)).argmax(1)
+    assert found.dtype == np.uint8 and (found == expected.numpy()).mean() > 0.999
+    assert len(np.unique(found)) > 2
+
+
+@needs_onnx
+def test_the_metadata_describes_the_network(checkpoint, tmp_path):
+    import onnx
+    assert run("-r", checkpoint, "-o", tmp_path / "graph.onnx") == 0
+    model = onnx.load(str(tmp_path / "graph.onnx"))
+    about = read_metadata({one.key: one.value for one in model.metadata_props}, "graph")
+    stored = read_checkpoint(checkpoint)
+    assert about.class_names == stored["class_names"] and about.palette == stored["palette"]
+    assert (about.mean, about.std, about.order, about.scale) == \
+        tuple(stored["normalization"].values())
+    assert about.opset == 18 == model.opset_import[0].version
+    sides = [side.dim_param for side in model.graph.output[0].type.tensor_type.shape.dim]
+    assert sides == ["batch", "", "height", "width"]
+
+
+@needs_onnx
+def test_a_graph_that_computes_something_else_is_not_kept(checkpoint, tmp_path, monkeypatch,
+                                                          capsys):
+    """Takes three seconds: torch's exporter is slow to start."""
+    (tmp_path / "graph.onnx").write_text("an older one")
+    write = exporting._write_onnx
+
+    def perturbed(graph, *arguments, **options):
+        graph = copy.deepcopy(graph)
+        with torch.no_grad():
+            graph.network.second.weight[3] += 1e-3
+        write(graph, *arguments, **options)
+    monkeypatch.setattr(exporting, "_write_onnx", perturbed)
+    assert run("-r", checkpoint, "-o", tmp_path / "new.onnx") == 5
+    error = capsys.readouterr().err
+    assert "logits differ on" in error and "no file was written" in error
+    assert run("-r", checkpoint, "-o", tmp_path / "graph.onnx") == 5
+    assert left_in(tmp_path) == ["graph.onnx", "model.pth"]
+    assert (tmp_path / "graph.onnx").read_text() == "an older one"
+
+
+def test_a_network_that_returns_nan_fails_the_comparison(tmp_path, monkeypatch, capsys):
+    network = TinyNet()
+    nn.init.constant_(network.second.bias, torch.nan)
+    checkpoint = write_tiny_checkpoint(tmp_path / "model.pth", monkeypatch, network)
+    assert run("-r", checkpoint, "--format", "torch_export", "-o", tmp_path / "graph.pt2") == 5
+    assert "1x3x64x96" in capsys.readouterr().err and left_in(tmp_path) == ["model.pth"]
+
+
+def test_a_missing_package_is_named_with_its_install_command(checkpoint, tmp_path, monkeypatch,
+                                                             capsys):
+    monkeypatch.setattr(exporting.importlib.util, "find_spec",
+                        lambda name: None if name == "onnxscript" else True)
+    assert run("-r", checkpoint, "-o", tmp_path / "graph.onnx") == 2
+    error = capsys.readouterr().err
+    assert "not installed: onnxscript" in error
+    assert "pip install -r requirements-export.txt" in error
+    assert (ROOT / "requirements-export.txt").is_file()
+
+
+@pytest.mark.parametrize("options, status, words", [
+    (["--format", "torchscript"], 2, "give --size HxW"),
+    pytest.param(["--opset", "9"], 2, "--opset", marks=needs_onnx),
+    (["--format", "torch_export", "-o", "nowhere/graph.pt2"], 3, "cannot write")])
+def test_a_graph_that_cannot_be_exported_is_a_clear_error(options, status, words, checkpoint,
+                                                          tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("-r", checkpoint, "-o", "graph", *options) == status
+    assert words in capsys.readouterr().err and left_in(tmp_path) == ["model.pth"]
+
+
+def test_options_without_effect_are_an_error(checkpoint):
+    with pytest.raises(SystemExit) as stop:
+        run("-r", checkpoint, "--format", "torch_export", "--opset", "18", "-o", "graph.pt2")
+    assert stop.value.code == 2
+
+
+@needs_onnx
+def test_quantization_reports_the_score_before_and_after(checkpoint, tmp_path, capsys):
+    """Takes about five seconds: the graph is exported, calibrated and scored twice."""
+    import onnx
+    path = tmp_path / "int8.onnx"
+    report = report_of(capsys, "-r", checkpoint, "--int8", ROOT / "docs" / "examples",
+                       "--max-drop", "1", "-o", path)["int8"]
+    assert report["images"] == 4 and 0 <= report["mIoU_int8"] <= 1
+    assert 0 < report["mIoU_float"] <= 1
+    model = onnx.load(str(path))
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph.node}
+    assert read_metadata({one.key: one.value for one in model.metadata_props}, "g").opset == 18
+    assert run("-r", checkpoint, "--int8", ROOT / "docs" / "examples", "--max-drop", "-1",
+               "-o", tmp_path / "worse.onnx") == 5
+    assert "points of mIoU" in capsys.readouterr().err
+    assert left_in(tmp_path) == ["int8.onnx", "model.pth"]
+
+
+# The architectures that the README lists as exportable, with light encoders.
+PROMISED = {
+    "ENet": {}, "UNet": {}, "PSPNet": {"backbone": "resnet18"}, "DeepLab": {"backbone": "resnet18"},
+    "HRNetOCR": {"backbone": "hrnet_w18_small_v1", "mid_channels": 32, "key_channels": 16},
+    "MscaleOCR": {"backbone": "hrnet_w18_small_v1", "mid_channels": 32, "key_channels": 16},
+}
+
+
+@pytest.mark.slow
+@needs_onnx
+@pytest.mark.parametrize("name", PROMISED)
+def test_promised_architectures_run_in_onnx_runtime_at_any_size(name, tmp_path, monkeypatch):
+    """Takes 6 to 30 seconds of CPU each, most of it in torch's exporter."""
+    torch.manual_seed(0)
+    network = build("models", {"type": name, "args": PROMISED[name]}, num_classes=len(NAMES))
+    checkpoint = write_tiny_checkpoint(tmp_path / "model.pth", monkeypatch, network)
+    assert run("-r", checkpoint, "-o", tmp_path / "graph.onnx") == 0
+
+
+@pytest.mark.slow
+@needs_onnx
+@pytest.mark.skipif(not TRAINED or not CAMVID.is_dir(),
+                    reason="saved/ contains no ENet trained on CamVid, or CamVid is missing")
+def test_a_trained_network_gives_the_same_labels_on_real_images(tmp_path, capsys):
+    """Takes about 40 seconds of CPU: the export, and eleven images in both programs."""
+    listed = tmp_path / "images.txt"
+    listed.write_text("\n".join(map(str, sorted(CAMVID.iterdir())[::10])))
+    report = report_of(capsys, "-r", TRAINED[-1], "--images", listed, "-o", tmp_path / "g.onnx")
+    check = report["checks"][-1]
+    assert check["pixels"] == 11 * 360 * 480
+    assert check["differing"] <= 1e-4 * check["pixels"]

@@ -1,0 +1,211 @@
+"""Schedules: golden curves, single values, resuming, arguments that are filled in."""
+import json
+import math
+import warnings
+
+import pytest
+import torch
+
+from tests.support.places import SHARED
+from utils.config.registry import components
+from utils.errors import ConfigError
+from utils.training.lr_scheduler import build_scheduler
+
+GOLDEN = SHARED / "losses/schedules.json"
+OURS = {name: cls for name, cls in components("schedulers").items()
+        if hasattr(cls, "per_iteration")}
+ARGS = {"Step": {"milestones": [2, 4]}}
+CURVES = {
+    "poly_reference": ("Poly", {}, 0.01),
+    "poly_from_zero": ("Poly", {"from_zero": True}, 0.01),
+    "poly_warmup1_reference": ("Poly", {"warmup_epochs": 1}, 0.01),
+    "poly_warmup20_continuous": ("Poly", {"warmup_steps": 20, "warmup": "scale"}, 0.01),
+    "poly_per_epoch": ("Poly", {"per_epoch": True}, 0.01),
+    "poly_power2": ("Poly", {"power": 2.0, "from_zero": True}, 0.005),
+    "onecycle_reference": ("OneCycle", {}, 0.01),
+    "onecycle_as_described": ("OneCycle", {"as_described": True}, 0.01),
+    "onecycle_torch_builtin_equivalent":
+        ("OneCycleLR", {"pct_start": 0.3, "div_factor": 10, "final_div_factor": 2.5}, 0.01),
+    "cosine_per_epoch_intended": ("CosineAnnealingLR", {}, 0.01),
+    "swa_poly": ("SWAPoly", {}, 0.01),
+}
+
+
+def optimizer_of(rate=0.01, kind=torch.optim.SGD, **options):
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    if kind is torch.optim.SGD:
+        options.setdefault("momentum", 0.9)
+    return kind([{"params": weights[:1]}, {"params": weights[1:], "lr": rate / 10}], lr=rate,
+                **options)
+
+
+def curve(section, rate=0.01, steps=100, per_epoch=20):
+    """(lr of group 0, lr of group 1, momentum) at every step."""
+    optimizer = optimizer_of(rate)
+    scheduler = build_scheduler(section, optimizer, steps, per_epoch)
+    rows = []
+    for step in range(steps):
+        rows.append((*(group["lr"] for group in optimizer.param_groups),
+                     optimizer.param_groups[0]["momentum"]))
+        optimizer.step()
+        if scheduler.per_iteration or (step + 1) % per_epoch == 0:
+            scheduler.step()
+    return list(zip(*rows, strict=True))
+
+
+@pytest.fixture(scope="module")
+def golden():
+    if not GOLDEN.exists():
+        pytest.skip("the golden schedules (../shared/losses) are not here")
+    return json.loads(GOLDEN.read_text())
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_the_curve_equals_the_golden_one(golden, name):
+    kind, args, rate = CURVES[name]
+    found, slow, momentum = curve({"type": kind, "args": args}, rate)
+    assert found == pytest.approx(golden[name]["lr"], rel=1e-12, abs=1e-16)
+    assert slow == pytest.approx([lr / 10 for lr in found], rel=1e-9, abs=1e-16)
+    if "momentum" in golden[name]:
+        assert momentum == pytest.approx(golden[name]["momentum"], rel=1e-12)
+
+
+@pytest.mark.parametrize("section, probes", [
+    ("Poly", {0: 0.01 * 0.99 ** 0.9, 50: 0.01 * 0.49 ** 0.9, 99: 0.0}),
+    ({"type": "Poly", "args": {"from_zero": True}}, {0: 0.01, 99: 0.01 * 0.01 ** 0.9}),
+    ({"type": "Poly", "args": {"warmup_epochs": 1}},
+     {0: 0.0005, 18: 0.0095, 19: 0.01 * 0.8 ** 0.9}),
+    ({"type": "Poly", "args": {"warmup_steps": 10, "warmup": "scale", "warmup_power": 4}},
+     {0: 1e-6, 4: 0.01 * 0.96 ** 0.9 / 16, 20: 0.01 * 0.8 ** 0.9}),
+    ({"type": "Poly", "args": {"warmup_steps": 20, "warmup": "restart", "warmup_start_lr": 0.002}},
+     {0: 0.002, 10: 0.006, 20: 0.01, 60: 0.01 * 0.5 ** 0.9}),
+    ({"type": "Poly", "args": {"from_zero": True, "end_lr": 0.001, "power": 1.0}},
+     {0: 0.01, 50: 0.0055}),
+    ("OneCycle", {29: 0.01, 99: 0.01 / 250000}),
+    ({"type": "OneCycle", "args": {"as_described": True}}, {0: 0.001, 30: 0.01}),
+    ({"type": "OneCycle", "args": {"start_div": 5, "end_div": 2}}, {29: 0.01, 99: 0.005}),
+    ({"type": "Cosine", "args": {"end_lr": 0.001}}, {0: 0.01, 50: 0.0055}),
+    ({"type": "Cosine", "args": {"warmup_epochs": 0.5}}, {0: 0.001, 9: 0.01, 55: 0.005}),
+    ({"type": "Step", "args": {"milestones": [1, 3.5]}}, {19: 0.01, 20: 0.001, 70: 0.0001}),
+    ("CosineAnnealingLR", {19: 0.01, 20: 0.005 * (1 + math.cos(math.pi / 5))}),
+    ({"type": "StepLR", "args": {"step_size": 2}}, {39: 0.01, 40: 0.001}),
+])
+def test_single_values_of_the_curves_are_right(section, probes):
+    found = curve(section)[0]
+    for step, rate in probes.items():
+        assert found[step] == pytest.approx(rate, rel=1e-9, abs=1e-12), step
+
+
+def test_cosine_per_epoch_equals_torchs():
+    rates = curve({"type": "Cosine", "args": {"per_epoch": True}})[0]
+    assert rates == pytest.approx(curve("CosineAnnealingLR")[0], rel=1e-12)
+
+
+def test_one_cycle_moves_the_momentum_against_the_rate():
+    *_, momentum = curve({"type": "OneCycle", "args": {"as_described": True}})
+    assert momentum[0] == 0.95 and momentum[30] == pytest.approx(0.85)
+
+
+def test_one_cycle_moves_beta1_of_adam():
+    optimizer = optimizer_of(kind=torch.optim.AdamW)
+    build_scheduler({"type": "OneCycle", "args": {"as_described": True}}, optimizer, 10, 5)
+    assert optimizer.param_groups[0]["betas"] == (0.95, 0.999)
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_a_resumed_schedule_continues_as_if_never_stopped(name):
+    section = {"type": name, "args": ARGS.get(name, {})}
+    whole = curve(section)
+    optimizer = optimizer_of()
+    scheduler = build_scheduler(section, optimizer, 100, 20)
+    for _ in range(37):
+        optimizer.step()
+        scheduler.step()
+    state = json.loads(json.dumps(scheduler.state_dict()))      # plain types only
+    again = optimizer_of()
+    resumed = build_scheduler(section, again, 100, 20)
+    resumed.load_state_dict(state)
+    rates = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(37, 100):
+            rates.append((again.param_groups[0]["lr"], again.param_groups[0]["momentum"]))
+            again.step()
+            resumed.step()
+    assert [lr for lr, _ in rates] == pytest.approx(whole[0][37:], rel=1e-12)
+    assert [m for _, m in rates] == pytest.approx(whole[2][37:], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_a_schedule_stays_at_its_end(name):
+    optimizer = optimizer_of()
+    scheduler = build_scheduler({"type": name, "args": ARGS.get(name, {})}, optimizer, 10, 5)
+    for _ in range(13):
+        optimizer.step()
+        scheduler.step()
+    last = scheduler.get_last_lr()
+    assert all(rate >= 0 for rate in last) and last[1] == pytest.approx(last[0] / 10)
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_runs_have_a_schedule(name, steps):
+    args = ARGS.get(name, {})
+    optimizer = optimizer_of()
+    scheduler = build_scheduler({"type": name, "args": args}, optimizer, steps, 1)
+    for _ in range(steps):
+        assert all(math.isfinite(rate) and rate >= 0 for rate in scheduler.get_last_lr())
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_a_rate_of_zero_stays_zero(name):
+    rates = curve({"type": name, "args": ARGS.get(name, {})}, rate=0.0, steps=10, per_epoch=5)[0]
+    assert rates == (0.0,) * 10
+
+
+def test_segwrights_schedules_step_per_iteration_and_most_of_torchs_per_epoch():
+    def steps_per_iteration(section):
+        return build_scheduler(section, optimizer_of(), 100, 20).per_iteration
+    assert steps_per_iteration("Poly") and steps_per_iteration("OneCycleLR")
+    assert not steps_per_iteration({"type": "StepLR", "args": {"step_size": 3}})
+
+
+def test_missing_lengths_are_filled_in_and_given_ones_kept():
+    assert build_scheduler("CosineAnnealingLR", optimizer_of(), 100, 20).T_max == 5
+    section = {"type": "CosineAnnealingLR", "args": {"T_max": 9}}
+    assert build_scheduler(section, optimizer_of(), 100, 20).T_max == 9
+    section = {"type": "CosineAnnealingLR", "args": {"T_max": None}}
+    assert build_scheduler(section, optimizer_of(), 100, 20).T_max == 5
+
+
+def test_the_state_can_be_loaded_into_a_run_of_another_length():
+    optimizer = optimizer_of()
+    scheduler = build_scheduler({"type": "Poly", "args": {"from_zero": True}}, optimizer, 200, 20)
+    scheduler.load_state_dict({"last_epoch": 100, "base_lrs": [0.01, 0.001]})
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.5 ** 0.9)
+
+
+@pytest.mark.parametrize("section, text", [
+    ("Polly", "Did you mean 'Poly'"),
+    ({"type": "Poly", "args": {"pwer": 1}}, "Did you mean 'power'"),
+    ({"type": "Poly", "args": {"warmup_epochs": 6}}, "does not fit"),
+    ({"type": "Poly", "args": {"warmup": "soft"}}, "jump"),
+    ({"type": "Poly", "args": {"warmup_power": 2}}, "no effect|has an effect"),
+    ({"type": "OneCycle", "args": {"pct": 1.5}}, "pct"),
+    ({"type": "StepLR"}, "step_size"),
+])
+def test_mistakes_are_config_errors(section, text):
+    with pytest.raises(ConfigError, match=text):
+        build_scheduler(section, optimizer_of(), 100, 20)
+
+
+def test_a_run_without_a_step_is_a_config_error():
+    with pytest.raises(ConfigError, match="drop_last"):
+        build_scheduler("OneCycle", optimizer_of(), 0, 0)
+
+
+def test_one_cycle_refuses_an_optimizer_without_momentum():
+    with pytest.raises(ConfigError, match="momentum"):
+        build_scheduler("OneCycle", optimizer_of(kind=torch.optim.Adagrad), 10, 5)

@@ -1,0 +1,86 @@
+"""Segments one uploaded image for the demo page."""
+import base64
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+import torch
+
+from utils.decision.rules import RULES, build_decision
+from utils.errors import DataError
+from utils.images.headers import read_header
+from utils.images.image_io import read_image
+from utils.images.palette import colorize
+from utils.images.types import Image, Labels
+from utils.predict.open_model import OpenModel
+
+
+class Segmenter:
+    """The function that the server calls for each image: segmenter(path, mode, rule).
+
+    pixels: larger images are refused, by their header.
+    work_pixels: larger images are reduced to this number of pixels.
+    """
+
+    def __init__(self, opened: OpenModel, pixels: int, work_pixels: int):
+        self.opened, self.pixels, self.work_pixels = opened, pixels, work_pixels
+        options = opened.config["predict"]
+        self.rules = {name: build_decision(name, opened.activation, options)
+                      for name in _first(options["test"], RULES)}
+        self.predictors = {}
+        for mode in _first(options["mode"], ("whole", "sliding", "multiscale")):
+            # The scales in the config are meant for its mode only.
+            scales = {} if mode == options["mode"] else {"scales": None}
+            self.predictors[mode] = opened.predictor({**options, "mode": mode, **scales})
+
+    def about(self) -> dict:
+        """Returns what the page shows before the first image, and its choices."""
+        opened = self.opened
+        trained = f", epoch {opened.epoch}" if opened.epoch else ""
+        return {"title": f"{opened.config['arch']['type']}{trained}", "name": opened.path.name,
+                "classes": opened.class_names, "palette": opened.palette,
+                "modes": list(self.predictors), "rules": list(self.rules)}
+
+    def __call__(self, path: str, mode: str, rule: str) -> dict:
+        """Returns the labels of an image file as a PNG, and the share of each class.
+
+        Raises DataError if the file is not an image or is too large.
+        """
+        image, (height, width) = self._read(path)
+        x = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous().to(self.opened.device)
+        with torch.inference_mode():
+            labels = self.rules[rule].labels(self.predictors[mode](x))[0].cpu().numpy()
+        names, palette = self.opened.class_names, self.opened.palette
+        counts = np.bincount(labels.ravel(), minlength=len(names)).tolist()
+        shares = [{"name": name, "colour": list(color), "share": count / labels.size}
+                  for name, color, count in zip(names, palette, counts, strict=True) if count]
+        return {"height": labels.shape[0], "width": labels.shape[1],
+                "original": [height, width], "labels": _data_url(self._png(labels)),
+                "classes": sorted(shares, key=lambda one: -one["share"])}
+
+    def _read(self, path) -> tuple[Image, tuple[int, int]]:
+        """Returns the image, reduced if it is too large for the network, and its original size."""
+        height, width = size = read_header(path).size
+        if height * width > self.pixels:
+            raise DataError(f"the image has {width}x{height} pixels; at most {self.pixels:,} are "
+                            "accepted")
+        image = read_image(path)
+        share = (self.work_pixels / (height * width)) ** 0.5
+        if share < 1:
+            reduced = (max(1, int(width * share)), max(1, int(height * share)))
+            image = cv2.resize(image, reduced, interpolation=cv2.INTER_AREA)
+        return image, size
+
+    def _png(self, labels: Labels) -> bytes:
+        colors = cv2.cvtColor(colorize(labels, self.opened.palette), cv2.COLOR_RGB2BGR)
+        return cv2.imencode(".png", colors)[1].tobytes()
+
+
+def _data_url(png):
+    """Returns a PNG as a URL that an <img> element can show."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _first(name: str, names: Iterable[str]) -> list[str]:
+    """Returns `names` with `name` first: the page preselects the first choice."""
+    return [name, *(other for other in names if other != name)]

@@ -1,0 +1,101 @@
+"""Writes the checkpoints of one run, and deletes the old ones."""
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoint.read import verified
+from utils.checkpoint.write import SaveError, checkpoint_bytes, write_bytes
+from utils.cli.console import warn
+
+PERIODIC = "checkpoint-epoch{}.pth"
+
+
+class RunCheckpoints:
+    """Writes checkpoints into the run's folder, one file at a time.
+
+    keep: how many periodic checkpoints stay (0: all). An older one is deleted
+    only after `keep` newer ones were read again and are undamaged; model_best.pth
+    and last.pth are never deleted.
+    background: write in a thread while the training continues. The state is
+    serialized first, so the file contains the same bytes; a save waits for the
+    previous one.
+
+    The first failed save prints a warning, the next one in a row raises its SaveError.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 0, background: bool = False):
+        self.folder, self.keep, self.background = Path(folder), keep, background
+        self._thread: threading.Thread | None = None
+        self._results: list[SaveError | None] = []      # of the files written since the last check
+        self._failed = False                            # whether the last file was not written
+
+    def save(self, state: Mapping[str, Any], *names: str, required: bool = False):
+        """Serialize `state` once and write it to each of the files `names`, in this order.
+
+        required: no later save replaces the last of `names`. All of them are then written before
+        the call returns, and it raises SaveError if that one fails.
+        """
+        self.finish()       # so that the bytes of one state at most are in memory
+        data = checkpoint_bytes(state)
+        if self.background and not required:
+            self._thread = threading.Thread(target=self._write, args=(data, names),
+                                            name="checkpoint writer")
+            self._thread.start()
+            return
+        self._write(data, names)
+        self._check_results(required)
+
+    def finish(self, required: bool = False):
+        """Wait until everything is written. Warns or raises SaveError if a file was not.
+
+        required: raise if the last file was not written.
+        """
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+            self._check_results(required)
+
+    def _write(self, data: memoryview, names: Sequence[str]):
+        for name in names:
+            try:
+                write_bytes(self.folder / name, data)
+                self._results.append(None)
+                if _epoch_of(name) is not None:
+                    self._delete_old()
+            except SaveError as error:
+                self._results.append(error)
+
+    def _check_results(self, required: bool):
+        results, self._results = self._results, []
+        for number, error in enumerate(results, start=1):
+            if error and (self._failed or required and number == len(results)):
+                raise error
+            if error:
+                warn(f"{error}\n  the training continues; it ends if the next save fails too")
+            self._failed = bool(error)
+
+    def _delete_old(self):
+        if not self.keep:
+            return
+        epochs = {path: _epoch_of(path.name) for path in self.folder.glob(PERIODIC.format("*"))}
+        newest_first = sorted((path for path in epochs if epochs[path] is not None),
+                              key=lambda path: epochs[path] or 0, reverse=True)
+        if len(newest_first) <= self.keep:
+            return
+        undamaged = 0
+        for path in newest_first:
+            if undamaged < self.keep:
+                undamaged += verified(path)
+                continue
+            try:
+                path.unlink()
+            except OSError as error:
+                warn(f"an old checkpoint could not be deleted: {error}")
+
+
+def _epoch_of(name: str) -> int | None:
+    """The epoch in the file name of a periodic checkpoint, or None for other names."""
+    match = re.fullmatch(PERIODIC.format(r"(\d+)"), name)
+    return int(match[1]) if match else None

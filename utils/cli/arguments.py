@@ -1,0 +1,77 @@
+"""The parser of all command lines, and the types of their values."""
+import argparse
+import os
+import re
+from collections.abc import Callable
+
+from utils.cli import console
+from utils.errors import DataError
+
+
+def command_parser(prog: str, text: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """Returns a parser with the option --debug.
+
+    Its help prints `text` without rewrapping it, and the exit statuses after `epilog`.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=text,
+                                     epilog=epilog + console.EXIT_STATUSES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
+    return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser, example: str):
+    """Add the arguments KEY=VALUE ..., which parse_with_overrides reads."""
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE",
+                        help=f"config keys, e.g. {example}")
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser, argv: list[str] | None) \
+        -> argparse.Namespace:
+    """Returns the arguments of `argv`; KEY=VALUE can stand anywhere among the options."""
+    args = parser.parse_intermixed_args(argv)
+    # Checked last: a lone value may belong to an option that does not exist.
+    wrong = [text for text in args.overrides if "=" not in text]
+    if wrong:
+        parser.error(f"expected KEY=VALUE, found {wrong[0]!r}")
+    return args
+
+
+def require_folder(*paths: str | os.PathLike[str] | None):
+    """Raise DataError if the folder of an output file does not exist; None is skipped.
+
+    Called before the work, which can take minutes until the file is written.
+    """
+    for path in paths:
+        folder = os.path.dirname(os.path.abspath(path)) if path else "."
+        if not os.path.isdir(folder):
+            raise DataError("cannot write: no such folder", folder, "create it first")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Returns the argument type of whole numbers of at least `least`."""
+    def whole_number(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, found {number}")
+        return number
+    return whole_number
+
+
+def size(text: str) -> tuple[int, int]:
+    """Argument type: "512" or "512x1024" -> (height, width) in pixels."""
+    match = re.fullmatch(r"(\d+)(?:[xX,](\d+))?", text)
+    if not match or not int(match[1]) or match[2] and not int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write N or HEIGHTxWIDTH")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def device(text: str) -> str:
+    """Argument type: cpu, mps, cuda or cuda:N."""
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device: write cpu, mps, cuda or "
+                                         "cuda:N")
+    return text

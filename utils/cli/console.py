@@ -1,0 +1,238 @@
+"""Messages on stderr, colors and exit statuses of all entry points.
+
+Results go to stdout, messages to stderr.
+"""
+import argparse
+import contextlib
+import functools
+import os
+import re
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+from utils.cli.stop_signal import StopNow, StopSignal
+from utils.errors import UserError
+
+VERSION = "0.1.0"
+EXIT_STATUSES = ("exit status: 0 success; 1 unexpected; 2 usage or config; 3 data; 4 checkpoint; "
+                 "5 numbers or a failed verification; 75 saved, start it again "
+                 "(trainer.requeue); 129 SIGHUP; 130 Ctrl-C; 143 SIGTERM")
+
+_OUR_PACKAGES = ("base", "dataloader", "models", "tools", "trainer", "utils")
+# Parts of the messages of torch's and OpenCV's allocators on a CPU.
+_NO_MEMORY = r"can't allocate memory|Insufficient memory"
+
+
+class Interrupted(Exception):
+    """A signal stopped the program, after its last step was finished.
+
+    signum: the signal (2 for Ctrl-C, 15 for SIGTERM).
+    message: what was saved, and how to resume.
+    status: the exit status; None: 128 + signum.
+    """
+
+    def __init__(self, signum: int, message: str = "", status: int | None = None):
+        super().__init__(message)
+        self.signum = signum
+        self.status = 128 + signum if status is None else status
+
+
+class ShowVersion(argparse.Action):
+    """--version: prints the versions of Segwright, Python and the packages that affect results."""
+
+    def __init__(self, option_strings: list[str], dest: str):
+        super().__init__(option_strings, dest, nargs=0, help="print versions and stop")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object):
+        from importlib.metadata import PackageNotFoundError, version
+        versions = [f"segwright {VERSION}", f"python {sys.version.split()[0]}"]
+        for package in ("torch", "torchvision", "numpy", "pillow", "opencv-python",
+                        "opencv-python-headless"):
+            try:
+                versions.append(f"{package} {version(package)}")
+            except PackageNotFoundError:
+                pass
+        print("\n".join(versions))
+        parser.exit()
+
+
+def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
+    """Call main(argv) and return the exit status; a user's mistake is printed as one message.
+
+    An error in this program is raised with its traceback; with --debug or SEGWRIGHT_DEBUG every
+    error is printed with it. SIGTERM and SIGHUP end the program like Ctrl-C, unless they are
+    ignored (nohup).
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    # torch reads it when it starts: huge pages for large tensors save a tenth of the time on CPUs.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    _open_standard_streams()
+    try:
+        with _ending_on_signals():
+            status = main(argv) or 0
+        sys.stdout.flush()
+        return status
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_ended(sys.stdout):
+            # The reader of a pipe (such as `| head`) has ended: nobody reads further output.
+            _silence(sys.stdout)
+            return 0
+        status = report(error, argv)
+        if status is None:
+            raise
+        return status
+
+
+def report(error: BaseException, argv: list[str] | None = None) -> int | None:
+    """Print the error and return its exit status; None if it is an error in this program."""
+    argv = sys.argv[1:] if argv is None else argv
+    if isinstance(error, UserError):
+        if "--debug" in argv or os.environ.get("SEGWRIGHT_DEBUG"):
+            traceback.print_exception(error)
+        fail(str(error))
+        return error.exit_status
+    if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
+        # The last line, because the message of torch's allocator begins with a line of source.
+        reason = str(error).splitlines()[-1:] or ["the machine has no memory left"]
+        fail(f"out of memory: {reason[0]}\n  fix: lower batch_size, crop_size or num_workers")
+        return 1
+    if isinstance(error, ModuleNotFoundError) and error.name \
+            and error.name.partition(".")[0] not in _OUR_PACKAGES:
+        package = error.name.partition(".")[0]
+        fail(f"this needs the package {package}, which is not installed\n"
+             f"  fix: pip install {package}")
+        return 2
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        _print_labeled("interrupted", str(error) or "at once; nothing more was saved", "33")
+        return getattr(error, "status", 130)
+    return None
+
+
+def notice(text: str):
+    """Print a line about the progress to stderr, on rank 0 only."""
+    if _rank() == 0:
+        _print(text)
+
+
+def warn(text: str):
+    """Print a warning to stderr; on ranks other than 0 with the rank."""
+    rank = _rank()
+    _print_labeled("warning" if rank == 0 else f"[rank {rank}] warning", text, "33")
+
+
+def fail(text: str):
+    """Print an error to stderr, on every rank."""
+    _print_labeled("error", text, "31")
+
+
+def _print_labeled(label, text, code):
+    _print(f"{_colored(label + ':', code)} {text}")
+
+
+def _colored(text: str, code: str) -> str:
+    """`text` in an ANSI color if stderr is a terminal that shows colors.
+
+    NO_COLOR or TERM=dumb switch colors off, FORCE_COLOR on.
+    """
+    forced = os.environ.get("FORCE_COLOR", "") not in ("", "0")
+    allowed = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    shows = forced or (allowed and sys.stderr.isatty())
+    return f"\033[{code}m{text}\033[0m" if shows else text
+
+
+def _print(text):
+    # A file name may contain bytes that are not text: they are printed escaped.
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr,
+              flush=True)
+    except OSError:
+        # The terminal or the reader of the pipe was closed: the training must continue.
+        _silence(sys.stderr)
+
+
+def _open_standard_streams():
+    """Open closed standard streams (`2>&-`) as the null device, before a file gets their number."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)      # gets the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, closefd=False))
+
+
+def _reader_has_ended(stream):
+    """Whether the reader of this stream has ended; a broken pipe to a worker is an error."""
+    try:
+        watch = select.poll()
+        watch.register(stream.fileno(), 0)      # no event needed: a lost reader is always reported
+        return bool(watch.poll(0))
+    except (AttributeError, OSError, ValueError):
+        return True         # this system has no poll, or the stream is not a file
+
+
+def _silence(stream):
+    """Redirect a stream without a reader to the null device."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+@contextlib.contextmanager
+def _ending_on_signals():
+    """Turn signals into exceptions, so that temporary files and worker processes are removed."""
+    def end(signum, frame):
+        if _torch_is_being_imported():
+            # An exception inside torch's C++ code would abort the program.
+            _print_labeled("interrupted", "before anything was saved", "33")
+            os._exit(128 + signum)
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Interrupted(signum, "before anything was saved")
+
+    previous, hook = {}, sys.unraisablehook
+    if threading.current_thread() is threading.main_thread():
+        for name in StopSignal.STOP:
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                previous[number] = signal.signal(number, end)
+    sys.unraisablehook = functools.partial(_send_again, hook)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _send_again(hook, unraisable):
+    """Send a signal again whose exception was lost.
+
+    Python only prints an exception that is raised in a destructor or a fork, so a request to stop
+    that arrives there is sent again 0.05 s later.
+    """
+    error = unraisable.exc_value
+    if isinstance(error, StopNow):
+        return              # StopSignal has stored the signal
+    if not isinstance(error, (Interrupted, KeyboardInterrupt)):
+        hook(unraisable)
+        return
+    later = threading.Timer(0.05, os.kill, (os.getpid(), getattr(error, "signum", signal.SIGINT)))
+    later.daemon = True
+    later.start()
+
+
+def _torch_is_being_imported():
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
+
+
+def _rank():
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdecimal() else 0

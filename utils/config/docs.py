@@ -1,0 +1,233 @@
+"""The text of --list and the JSON Schema of --schema.
+
+Both are made from the signatures that also check a config, so they always agree with the check.
+"""
+import argparse
+import inspect
+import json
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from utils.config.registry import KINDS, components, load
+from utils.config.schema import (
+    LOSS,
+    MIXED,
+    PROVIDED,
+    Component,
+    Components,
+    Keys,
+    Loss,
+    config_keys,
+    section_callables,
+    section_of,
+)
+from utils.config.signature import Field, annotation_schema, fields, json_default
+from utils.errors import ConfigError, unknown
+
+# Sections of the config itself that can be listed like the kinds of components.
+_SECTIONS = ("config", "trainer", "predict")
+
+
+def list_text(kind: str | None = None, name: str | None = None) -> str:
+    """Returns the text of `--list [KIND [NAME]]`.
+
+    Without a kind: the names of all components. With a kind: the first docstring line of each
+    component and its arguments with types and defaults. With a name: the whole docstring of that
+    component. The kinds "config", "trainer" and "predict" list the keys of the config itself.
+    Raises ConfigError for an unknown kind or name.
+    """
+    if kind is None:
+        return "\n\n".join(f"{one}:\n" + _wrapped(_classes(one)) for one in KINDS) \
+            + f"\n\n--list KIND [NAME] prints details; KIND may also be {', '.join(_SECTIONS)}"
+    if kind in _SECTIONS:
+        return _describe_section(kind)
+    if kind not in KINDS:
+        raise ConfigError(unknown("kind", kind, [*KINDS, *_SECTIONS]), "--list")
+    if name is not None:
+        classes = _classes(kind)
+        if name not in classes:
+            raise ConfigError(unknown("name", name, classes), f"--list {kind}")
+        return _describe_class(kind, name, classes[name])
+    blocks = [_block(", ".join(names), cls, _own_fields(kind, cls))
+              for names, cls in _grouped(_classes(kind))]
+    if kind == "backbones":
+        blocks.append("timm/NAME\n  Any encoder of timm, where timm is installed.")
+    return "\n\n".join(blocks + _shared_blocks(kind, f"all {kind} also take"))
+
+
+def json_schema() -> dict:
+    """Returns the JSON Schema (draft 2020-12) of a config file, for editors.
+
+    It accepts a component without its required arguments, because a file that extends another
+    may take them from there; resolve_config does not accept it.
+    """
+    definitions: dict[str, dict] = {}
+    schema = _object(fields(config_keys), definitions)
+    schema["properties"] |= {
+        "$schema": {"type": "string"},
+        "extends": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+                    "description": "configs that this one changes, relative to this file"}}
+    required = [name for name, field in fields(config_keys).items() if field.required]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": "Segwright config", **schema,
+            "anyOf": [{"required": ["extends"]}, {"required": required}],
+            "$defs": definitions}
+
+
+def side_command(args: argparse.Namespace):
+    """Run --list, --schema or --init of train.py; the result goes to stdout."""
+    if args.init:
+        from utils.config.first_config import make_config
+        make_config(args.images, args.labels, args.init)
+    elif args.schema:
+        print(json.dumps(json_schema(), indent=2))
+    else:
+        print(list_text(*args.list[:2]))
+
+
+def _object(schema: Mapping[str, Field], definitions: dict[str, dict]) -> dict[str, Any]:
+    """The JSON Schema of an object with the keys of `schema`."""
+    properties = {}
+    for name, field in schema.items():
+        section = next(filter(None, map(section_of, field.annotations)), None)
+        if section:
+            forms = [_section_schema(section, definitions)]
+            forms += [{"type": "null"}] if field.fits(None) else []
+        else:
+            forms = [annotation_schema(one) for one in field.annotations]
+        properties[name] = dict(forms[0]) if len(forms) == 1 else \
+            {"anyOf" if section else "allOf": forms}
+        try:
+            properties[name]["default"] = json_default(field.default)
+        except TypeError:
+            pass        # required, or a default that JSON cannot hold
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _section_schema(section, definitions):
+    if isinstance(section, Keys):
+        return _object(section.fields(), definitions)
+    if isinstance(section, Components):
+        return {"type": "array", "items": _component_schema(section.item, definitions)}
+    if isinstance(section, Loss):
+        one = _component_schema(LOSS, definitions)
+        outputs = {"type": "object", "additionalProperties": one, "minProperties": 1,
+                   "propertyNames": {"not": {"enum": ["type", "args"]}}}
+        return {"anyOf": [one, outputs, {"type": "array", "items": one}]}
+    return _component_schema(section, definitions)
+
+
+def _component_schema(section: Component, definitions):
+    """A reference to the definition of a section {"type", "args"}, which is added if missing."""
+    name = section.name
+    if name in definitions:
+        return {"$ref": f"#/$defs/{name}"}
+    definitions[name] = {}      # added first, because a loss that holds losses refers to itself
+    known = sorted(components(section.kind))
+    schema = _object(section.extra, definitions)
+    schema["properties"] |= {"type": {"enum": known}, "args": {"type": "object"}}
+    schema["allOf"] = [_arguments_schema(section, definitions)]
+    definitions[name] = {"anyOf": [{"enum": known}, schema]} if section.short else schema
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _arguments_schema(section, definitions):
+    """A reference to the rule that "args" holds the arguments of the class named by "type"."""
+    kind, name = section.kind, f"arguments_of_{section.role}"
+    if name not in definitions:
+        definitions[name] = {}      # added first, as above
+        cases = []
+        for names, cls in _grouped(dict(sorted(components(kind).items()))):
+            args = _object(section.fields(cls)[0], definitions)
+            args["description"] = _first_line(cls)
+            if kind == "losses" and "losses" in args["properties"]:
+                args["properties"]["losses"] = {"type": "array",
+                                                "items": _component_schema(MIXED, definitions)}
+            cases.append({"if": {"properties": {"type": {"enum": names}}, "required": ["type"]},
+                          "then": {"properties": {"args": args}}})
+        definitions[name] = {"allOf": cases}
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _describe_section(kind):
+    if kind == "config":
+        return _block("config", config_keys, fields(config_keys))
+    section = section_of(fields(config_keys)[kind].annotations[0])
+    assert isinstance(section, Keys), kind
+    return "\n\n".join(_block(kind, _documented(function), fields(function), whole=True)
+                       for function in map(load, section.functions))
+
+
+def _documented(function):
+    """The callable that documents the arguments: for a class, the one that defines __init__."""
+    ancestors = function.__mro__ if inspect.isclass(function) else [function]
+    return next((one for one in ancestors if "__init__" in vars(one)), function)
+
+
+def _describe_class(kind, name, cls):
+    # The docstrings of torch's classes are long and contain TeX.
+    blocks = [_block(name, cls, _own_fields(kind, cls),
+                     whole=not cls.__module__.startswith("torch."))]
+    outputs = getattr(cls, "output_weights", None)
+    if isinstance(outputs, dict):
+        blocks.append("outputs and their weights in the loss: "
+                      + ", ".join(f"{one} {weight}" for one, weight in outputs.items()))
+    return "\n\n".join(blocks + _shared_blocks(kind, f"like all {kind} it also takes"))
+
+
+def _shared_blocks(kind, title):
+    """The arguments that other callables add to the "args" of every component of a kind."""
+    return [_block(title, function, fields(function, leave_out=PROVIDED[kind]))
+            for function in section_callables(kind, None)[1:]]
+
+
+def _block(title: str, function: Callable, schema: Mapping[str, Field], whole: bool = False) -> str:
+    """A title, the first line of the docstring or (whole) all of it, and a table of arguments."""
+    doc = inspect.getdoc(function) or ""
+    doc = doc if whole else _first_line(function)
+    rows = [(name, field.expected, "required" if field.required else f"= {_default(field)}")
+            for name, field in schema.items()]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+    lines = [title, *(f"  {line}".rstrip() for line in doc.splitlines())]
+    lines += [f"    {name:<{widths[0]}}  {expected:<{min(widths[1], 40)}}  {default}"
+              for name, expected, default in rows]
+    return "\n".join(lines)
+
+
+def _default(field):
+    try:
+        return json.dumps(json_default(field.default))
+    except TypeError:
+        return "set by the program"
+
+
+def _own_fields(kind, cls):
+    schema, _ = Component(kind).fields(cls)
+    own = fields(cls)
+    return {name: field for name, field in schema.items() if name in own}
+
+
+def _classes(kind):
+    """name -> class, in alphabetical order; backbones by the names that a model accepts."""
+    if kind == "backbones":
+        found = {name: cls for cls in components(kind).values() for name in cls.aliases}
+        return dict(sorted(found.items()))
+    return dict(sorted(components(kind).items()))
+
+
+def _grouped(classes):
+    """(all names of the class, class) for every class."""
+    groups = {}
+    for name, cls in classes.items():
+        groups.setdefault(cls, []).append(name)
+    return [(names, cls) for cls, names in groups.items()]
+
+
+def _wrapped(names):
+    return textwrap.fill(", ".join(names), 96, initial_indent="  ", subsequent_indent="  ",
+                         break_long_words=False, break_on_hyphens=False)
+
+
+def _first_line(function):
+    return (inspect.getdoc(function) or "").partition("\n")[0]

@@ -1,0 +1,256 @@
+"""Reads a config: JSON files that extend each other, then the overrides of the command line.
+
+A config is a plain dict; utils.config.schema checks it and adds the defaults. This file does not
+import torch, so that a mistake in the syntax of a file is reported at once.
+"""
+import copy
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from utils.config.cross_checks import names_outputs
+from utils.config.schema import path_name, resolve_config
+from utils.config.signature import KeyPath, value_name
+from utils.errors import ConfigError
+from utils.files.jsonc import parse_jsonc, read_jsonc
+from utils.files.whole_file import WholeFile
+
+COMMAND_LINE = "command line"
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+_OVERRIDE = re.compile(r"(?P<path>[^=]+?)(?P<add>\+?)=(?P<value>.*)", re.DOTALL)
+
+
+class LoadedConfig(dict):
+    """A config as given by its files and the command line, with the place of every value.
+
+    places: path of keys -> "file:line" or "command line". typed: path of keys -> the text of an
+    override whose value is a number or a bool.
+    """
+
+    def __init__(self, values: dict, places: dict[KeyPath, str], typed: dict[KeyPath, str]):
+        super().__init__(values)
+        self.places, self.typed = places, typed
+
+
+def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> LoadedConfig:
+    """Returns the config of a JSON file, merged with the files it extends, with the overrides.
+
+    overrides: "a.b.c=value" assigns, "a.b+=value" appends to a list, "loss[0].weight=1" changes
+    an element of a list; a value is JSON or else text. In strings ${NAME} is replaced by the
+    environment variable and a leading ~ by the home folder. Keys and values are not checked: see
+    resolve_config. Raises ConfigError for a file, an override or a variable that is wrong.
+    """
+    config = LoadedConfig(*_load(os.fspath(path), ()), {})
+    config = apply_overrides(config, overrides)
+    problems = []
+    values = _expanded(config, (), config.places, problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return LoadedConfig(values, config.places, config.typed)
+
+
+def apply_overrides(config: dict, overrides: Iterable[str] = ()) -> LoadedConfig:
+    """Returns a copy of `config` with overrides as in load_config; ${NAME} and ~ are replaced."""
+    values = copy.deepcopy(dict(config))
+    places, typed = dict(getattr(config, "places", {})), dict(getattr(config, "typed", {}))
+    # A new type removes the old arguments, so it comes before overrides of its arguments.
+    for override in sorted(overrides, key=lambda text: not _is_type(text)):
+        _apply(override, values, places, typed)
+    return LoadedConfig(values, places, typed)
+
+
+def with_config(checkpoint: Mapping[str, Any], path: str | None = None,
+                overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Returns the checkpoint with the config at `path`, or its own config, and the overrides.
+
+    A config without test_loader applies overrides of test_loader to a copy of its val_loader.
+    Raises ConfigError for every mistake in the config, also in that of the checkpoint.
+    """
+    overrides = list(overrides)
+    if path:
+        config, source = load_config(path, overrides), path
+    else:
+        saved, source = copy.deepcopy(checkpoint["config"]), "the checkpoint's config"
+        if any(text.startswith("test_loader.") for text in overrides) \
+                and not saved.get("test_loader"):
+            saved["test_loader"] = copy.deepcopy(saved.get("val_loader"))
+        config = apply_overrides(saved, overrides)
+    try:
+        return {**checkpoint, "config": resolve_config(config, source)}
+    except ConfigError as error:
+        fix = error.fix if path or overrides else "give a whole config with -c CONFIG.json"
+        raise ConfigError(error.what, error.where, fix) from None
+
+
+def save_config(config: dict, path: str | os.PathLike[str]):
+    """Write a config as JSON. After a crash the file is the old or the new one, never a part."""
+    path = os.fspath(path)
+    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    try:
+        with WholeFile(path, durable=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"the config cannot be written: {error}", path) from None
+
+
+def _load(path: str, chain: tuple[str, ...]) -> tuple[dict, dict[KeyPath, str]]:
+    """(values, places) of a file merged with its parents. chain: the files that extend it."""
+    identity = os.path.realpath(path)
+    if identity in [os.path.realpath(one) for one in chain]:
+        raise ConfigError(f'"extends" forms a circle: {" -> ".join([*chain, path])}', path,
+                          "remove one of the links")
+    lines = {}
+    if chain and not os.path.isfile(path):
+        raise ConfigError(f"{path} does not exist", f"extends: {' -> '.join([*chain, path])}",
+                          'a path in "extends" is relative to the file that contains it')
+    child = read_jsonc(path, lines)
+    if not isinstance(child, dict):
+        raise ConfigError(f"a config is an object {{...}}, found {value_name(child)}",
+                          path)
+    places = {where: f"{path}:{line}" for where, line in lines.items() if where}
+    child.pop("$schema", None)      # only editors use it
+    parents = child.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(one, str) for one in parents):
+        raise ConfigError('"extends" must be a path or a list of paths, found '
+                          f"{value_name(parents)}", places[("extends",)])
+    if not parents:
+        return child, places
+    values: dict = {}
+    merged_places: dict[KeyPath, str] = {}
+    for parent in parents:
+        problems: list[str] = []
+        parent = _expand_text(parent, "extends", problems)
+        if problems:
+            raise ConfigError(problems[0], places[("extends",)])
+        parent = os.path.normpath(os.path.join(os.path.dirname(path), parent))
+        _merge(values, merged_places, *_load(parent, (*chain, path)))
+    _merge(values, merged_places, child, places)
+    return values, merged_places
+
+
+def _merge(values: dict, places: dict, child: dict, child_places: dict, path: KeyPath = ()):
+    """Merge `child` into `values` and its places into `places`, both in place."""
+    if "type" in child and "type" in values and child["type"] != values["type"]:
+        values.pop("args", None)
+        _forget(places, (*path, "args"))
+    for key, value in child.items():
+        old, here = values.get(key), (*path, key)
+        if isinstance(value, dict) and isinstance(old, dict) and not _other_form(here, old, value):
+            _merge(old, places, value, child_places, here)
+            places[here] = child_places[here]
+        else:
+            values[key] = copy.deepcopy(value)
+            _forget(places, here)
+            places.update({where: place for where, place in child_places.items()
+                           if where[:len(here)] == here})
+
+
+def _forget(places: dict, path: KeyPath):
+    """Remove the places of `path` and of everything below it."""
+    for where in [where for where in places if where[:len(path)] == path]:
+        del places[where]
+
+
+def _other_form(path, old, new):
+    """Whether one value is a loss for all outputs, the other a loss per output: not merged."""
+    return path in (("loss",), ("val_loss",)) and names_outputs(old) != names_outputs(new)
+
+
+def _apply(override: str, values: dict, places: dict, typed: dict):
+    """Apply one override to `values`, in place, and note its place."""
+    match = _OVERRIDE.fullmatch(override)
+    if not match:
+        raise ConfigError(f"{override!r} is not an override", COMMAND_LINE,
+                          "write KEY=VALUE, e.g. trainer.epochs=5")
+    keys = _override_path(match["path"].strip(), override)
+    problems = []
+    value = _expanded(_override_value(match["value"]), tuple(keys), {}, problems)
+    if problems:
+        raise ConfigError(problems[0], COMMAND_LINE)
+    holder, path = _holder(values, keys, override)
+    key: Any = path[-1]
+    if match["add"]:
+        old = holder[key] if isinstance(holder, list) else holder.get(key)
+        if old is not None and not isinstance(old, list):
+            raise ConfigError(f"{override!r}: {path_name(path)} is not a list", COMMAND_LINE,
+                              "use = to replace it")
+        holder[key] = [*(old or []), value]
+        places[(*path, len(old or []))] = COMMAND_LINE
+        return
+    if key == "type" and holder.get("type", value) != value:
+        holder.pop("args", None)
+        _forget(places, (*path[:-1], "args"))
+    holder[key] = value
+    _forget(places, path)
+    places[path] = COMMAND_LINE
+    if isinstance(value, (bool, int, float)):
+        typed[path] = match["value"]
+
+
+def _holder(values: Any, keys: list[str], override: str) -> tuple[Any, KeyPath]:
+    """(the dict or list that holds the last key, the full path). Missing dicts are created."""
+    path: KeyPath = ()
+    index: Any = None       # of the key before
+    for key in keys:
+        here = path_name(path) or "the config"
+        if path:
+            values = values[index] if isinstance(values, list) else values.setdefault(index, {})
+        index = key
+        if isinstance(values, list):
+            if not key.isascii() or not key.isdigit() or int(key[:9]) >= len(values):
+                raise ConfigError(f"{override!r}: {here} is a list of {len(values)}; expected an "
+                                  f"index below {len(values)}, found {key!r}", COMMAND_LINE)
+            index = int(key)
+        elif not isinstance(values, dict):
+            raise ConfigError(f"{override!r}: {here} is {json.dumps(values)} and has no keys",
+                              COMMAND_LINE, f"give the whole section, e.g. {here}='{{...}}'")
+        path = (*path, index)
+    return values, path
+
+
+def _override_path(text, override):
+    """The keys and indices of "loss.losses[0].type" or "loss.losses.0.type"."""
+    parts = re.sub(r"\[(\d+)\]", r".\1", text).split(".")
+    if not all(parts) or re.search(r"[][]", "".join(parts)):
+        raise ConfigError(f"{override!r}: {text!r} is not a path of keys", COMMAND_LINE,
+                          "write KEY=VALUE, e.g. trainer.epochs=5")
+    return parts
+
+
+def _override_value(text):
+    try:
+        return parse_jsonc(text, COMMAND_LINE)
+    except ConfigError:
+        if text.lstrip()[:1] in ("{", "[", '"'):
+            raise
+        return text
+
+
+def _is_type(override):
+    return bool(re.match(r"[^=]*\btype=", override))
+
+
+def _expanded(value, path, places, problems):
+    """`value` with ${NAME} and ~ replaced in its strings; overrides are replaced already."""
+    if path and places.get(path) == COMMAND_LINE:
+        return value
+    if isinstance(value, dict):
+        return {key: _expanded(item, (*path, key), places, problems)
+                for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, (*path, i), places, problems) for i, item in enumerate(value)]
+    if isinstance(value, str):
+        place = places.get(path)
+        return _expand_text(value, path_name(path) + (f" ({place})" if place else ""), problems)
+    return value
+
+
+def _expand_text(text, where, problems):
+    def variable(match):
+        if match[1] not in os.environ:
+            problems.append(f"{where}: the environment variable {match[1]!r} is not set")
+        return os.environ.get(match[1], "")
+    return os.path.expanduser(_VARIABLE.sub(variable, text))

@@ -1,0 +1,50 @@
+"""Selects the loader section of a config whose images are scored or measured."""
+from typing import Any
+
+from utils.config.registry import components, lookup
+from utils.config.schema import section_callables
+from utils.config.signature import Field, fields
+from utils.errors import ConfigError
+
+
+def loader_section(config: dict, split: str | None = None) -> tuple[str, dict[str, Any]]:
+    """(key in the config, loader section) of the data to score.
+
+    split: "test", "val" or "train"; None: "test", or "val" if there is no test_loader. Training
+    data is read like validation data: whole images without augmentation. Raises ConfigError if
+    there is no such loader.
+    """
+    known = [name for name in ("test", "val", "train") if config.get(f"{name}_loader")]
+    if split is None:
+        split = next((name for name in ("test", "val") if name in known), None)
+    if split not in known:
+        loaders = ", ".join(f"{name}_loader" for name in known) or "none"
+        raise ConfigError(f"there is no {split or 'test or val'}_loader to take images and labels "
+                          f"from (loaders found: {loaders})", "the checkpoint's config",
+                          "give a config that names the data with -c CONFIG.json, or choose "
+                          "another --split")
+    if split != "train":
+        return f"{split}_loader", config[f"{split}_loader"]
+    train, val = config["train_loader"], config.get("val_loader") or {}
+    dataset = lookup(train["type"], components("datasets"), "train_loader.type")
+    data_keys = _data_keys(dataset, "datasets")
+    # The validation data may be another dataset, so only its reading options are taken.
+    reading_keys = fields(*section_callables("datasets", dataset)[2:])
+    args = {key: value for key, value in val.get("args", {}).items() if key in reading_keys}
+    args |= {key: value for key, value in train["args"].items() if key in data_keys}
+    if isinstance(args.get("parts"), list):
+        args["parts"] = [_without_augmentation(part) for part in args["parts"]]
+    return "train_loader", {"type": train["type"], "args": args}
+
+
+def _without_augmentation(part: dict) -> dict[str, Any]:
+    """A part of a mixture without its options of the augmentation."""
+    dataset = lookup(part["type"], components("datasets"), "train_loader.args.parts")
+    data_keys = _data_keys(dataset, "parts")
+    return {**part, "args": {key: value for key, value in part["args"].items()
+                             if key in data_keys}}
+
+
+def _data_keys(dataset: type, role: str) -> dict[str, Field]:
+    """The arguments that select the data: those of the dataset class and of its cache."""
+    return fields(*section_callables(role, dataset)[:2])

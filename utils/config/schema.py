@@ -1,0 +1,434 @@
+"""The schema of a config, and the check of a whole config against it.
+
+Every level is an annotated signature: `config_keys` for the top level, the constructors of the
+components for their "args". A section that needs more than a type has one of the classes below in
+its annotation. Each of them resolves its part of a config: it adds the defaults and collects the
+mistakes.
+"""
+import copy
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from utils.config.cross_checks import check_backbone, check_between_keys, names_outputs
+from utils.config.registry import STEP_IMPLEMENTATION, components, load
+from utils.config.signature import (
+    Field,
+    KeyPath,
+    converted,
+    fields,
+    json_default,
+    literals,
+    provided_by,
+    value_name,
+)
+from utils.errors import ConfigError, nearest, unknown
+
+# kind -> parameters that come from the program and must not occur in a config.
+PROVIDED = {
+    "models": ("num_classes", "ignore_index", "seed"),
+    "backbones": ("name",),
+    "datasets": ("dataset", "augmentation", "ignore_index", "seed", "rank", "world_size",
+                 "training"),
+    "batch_transforms": ("num_classes",),
+    "losses": ("ignore_index",),
+    "optimizers": ("params",),
+    "schedulers": ("optimizer", "last_epoch"),
+}
+# kind or role -> callables that share the flat "args" of a section with its class.
+SHARED = {
+    "models": ("base.base_model:BaseModel.freeze", "base.base_model:BaseModel.two_classes"),
+    "datasets": ("dataloader.pixel_cache:use_cache",
+                 "dataloader.augmentation.transforms:Augmentation",
+                 "dataloader.loader:build_loader"),
+    # Datasets inside a mixture: they take the options that they leave out from the mixture.
+    "parts": ("dataloader.pixel_cache:use_cache",
+              "dataloader.augmentation.transforms:Augmentation"),
+}
+# The meaning of "lr_scheduler": null.
+CONSTANT = {"type": "ConstantLR", "args": {"factor": 1.0, "total_iters": 0}}
+# The default of a key that a resolved config contains only if it was given.
+_UNSET: Any = object()
+
+
+class Component:
+    """A section {"type": NAME, "args": {...}}.
+
+    extra: a function whose parameters are the further keys of the section.
+    short: the name alone is a valid section.
+    name: the name of its definition in the JSON Schema; None: the kind.
+    role: the entry of SHARED to use when it differs from `kind`. Arguments of those callables
+        are then in the resolved config only if they were given.
+    """
+
+    def __init__(self, kind: str, extra: Callable | None = None, short: bool = False,
+                 name: str | None = None, role: str | None = None):
+        self.kind, self.short, self.name, self.role = kind, short, name or kind, role or kind
+        self.extra = fields(extra) if extra else {}
+
+    def resolve(self, value: Any, path: KeyPath, report: "Mistakes") -> dict[str, Any]:
+        """The section with its defaults; its mistakes go to `report`."""
+        if self.short and isinstance(value, str):
+            value = {"type": value}
+        if not report.is_object(value, path, f'{{"type": NAME, "args": {{...}}}}'
+                                             f'{" or a name" if self.short else ""}'):
+            return {}
+        rest = {key: item for key, item in value.items() if key not in ("type", "args")}
+        extra = report.keys(rest, path, self.extra, also=("type", "args"))
+        cls = self.find(value, path, report)
+        args = value.get("args", {})
+        if report.is_object(args, (*path, "args"), "an object with the arguments") and cls:
+            args = self.arguments(cls, args, (*path, "args"), report)
+        return {"type": value.get("type"), "args": args, **extra}
+
+    def find(self, section: dict, path: KeyPath, report: "Mistakes") -> type | None:
+        """The class that the section names; None, and a mistake, if there is none."""
+        known, name = components(self.kind), section.get("type")
+        if "type" not in section:
+            report.note(path, f'missing key "type". Known: {", ".join(sorted(known))}.')
+        elif not isinstance(name, str):
+            report.note((*path, "type"), f"expected a name, found {value_name(name)}")
+        elif name not in known:
+            report.note((*path, "type"), unknown("type", name, known))
+        else:
+            return known[name]
+        return None
+
+    def arguments(self, cls: type, args: dict, path: KeyPath,
+                  report: "Mistakes") -> dict[str, Any]:
+        """The "args" of a section with the defaults of the class."""
+        schema, hidden = self.fields(cls)
+        nested = args.get("losses") if self.kind == "losses" else None
+        before = len(report.mistakes)
+        resolved = report.keys(args, path, schema, hidden=hidden)
+        if isinstance(nested, list) and "losses" in schema:
+            resolved["losses"] = [MIXED.resolve(item, (*path, "losses", i), report)
+                                  for i, item in enumerate(nested)]
+        if self.kind == "models" and isinstance(resolved.get("backbone"), str):
+            check_backbone(resolved["backbone"], (*path, "backbone"), report)
+        only_if_given: Collection[str] = STEP_IMPLEMENTATION if self.kind == "optimizers" else ()
+        if self.role != self.kind:
+            only_if_given = fields(*section_callables(self.role, cls)[1:])
+        resolved = {key: item for key, item in resolved.items()
+                    if key in args or key not in only_if_given}
+        if hasattr(cls, "check_settings") and len(report.mistakes) == before:
+            for problem in cls.check_settings(resolved):
+                place, _, text = problem.partition(": ")
+                report.note(path, text, place)
+        return resolved
+
+    def fields(self, cls: type) -> tuple[dict[str, Field], set[str]]:
+        """(the keys of "args", the parameters that the program provides)."""
+        functions = section_callables(self.role, cls)
+        hidden = set(PROVIDED.get(self.kind, ())).union(*map(provided_by, functions))
+        optional = ()
+        if self.kind == "schedulers":
+            if hasattr(cls, "per_iteration"):
+                hidden |= {"total_steps", "steps_per_epoch"}
+            optional = load("utils.training.lr_scheduler:FILLED_IN").get(cls.__name__, ())
+        schema = fields(*functions, leave_out=hidden)
+        for name in optional:   # null: the program computes it from the length of the run
+            annotations = tuple(one | None for one in schema[name].annotations)
+            schema[name] = Field(name, annotations, None)
+        return schema, hidden
+
+
+class Components:
+    """A list of sections {"type": NAME, "args": {...}} or, without a role, of names.
+
+    Without a role a section without mistakes is also constructed once (these kinds cost nothing),
+    so that a value which the constructor rejects is reported with its position in the config.
+    extra, role: as for a Component.
+    """
+
+    def __init__(self, kind: str, extra: Callable | None = None, role: str | None = None):
+        self.kind, self.constructs = kind, role is None
+        self.item = Component(kind, extra, short=role is None, name=role, role=role)
+
+    def resolve(self, value: Any, path: KeyPath, report: "Mistakes") -> list[dict[str, Any]]:
+        """The list with the defaults of its sections; mistakes go to `report`."""
+        if not isinstance(value, (list, tuple)):
+            report.note(path, f'expected a list of {{"type": NAME, "args": {{...}}}}, found '
+                              f"{value_name(value)}")
+            return []
+        return [self._resolve_item(item, (*path, i), report) for i, item in enumerate(value)]
+
+    def _resolve_item(self, value, path, report):
+        before = len(report.mistakes)
+        section = self.item.resolve(value, path, report)
+        if self.constructs and len(report.mistakes) == before:
+            cls = components(self.kind)[section["type"]]
+            schema, _ = self.item.fields(cls)
+            try:
+                cls(**{key: converted(item, schema[key].annotations)
+                       for key, item in section["args"].items()})
+            except ValueError as error:
+                report.note((*path, "args"), str(error))
+        return section
+
+
+class Keys:
+    """A section without "type": its keys are the parameters of `functions`, "module:name" each."""
+
+    def __init__(self, *functions: str):
+        self.functions = functions
+
+    def resolve(self, value: Any, path: KeyPath, report: "Mistakes") -> dict[str, Any]:
+        """The section with its defaults; its mistakes go to `report`."""
+        if not report.is_object(value, path, "an object {...}"):
+            return {}
+        functions = list(map(load, self.functions))
+        hidden = {name for function in functions for name in provided_by(function)}
+        before = len(report.mistakes)
+        resolved = report.keys(value, path, self.fields(), hidden)
+        for function in functions:
+            if hasattr(function, "check_settings"):
+                self._check(function, resolved, path, report, len(report.mistakes) == before)
+        return resolved
+
+    def fields(self) -> dict[str, Field]:
+        """The keys of the section."""
+        return fields(*map(load, self.functions))
+
+    def _check(self, function, resolved, path, report, sound):
+        """Report the problems that function.check_settings returns, each as "section.key: text".
+
+        sound: whether no value has a wrong type. Otherwise the default replaces the wrong value,
+        and only problems of the other keys are reported.
+        """
+        known = self.fields()
+        settings = {name: resolved[name] if name in resolved and field.fits(resolved[name])
+                    else field.default for name, field in known.items()}
+        if any(field.required and settings[name] is field.default
+               for name, field in known.items()):
+            return
+        for problem in function.check_settings(settings):
+            place, _, text = problem.partition(": ")
+            key = place.rpartition(".")[2]
+            if key in known:
+                if settings[key] is resolved.get(key):
+                    report.note((*path, key), text)
+            elif sound:
+                report.note(path, text)
+
+
+class Loss:
+    """One loss for all outputs, a loss per named output, or a list in output order."""
+
+    def resolve(self, value: Any, path: KeyPath, report: "Mistakes") -> Any:
+        """The losses with their defaults, in the form that was given."""
+        if isinstance(value, list):
+            return [LOSS.resolve(item, (*path, i), report) for i, item in enumerate(value)]
+        if not names_outputs(value):
+            return LOSS.resolve(value, path, report)
+        return {name: LOSS.resolve(item, (*path, name), report) for name, item in value.items()}
+
+
+def loss_entry(weight: float = _UNSET, target: str = _UNSET,
+               resize: Literal["logits", "logits_align_corners", "target"] = _UNSET):
+    """Further keys of a loss section; the model or the loss decides those that are left out."""
+
+
+def mixed_entry(weight: float = 1.0):
+    """Further keys of one loss in a sum."""
+
+
+def optimizer_entry(differential_lr: bool = False):
+    """Further keys of the optimizer. differential_lr: a tenth of the rate for the backbone."""
+
+
+LOSS = Component("losses", loss_entry, short=True, name="loss_of_an_output")
+MIXED = Component("losses", mixed_entry, short=True, name="loss_in_a_sum")
+PREDICT = Keys("utils.decision.rules:predict_section", "utils.predict.predictor:Predictor")
+
+_POLY = {"type": "Poly", "args": {}}
+_ALL_DEFAULTS: dict = {}
+
+
+def config_keys(*, name: str = "segwright", seed: int = 0, deterministic: bool = False,
+                n_gpu: int | None = None, use_synch_bn: bool = False,
+                arch: Annotated[dict, Component("models")],
+                train_loader: Annotated[dict, Component("datasets")],
+                val_loader: Annotated[dict | None, Component("datasets")] = None,
+                test_loader: Annotated[dict | None, Component("datasets")] = None,
+                optimizer: Annotated[dict, Component("optimizers", optimizer_entry)],
+                lr_scheduler: Annotated[dict | str | None, Component("schedulers", short=True)]
+                = _POLY,
+                loss: Annotated[str | dict | list, Loss()],
+                loss_weights: list[float] | None = None,
+                val_loss: Annotated[dict | str | None, Component("losses", short=True)] = None,
+                ignore_index: int = 255,
+                predict: Annotated[dict, PREDICT] = _ALL_DEFAULTS,
+                trainer: Annotated[dict, Keys("base.trainer_settings:TrainerSettings")]):
+    """The keys of a config: one training session.
+
+    name: the folder of its runs. seed: the seed of all random numbers. deterministic: the same
+    numbers in every run, at some cost in speed. n_gpu: null: all visible GPUs, or the CPU if
+    there is none; 0: the CPU. use_synch_bn: batch norms share their statistics over all GPUs.
+    lr_scheduler: null: a constant rate. loss_weights: one per output, if loss is a list.
+    val_loss: the loss to report in validation; null: the training loss.
+    """
+
+
+def resolve_config(config: dict, source: str = "config") -> dict:
+    """Returns the full config: `config` with all defaults.
+
+    source: the name of the config in errors. The result holds only JSON values, and resolving it
+    again changes nothing. Raises one ConfigError for all mistakes, with one line per mistake: its
+    position, the value found, what was expected, and the nearest known name.
+    """
+    report = Mistakes(source, getattr(config, "places", {}), getattr(config, "typed", {}))
+    if not isinstance(config, dict):
+        raise ConfigError(f"expected an object {{...}}, found {value_name(config)}", source)
+    resolved = report.keys(config, (), fields(config_keys))
+    if resolved.get("lr_scheduler", ...) is None:
+        resolved["lr_scheduler"] = copy.deepcopy(CONSTANT)
+    check_between_keys(resolved, report)
+    report.raise_mistakes()
+    predict = resolved["predict"]
+    predict["label_pairs"] = predict["label_pairs"] or _flip_label_pairs(resolved["train_loader"])
+    return resolved
+
+
+class Mistakes:
+    """Checks keys and values, and collects all mistakes.
+
+    source: the name of the config in errors. places: path of keys -> "file:line" or "command
+    line". typed: path of keys -> the text of a value given on the command line.
+    """
+
+    def __init__(self, source: str, places: Mapping[KeyPath, str], typed: Mapping[KeyPath, str]):
+        self.source, self.places, self.typed = source, places, typed
+        self.mistakes: list[str] = []
+
+    def note(self, path: KeyPath, text: str, within: str = ""):
+        """Add a mistake. within: its position below `path`, as "key" or "list[0].key"."""
+        place = self.place(path)
+        name = f"{path_name(path)}.{within}" if within else path_name(path)
+        self.mistakes.append(f"{name or 'top level'}: {text}"
+                             + (f" ({place})" if place else ""))
+
+    def place(self, path: KeyPath) -> str | None:
+        """The place of the key, of the section around it, or of a key in it; None if unknown."""
+        for n in range(len(path), 0, -1):
+            if path[:n] in self.places:
+                return self.places[path[:n]]
+        below = (place for where, place in self.places.items() if where[:len(path)] == path)
+        return next(below, None) if path else None
+
+    def raise_mistakes(self):
+        """Raise one ConfigError that lists all mistakes, if there are any."""
+        if self.mistakes:
+            count = len(self.mistakes)
+            header = f"{count} mistake{'s' if count > 1 else ''} in {self.source}"
+            raise ConfigError("\n".join([header, *(f"  {line}" for line in self.mistakes)]))
+
+    def is_object(self, value: Any, path: KeyPath, expected: str) -> bool:
+        """Whether `value` is a dict; otherwise a mistake is added."""
+        if isinstance(value, dict):
+            return True
+        self.note(path, f"expected {expected}, found {value_name(value)}")
+        return False
+
+    def keys(self, values: dict, path: KeyPath, schema: Mapping[str, Field],
+             hidden: Collection[str] = (), also: Collection[str] = ()) -> dict[str, Any]:
+        """Resolve one flat dict of arguments; returns the keys in the order of `schema`.
+
+        hidden: keys that the program provides. also: keys that are valid but resolved elsewhere.
+        """
+        for key in values:
+            if key in hidden:
+                self.note((*path, key), "is set by the program; remove it from the config")
+            elif key not in schema:
+                self.note((*path, key), _unknown_key(key, [*schema, *also]))
+        resolved = {}
+        for name, field in schema.items():
+            if name in values:
+                resolved[name] = self.value(values[name], (*path, name), field)
+            elif field.required:
+                self.note((*path, name), f"missing; expected {_expected(field)}")
+            elif field.default is not _UNSET and _is_json(field.default):
+                resolved[name] = self.value(json_default(field.default), (*path, name), field)
+        return resolved
+
+    def value(self, value: Any, path: KeyPath, field: Field) -> Any:
+        """Resolve one value: a section gets its defaults; returns a copy."""
+        for annotation in field.annotations:
+            section = section_of(annotation)
+            if section and not (value is None and field.fits(None)):
+                return section.resolve(value, path, self)
+        if not field.fits(value) and path in self.typed and field.fits(self.typed[path]):
+            value = self.typed[path]        # digits for a text key, such as name=50
+        if not field.fits(value):
+            self.note(path, f"expected {field.expected}, found {value_name(value)}"
+                            f"{_hint(value, field)}")
+        return copy.deepcopy(value)
+
+
+def _flip_label_pairs(section):
+    """[[left, right], ...]: the classes of a loader's dataset that a mirrored image exchanges.
+
+    Done here because inference.py has the config but never opens the dataset.
+    """
+    first, *_ = section["args"].get("parts") or [section]       # parts: of a mixture
+    cls = components("datasets").get(first["type"])
+    return [list(pair) for pair in getattr(cls, "flip_label_pairs", ())]
+
+
+def section_callables(kind: str, cls: Any) -> list[Callable]:
+    """The class of a section and the callables that share its "args". kind: or a role."""
+    return [cls, *map(load, SHARED.get(kind, ()))]
+
+
+def section_of(annotation: Any) -> Component | Components | Keys | Loss | None:
+    """The section object (Component, Components, Keys or Loss) in an annotation, or None."""
+    if get_origin(annotation) is Annotated:
+        return next((one for one in annotation.__metadata__
+                     if isinstance(one, (Component, Components, Keys, Loss))), None)
+    # Python 3.10 wraps the annotation of a parameter with default None once more.
+    return next(filter(None, map(section_of, get_args(annotation))), None)
+
+
+def path_name(path: KeyPath) -> str:
+    """("loss", "losses", 0, "type") -> "loss.losses[0].type"."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.lstrip(".")
+
+
+def _unknown_key(key, known):
+    near = nearest(key, known)
+    if near:
+        return f"unknown key. Did you mean {near!r}?"
+    return f"unknown key. Known: {', '.join(sorted(known)) or 'none'}."
+
+
+def _expected(field):
+    sections = [section_of(annotation) for annotation in field.annotations]
+    if any(isinstance(section, (Component, Loss)) for section in sections):
+        return '{"type": NAME, "args": {...}}'
+    return field.expected
+
+
+def _hint(value, field):
+    """A suggestion for a value of the wrong type, or ""."""
+    if isinstance(value, str):
+        choices = [one for annotation in field.annotations for one in literals(annotation)]
+        near = nearest(value, [one for one in choices if isinstance(one, str)])
+        if near:
+            return f". Did you mean {json.dumps(near)}?"
+        try:
+            meant = json.loads(value.lower())
+        except ValueError:
+            return ""
+        return f". Write {json.dumps(meant)} without quotes" if field.fits(meant) else ""
+    if field.fits(str(value)):
+        return '. Write it in double quotes'
+    return ""
+
+
+def _is_json(value):
+    try:
+        json.dumps(json_default(value), allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True

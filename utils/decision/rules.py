@@ -1,0 +1,207 @@
+"""Decision rules: from the logits of a network to labels or masks.
+
+max       the class of the largest logit. Labels.
+T         every class whose probability exceeds a threshold (strictly). Masks.
+rankdice  per class, the mask with the largest expected Dice score (utils.decision.rankdice). Masks.
+rankiou   the same for IoU. Masks.
+offsets   only for SegFix networks, whose logits are not classes; it cannot be chosen (`rule_of`).
+
+Masks are scored class by class: they may overlap, and a pixel may be in none of them. Every rule
+also returns a label map without overlap, for files and pictures.
+"""
+from typing import Any, Literal
+
+import torch
+
+from utils.decision.rankdice import check_settings, rank_dice
+from utils.errors import ConfigError, unknown
+from utils.machine.precision import full_precision
+from utils.machine.tensors import LabelBatch, Logits, Masks
+from utils.predict.largest_class import largest_class
+
+RULES = ("max", "T", "rankdice", "rankiou")
+# Channels of a SegFix network: no border, border, then the directions (utils.segfix.offsets).
+NO_BORDER, BORDER, FIRST_DIRECTION = 0, 1, 2
+
+
+def predict_section(CoI: list | str = "all",
+                    train: Literal["max", "T", "rankdice", "rankiou"] = "max",
+                    val: Literal["max", "T", "rankdice", "rankiou"] = "max",
+                    test: Literal["max", "T", "rankdice", "rankiou"] = "max",
+                    temperature: float = 1.0, threshold: float | list = 0.5,
+                    smooth: float = 0.0, pruning: float = 0.5,
+                    solver: Literal["auto", "exact", "rma"] = "auto",
+                    published: bool = False, boundary: bool = False) -> dict:
+    """The `predict` section of a config; this signature is its schema.
+
+    CoI: classes of interest, the ones that image- and dataset-level means include; "all" or a list.
+    train, val, test: the rule in training, in validation and in test.py.
+    temperature: divides the logits before softmax or sigmoid (fitted by tools.calibrate).
+    threshold: of the rule T, one number or one per class.
+    smooth, pruning, solver: of rankdice and rankiou, see `utils.decision.rankdice.rank_dice`.
+    published: image-level scores as the RankDice code computes them.
+    boundary: also report boundary IoU and boundary F.
+    """
+    options = dict(locals())
+    for phase in ("train", "val", "test"):
+        if options[phase] not in RULES:
+            raise ConfigError(unknown("rule", options[phase], RULES), f"predict.{phase}")
+    return options
+
+
+def rule_of(model: torch.nn.Module | None, name: str) -> str:
+    """The rule for a network: its attribute `decision` if it has one (SegFix), else `name`."""
+    return getattr(model, "decision", None) or name
+
+
+def build_decision(name: str, activation: str = "softmax",
+                   options: dict | None = None) -> "Decision":
+    """The rule called `name`; `options` is the `predict` section, every key optional.
+
+    activation: "softmax" or "sigmoid", the one that the loss of the network uses.
+    Raises ConfigError for an unknown name and for options out of range.
+    """
+    if name == OffsetDecision.name:
+        return OffsetDecision()
+    if name not in RULES:
+        raise ConfigError(unknown("rule", name, RULES), "predict")
+    if activation not in ("softmax", "sigmoid"):
+        raise ConfigError(unknown("activation", activation, ("softmax", "sigmoid")), "checkpoint")
+    options = options or {}
+    temperature = options.get("temperature", 1.0)
+    if not temperature > 0:
+        raise ConfigError(f"temperature must be above 0, got {temperature}",
+                          "predict.temperature")
+    if name == "max":
+        return MaxDecision()
+    if name == "T":
+        return ThresholdDecision(options.get("threshold", 0.5), activation, temperature)
+    settings = {key: options[key] for key in ("smooth", "pruning", "solver") if key in options}
+    return RankDecision(name, activation, temperature, settings)
+
+
+class Decision:
+    """Turns logits (N, C, H, W) into labels (N, H, W) or, if `masks`, bool masks (N, C, H, W).
+
+    Labels are uint8 up to 255 classes, int16 above.
+    """
+
+    name: str
+    masks: bool
+
+    def __call__(self, logits: Logits) -> LabelBatch | Masks:
+        raise NotImplementedError
+
+    def labels(self, logits: Logits) -> LabelBatch:
+        """One class (N, H, W) for every pixel, also by a rule that returns masks."""
+        raise NotImplementedError
+
+
+class MaxDecision(Decision):
+    """The class of the largest logit; neither activation nor temperature changes it."""
+
+    name, masks = "max", False
+
+    def __call__(self, logits: Logits) -> LabelBatch:
+        return largest_class(logits)
+
+    labels = __call__
+
+
+class OffsetDecision(Decision):
+    """SegFix, logits (N, 2 + D, H, W): "no border", or the direction of a border pixel."""
+
+    name, masks = "offsets", False
+
+    def __call__(self, logits: Logits) -> LabelBatch:
+        return offset_classes(logits)
+
+    labels = __call__
+
+
+class ThresholdDecision(Decision):
+    """Every class whose probability is above its threshold.
+
+    In the label map, each pixel gets the class that is furthest above its threshold.
+    """
+
+    name, masks = "T", True
+
+    def __init__(self, threshold: float | list = 0.5, activation: str = "softmax",
+                 temperature: float = 1.0):
+        values = list(threshold) if isinstance(threshold, (list, tuple)) else [threshold]
+        if not all(0 <= t <= 1 for t in values):
+            raise ConfigError(f"threshold must lie in 0..1, got {threshold}", "predict.threshold")
+        self.threshold = values
+        self.activation, self.temperature = activation, temperature
+        self._values: torch.Tensor | None = None    # the thresholds, on the device last used
+
+    def __call__(self, logits: Logits) -> Masks:
+        probs = probabilities(logits, self.activation, self.temperature)
+        return probs > self._thresholds(probs)
+
+    def labels(self, logits: Logits) -> LabelBatch:
+        if len(set(self.threshold)) == 1:
+            return largest_class(logits)
+        probs = probabilities(logits, self.activation, self.temperature)
+        return largest_class(probs.sub_(self._thresholds(probs)))
+
+    def _thresholds(self, probs):
+        """A number, or (C, 1, 1) on the device of `probs`."""
+        if len(self.threshold) == 1:
+            return self.threshold[0]
+        if len(self.threshold) != probs.shape[1]:
+            raise ConfigError(f"{len(self.threshold)} thresholds for {probs.shape[1]} classes",
+                              "predict.threshold", "give one number, or one per class")
+        if self._values is None or self._values.device != probs.device:
+            self._values = torch.tensor(self.threshold, device=probs.device).view(-1, 1, 1)
+        return self._values
+
+
+class RankDecision(Decision):
+    """The masks with the largest expected Dice or IoU; needs calibrated probabilities.
+
+    name: "rankdice" or "rankiou". settings: arguments of `rank_dice`.
+    """
+
+    masks = True
+
+    def __init__(self, name: str, activation: str = "softmax", temperature: float = 1.0,
+                 settings: dict | None = None):
+        self.name, self.activation, self.temperature = name, activation, temperature
+        self.settings: dict[str, Any] = {
+            "metric": {"rankdice": "dice", "rankiou": "iou"}[name], **(settings or {})}
+        check_settings(**self.settings)
+
+    def __call__(self, logits: Logits) -> Masks:
+        return rank_dice(probabilities(logits, self.activation, self.temperature),
+                         **self.settings)
+
+    def labels(self, logits: Logits) -> LabelBatch:
+        return rank_dice(probabilities(logits, self.activation, self.temperature),
+                         overlap=False, **self.settings)
+
+
+def probabilities(logits: torch.Tensor, activation: str = "softmax",
+                  temperature: float = 1.0) -> torch.Tensor:
+    """Softmax over the classes, or sigmoid, of logits (N, C, ...) / temperature.
+
+    float64 stays float64; any other float becomes float32.
+    """
+    logits = full_precision(logits)
+    if temperature != 1.0:
+        logits = logits / temperature
+    # A softmax over strided channels is several times slower than a copy and a softmax.
+    logits = logits.contiguous()
+    return logits.softmax(1) if activation == "softmax" else logits.sigmoid()
+
+
+def offset_classes(logits: Logits) -> LabelBatch:
+    """The channel that describes each pixel, by the logits (N, 2 + D, H, W) of a SegFix network.
+
+    returns: uint8 (N, H, W): NO_BORDER, or FIRST_DIRECTION + the index of the largest direction.
+        BORDER, which has no direction, does not occur.
+    """
+    direction = logits[:, FIRST_DIRECTION:].max(dim=1).indices + FIRST_DIRECTION
+    # Multiplying by False gives NO_BORDER, which is 0.
+    return (direction * (logits[:, BORDER] > logits[:, NO_BORDER])).to(torch.uint8)

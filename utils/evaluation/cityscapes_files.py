@@ -1,0 +1,124 @@
+"""Scores label files as the official Cityscapes script does."""
+from pathlib import Path
+
+import numpy as np
+
+from utils.cli.console import warn
+from utils.errors import DataError, shown
+from utils.evaluation.label_pairs import (
+    LabelFileScores,
+    count_all,
+    pair_files,
+    require_below,
+    require_size,
+)
+from utils.images.image_io import read_label
+from utils.images.picture_files import picture_files
+from utils.images.types import Labels
+from utils.metrics.cityscapes_metrics import LABELS, CityscapesMetrics, count_pair
+
+TRUTH_ENDINGS = ("_gtFine_labelIds.png", "_gtCoarse_labelIds.png")
+LINE = "-" * 32
+_LABEL_IDS = [i for i, label in enumerate(LABELS) if label.evaluated]      # by train id
+
+
+def score_cityscapes(folder: Path, predictions: Path, ids: str | None = None,
+                     workers: int = 1) -> LabelFileScores:
+    """Scores under the official names, the official tables, and five lines of summary.
+
+    folder: the truth, *_labelIds.png and for iIoU *_instanceIds.png in any subfolder.
+    ids: what predictions contain, "label" ids (default) or "train" ids.
+    Raises one DataError that names all files that are missing, surplus or wrong.
+    """
+    truths, problems = _truths(folder)
+    if not truths:
+        raise DataError("found no *_gtFine_labelIds.png or *_gtCoarse_labelIds.png",
+                        shown(folder), "give the folder of the truth, such as gtFine/val")
+    paths, unpaired = pair_files(truths, predictions, (".png",))
+    instances = {name: Path(str(path).replace("_labelIds.png", "_instanceIds.png"))
+                 for name, path in truths.items()}
+    if not any(path.is_file() for path in instances.values()):
+        warn(f"{shown(folder)} has no *_instanceIds.png: there is no nIoU")
+        instances = {}
+
+    def count(name):
+        truth = _read_ids(truths[name], "label")
+        prediction = _read_ids(paths[name], ids or "label")
+        require_size(prediction, paths[name], truth, truths[name])
+        return count_pair(prediction, truth, _read_instances(instances.get(name), truth))
+
+    metrics = CityscapesMetrics()
+    for counts in count_all(count, [name for name in truths if name in paths], workers,
+                            problems + unpaired):
+        metrics.add(counts)
+    predicted = metrics.confusion.sum(0)
+    if ids is None and predicted[:7].any() and not predicted[19:].any():
+        warn("no prediction holds an id above 18: if they are train ids, use --ids train")
+    return _report(metrics)
+
+
+def _truths(folder):
+    """({name: label file}, problems)."""
+    truths, problems = {}, []
+    for path in picture_files(folder, (".png",)):
+        ending = next((e for e in TRUTH_ENDINGS if path.name.endswith(e)), None)
+        if ending is None:
+            continue
+        name = path.name.removesuffix(ending)
+        if name in truths:
+            problems.append(f"{shown(path)}: same name as {shown(truths[name])}")
+        truths.setdefault(name, path)
+    return truths, problems
+
+
+def _read_ids(path: Path, ids: str) -> Labels:
+    """A map of label ids 0..33, (H, W)."""
+    values = read_label(path)
+    if ids == "train":
+        table = np.full(int(values.max(initial=255)) + 1, 255, np.uint8)
+        table[:len(_LABEL_IDS)] = _LABEL_IDS
+        table[255] = 0          # unlabeled
+        return require_below(table[values], len(LABELS), values, path, "a train id 0..18, or 255")
+    fix = None
+    if not ((values > 18) & (values != 255)).any():
+        fix = "if these are train ids, use --ids train"
+    return require_below(values, len(LABELS), values, path, "a label id 0..33", fix)
+
+
+def _read_instances(path: Path | None, truth: Labels) -> Labels | None:
+    if path is None:
+        return None
+    values = read_label(path)
+    require_size(values, path, truth, path)
+    if values.max(initial=0) >= 1000 * len(LABELS):
+        raise DataError(f"holds instance id {values.max()}, which does not belong to any class",
+                        shown(path), "copy or download the file again")
+    return values
+
+
+def _report(metrics):
+    scores = metrics.compute()
+    accuracy, with_ignored = metrics.accuracies()
+    text = "\n".join((*_table("classes", "Class", "Classes", scores), "",
+                      *_table("categories", "Category", "Categories", scores), "",
+                      f"{metrics.images} images, pixel accuracy {accuracy:.4f}"))
+    summary = "\n".join(f"{title}: {value}" for title, value in (
+        ("IoU Class", scores["averageScoreClasses"]),
+        ("iIoU Class", scores["averageScoreInstClasses"]),
+        ("IoU Category", scores["averageScoreCategories"]),
+        ("iIoU Category", scores["averageScoreInstCategories"]), ("Accuracy", with_ignored)))
+    return LabelFileScores(scores, text, summary)
+
+
+def _table(title, kind, kinds, scores):
+    """The lines of a table of the official script."""
+    yield f"{title:<17}IoU      nIoU"
+    yield LINE
+    instances = scores[f"{kind.lower()}InstScores"]
+    for name, value in scores[f"{kind.lower()}Scores"].items():
+        if name != "void":
+            yield f"{name:<14}: {value:>5.3f}    {instances[name]:>5.3f}"
+    yield LINE
+    yield (f"Score Average : {scores[f'averageScore{kinds}']:5.3f}    "
+           f"{scores[f'averageScoreInst{kinds}']:5.3f}")
+    yield LINE

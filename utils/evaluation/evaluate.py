@@ -1,0 +1,202 @@
+"""One pass over a loader: predict, decide by every rule, score.
+
+The trainer's validation and test.py call the same function, so a score in the log and a score of
+the test are the same number.
+"""
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from utils.decision.rules import RULES, Decision, build_decision, rule_of
+from utils.errors import ConfigError
+from utils.machine.distributed import all_reduce_, is_main, rank, world_size
+from utils.machine.tensors import ImageBatch, LabelBatch, Logits, Masks
+from utils.metrics import BoundaryMetrics, DatasetMetrics, ImageMetrics, Scores, count_pixels
+from utils.predict.predictor import Predictor
+from utils.segfix.refiner import Refiner, refined
+
+REFINED = "_segfix"        # suffix of the name of a rule whose labels were refined
+
+Predictions = Iterable[tuple[str, LabelBatch | Masks]]      # name of the rule, what it decided
+
+
+def build_rules(names: str, activation: str, options: dict,
+                model: torch.nn.Module | None = None) -> list[Decision]:
+    """The decision rules in `names`, such as "max,T" or "all", each once.
+
+    options: the `predict` section. model: the network; some networks have only one possible rule
+    (see utils.decision.rules.rule_of), and any other one then raises ConfigError.
+    """
+    only_rule = rule_of(model, "max")
+    if only_rule != "max":
+        if names not in ("max", only_rule):
+            raise ConfigError(f"{type(model).__name__} does not predict classes, so the rule "
+                              f"{names} cannot decide on them", "predict", "leave the rule out")
+        names = only_rule
+    chosen = RULES if names == "all" else names.split(",")
+    return [build_decision(name.strip(), activation, options) for name in dict.fromkeys(chosen)]
+
+
+def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
+             decisions: list[Decision], *, num_classes: int, ignore_index: int,
+             classes_of_interest: list[int] | str | None = None,
+             loss: Callable[[Logits, LabelBatch], torch.Tensor] | None = None,
+             device: torch.device | str, progress: str | None = None, published: bool = False,
+             boundary: bool = False, on_batch: Callable | None = None,
+             refiner: Refiner | None = None) -> dict[str, Scores]:
+    """Score every decision rule over the whole loader: rule name -> Scores.
+
+    Each image takes one forward. Every number is the same for any number of ranks, to the last bit.
+
+    predictor: uint8 (N, 3, H, W) on `device` -> logits (N, C, H, W).
+    loader: batches {"image", "label", "id"}; lists of tensors if image sizes differ.
+        In a process group rank r gets batches r, r + world, ... of the order
+        that a single process would get.
+    decisions: rules from utils.decision.rules, at least one; names must differ.
+    loss: (logits float32, label int64) -> scalar, computed on the same logits.
+    progress: text before a bar on stderr; the bar is only shown in a terminal.
+    published: image-level scores as the RankDice code computes them (see ImageMetrics).
+    boundary: also boundary IoU and boundary F; every prediction is then copied to the CPU.
+    on_batch: called as on_batch(ids, images, labels, {rule: prediction}) after
+        each forward, for pictures, with tensors on the device.
+    refiner: every rule is scored twice: as it is, and refined, under RULE_segfix.
+
+    Nothing is read from the device before the last batch, except for boundary scores and refined
+    labels. In `Scores.image`, img_index is the position in the loader's order.
+    """
+    device = torch.device(device)
+    counters = {name: _Counter(num_classes, ignore_index, classes_of_interest, published, boundary)
+                for name in _names(decisions, refiner)}
+    # One rule alone may not need logits at the image's size.
+    decide = predictor.decide if (isinstance(predictor, Predictor) and len(decisions) == 1
+                                  and loss is None and refiner is None) else None
+    losses, sizes = [], []
+    with torch.inference_mode():
+        for batch, positions in _numbered(loader, progress):
+            loss_sum = torch.zeros((), device=device)
+            for members, images, labels in _groups_of_equal_size(batch, device):
+                ids = [batch["id"][i] for i in members]
+                if decide:
+                    predictions = [(decisions[0].name, decide(images, decisions[0]))]
+                else:
+                    # Contiguous, because a softmax over strided channels takes twice as long.
+                    logits = predictor(images).contiguous()
+                    predictions = _decided(decisions, logits, refiner, images, ids)
+                    if loss is not None:
+                        loss_sum += loss(logits, labels.long()) * len(ids)
+                kept = {}
+                for name, prediction in predictions:
+                    counters[name].add(prediction, labels, [positions[i] for i in members])
+                    if on_batch:
+                        kept[name] = prediction
+                if on_batch:
+                    on_batch(ids, images, labels, kept)
+            losses.append(loss_sum)
+            sizes.append(len(batch["id"]))
+    images, mean_loss = _over_ranks(sizes, losses, device)
+    return {name: counter.scores(images, None if loss is None else mean_loss)
+            for name, counter in counters.items()}
+
+
+class _Counter:
+    """Counts the predictions of one rule, for both conventions and, on request, for outlines."""
+
+    def __init__(self, num_classes, ignore_index, classes_of_interest, published, boundary):
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.dataset = DatasetMetrics(num_classes, ignore_index, classes_of_interest)
+        self.image = ImageMetrics(num_classes, ignore_index, classes_of_interest,
+                                  published=published)
+        self.boundary = (BoundaryMetrics(num_classes, ignore_index, classes_of_interest)
+                         if boundary else None)
+
+    def add(self, prediction, labels, positions):
+        """Count labels (N, H, W) or masks (N, C, H, W) against labels (N, H, W).
+
+        positions: of the N images in the dataset.
+        """
+        counts = count_pixels(prediction, labels, self.num_classes, self.ignore_index)
+        self.dataset.add(counts)
+        self.image.add(counts, positions)
+        if self.boundary:
+            self.boundary.update(prediction, labels)
+
+    def scores(self, images, loss):
+        """The Scores over all ranks; each rank must call this once."""
+        self.dataset.reduce()
+        self.image.reduce()
+        if self.boundary:
+            self.boundary.reduce()
+        return Scores(self.dataset.compute(), self.image.compute(),
+                      self.boundary.compute() if self.boundary else None, loss, images)
+
+
+def _names(decisions, refiner):
+    names = [decision.name for decision in decisions]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"decisions must be at least one and all different, got {names}")
+    if refiner is None:
+        return names
+    return [each for name in names for each in (name, name + REFINED)]
+
+
+def _numbered(loader, progress) -> Iterator[tuple[dict, range]]:
+    """Each batch, and the positions of its images in the order of a single process."""
+    bar = tqdm(loader, desc=progress, total=len(loader), leave=False, dynamic_ncols=True,
+               disable=None if progress and is_main() else True)
+    for number, batch in enumerate(bar):
+        first = (rank() + number * world_size()) * loader.batch_size
+        yield batch, range(first, first + len(batch["id"]))
+
+
+def _decided(decisions, logits, refiner, images, ids) -> Predictions:
+    """The prediction of every rule, one after the other; with a refiner also the refined one."""
+    moves = []
+    if refiner is not None:
+        size = tuple(logits.shape[-2:])
+        moves = [refiner.movement(image, name, size)
+                 for image, name in zip(images, ids, strict=True)]
+    for decision in decisions:
+        prediction = decision(logits)
+        yield decision.name, prediction
+        if moves:
+            yield decision.name + REFINED, torch.stack(
+                [refined(*one) for one in zip(prediction, moves, strict=True)])
+
+
+def _groups_of_equal_size(batch, device):
+    """A batch as [(positions in it, images (N, 3, H, W), labels (N, H, W))], one per image size.
+
+    The tensors are on `device`.
+    """
+    images, labels = batch["image"], batch["label"]
+    if isinstance(images, torch.Tensor):
+        groups = [(range(len(images)), images, labels)]
+    else:
+        by_size = {}
+        for index, image in enumerate(images):
+            by_size.setdefault(image.shape, []).append(index)
+        groups = [(members, torch.stack([images[i] for i in members]),
+                   torch.stack([labels[i] for i in members])) for members in by_size.values()]
+    for members, images, labels in groups:
+        yield (members, images.to(device, non_blocking=True),
+               labels.to(device, non_blocking=True))
+
+
+def _over_ranks(sizes, losses, device):
+    """(number of images, mean loss over images) of all ranks.
+
+    Floating-point sums depend on their order, so every rank puts its batches at the positions
+    that they have in a single process, before anything is added.
+    """
+    batches = int(all_reduce_(torch.tensor(len(sizes), device=device)).item())
+    if not batches:
+        return 0, float("nan")
+    table = torch.zeros(2, batches, dtype=torch.float64, device=device)
+    if sizes:
+        of_rank = slice(rank(), None, world_size())
+        table[0, of_rank] = torch.tensor(sizes, dtype=torch.float64, device=device)
+        table[1, of_rank] = torch.stack(losses).double()
+    count, total = all_reduce_(table).cpu().sum(1).tolist()
+    return int(count), total / count

@@ -1,0 +1,334 @@
+"""Reading and writing images and label maps.
+
+One function reads every image, for training and for inference, and one reads every label. OpenCV
+decodes the common kinds, because it is faster; Pillow decodes the rest. Both get bytes, never a
+file name: OpenCV crashes on names that are not UTF-8.
+
+Orientation. An image is turned by its EXIF tag, and so is a label that has a tag. A label without
+a tag stays as it is if it has the size of the displayed image, and is turned like the image if it
+has the size of the stored one.
+"""
+import functools
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.errors import DataError, listed, shown
+from utils.files.whole_file import write_bytes
+from utils.images.headers import (
+    Probe,
+    UnreadableFile,
+    orientation_of,
+    pillow_open,
+    read_checked,
+    refuse_bomb,
+)
+from utils.images.types import Image, Labels
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+Palette = Sequence[Sequence[int] | None]    # [r, g, b] of each value; None: no color has the value
+
+_OPENCV_LOG_ERRORS = 2      # a level of OpenCV's log: errors only
+_SHOWN_COLORS = 5
+
+
+def read_image(path: str | os.PathLike) -> Image:
+    """Read any picture as uint8 (H, W, 3) RGB, turned by its EXIF tag.
+
+    Gray is repeated, alpha dropped, CMYK and palettes are converted, 16 bits scaled by 1/257; an
+    animation gives its first frame. Raises DataError, which names the file, for damaged, truncated
+    or huge files and for unknown formats.
+    """
+    return _oriented(*_read_image(path))
+
+
+def map_image(path: str | os.PathLike) -> Image:
+    """Like `read_image`, but maps uncompressed RGB files (.ppm, TIFF) from disk, as needed.
+
+    So a file larger than memory can be segmented after
+    `vips copy large.jpg large.tif[compression=none]`.
+    """
+    with pillow_open(path, path) as image:
+        refuse_bomb(image.width, image.height, path)
+        offset = _raw_offset(image)
+        (width, height), turned = image.size, orientation_of(image) != 1
+    if offset is None or turned or os.path.getsize(path) < offset + 3 * width * height:
+        return read_image(path)
+    return np.memmap(path, np.uint8, "r", offset, (height, width, 3))
+
+
+def read_label(path: str | os.PathLike, palette: Palette | None = None) -> Labels:
+    """Read the stored values of a label map, (H, W), uint8 or uint16.
+
+    Gray and palette files contain the values. A color file needs `palette`: the value of a pixel
+    is the index of its color. Raises DataError, which names the file, if it cannot be read.
+    """
+    return _oriented(*_read_label(path, palette))
+
+
+def read_pair(image_path: str | os.PathLike, label_path: str | os.PathLike,
+              palette: Palette | None = None, label: Labels | None = None) \
+        -> tuple[Image, Labels]:
+    """Read an image (H, W, 3) and its label (H, W), both oriented as the module's head describes.
+
+    label: the values of a label file that is not a picture, already read.
+    Raises DataError if the sizes differ, and as `read_image` and `read_label`.
+    """
+    image, turn = _read_image(image_path)
+    label, label_turn = _read_label(label_path, palette) if label is None else (label, 1)
+    image = _oriented(image, turn)
+    label = _oriented(label, label_turn)
+    if label_turn == 1 and turn >= 5 and label.shape != image.shape[:2]:
+        label = _oriented(label, turn)
+    if label.shape != image.shape[:2]:
+        raise DataError(f"image {shown(image_path)} is {_size(image)} but its label is "
+                        f"{_size(label)}", shown(label_path),
+                        "give image and label the same size")
+    return image, label
+
+
+def read_label_colors(path: str | os.PathLike) -> dict[tuple[int, int, int], int] | None:
+    """{(r, g, b): number of pixels} of a label stored in color; None for one that stores ids."""
+    image, _ = _open_label(path)
+    if isinstance(image, np.ndarray) or image.mode not in ("RGB", "RGBA"):
+        return None
+    rgb = np.array(image.convert("RGB"))
+    codes, counts = np.unique(_codes(rgb), return_counts=True)
+    return {(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255): int(n)
+            for c, n in zip(codes, counts, strict=True)}
+
+
+def write_label(path: str | os.PathLike, labels: np.ndarray, palette: Sequence[Sequence[int]]):
+    """Write class ids (H, W), any integer dtype, as a palette PNG; above 255 as 16-bit gray PNG.
+
+    The file appears complete or not at all.
+    """
+    from PIL import Image
+    labels = np.ascontiguousarray(labels)
+    if labels.size and not 0 <= labels.min() <= labels.max() < 65536:
+        raise ValueError(f"labels must be in 0..65535, got {labels.min()}..{labels.max()}")
+    if labels.size and labels.max() > 255:
+        image = Image.fromarray(labels.astype(np.uint16))
+    else:
+        image = Image.fromarray(labels.astype(np.uint8))
+        colors = np.zeros((256, 3), np.uint8)
+        colors[:min(len(palette), 256)] = np.reshape(np.asarray(palette, np.uint8), (-1, 3))[:256]
+        image.putpalette(colors.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=4)
+    write_bytes(path, buffer.getbuffer())
+
+
+def write_image(path: str | os.PathLike, rgb: np.ndarray):
+    """Write uint8 (H, W, 3) RGB or (H, W) gray in the format of the suffix.
+
+    The file appears complete or not at all. Raises DataError, which names the file, if it cannot
+    be written.
+    """
+    import cv2
+    suffix = Path(path).suffix.lower()
+    picture = rgb if rgb.ndim == 2 else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    try:
+        done, encoded = cv2.imencode(suffix or ".png", picture)
+    except cv2.error as error:
+        raise DataError(f"cannot write an image as {suffix!r}", shown(path),
+                        "use .png or .jpg") from error
+    if not done:
+        raise DataError(f"cannot encode an image of shape {rgb.shape}", shown(path))
+    write_bytes(path, encoded.data)
+
+
+def _read_image(path):
+    """Returns (uint8 (H, W, 3) as stored, orientation)."""
+    import cv2
+    data, probe = read_checked(path)
+    if probe and probe.for_opencv:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        if probe.bits == 16:
+            flags |= cv2.IMREAD_ANYDEPTH
+        image = _cv2_decode(data, flags)
+        if image is not None:
+            turn = orientation_of(pillow_open(io.BytesIO(data), path)) if probe.has_exif else 1
+            return _eight_bits(image), turn
+    return _pillow_image(data, path)
+
+
+def _read_label(path, palette):
+    """Returns (stored values (H, W), orientation)."""
+    image, probe = _open_label(path)
+    if isinstance(image, np.ndarray):
+        return image, 1
+    return _label_values(image, probe, palette, path), orientation_of(image)
+
+
+def _open_label(path: str | os.PathLike) -> "tuple[Labels | PillowImage, Probe | None]":
+    """(the label as stored, its probe): values (H, W) of a gray PNG, else a loaded Pillow image."""
+    import cv2
+    data, probe = read_checked(path)
+    if probe and probe.kind == "png" and probe.gray and probe.bits >= 8 and not probe.has_exif:
+        values = _cv2_decode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+        if values is not None:
+            return values, probe
+    image = pillow_open(io.BytesIO(data), path)
+    refuse_bomb(image.width, image.height, path)
+    _pillow_load(image, path, len(data))
+    return image, probe
+
+
+def _label_values(image, probe, palette, path):
+    if image.mode in ("P", "L"):
+        values = np.array(image)
+        if image.mode == "L" and probe and probe.kind == "png" and probe.bits < 8:
+            values //= 255 // (2 ** probe.bits - 1)      # Pillow scales few bits to 0..255
+        return values
+    if image.mode == "1":
+        return np.array(image).astype(np.uint8)
+    if image.mode.startswith("I"):
+        values = np.array(image)
+        if values.size and not 0 <= values.min() <= values.max() < 65536:
+            raise DataError(f"label values {values.min()}..{values.max()} do not fit 16 bits",
+                            shown(path))
+        return values.astype(np.uint16)
+    if image.mode not in ("RGB", "RGBA"):
+        raise DataError(f"a label of mode {image.mode} cannot hold class ids", shown(path),
+                        "store class ids as a gray or palette PNG")
+    if palette is None:
+        raise DataError("the label is a color picture, not a map of class ids", shown(path),
+                        "give the color of each class as a palette, or store class ids as a gray "
+                        "or palette PNG")
+    return _indices_of_colors(np.array(image.convert("RGB")), palette, path)
+
+
+def _indices_of_colors(rgb, palette, path):
+    """The index in the palette of every pixel's color, (H, W); DataError for other colors."""
+    codes = _codes(rgb)
+    table, missing = _color_table(tuple(color and tuple(color) for color in palette))
+    values = table[codes]
+    wrong = values == missing
+    if wrong.any():
+        unknown, counts = np.unique(codes[wrong], return_counts=True)
+        colors = listed(np.argsort(-counts), _SHOWN_COLORS, text=lambda i: (
+            f"({unknown[i] >> 16}, {unknown[i] >> 8 & 255}, {unknown[i] & 255}) "
+            f"on {counts[i]} pixels"))
+        raise DataError(f"the label has colors that the palette lacks: {colors}",
+                        shown(path), "add them to the palette, or store the label without "
+                        "smoothing (PNG, nearest-neighbor resizing)")
+    return values
+
+
+def _codes(rgb):
+    """One number per color: int32 (H, W) of uint8 (H, W, 3)."""
+    codes = rgb[..., 0].astype(np.int32)
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= rgb[..., channel]
+    return codes
+
+
+@functools.lru_cache(maxsize=4)
+def _color_table(palette):
+    """(table from each of the 2^24 colors to its index, the value that marks unknown colors)."""
+    kind = np.uint8 if len(palette) <= 255 else np.uint16
+    missing = np.iinfo(kind).max
+    table = np.full(1 << 24, missing, kind)
+    for index, color in enumerate(palette):
+        if color is None:
+            continue
+        r, g, b = color
+        code = r << 16 | g << 8 | b
+        if table[code] != missing:
+            raise DataError(f"the palette has color ({r}, {g}, {b}) twice, for {table[code]} and "
+                            f"{index}: color labels cannot be read with it")
+        table[code] = index
+    return table, missing
+
+
+def _cv2_decode(data, flags):
+    """The decoded picture, or None if OpenCV cannot decode it."""
+    cv2 = _quiet_opencv()
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+
+
+@functools.cache
+def _quiet_opencv():
+    """OpenCV without its warnings: the readers here report the same faults, with the file's name.
+
+    The level is set once per process; forked workers inherit it.
+    """
+    import cv2
+    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel    # OpenCV 4, 5
+    set_level(_OPENCV_LOG_ERRORS)
+    return cv2
+
+
+def _pillow_image(data, path):
+    """(uint8 (H, W, 3) as stored, orientation), decoded by Pillow."""
+    image = pillow_open(io.BytesIO(data), path)
+    refuse_bomb(image.width, image.height, path)
+    _pillow_load(image, path, len(data))
+    turn = orientation_of(image)
+    if image.mode.startswith("I;16"):
+        gray = _eight_bits(np.array(image).astype(np.uint16))
+        return np.repeat(gray[..., None], 3, axis=2), turn
+    if image.mode in ("I", "F"):
+        raise DataError(f"a picture of mode {image.mode} has no fixed range of values",
+                        shown(path), "convert it to 8 or 16 bits per channel")
+    with warnings.catch_warnings():
+        # Pillow advises RGBA for palettes with transparency; alpha is dropped here.
+        warnings.simplefilter("ignore")
+        return np.array(image.convert("RGB")), turn
+
+
+def _raw_offset(image):
+    """The position in its file of an RGB picture's pixels; None if they are not stored plainly."""
+    if image.mode != "RGB":
+        return None
+    first, row = None, 0
+    for decoder, (left, top, right, below), offset, arguments in image.tile:
+        layout = arguments if isinstance(arguments, tuple) else (arguments, 0, 1)
+        first = offset if first is None else first
+        if (decoder != "raw" or layout != ("RGB", 0, 1) or left or right != image.width
+                or top != row or offset != first + 3 * image.width * top):
+            return None
+        row = below
+    return first if row == image.height else None
+
+
+def _pillow_load(image, path, size):
+    try:
+        image.load()
+    except Exception as error:                  # of any type: the file is damaged
+        raise UnreadableFile(f"damaged {image.format} ({size} bytes): {error}", shown(path),
+                             "copy or download the file again") from None
+
+
+def _oriented(array, turn):
+    """An array (H, W, ...) turned from its stored form by an EXIF orientation, contiguous."""
+    if turn >= 5:
+        array = array.swapaxes(0, 1)
+    if turn in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if turn in (3, 4, 7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)
+
+
+def _eight_bits(array):
+    """16 bits to 8: 65535 becomes 255, rounded to nearest."""
+    if array.dtype == np.uint8:
+        return array
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _size(array):
+    return f"{array.shape[1]}x{array.shape[0]}"

@@ -1,0 +1,60 @@
+"""The command-line arguments of inference.py."""
+import argparse
+
+from utils.cli import console
+from utils.cli.arguments import at_least, command_parser
+from utils.predict.arguments import add_prediction_arguments
+
+EXAMPLES = """Segment images and videos with a trained checkpoint.
+
+examples:
+  python inference.py -r auto -i photos -o segmented
+  python inference.py -m model_best.pth -i "photos/**/*.jpg" -o segmented --mode sliding --overlay
+  python inference.py -m model_best.pth -i list.txt -o segmented --scales 0.5:1.5:0.25 --flip
+  python inference.py -m model_best.pth -i clip.mp4 -o segmented
+  torchrun --standalone --nproc-per-node 2 inference.py -r auto -i photos -o segmented
+
+docs/inference.md explains all options.
+"""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Returns the arguments in `argv`, by default those of the program."""
+    parser = command_parser("inference.py", EXAMPLES)
+    add = parser.add_argument
+    add("-r", "-m", "--model", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
+        help="checkpoint; auto: the newest best one in saved/")
+    add("-i", "--images", nargs="+", required=True, metavar="PATH",
+        help="folders, images, .txt lists, patterns, video files, or camera:0")
+    add("-o", "--output", default="outputs", metavar="DIR",
+        help="folder for the results, with the subfolders of the input (default: outputs)")
+    add("-c", "--config", help="config to use instead of the one in the checkpoint")
+    add("-e", "--extension", default="", metavar="LIST",
+        help="image types to take from folders, e.g. jpg or jpg,png (default: every image type)")
+    add("-p", "--predict", metavar="RULE",
+        help="decision rule: max, T, rankdice or rankiou (default: from the config)")
+    add("--overlay", action="store_true",
+        help="also write the image with the class colors over it (videos always have them)")
+    add("--side-by-side", action="store_true",
+        help="also write the image and its overlay side by side")
+    add("--probabilities", action="store_true",
+        help="also write .npz files: uint8 (C, H, W), 255 means probability 1")
+    add("--masks", action="store_true",
+        help="also write a folder NAME_masks with a 1-bit PNG per class; masks may overlap")
+    add("--segfix", metavar="PATH",
+        help="refine the labels with a SegFix checkpoint or a folder of offset files")
+    add("--segfix-scale", type=float, default=2.0, metavar="S",
+        help="factor for the SegFix offsets (default: 2)")
+    add("--skip-existing", action="store_true", help="leave out images whose results exist")
+    add("--skip-bad", action="store_true", help="exit status 0 even if some images failed")
+    add("--batch", type=at_least(1), default=1, metavar="N",
+        help="number of images of one size in one forward pass (default: 1)")
+    add("--workers", type=at_least(1), default=2, metavar="N",
+        help="number of threads that decode, and as many that encode (default: 2)")
+    add("--max-frames", type=at_least(1), metavar="N", help="stop a video or camera after N frames")
+    add("--max-pixels", type=at_least(1), metavar="N",
+        help="refuse larger images, checked in their header (default: 178956970)")
+    add_prediction_arguments(parser)
+    add("--json", action="store_true", help="print a report as JSON on stdout")
+    add("--version", action=console.ShowVersion)
+    return parser.parse_args(argv)

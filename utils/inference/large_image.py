@@ -1,0 +1,116 @@
+"""Segments images whose logits do not fit into memory.
+
+The network runs window by window, and the labels go to a temporary file. The memory holds the
+decoded image (3 bytes per pixel, less if it can be mapped from its file), a block of logits, and a
+strip of the result.
+"""
+import os
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from utils.decision.rules import Decision
+from utils.errors import DataError, shown
+from utils.images.png_strips import PngStrips
+from utils.images.types import Image
+from utils.images.visualize import GAP, overlay, side_by_side
+from utils.inference.prediction_files import (
+    LABELS,
+    MASKS,
+    OVERLAY,
+    PROBABILITIES,
+    SIDE_BY_SIDE,
+    class_shares,
+    make_folders,
+    mask_names,
+)
+from utils.predict.open_model import OpenModel
+from utils.predict.predictor import Predictor
+
+LARGE_PIXELS = 1 << 25      # images of at least this size are streamed, if the mode allows it
+STRIP_PIXELS = 1 << 22      # pixels of the result that are colored and written at a time
+
+
+def is_streamed(height: int, width: int, predictor: Predictor) -> bool:
+    """Returns whether an image of this size is segmented by `segment_large`."""
+    return (height * width >= LARGE_PIXELS and predictor.mode == "sliding"
+            and predictor.scales == (1.0,) and predictor.crop_size is not None)
+
+
+def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
+                  predictor: Predictor, decision: Decision,
+                  check_stop: Callable[[], None] = lambda: None) -> dict[str, float]:
+    """Segment an image, uint8 (H, W, 3), window by window and write the outputs in `paths`.
+
+    The labels equal those of the whole image at once.
+    paths: suffix -> path, as in `write_prediction`.
+    check_stop: called between windows and strips; if it raises, no file is left.
+    Returns class name -> share of the pixels. Raises DataError for outputs and rules that need all
+    logits at once, and for a file that cannot be written.
+    """
+    _require_streamable(paths, decision)
+    make_folders(paths)
+    height, width = image.shape[:2]
+    dtype = np.uint8 if len(opened.class_names) <= 256 else np.uint16
+    folder = os.path.dirname(next(iter(paths.values())))
+    try:
+        with tempfile.TemporaryFile(prefix=".part-", dir=folder or ".") as file:
+            labels = np.memmap(file, dtype, "w+", shape=(height, width))
+
+            def store(rows, columns, logits):
+                check_stop()
+                with torch.inference_mode():
+                    labels[rows, columns] = decision.labels(logits)[0].cpu().numpy()
+            predictor.in_blocks(image, opened.device, store)
+            return _write(paths, image, labels, opened, check_stop)
+    except OSError as error:
+        raise DataError(f"cannot write: {error.strerror or error}", shown(folder or "."),
+                        "check that the folder is writable and has room") from None
+
+
+def _write(paths, image, labels, opened, check_stop):
+    """Write all output files strip by strip. Returns class name -> share of the pixels."""
+    height, width = labels.shape
+    names, palette = opened.class_names, opened.palette
+    masks = [os.path.join(paths[MASKS], name) for name in mask_names(names)] \
+        if MASKS in paths else []
+    files = [PngStrips(path, height, width, "mask") for path in masks]
+    try:
+        if OVERLAY in paths:
+            files.append(PngStrips(paths[OVERLAY], height, width, "rgb"))
+        if SIDE_BY_SIDE in paths:
+            files.append(PngStrips(paths[SIDE_BY_SIDE], height, 2 * width + GAP, "rgb"))
+        files.append(PngStrips(paths[LABELS], height, width,
+                               "palette" if labels.dtype == np.uint8 else "gray16", palette))
+        counts = np.zeros(len(names), np.int64)
+        step = max(1, STRIP_PIXELS // width)
+        for top in range(0, height, step):
+            check_stop()
+            strip = np.array(labels[top:top + step])
+            counts += np.bincount(strip.ravel(), minlength=len(names))
+            parts = [strip == k for k in range(len(masks))]
+            if OVERLAY in paths or SIDE_BY_SIDE in paths:
+                original = np.asarray(image[top:top + step])
+                mixed = overlay(original, strip, palette)
+                parts += [mixed] if OVERLAY in paths else []
+                parts += [side_by_side(original, mixed)] if SIDE_BY_SIDE in paths else []
+            for file, part in zip(files, [*parts, strip], strict=True):
+                file.write(part)
+        for file in files:      # the label map last: where it exists, the other files do too
+            file.finish()
+    finally:
+        for file in files:
+            file.discard()      # does nothing after finish
+    return class_shares(counts, names)
+
+
+def _require_streamable(paths, decision):
+    if decision.name not in ("max", "T"):
+        raise DataError(f"the rule {decision.name} needs all logits of an image at once, but this "
+                        "image is streamed: use -p max")
+    if PROBABILITIES in paths or (MASKS in paths and decision.masks):
+        what = "--probabilities" if PROBABILITIES in paths else f"--masks of rule {decision.name}"
+        raise DataError(f"{what} of a streamed image would not fit into memory: leave it out, or "
+                        "cut the image into parts")

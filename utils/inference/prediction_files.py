@@ -1,0 +1,82 @@
+"""Writes the files that contain the prediction for one image.
+
+Each file is written completely or not at all, so a file that exists is finished.
+"""
+import io
+import os
+import re
+
+import numpy as np
+
+from utils.files.whole_file import make_folder, write_bytes
+from utils.images.image_io import write_image, write_label
+from utils.images.png_strips import PngStrips
+from utils.images.types import Image, Labels
+from utils.images.visualize import overlay, side_by_side
+
+LABELS, OVERLAY, SIDE_BY_SIDE = ".png", "_overlay.png", "_side_by_side.png"
+PROBABILITIES, MASKS = "_probabilities.npz", "_masks"
+
+
+def write_prediction(paths: dict[str, str], image: Image, labels: Labels,
+                     class_names: list[str], palette: list[list[int]],
+                     probabilities: np.ndarray | None = None, masks: np.ndarray | None = None):
+    """Write every output that `paths` (suffix -> path) contains.
+
+    image: uint8 (H, W, 3), RGB. labels: class ids (H, W).
+    LABELS        palette PNG: class ids and colors in one file
+    OVERLAY       the colors of the labels over the image
+    SIDE_BY_SIDE  the image to the left of that
+    PROBABILITIES npz: "probabilities" uint8 (C, H, W), 255 means 1; "class_names"
+    MASKS         a folder with a 1-bit PNG per class (see `mask_names`); masks, bool
+                  (C, H, W), may overlap and may leave pixels without a class
+    probabilities and masks are required only if `paths` contains them.
+    Raises DataError naming the file that cannot be written.
+    """
+    make_folders(paths)
+    if OVERLAY in paths or SIDE_BY_SIDE in paths:
+        mixed = overlay(image, labels, palette)
+        if OVERLAY in paths:
+            write_image(paths[OVERLAY], mixed)
+        if SIDE_BY_SIDE in paths:
+            write_image(paths[SIDE_BY_SIDE], side_by_side(image, mixed))
+    if PROBABILITIES in paths:
+        _write_npz(paths[PROBABILITIES], probabilities=probabilities, class_names=class_names)
+    if MASKS in paths:
+        assert masks is not None
+        for name, mask in zip(mask_names(class_names), masks, strict=True):
+            height, width = mask.shape
+            with PngStrips(os.path.join(paths[MASKS], name), height, width, "mask") as file:
+                file.write(mask)
+    if LABELS in paths:         # last: where the label map exists, the other files do too
+        write_label(paths[LABELS], labels, palette)
+
+
+def make_folders(paths: dict[str, str]):
+    """Create the folders of the output files, and the folder for the masks."""
+    folders = {os.path.dirname(path) for path in paths.values()}
+    for folder in sorted(folders | ({paths[MASKS]} if MASKS in paths else set())):
+        make_folder(folder)
+
+
+def mask_names(class_names: list[str]) -> list[str]:
+    """Returns the file name of each class's mask: its id and name, e.g. "07_traffic_light.png"."""
+    digits = max(2, len(str(len(class_names) - 1)))
+    return [f"{k:0{digits}d}_{re.sub(r'[^0-9A-Za-z-]+', '_', name).strip('_')[:60]}.png"
+            for k, name in enumerate(class_names)]
+
+
+def class_shares(counts: np.ndarray, class_names: list[str]) -> dict[str, float]:
+    """Returns class name -> share of the pixels, for the classes that have pixels.
+
+    counts: integers (C,), the pixels of each class; their sum is the number of pixels.
+    """
+    total = int(counts.sum())
+    return {name: count / total
+            for name, count in zip(class_names, counts.tolist(), strict=True) if count}
+
+
+def _write_npz(path, class_names, **arrays):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, class_names=np.array(class_names, dtype=np.str_), **arrays)
+    write_bytes(path, buffer.getbuffer())

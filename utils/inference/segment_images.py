@@ -1,0 +1,266 @@
+"""Segments image files. Decoding, the network and encoding run at the same time.
+
+An image that cannot be read or segmented is recorded in the report; the others are done.
+"""
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.cli.console import Interrupted
+from utils.cli.stop_signal import StopSignal
+from utils.decision.rules import probabilities
+from utils.errors import DataError, first_line
+from utils.images.headers import read_header
+from utils.images.image_io import map_image, read_image
+from utils.images.types import Image
+from utils.inference.large_image import is_streamed, segment_large
+from utils.inference.pipeline import Job, Pipeline
+from utils.inference.prediction_files import (
+    MASKS,
+    PROBABILITIES,
+    class_shares,
+    write_prediction,
+)
+from utils.inference.report import InferenceReport
+from utils.machine import distributed
+from utils.machine.memory import free_memory
+from utils.predict.predictor import Predictor
+
+# The most maps of logits that exist at once, including what the network and the rule need.
+MAPS = 3
+
+Group: TypeAlias = list[tuple[Job, Image | None]]   # images of one size, or one that is streamed
+
+
+def segment_images(jobs: list[Job], pipeline: Pipeline, report: InferenceReport,
+                   stop: StopSignal, *, batch: int = 1, workers: int = 2,
+                   skip_existing: bool = False):
+    """Segment every image of `jobs`, write its output files, and record the results in `report`.
+
+    In a process group each rank takes its share: every image whose index is its rank modulo the
+    number of ranks.
+    stop: after a signal the images in progress are finished, then Interrupted is raised.
+    batch: number of images of one size in one forward pass.
+    workers: number of threads that decode, and as many that encode.
+    skip_existing: leave out images whose output files all exist.
+    Raises DataError for an output that cannot be written: writing the next one would fail too.
+    """
+    jobs = jobs[distributed.rank()::distributed.world_size()]
+    if skip_existing:
+        remaining = [job for job in jobs if not all(map(os.path.exists, job[1].values()))]
+        report.skipped += len(jobs) - len(remaining)
+        jobs = remaining
+
+    def check_stop():
+        if stop.signum is not None:
+            raise Interrupted(stop.signum)
+
+    network = _NetworkStage(pipeline, report, check_stop)
+    ahead = 2 * workers + batch
+    with (ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers,
+          tqdm(total=len(jobs), desc="segmenting", unit="image", leave=False,
+               disable=None if distributed.is_main() else True) as bar):
+        results = _Writing(writers, pipeline, report)
+        try:
+            images = _in_order(jobs, lambda job: _read(job[0].path, pipeline.predictor), readers,
+                               ahead)
+            for group in _equal_sizes(images, report, batch, bar):
+                if group[0][1] is None:
+                    network.stream(group[0][0])
+                else:
+                    for result in network.segment(group):
+                        results.submit(*result)
+                results.wait(ahead)
+                bar.update(len(group))
+                check_stop()
+            results.wait()
+        except DataError as error:
+            readers.shutdown(wait=False, cancel_futures=True)
+            writers.shutdown(cancel_futures=True)
+            raise DataError(f"{error.what} ({len(report.done)} of {len(jobs)} images were done)",
+                            error.where, error.fix) from None
+        except Interrupted as error:
+            readers.shutdown(wait=False, cancel_futures=True)
+            results.wait()
+            by = " by this process" if distributed.world_size() > 1 else ""
+            raise Interrupted(error.signum, f"{len(report.done)} of {len(jobs)} images are done"
+                                            f"{by}; resume with --skip-existing") from None
+
+
+class _NetworkStage:
+    """Runs the network, the decision rule and the refinement on images that are in memory."""
+
+    def __init__(self, pipeline: Pipeline, report: InferenceReport, check_stop: Callable[[], None]):
+        self.opened, self.predictor = pipeline.opened, pipeline.predictor
+        self.decision, self.refiner = pipeline.decision, pipeline.refiner
+        self.report, self.check_stop = report, check_stop
+
+    def segment(self, group: Group) -> list[tuple]:
+        """Returns (job, image, labels, probabilities or None, masks or None) of each image.
+
+        An image that fails is recorded in the report and left out. If a batch fails, its images
+        are tried one by one.
+        """
+        first_job, image = group[0]
+        assert image is not None
+        height, width = image.shape[:2]
+        too_large = self._too_large(len(group), height, width)
+        if too_large and len(group) == 1:
+            self.report.fail(first_job[0].path, too_large)
+            return []
+        try:
+            if too_large:
+                raise RuntimeError(too_large)
+            results = self._run(group)
+        except RuntimeError as error:
+            # Usually out of memory: one image too large for the device must not stop the others.
+            if len(group) > 1:
+                return [result for one in group for result in self.segment([one])]
+            reason = first_line(error)
+            fix = "; try --mode sliding" if "memory" in reason else ""
+            self.report.fail(first_job[0].path,
+                             f"the network fails on {width}x{height}: {reason}{fix}")
+            return []
+        return [(job, image, *result) for (job, image), result in zip(group, results, strict=True)
+                if result is not None]
+
+    def stream(self, job: Job):
+        """Segment an image whose logits do not fit into memory, and write its output files."""
+        source, outputs = job
+        try:
+            if self.refiner:
+                raise DataError("--segfix does not work on images that are streamed")
+            image = map_image(source.path)
+            shares = segment_large(image, outputs, self.opened, self.predictor, self.decision,
+                                   self.check_stop)
+        except DataError as error:
+            self.report.fail(source.path, error.what)
+            return
+        self.report.done.append(_report_entry(job, image, shares))
+
+    def _run(self, group):
+        """Returns (labels, probabilities or None, masks or None), or None if refining failed."""
+        wanted = group[0][0][1]
+        stack = np.stack([image for _, image in group])
+        x = torch.from_numpy(stack).to(self.opened.device).permute(0, 3, 1, 2)
+        probs, masks = [None] * len(group), [None] * len(group)
+        with torch.inference_mode():
+            if PROBABILITIES not in wanted and not (MASKS in wanted and self.decision.masks):
+                labels = self.predictor.labels(x, self.decision)
+            else:
+                logits = self.predictor(x)
+                labels = self.decision.labels(logits)
+                if PROBABILITIES in wanted:
+                    temperature = self.opened.config["predict"]["temperature"]
+                    probs = probabilities(logits, self.opened.activation, temperature)
+                    probs = probs.mul_(255).round_().to(torch.uint8).cpu().numpy()
+                if MASKS in wanted and self.decision.masks:
+                    masks = self.decision(logits).cpu().numpy()
+            refined = [self._refine(job[0], one, image)
+                       for (job, _), one, image in zip(group, labels, x, strict=True)]
+            if MASKS in wanted and not self.decision.masks:
+                classes = np.arange(len(self.opened.class_names))[:, None, None]
+                masks = [None if one is None else one == classes for one in refined]
+        return [None if one is None else (one, probs[i], masks[i])
+                for i, one in enumerate(refined)]
+
+    def _refine(self, source, labels, image):
+        """Returns labels (H, W) as an array, refined if there is a refiner; None if that fails."""
+        if self.refiner:
+            try:
+                labels = self.refiner(labels, image, source.relative)
+            except DataError as error:
+                self.report.fail(source.path, error.what)
+                return None
+        return labels.cpu().numpy()
+
+    def _too_large(self, images, height, width):
+        """Returns why the logits of so many images do not fit into memory, or None if they do."""
+        needed = MAPS * 4 * images * len(self.opened.class_names) * height * width
+        if self.opened.device.type != "cpu" or needed < 1 << 30:
+            return None
+        free = free_memory()
+        if free is None or needed <= free:
+            return None
+        return (f"the logits of {width}x{height} pixels need {needed / 2**30:.1f} GiB of memory "
+                f"and {free / 2**30:.1f} are free: use --mode sliding --crop-size N, which "
+                "streams large images")
+
+
+class _Writing:
+    """Writes output files in threads; an image is reported as done when its files are complete."""
+
+    def __init__(self, pool: ThreadPoolExecutor, pipeline: Pipeline, report: InferenceReport):
+        self.pool, self.opened, self.report = pool, pipeline.opened, report
+        self.pending = deque()
+
+    def submit(self, job: Job, image: Image, *prediction: np.ndarray | None):
+        """Begin to write the labels, probabilities and masks of an image."""
+        self.pending.append((job, image, self.pool.submit(self._write, job[1], image,
+                                                          *prediction)))
+
+    def wait(self, most_pending: int = 0):
+        """Wait until at most so many images are unfinished, and report the others as done."""
+        while len(self.pending) > most_pending:
+            job, image, shares = self.pending.popleft()
+            self.report.done.append(_report_entry(job, image, shares.result()))
+
+    def _write(self, paths, image, labels, probs, masks):
+        names = self.opened.class_names
+        write_prediction(paths, image, labels, names, self.opened.palette, probs, masks)
+        return class_shares(np.bincount(labels.ravel(), minlength=len(names)), names)
+
+
+def _report_entry(job: Job, image: Image, shares: dict[str, float]) -> dict:
+    source, outputs = job
+    return {"image": source.path, "size": list(image.shape[:2]), "files": list(outputs.values()),
+            "classes": shares}
+
+
+def _in_order(items: Iterable[Job], work: Callable[[Job], Image | str | None],
+              pool: ThreadPoolExecutor, ahead: int) -> Iterator[tuple[Job, Future]]:
+    """Yields (item, future of work(item)) in order; up to `ahead` later ones run meanwhile."""
+    pending = deque()
+    for item in items:
+        pending.append((item, pool.submit(work, item)))
+        if len(pending) > ahead:
+            yield pending.popleft()
+    yield from pending
+
+
+def _read(path: str, predictor: Predictor) -> Image | str | None:
+    """Returns the image (H, W, 3), None if it is to be streamed, or the reason why it is bad."""
+    try:
+        if is_streamed(*read_header(path).size, predictor):
+            return None
+        return read_image(path)
+    except DataError as error:
+        return error.what
+
+
+def _equal_sizes(images: Iterable[tuple[Job, Future]], report: InferenceReport, batch: int,
+                 bar: tqdm) -> Iterator[Group]:
+    """Yields groups of up to `batch` consecutive images of one size.
+
+    An image to be streamed is a group of one. Images that cannot be read are reported as failed.
+    """
+    group = []
+    for job, future in images:
+        image = future.result()
+        if isinstance(image, str):
+            report.fail(job[0].path, image)
+            bar.update()
+            continue
+        if group and (len(group) == batch or image is None or group[0][1] is None
+                      or group[0][1].shape != image.shape):
+            yield group
+            group = []
+        group.append((job, image))
+    if group:
+        yield group

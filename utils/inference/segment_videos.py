@@ -1,0 +1,139 @@
+"""Segments video files and cameras. Each result is a film: the frames with their labels as colors.
+
+Reading, the network and writing run at the same time.
+"""
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.cli.console import Interrupted
+from utils.cli.stop_signal import StopSignal
+from utils.errors import ConfigError, DataError, shown
+from utils.images.types import Image
+from utils.images.visualize import overlay, side_by_side
+from utils.inference.pipeline import Job, Pipeline
+from utils.inference.report import InferenceReport
+from utils.inference.video_files import CHECK_VIDEO, FILM, VideoReader, VideoWriter
+from utils.machine import distributed
+
+MOST_PENDING = 2            # batches of frames that wait to be written
+
+
+def segment_videos(jobs: list[Job], pipeline: Pipeline, report: InferenceReport,
+                   stop: StopSignal, *, with_original: bool = False, batch: int = 1,
+                   most_frames: int | None = None, skip_existing: bool = False):
+    """Segment every video of `jobs` and record the results in `report`.
+
+    In a process group each rank takes its share of the videos. A video that cannot be read is
+    recorded as failed; the others are done.
+    with_original, batch, most_frames: see `segment_video`.
+    skip_existing: leave out videos whose film exists.
+    stop: after a signal the current film ends with the frames it has, then Interrupted is raised.
+    """
+    for source, outputs in jobs[distributed.rank()::distributed.world_size()]:
+        path = outputs[FILM]
+        if skip_existing and os.path.exists(path):
+            report.skipped += 1
+            continue
+        try:
+            done = segment_video(source.path, path, pipeline, with_original=with_original,
+                                 batch=batch, most_frames=most_frames,
+                                 stopped=lambda: stop.signum is not None)
+        except DataError as error:
+            report.fail(source.path, error.what)
+            continue
+        report.done.append(done)
+        if stop.signum is not None:
+            raise Interrupted(stop.signum, f"{shown(path)} is complete and contains the first "
+                                           f"{done['frames']} frames")
+
+
+def segment_video(source: str, path: str, pipeline: Pipeline, *, with_original: bool = False,
+                  batch: int = 1, most_frames: int | None = None,
+                  stopped: Callable[[], bool] = lambda: False) -> dict:
+    """Segment the video file or camera `source` and write the film `path`.
+
+    with_original: put the original frame to the left of the colored one.
+    batch: number of frames in one forward pass. most_frames: stop after this many.
+    stopped: called after every batch; when it returns True the film ends there, complete.
+    Returns the entry for the report: {"image", "size", "files", "frames", "frames_expected",
+    "complete", "frames_per_s"}. Raises DataError for a file that cannot be read or written.
+    """
+    if pipeline.refiner and not pipeline.refiner.needs_image:
+        raise ConfigError("a video cannot be refined with offset files", "--segfix",
+                          "give a SegFix checkpoint")
+    start, frames, complete = time.perf_counter(), 0, True
+    with VideoReader(source) as reader, ThreadPoolExecutor(1) as reading, \
+            ThreadPoolExecutor(1) as writing, \
+            VideoWriter(path, reader.frames_per_s) as writer, \
+            tqdm(total=most_frames or reader.length, desc="segmenting", unit="frame", leave=False,
+                 disable=None if distributed.is_main() else True) as bar:
+        pending = deque()
+        for group in _groups(_read_ahead(reader, reading, 2 * batch), batch, most_frames):
+            labels = _labels(group, source, pipeline)
+            pending.append(writing.submit(_write, writer, group, labels, pipeline.opened.palette,
+                                          with_original))
+            while len(pending) > MOST_PENDING:
+                pending.popleft().result()
+            frames += len(group)
+            bar.update(len(group))
+            if stopped():
+                complete = False
+                break
+        for written in pending:
+            written.result()
+    if not frames:
+        raise DataError("no frame could be read", shown(source), CHECK_VIDEO)
+    if complete and not most_frames and reader.length - frames > 1:
+        complete = False
+    return {"image": source, "size": reader.size, "files": [path], "frames": frames,
+            "frames_expected": reader.length, "complete": complete,
+            "frames_per_s": frames / (time.perf_counter() - start)}
+
+
+def _labels(frames: list[Image], source: str, pipeline: Pipeline) -> np.ndarray:
+    """Returns class ids (N, H, W) of frames of one size, refined if there is a refiner."""
+    x = torch.from_numpy(np.stack(frames)).to(pipeline.opened.device).permute(0, 3, 1, 2)
+    labels = pipeline.predictor.labels(x, pipeline.decision)
+    if pipeline.refiner:
+        labels = torch.stack([pipeline.refiner(one, image, source)
+                              for one, image in zip(labels, x, strict=True)])
+    return labels.cpu().numpy()
+
+
+def _read_ahead(reader: VideoReader, pool: ThreadPoolExecutor, ahead: int) -> Iterator[Image]:
+    """Yields the frames; up to `ahead` later ones are decoded in the meantime."""
+    pending = deque(pool.submit(next, reader, None) for _ in range(ahead))
+    while pending:
+        frame = pending.popleft().result()
+        if frame is None:
+            return
+        pending.append(pool.submit(next, reader, None))
+        yield frame
+
+
+def _groups(frames: Iterable[Image], size: int, most: int | None) -> Iterator[list[Image]]:
+    """Yields lists of `size` frames, the last one may be shorter; `most` frames altogether."""
+    group, count = [], 0
+    for frame in frames:
+        group.append(frame)
+        count += 1
+        if len(group) == size or count == most:
+            yield group
+            group = []
+        if count == most:
+            return
+    if group:
+        yield group
+
+
+def _write(writer, frames, labels, palette, with_original):
+    for frame, label in zip(frames, labels, strict=True):
+        colored = overlay(frame, label, palette)
+        writer.write(side_by_side(frame, colored) if with_original else colored)

@@ -1,0 +1,148 @@
+"""Reads and writes video files, and reads cameras.
+
+OpenCV decodes and encodes them with FFmpeg, which its wheels contain. It crashes on file names
+that are not UTF-8, so it gets only symbolic links with plain names. Sound is not copied.
+"""
+import glob
+import os
+import tempfile
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from utils.errors import DataError, shown
+from utils.files.whole_file import WholeFile
+from utils.images.image_list import Source
+from utils.images.types import Image
+
+if TYPE_CHECKING:
+    import cv2
+
+# Without this FFmpeg writes its own lines to stderr. Read when OpenCV opens its first video.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+CAMERA = "camera:"
+FILM = ".mp4"               # suffix of a result: MPEG-4, which every build of OpenCV can write
+DEFAULT_RATE = 25.0         # frames/s, for a source that does not state its rate
+CHECK_VIDEO = "check that it plays; other formats: ffmpeg -i IN OUT.mp4"
+
+
+def split_videos(inputs: list[str]) -> tuple[list[Source], list[str]]:
+    """Returns the videos and cameras ("camera:0") among the inputs, and the other inputs.
+
+    A file or a pattern is a video if it ends in one of VIDEO_SUFFIXES. Videos in folders are
+    ignored. Raises DataError for a video file that does not exist.
+    """
+    videos, others = [], []
+    for given in inputs:
+        if given.startswith(CAMERA) and given[len(CAMERA):].isdecimal():
+            videos.append(Source(given, given.replace(":", "-")))
+        elif given.lower().endswith(VIDEO_SUFFIXES) and not os.path.isdir(given):
+            paths = [given] if os.path.isfile(given) else \
+                sorted(filter(os.path.isfile, glob.glob(given, recursive=True)))
+            if not paths:
+                raise DataError("no such file", shown(given), "give a video file or camera:0")
+            videos += [Source(path, os.path.basename(path)) for path in paths]
+        else:
+            others.append(given)
+    return videos, others
+
+
+class VideoReader:
+    """Iterates over the frames of a video file or of "camera:N": uint8 (H, W, 3), RGB.
+
+    frames_per_s: the rate that the source states. length: the number of frames that it states,
+    0 if unknown. size: [height, width].
+    Raises DataError for a source that OpenCV cannot open.
+    """
+
+    def __init__(self, path: str):
+        import cv2
+        self._cv2, self._folder = cv2, tempfile.TemporaryDirectory(prefix="segwright-")
+        if path.startswith(CAMERA):
+            self._capture = cv2.VideoCapture(int(path[len(CAMERA):]))
+        else:
+            link = os.path.join(self._folder.name, "in" + os.path.splitext(path)[1].lower())
+            os.symlink(os.path.abspath(path), link)
+            self._capture = cv2.VideoCapture(link)
+        if not self._capture.isOpened():
+            self._folder.cleanup()
+            raise DataError("cannot be opened as a video", shown(path), CHECK_VIDEO)
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.frames_per_s = rate if 0 < rate < 1000 else DEFAULT_RATE
+        self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.size = [int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
+                     int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))]
+
+    def __iter__(self) -> Iterator[Image]:
+        return self
+
+    def __next__(self) -> Image:
+        success, frame = self._capture.read()
+        if not success:
+            raise StopIteration
+        return self._cv2.cvtColor(frame, self._cv2.COLOR_BGR2RGB)
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *_):
+        self._capture.release()
+        self._folder.cleanup()
+
+
+class VideoWriter:
+    """Writes an MPEG-4 file of frames that all have the size of the first one.
+
+    The file appears when the `with` block ends, and it is complete and playable, even if a signal
+    ended the block after some of the frames. If an exception ends the block, or no frame was
+    written, there is no new file and an older one stays.
+    """
+
+    def __init__(self, path: str, frames_per_s: float):
+        self.path, self.frames_per_s = path, frames_per_s
+        self._encoder: cv2.VideoWriter | None = None        # both from the first frame on
+        self._file: WholeFile | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="segwright-")
+
+    def write(self, frame: Image):
+        """Append a frame, uint8 (H, W, 3), RGB. Raises DataError if the file cannot be opened."""
+        import cv2
+        if self._encoder is None:
+            self._encoder = self._open(*frame.shape[:2])
+        self._encoder.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def _open(self, height, width) -> "cv2.VideoWriter":
+        import cv2
+        folder = os.path.dirname(os.path.abspath(self.path))
+        try:
+            os.makedirs(folder, exist_ok=True)
+            self._file = WholeFile(self.path, FILM)
+        except OSError as error:
+            raise DataError(f"cannot write: {error.strerror or error}", shown(self.path),
+                            "choose another output folder with -o") from None
+        link = os.path.join(self._folder.name, "out")
+        os.symlink(folder, link)
+        codec = cv2.VideoWriter_fourcc(*"mp4v")         # pyright: ignore[reportAttributeAccessIssue]
+        encoder = cv2.VideoWriter(os.path.join(link, self._file.temporary.name), codec,
+                                  self.frames_per_s, (width, height))
+        if not encoder.isOpened():
+            raise DataError(f"cannot write a video of {width}x{height}", shown(self.path),
+                            "this OpenCV may lack FFmpeg: opencv-python includes it")
+        return encoder
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None):
+        try:
+            if self._encoder is not None:
+                self._encoder.release()
+            if self._file is not None and kind is None:
+                self._file.finish()
+        finally:
+            if self._file is not None:
+                self._file.discard()        # does nothing after `finish`
+            self._folder.cleanup()

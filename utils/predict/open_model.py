@@ -1,0 +1,97 @@
+"""A trained network, with everything that is needed to predict with it."""
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.checkpoint.load import model_from_checkpoint
+from utils.checkpoint.read import as_checkpoint_errors
+from utils.cli.console import warn
+from utils.errors import ConfigError
+from utils.images.normalize import Normalize
+from utils.machine.distributed import require_device
+from utils.predict.predictor import Predictor, build_predictor
+from utils.training.criterion import Criterion, validation_loss
+
+
+@dataclass
+class OpenModel:
+    """The contents of a checkpoint, ready to predict.
+
+    path: of the checkpoint, for messages and reports.
+    model: on its device, in eval mode, in the memory layout it was trained in.
+    class_names, palette: by class id; a color is [r, g, b], 0 to 255.
+    activation: "softmax" or "sigmoid", as the loss of the network needs it.
+    epoch: of the weights, if known.
+    """
+
+    path: Path
+    model: torch.nn.Module
+    normalize: Normalize
+    config: dict
+    class_names: list[str]
+    palette: list[list[int]]
+    activation: str
+    epoch: int | None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return next(iter(self.model.parameters())).device
+
+    def predictor(self, options: dict | None = None) -> Predictor:
+        """The predictor for the config's `predict` section, or for `options` instead."""
+        options = self.config.get("predict", {}) if options is None else options
+        return build_predictor(self.model, self.normalize, options, self.activation)
+
+    def loss(self) -> torch.nn.Module | None:
+        """The loss that training reports in validation; None if the config has no loss."""
+        loss = validation_loss(self.config, self._criterion)
+        return loss and loss.to(self.device)
+
+    def _criterion(self):
+        config = self.config
+        if not config.get("loss"):
+            return None
+        output_weights = self.model.output_weights
+        assert isinstance(output_weights, dict)     # of every BaseModel
+        return Criterion(config["loss"], output_weights, config["ignore_index"],
+                         config.get("loss_weights"), len(self.class_names))
+
+    def require_classes(self, class_names: list[str]):
+        """Raises ConfigError unless the number of classes is that of the network.
+
+        Warns if the names differ.
+        """
+        if len(class_names) != len(self.class_names):
+            raise ConfigError(f"the network has {len(self.class_names)} classes, the dataset "
+                              f"{len(class_names)}", str(self.path),
+                              "score it on data with the classes it was trained for")
+        if list(class_names) != self.class_names:
+            first = next(k for k, pair in enumerate(zip(class_names, self.class_names,
+                                                            strict=True)) if pair[0] != pair[1])
+            warn(f"the class names differ: class {first} is {class_names[first]!r} in the "
+                 f"dataset and {self.class_names[first]!r} in the checkpoint")
+
+
+def open_model(checkpoint: Mapping[str, Any], device: torch.device | str,
+               path: str | os.PathLike = "checkpoint") -> OpenModel:
+    """The network of a checkpoint, a utils.checkpoint.format.Checkpoint, ready to predict.
+
+    path: of the checkpoint, for messages and reports.
+    Raises CheckpointError if the weights do not fit the network, ConfigError if
+    this computer does not have the device.
+    """
+    device = require_device(str(device))
+    with as_checkpoint_errors(str(path)):
+        model = model_from_checkpoint(checkpoint, device, str(path))
+        trainer = checkpoint["config"].get("trainer") or {}
+        if trainer.get("channels_last"):
+            model = model.to(memory_format=torch.channels_last)
+        return OpenModel(Path(path), model, Normalize(**checkpoint["normalization"]).to(device),
+                         checkpoint["config"], list(checkpoint["class_names"]),
+                         [list(color) for color in checkpoint["palette"]],
+                         checkpoint.get("activation", "softmax"), checkpoint.get("epoch"))

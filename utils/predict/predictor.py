@@ -1,0 +1,403 @@
+"""From uint8 images to logits at the size of the image.
+
+Validation, test.py and inference.py all predict with this class, so a score and a picture come
+from the same computation.
+
+Three ways of predicting are common in the field, and all are here: the whole image at once;
+overlapping windows (yassouali/pytorch-segmentation, HRNet, mmsegmentation; their positions come
+from utils.predict.windows); several scales with or without a mirrored copy (PSPNet, Zhao et al.,
+CVPR 2017). Every source averages logits; `average="probs"` averages probabilities.
+"""
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.errors import ConfigError
+from utils.images.types import Image
+from utils.machine.precision import autocast_dtype
+from utils.machine.tensors import ImageBatch, LabelBatch, Logits, Masks
+from utils.predict.largest_class import largest_class, upsampled_labels
+from utils.predict.last_resize import LastResize, SmallLogits
+from utils.predict.resizing import add_resized, resize, unmirrored
+from utils.predict.view_sum import ViewSum
+from utils.predict.windows import (
+    BLOCK_BYTES,
+    Place,
+    View,
+    Windows,
+    batched_windows,
+    filled,
+    mean_in_blocks,
+    mean_of_windows,
+    overlapping_windows,
+)
+
+# The scales of yassouali/pytorch-segmentation for every dataset except Cityscapes.
+MULTISCALE = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+
+
+class Rule(Protocol):
+    """What a predictor uses of a decision rule (utils.decision.rules.Decision)."""
+
+    name: str
+    masks: bool
+
+    def __call__(self, logits: Logits) -> LabelBatch | Masks: ...
+
+    def labels(self, logits: Logits) -> LabelBatch: ...
+
+
+def build_predictor(model: nn.Module, normalize: Callable[[ImageBatch], ImageBatch], options: dict,
+                    activation: str = "softmax") -> "Predictor":
+    """The predictor for the `predict` section of a config; every key is optional."""
+    known = set(inspect.signature(Predictor).parameters) - set(Predictor.provided)
+    settings: dict[str, Any] = {key: value for key, value in options.items() if key in known}
+    settings["activation"] = activation
+    if settings.get("mode") == "multiscale" and settings.get("scales") in ([1.0], (1.0,)):
+        del settings["scales"]      # a config that was resolved for another mode contains them
+    return Predictor(model, normalize, **settings)
+
+
+class Predictor:
+    """Logits of a batch of images, in one of three modes.
+
+    image: uint8 (N, 3, H, W), RGB, on the model's device; any H and W
+    returns: float32 (N, C, H, W) logits; with average="probs" the values whose
+        softmax (or sigmoid) is the mean probability.
+
+    model: its `forward` returns (N, C, h, w) for float (N, 3, h, w) in eval mode.
+    normalize: uint8 (N, 3, H, W) -> float (N, 3, H, W).
+    mode: "whole" predicts the image as it is; "sliding" predicts overlapping windows;
+        "multiscale" predicts whole images at several sizes.
+    scales: factors the image is resized by; None means 0.75 to 2 in steps of
+        0.25 for "multiscale" and 1 otherwise. "sliding" cuts its windows out of
+        every scaled image. A "view" below is the image at one scale, mirrored or not.
+    flip: adds a mirrored copy of every view (of every window when sliding).
+    crop_size: height and width of a window; None means the size of the image divided by 2.5.
+    overlap: the share of a window that its neighbor also covers; the stride is rounded up.
+    tiling: "even" takes the stride of each axis from the window's size on it and moves
+        the last window back inside the image; "source" takes the stride of both axes from
+        the height of the window and pads the last ones, as yassouali/pytorch-segmentation
+        does (about 1.5 times the windows on a 1:2 image). There the stride is never more
+        than the width of the window, so that a tall image has no gaps.
+    average: "logits" or "probs"; whole views are resized before the softmax.
+    activation: "softmax" or "sigmoid", the one that the loss of the model uses.
+    window_batch: windows in one forward; None means 1 on a CPU, where batches
+        cost more than they save, and 8 elsewhere.
+    amp: autocast around the model only: "bf16", "fp16", False, or "auto" (bf16 where
+        the hardware computes in it).
+    channels_last: memory layout of the images; None follows the weights, so that a
+        model uses the same arithmetic wherever it runs.
+    align_corners: of torch's interpolate, for images and logits. The sources
+        use True; False agrees with torch's default and with this project's networks.
+    label_pairs: class ids that are exchanged in a mirror image (LIP: left and right arm). If a
+        config has none, it gets those of its training data when it is resolved.
+
+    Padding is 0 after normalization, that is the mean color. A scaled image
+    has floor(H * scale) rows. Memory does not grow with the number of views:
+    they are summed one by one into one map of the full size. If the network ends in
+    a resize, a CPU adds the small logits of the scales first and resizes them once.
+    """
+
+    # The program passes these; the other arguments are keys of the config's `predict` section.
+    provided = ("model", "normalize", "activation", "channels_last")
+
+    def __init__(self, model: nn.Module, normalize: Callable[[ImageBatch], ImageBatch],
+                 mode: Literal["whole", "sliding", "multiscale"] = "whole",
+                 scales: tuple[float, ...] | None = None, flip: bool = False,
+                 crop_size: int | tuple[int, int] | None = None, overlap: float = 1 / 3,
+                 tiling: Literal["even", "source"] = "even",
+                 average: Literal["logits", "probs"] = "logits",
+                 activation: Literal["softmax", "sigmoid"] = "softmax",
+                 window_batch: int | None = None,
+                 amp: Literal["auto", "bf16", "fp16", False] = False,
+                 channels_last: bool | None = None, align_corners: bool = False,
+                 label_pairs: tuple[tuple[int, int], ...] = ()):
+        _one_of("mode", mode, ("whole", "sliding", "multiscale"))
+        _one_of("tiling", tiling, ("even", "source"))
+        _one_of("average", average, ("logits", "probs"))
+        _one_of("activation", activation, ("softmax", "sigmoid"))
+        _one_of("amp", amp, ("auto", "bf16", "fp16", False))
+        scales = tuple(scales or (MULTISCALE if mode == "multiscale" else (1.0,)))
+        if not all(math.isfinite(scale) and scale > 0 for scale in scales):
+            raise ConfigError(f"scales must be positive numbers, found {list(scales)}")
+        if mode == "whole" and scales != (1.0,):
+            raise ConfigError(f"scales {list(scales)} have no effect in mode 'whole'",
+                              fix="use mode 'multiscale' or 'sliding'")
+        if not 0 <= overlap < 1:
+            raise ConfigError(f"overlap must be in [0, 1), found {overlap}")
+        crop = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+        if crop is not None and (len(crop) != 2 or min(crop) < 1):
+            raise ConfigError(f"crop_size must be one or two positive numbers, found {crop_size}")
+        if window_batch is not None and window_batch < 1:
+            raise ConfigError(f"window_batch must be at least 1, found {window_batch}")
+
+        self.model, self.normalize = model, normalize
+        self.mode, self.scales, self.flip = mode, scales, flip
+        self.crop_size = (crop[0], crop[1]) if crop else None
+        self.overlap = overlap
+        self.tiling: Literal["even", "source"] = tiling
+        self.average, self.activation, self.window_batch = average, activation, window_batch
+        self.amp, self.channels_last, self.align_corners = amp, channels_last, align_corners
+        self.label_pairs = label_pairs
+        self._without_last_resize = LastResize(model)
+
+    def __call__(self, image: ImageBatch) -> Logits:
+        """uint8 (N, 3, H, W) RGB -> float32 logits (N, C, H, W)."""
+        with self._evaluating():
+            return self._predict(self._normalized(image))
+
+    def decide(self, image: ImageBatch, rule: Rule) -> LabelBatch | Masks:
+        """rule(self(image)): labels (N, H, W) or masks (N, C, H, W) of uint8 images (N, 3, H, W).
+
+        For the rule "max" it is cheaper than that: if the network ends in a resize, the class of
+        the largest logit is found without logits at the image's size (utils.predict.largest_class).
+        """
+        if rule.name != "max":
+            # Contiguous, because a softmax over strided channels takes twice as long.
+            return rule(self(image).contiguous())
+        with self._evaluating():
+            return self._largest(self._normalized(image))
+
+    def labels(self, image: ImageBatch, rule: Rule) -> LabelBatch:
+        """rule.labels(self(image)): one class (N, H, W) for every pixel; as cheap as `decide`."""
+        return rule.labels(self(image)) if rule.masks else self.decide(image, rule)
+
+    def in_blocks(self, image: Image, device: torch.device | str,
+                  on_block: Callable[[slice, slice, Logits], None],
+                  most_bytes: int = BLOCK_BYTES):
+        """Predict an image of any size in mode "sliding", one block of it after the other.
+
+        image: uint8 (H, W, 3), for example mapped from a file. most_bytes: the most memory for
+            logits; a block is at least two windows wide.
+        on_block: called with (rows, columns, logits (1, C, rows, columns)). Together the blocks
+            equal the prediction of the whole image, to the last bit if windows are not batched
+            (window_batch).
+        Raises ConfigError in any other mode, and with scales.
+        """
+        if self.mode != "sliding" or self.scales != (1.0,):
+            raise ConfigError("blocks of an image are predicted by sliding windows at scale 1 only")
+        windows = self.windows(*image.shape[:2])
+
+        def read(top, left):
+            window = np.ascontiguousarray(image[windows.area(top, left)])
+            return self._normalized(torch.from_numpy(window).to(device).permute(2, 0, 1)[None])
+
+        def views_at(places):
+            return self._window_views(read, places, windows.tile, 1, device)
+
+        with self._evaluating():
+            classes = self._forward(filled(read(0, 0), windows.tile)).shape[1]
+            for rows, columns, mean in mean_in_blocks(windows, views_at, classes, device,
+                                                      len(self._mirrors), most_bytes):
+                on_block(rows, columns, self._as_logits(mean))
+                del mean    # before the next block is made
+
+    def describe(self) -> dict:
+        """The settings, for reports: mode, scales, flip, average, amp; windows if sliding."""
+        settings = {"mode": self.mode, "scales": list(self.scales), "flip": self.flip,
+                    "average": self.average, "amp": self.amp}
+        if self.mode == "sliding":
+            settings |= {"crop_size": list(self.crop_size) if self.crop_size else None,
+                         "overlap": self.overlap, "tiling": self.tiling}
+        return settings
+
+    def windows(self, height: int, width: int) -> Windows:
+        """The windows that mode "sliding" cuts out of an image of height x width pixels."""
+        return overlapping_windows((height, width), self.crop_size, self.overlap, self.tiling)
+
+    @contextmanager
+    def _evaluating(self):
+        """Run the block with the network in eval mode and without gradients."""
+        if self.channels_last is None:
+            self.channels_last = _is_channels_last(self.model)
+        training = self.model.training
+        if training:
+            self.model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            if training:
+                self.model.train()
+
+    def _normalized(self, image):
+        # The memory layout is changed while the image is uint8, because that moves fewer bytes.
+        return self.normalize(self._laid_out(image))
+
+    def _predict(self, x):
+        """Normalized images (N, 3, H, W) -> float32 (N, C, H, W)."""
+        if self.scales == (1.0,) and self.mode == "sliding":
+            return self._as_logits(self._slide(x))
+        if self.scales == (1.0,) and not self.flip:
+            return self._forward(x).float()
+        total = self._sum_of_views(x)
+        return self._as_logits(total.total() if isinstance(total, ViewSum) else total)
+
+    def _largest(self, x):
+        """Normalized images (N, 3, H, W) -> labels (N, H, W)."""
+        if self.mode == "sliding" or self.average == "probs":
+            return largest_class(self._predict(x))
+        if self.scales == (1.0,) and not self.flip:
+            result, size = self._forward_short(x), _size(x)
+            if not isinstance(result, SmallLogits):
+                return largest_class(result.float())
+            if result.logits.dtype == torch.float32:
+                return upsampled_labels(result.logits, size, result.align_corners)
+            return largest_class(_resized(result, size).float())
+        total = self._sum_of_views(x)
+        if not isinstance(total, ViewSum):
+            return largest_class(total)
+        return torch.cat([largest_class(strip) for _, strip in total.strips()], 1)
+
+    def _sum_of_views(self, x: ImageBatch) -> Logits | ViewSum:
+        """The mean over scales and mirrors of logits or probabilities.
+
+        returns: float32 (N, C, H, W), or a ViewSum of it if all views are SmallLogits.
+        """
+        sliding, size = self.mode == "sliding", _size(x)
+        mirrors = (False,) if sliding else self._mirrors
+        weight, total = 1 / (len(self.scales) * len(mirrors)), None
+        # A ViewSum multiplies matrices, which a GPU may do in reduced precision.
+        short = self.average == "logits" and x.device.type == "cpu"
+        forward = self._forward_short if short else self._forward
+        probs = self._probs if self.average == "probs" and not sliding else None
+        # Scale 1 comes first: its map becomes the sum, to which the other views are added.
+        for scale in sorted(self.scales, key=lambda scale: scale != 1):
+            scaled = self._rescale(x, scale)
+            for mirrored in mirrors:
+                if sliding:
+                    view = self._slide(scaled)
+                else:
+                    view = forward(scaled.flip(-1) if mirrored else scaled)
+                if isinstance(view, SmallLogits) and not isinstance(total, torch.Tensor):
+                    total = total or ViewSum(size)
+                    logits = view.logits
+                    if mirrored:
+                        logits = unmirrored(logits, self._mirrored_classes(logits))
+                    total.add(logits, weight, (_size(scaled), view.align_corners),
+                              (size, self.align_corners))
+                    continue
+                if isinstance(view, SmallLogits):
+                    view = _resized(view, _size(scaled))
+                if isinstance(total, ViewSum):
+                    total = total.total()
+                if total is None and not mirrored and not probs and _is_new_map(view, x):
+                    total = view.mul_(weight)
+                else:
+                    mirror = self._mirrored_classes(view) if mirrored else None
+                    total = add_resized(total, view, weight, size, self.align_corners, mirror,
+                                        probs)
+                del view    # before the next forward: one view at a time
+        assert total is not None, "there is at least one scale"
+        return total
+
+    def _rescale(self, x, scale):
+        if scale == 1:
+            return x
+        height, width = (max(1, int(length * scale)) for length in x.shape[-2:])
+        return resize(x, (height, width), self.align_corners)
+
+    def _slide(self, x):
+        """Mean over the windows that cover each pixel: logits, or probabilities."""
+        windows = self.windows(*x.shape[-2:])
+
+        def read(top, left):
+            return x[(..., *windows.area(top, left))]
+
+        views = self._window_views(read, windows.places, windows.tile, len(x), x.device)
+        return mean_of_windows(windows, views, len(self._mirrors))
+
+    def _window_views(self, read: Callable[[int, int], ImageBatch], places: list[Place],
+                      tile: tuple[int, int], n: int, device: torch.device | str) -> Iterator[View]:
+        """Logits or probabilities (n, C, *tile) of the windows at `places` and of their mirrors.
+
+        read: (top, left) -> the part of the n normalized images that the window covers.
+        """
+        batch = self.window_batch or (1 if torch.device(device).type == "cpu" else 8)
+        for group, crops in batched_windows(read, places, tile, max(1, batch // n), self._mirrors):
+            views = self._forward(crops).split(n)
+            for (top, left, mirrored), view in zip(group, views, strict=True):
+                view = unmirrored(view, self._mirrored_classes(view)) if mirrored else view
+                yield top, left, (self._probs(view.float()) if self.average == "probs" else view)
+
+    @property
+    def _mirrors(self):
+        """For each copy of a view, whether it is mirrored: (False,), with flip (False, True)."""
+        return (False, True) if self.flip else (False,)
+
+    def _mirrored_classes(self, view):
+        """`classes` of utils.predict.resizing.unmirrored, for a view (N, C, h, w)."""
+        order = list(range(view.shape[1]))
+        for a, b in self.label_pairs:
+            order[a], order[b] = b, a
+        return order
+
+    def _forward(self, x: ImageBatch) -> Logits:
+        """The network's logits (N, C, H, W) for normalized images (N, 3, H, W)."""
+        with self._autocast(x.device):
+            return self.model(self._laid_out(x))
+
+    def _forward_short(self, x: ImageBatch) -> Logits | SmallLogits:
+        """SmallLogits if the network ends in a resize, else its logits (N, C, H, W)."""
+        with self._autocast(x.device):
+            return self._without_last_resize(self._laid_out(x))
+
+    def _autocast(self, device):
+        # A CPU computes half precision slowly but correctly; only training in it is an error.
+        dtype = torch.float16 if self.amp == "fp16" else autocast_dtype(self.amp, device)
+        return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+    def _laid_out(self, x):
+        return x.contiguous(memory_format=torch.channels_last if self.channels_last
+                            else torch.contiguous_format)
+
+    def _probs(self, logits):
+        return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+
+    def _as_logits(self, mean):
+        """Turn mean probabilities into logits, in place; a mean of logits stays as it is."""
+        if self.average == "logits":
+            return mean
+        tiny = torch.finfo(mean.dtype).tiny
+        if self.activation == "softmax":
+            return mean.clamp_(min=tiny).log_()
+        return mean.logit_(eps=torch.finfo(mean.dtype).eps)
+
+
+def _size(x: torch.Tensor) -> tuple[int, int]:
+    """Height and width of (..., H, W)."""
+    return x.shape[-2], x.shape[-1]
+
+
+def _resized(small, size):
+    """The logits that the network returns if its last resize is not left out."""
+    return F.interpolate(small.logits, size, mode="bilinear", align_corners=small.align_corners)
+
+
+def _is_new_map(view, image):
+    """Whether the network's result may be changed in place.
+
+    It may if it is a new map as large as the image (N, 3, H, W), not one that the network keeps.
+    """
+    return (view.shape[-2:] == image.shape[-2:] and view.dtype == torch.float32
+            and view.is_inference() and view.is_contiguous()
+            and view.data_ptr() != image.data_ptr())
+
+
+def _is_channels_last(model):
+    kernels = (p for p in model.parameters() if p.ndim == 4 and not p.is_contiguous())
+    return any(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+def _one_of(name, value, choices):
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}; found {value!r}",
+                          f"predict.{name}")

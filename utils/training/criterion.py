@@ -1,0 +1,232 @@
+"""The training criterion: one loss per named output of the network, summed with weights."""
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.config import registry
+from utils.errors import ConfigError, unknown
+from utils.losses import build_loss
+
+RESIZE = ("logits", "logits_align_corners", "target")
+_KEYS = ("type", "args", "weight", "target", "resize")
+
+
+class Criterion(nn.Module):
+    """Sums the losses of a network's named outputs.
+
+    loss_section, in one of four forms:
+      "NAME"                         this loss on every output, weighted by output_weights
+      {"type", "args"}               the same, with arguments
+      {"out": {"type", "args", "weight", "target"}, "aux": ...}
+                                     one loss per output; the names are exactly those of
+                                     output_weights; weight defaults to the one there, target (a
+                                     name in the batch) to "label"
+      ["wRMI", {"type": "CE"}, ...]  in the order of output_weights, with loss_weights
+    A loss that reads several outputs at once lists them in `inputs` (and their
+    targets in `targets`); in the long form its name is "mask+direction".
+
+    The key "resize", next to "type", selects what to do if an output has another size
+    than its target: "logits": resize the logits to the target, bilinear (default);
+    "logits_align_corners": the same with align_corners, as HRNet does; "target": resize
+    the target to the output, nearest, as openseg does.
+
+    output_weights: {name: weight} of the model. num_classes: when given, class
+    weights of another length are a ConfigError here rather than in the first step.
+
+    `weights` is {name: weight}; `activation` is that of the loss of "out", or of the first output.
+
+    Averaging: every loss is a mean over the labelled pixels of its batch. To make k
+    micro-batches equal to one batch, multiply each total by valid_pixels(batch) and divide
+    by their sum over the k batches (and over the ranks). That is exact for plain means
+    (CE, focal, BCE). For a ratio of sums (Dice, DC), a ranking (Lovász, OHEM, top-k) and
+    weighted CE, whose mean divides by the summed class weights, the result is the
+    pixel-weighted average of the micro-batches' values, as with smaller batches.
+    """
+
+    activation: str
+
+    def __init__(self, loss_section: str | dict | list, output_weights: dict[str, float],
+                 ignore_index: int = 255, loss_weights: list | None = None,
+                 num_classes: int | None = None):
+        super().__init__()
+        self.ignore_index = ignore_index
+        sections = _sections(loss_section, dict(output_weights), loss_weights)
+        self.losses = nn.ModuleList()       # a ModuleDict refuses names such as "half" or "a.b"
+        self.weights, self._plans = {}, {}
+        for name, (section, weight, where) in sections.items():
+            loss = build_loss({key: section[key] for key in ("type", "args") if key in section},
+                              ignore_index, where)
+            if num_classes is not None:
+                _check_num_classes(loss, num_classes, where)
+            self.losses.append(loss)
+            self.weights[name] = float(section.get("weight", weight))
+            self._plans[name] = _plan(name, section, loss, where)
+        first: Any = self._loss("out") or self.losses[0]
+        self.activation = first.activation
+
+    def forward(self, outputs: dict[str, torch.Tensor], batch: dict) \
+            -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """(total, parts): the weighted sum, and every loss unweighted and detached.
+
+        outputs: name -> logits (N, C, h, w); batch: "label" and further named
+        targets, (N, H, W) each. The parts of a loss (its `last_parts`) are added as "name.part".
+        """
+        total: Any = 0.0        # a tensor after the first loss
+        parts = {}
+        plans = zip(self.losses, self._plans.items(), strict=True)
+        for loss, (name, (inputs, targets, resize)) in plans:
+            missing = [key for key in inputs if key not in outputs]
+            if missing:
+                raise ConfigError(f"the loss {name!r} needs the output {missing[0]!r}; the model "
+                                  f"gave {', '.join(outputs)}", "loss")
+            absent = [key for key in targets if key not in batch]
+            if absent:
+                raise ConfigError(f"the loss {name!r} needs the target {absent[0]!r}; the dataset "
+                                  f"gives {', '.join(batch)}", "loss")
+            logits, labels = _same_size([outputs[key] for key in inputs],
+                                        [batch[key] for key in targets], resize)
+            value = loss(*logits, *labels)
+            total = total + self.weights[name] * value
+            parts[name] = value.detach()
+            for part, amount in getattr(loss, "last_parts", {}).items():
+                parts[f"{name}.{part}"] = amount
+        return total, parts
+
+    @property
+    def main_loss(self) -> nn.Module | None:
+        """The loss of "out", for a validation without `val_loss`.
+
+        None if "out" has no loss, or one that also reads other outputs or targets.
+        """
+        inputs, targets, _ = self._plans.get("out", (None, None, None))
+        return self._loss("out") if (inputs, targets) == (("out",), ("label",)) else None
+
+    def valid_pixels(self, batch: dict) -> torch.Tensor:
+        """The number of labelled pixels of `batch["label"]`, a scalar on its device."""
+        return (batch["label"] != self.ignore_index).sum()
+
+    def _loss(self, name):
+        return dict(zip(self._plans, self.losses, strict=True)).get(name)
+
+
+def validation_loss(config: dict, criterion: Callable[[], Criterion | None]) -> nn.Module | None:
+    """The loss that a validation reports, (logits, labels) -> scalar, or None.
+
+    That is `val_loss`, or the loss of "out" in the training criterion. criterion: returns the
+    training criterion; called only if the config has no val_loss.
+    """
+    if config.get("val_loss"):
+        return build_loss(config["val_loss"], config["ignore_index"])
+    training = criterion()
+    return training and training.main_loss
+
+
+def _sections(section, output_weights, loss_weights):
+    """name -> (section, default weight, place in the config)."""
+    names = list(output_weights)
+    if isinstance(section, list):
+        return _listed(section, output_weights, loss_weights)
+    if loss_weights is not None:
+        raise ConfigError("loss_weights has an effect only when loss is a list", "loss_weights")
+    if isinstance(section, str) or (isinstance(section, dict) and "type" in section):
+        section = _section(section, "loss")
+        loss = registry.lookup(section["type"], registry.components("losses"), "loss.type")
+        inputs = getattr(loss, "inputs", None)
+        if inputs is None:
+            return {name: (section, weight, "loss") for name, weight in output_weights.items()}
+        if sorted(inputs) != sorted(names):
+            raise ConfigError(f"{section['type']} reads the outputs {', '.join(inputs)}; the model "
+                              f"has {', '.join(names)}", "loss")
+        return {"+".join(inputs): (section, 1.0, "loss")}
+    if not isinstance(section, dict) or not section:
+        raise ConfigError(f"expected a name, a section or a list, found {section!r}", "loss")
+    claimed = [name for key in section for name in key.split("+")]
+    for name in claimed:
+        if name not in output_weights:
+            raise ConfigError(unknown("output", name, names), f"loss.{name}",
+                              fix="name the outputs of the model, or switch its auxiliary head on")
+        if claimed.count(name) > 1:
+            raise ConfigError(f"the output {name!r} has two losses", "loss",
+                              fix="use MixedLoss for a sum on one output")
+    left = [name for name in names if name not in claimed]
+    if left:
+        raise ConfigError(f"no loss for the output{'s' if len(left) > 1 else ''} "
+                          f"{', '.join(left)}", "loss",
+                          fix='give each a loss ("weight": 0 switches it off)')
+    return {name: (_section(entry, f"loss.{name}"), output_weights.get(name, 1.0), f"loss.{name}")
+            for name, entry in section.items()}
+
+
+def _listed(section, output_weights, loss_weights):
+    names = list(output_weights)
+    if len(section) != len(names):
+        raise ConfigError(f"{len(section)} losses for {len(names)} outputs ({', '.join(names)})",
+                          "loss", fix="list one loss per output, in this order")
+    weights = list(output_weights.values()) if loss_weights is None else loss_weights
+    if len(weights) != len(names):
+        raise ConfigError(f"{len(weights)} weights for {len(names)} outputs ({', '.join(names)})",
+                          "loss_weights")
+    return {name: (_section(entry, f"loss[{i}]"), weight, f"loss[{i}]")
+            for i, (name, entry, weight) in enumerate(zip(names, section, weights, strict=True))}
+
+
+def _section(section, where):
+    if isinstance(section, str):
+        return {"type": section}
+    if not isinstance(section, dict) or "type" not in section:
+        raise ConfigError(f'expected a name or {{"type": ..., "args": ...}}, found {section!r}',
+                          where)
+    for key in section:
+        if key not in _KEYS:
+            raise ConfigError(unknown("key", key, _KEYS), where)
+    return section
+
+
+def _plan(name, section, loss, where):
+    """(output names, target names, resize) of one loss."""
+    inputs = getattr(loss, "inputs", None)
+    named = tuple(name.split("+"))
+    if inputs is None and len(named) > 1:
+        raise ConfigError(f"{section['type']} reads one output, found {name!r}", where)
+    if inputs is not None and sorted(inputs) != sorted(named):
+        raise ConfigError(f"{section['type']} reads the outputs {'+'.join(inputs)}, found {name!r}",
+                          where)
+    targets = getattr(loss, "targets", None)
+    if targets is not None and "target" in section:
+        raise ConfigError(f"{section['type']} reads the targets {', '.join(targets)}: "
+                          '"target" has no effect', where)
+    resize = section.get("resize", getattr(loss, "resize", "logits"))
+    if resize not in RESIZE:
+        raise ConfigError(unknown("way to resize", resize, RESIZE), f"{where}.resize")
+    return inputs or named, targets or (section.get("target", "label"),), resize
+
+
+def _check_num_classes(loss, num_classes, where):
+    for module in loss.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.Tensor) and weight.numel() != num_classes:
+            raise ConfigError(f"{weight.numel()} class weights for {num_classes} classes",
+                              f"{where}.args.weight")
+
+
+def _same_size(logits, targets, resize):
+    size = targets[0].shape[-2:]
+    if all(x.shape[-2:] == size for x in logits):
+        return logits, targets
+    if resize == "target":
+        return logits, [_nearest(target, logits[0].shape[-2:]) for target in targets]
+    aligned = resize == "logits_align_corners"
+    return [x if x.shape[-2:] == size
+            else F.interpolate(x, size, mode="bilinear", align_corners=aligned)
+            for x in logits], targets
+
+
+def _nearest(target, size):
+    """Resize label maps (N, H, W) of any integer dtype to `size`, nearest, as torch does."""
+    (height, width), (h, w) = target.shape[-2:], size
+    rows = torch.arange(h, device=target.device) * height // h
+    columns = torch.arange(w, device=target.device) * width // w
+    return target[:, rows[:, None], columns[None, :]]

@@ -1,0 +1,301 @@
+"""Learning-rate schedules: functions of the number of optimizer steps taken.
+
+The classes below step once per optimizer step (`per_iteration` is True): the rate of step k,
+counted from 0, is the initial rate of the parameter group times a factor that depends on k alone.
+So resuming and gradient accumulation need only the count, and parameter groups keep their ratio.
+Torch's schedulers can also be used. They step once per epoch, except OneCycleLR and CyclicLR, which
+are defined per step.
+
+Call order: `optimizer.step()`, then `scheduler.step()`. If the gradient scaler skipped the step,
+call neither. Per-epoch schedules always step at the end of an epoch. A schedule that has reached
+its last step stays there.
+"""
+import math
+from typing import Literal
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from utils.config import registry
+from utils.config.build import construct
+from utils.errors import ConfigError
+
+# Arguments that torch requires and `build_scheduler` fills in.
+FILLED_IN = {"CosineAnnealingLR": ("T_max",), "OneCycleLR": ("max_lr", "total_steps")}
+_PER_ITERATION = ("OneCycleLR", "CyclicLR")
+
+
+def build_scheduler(section: str | dict, optimizer: torch.optim.Optimizer, total_steps: int,
+                    steps_per_epoch: int) -> LRScheduler:
+    """Build the schedule of a config; its `per_iteration` is whether it steps per optimizer step.
+
+    section: NAME or {"type": NAME, "args": {...}}. total_steps: optimizer steps of the whole run;
+    steps_per_epoch: of one epoch. For torch's classes T_max (in epochs), total_steps and max_lr
+    (the rate of each group) are filled in if the config leaves them out or null. Raises ConfigError
+    for wrong arguments or a run without a step.
+    """
+    if isinstance(section, str):
+        section = {"type": section}
+    name, args = section["type"], dict(section.get("args") or {})
+    scheduler = registry.lookup(name, registry.components("schedulers"), "lr_scheduler.type")
+    if total_steps < 1 or steps_per_epoch < 1:
+        raise ConfigError(f"a schedule needs at least one step, found {total_steps} in all and "
+                          f"{steps_per_epoch} per epoch", "lr_scheduler",
+                          fix="the training set holds fewer images than one batch: lower "
+                              "batch_size, or set drop_last to false")
+    provided = {"optimizer": optimizer}
+    if hasattr(scheduler, "per_iteration"):
+        provided |= {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+    else:
+        known = {"T_max": math.ceil(total_steps / steps_per_epoch), "total_steps": total_steps,
+                 "max_lr": [group["lr"] for group in optimizer.param_groups]}
+        for key in FILLED_IN.get(name, ()):
+            if args.get(key) is None:
+                args[key] = known[key]
+    built = construct(scheduler, args, "lr_scheduler.args", provided,
+                      (TypeError, ValueError, KeyError))
+    built.per_iteration = getattr(scheduler, "per_iteration", name in _PER_ITERATION)
+    return built
+
+
+class _StepSchedule(LRScheduler):
+    """A schedule per optimizer step; subclasses write `factor`."""
+
+    per_iteration = True
+
+    def factor(self, step: int) -> float:
+        """The rate of optimizer step `step` (from 0) as a share of the initial rate."""
+        raise NotImplementedError
+
+    def __init__(self, optimizer, total_steps, steps_per_epoch):
+        if total_steps < 1 or steps_per_epoch < 1:
+            raise ValueError(f"total_steps and steps_per_epoch must be at least 1, found "
+                             f"{total_steps} and {steps_per_epoch}")
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        factor = self.factor(min(self.last_epoch, self.total_steps - 1))
+        return [base * factor for base in self.base_lrs]
+
+    def state_dict(self) -> dict:
+        """The steps taken and the initial rates of the groups, as plain numbers."""
+        return {"last_epoch": self.last_epoch, "base_lrs": [float(lr) for lr in self.base_lrs]}
+
+    def load_state_dict(self, state_dict: dict):
+        """Continue after `state_dict["last_epoch"]` steps; also sets the optimizer's rates."""
+        self.base_lrs = list(state_dict["base_lrs"])
+        if len(self.base_lrs) != len(self.optimizer.param_groups):
+            raise ValueError(f"the schedule was saved with {len(self.base_lrs)} parameter groups, "
+                             f"the optimizer has {len(self.optimizer.param_groups)}")
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = self.last_epoch + 1      # torch's own, counted from the constructor
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def _of_largest_rate(self, rate):
+        """An absolute rate as a share of the largest initial rate of a group."""
+        largest = max(float(lr) for lr in self.base_lrs)
+        return rate / largest if largest else 0.0
+
+
+class Poly(_StepSchedule):
+    """Polynomial decay, lr · (1 − T/N)^power, as in DeepLab (Chen et al., arXiv:1606.00915).
+
+    N: total steps. T counts from 1, as in the published code: the first step is
+    already below the full rate and the last has `end_lr`. from_zero: T counts
+    from 0, as in HRNet, openseg, MIC-DKFZ and PaddleSeg. per_epoch: T and N
+    count finished epochs (NVIDIA); the rate is constant inside an epoch.
+    end_lr: the rate at T = N, of the group with the largest rate.
+
+    The warm-up lasts warmup_epochs, or warmup_steps; W is its length in steps:
+    warmup "jump": lr · T/W while T < W, then the decay as if there had been no
+    warm-up, as published; the rate falls at T = W.
+    "scale": the decay times min(1, (T+1)/W)^warmup_power from T = 0 on, which
+    has no jump (openseg: warmup_power 4); implies from_zero.
+    "restart": from warmup_start_lr linearly to lr, then the decay over the
+    remaining N − W steps (PaddleSeg); implies from_zero.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int,
+                 power: float = 0.9, warmup_epochs: float = 0, warmup_steps: int = 0,
+                 warmup: Literal["jump", "scale", "restart"] = "jump", warmup_power: float = 1.0,
+                 warmup_start_lr: float = 0.0, end_lr: float = 0.0, from_zero: bool = False,
+                 per_epoch: bool = False):
+        if power <= 0:
+            raise ValueError(f"power must be positive, found {power}")
+        if warmup not in ("jump", "scale", "restart"):
+            raise ValueError(f'warmup must be "jump", "scale" or "restart", found {warmup!r}')
+        if warmup_epochs and warmup_steps:
+            raise ValueError("give warmup_epochs or warmup_steps, not both")
+        self.warmup_steps = warmup_steps or round(warmup_epochs * steps_per_epoch)
+        if not 0 <= self.warmup_steps <= total_steps:
+            raise ValueError(f"a warm-up of {self.warmup_steps} steps does not fit into "
+                             f"{total_steps} steps")
+        if warmup_power != 1 and warmup != "scale":
+            raise ValueError('warmup_power has an effect with warmup "scale" only')
+        if warmup_start_lr and warmup != "restart":
+            raise ValueError('warmup_start_lr has an effect with warmup "restart" only')
+        self.power, self.warmup, self.warmup_power = power, warmup, warmup_power
+        self.warmup_start_lr, self.end_lr = warmup_start_lr, end_lr
+        self.per_epoch = per_epoch
+        self.first = 0 if from_zero or per_epoch or warmup != "jump" else 1
+        super().__init__(optimizer, total_steps, steps_per_epoch)
+
+    def factor(self, step: int) -> float:
+        """The rate of optimizer step `step` (from 0) as a share of the initial rate."""
+        done, warm = step + self.first, self.warmup_steps
+        if self.warmup == "restart":
+            if step < warm:
+                start = self._of_largest_rate(self.warmup_start_lr)
+                return start + (1 - start) * step / warm
+            return self._decay(done - warm, self.total_steps - warm)
+        if self.warmup == "scale":
+            rise = min(1.0, (step + 1) / warm) ** self.warmup_power if warm else 1.0
+            return rise * self._decay(done, self.total_steps)
+        return done / warm if done < warm else self._decay(done, self.total_steps)
+
+    def _decay(self, done, total):
+        if self.per_epoch:
+            done, total = done // self.steps_per_epoch, math.ceil(total / self.steps_per_epoch)
+        end = self._of_largest_rate(self.end_lr)
+        return end + (1 - end) * max(0.0, 1 - done / total) ** self.power if total else 1.0
+
+
+class OneCycle(_StepSchedule):
+    """One cycle up and down in half cosines. Smith & Topin, 2018, arXiv:1708.07120.
+
+    The rate rises from lr/start_div to lr over the first int(pct · N) steps and
+    falls to lr/end_div over the rest, while the momentum (SGD) or beta1 (Adam)
+    goes from momentums[1] down to momentums[0] and back.
+
+    The published code and its own description differ. Default, as the code:
+    start_div 25, end_div 250000, T counts from 1. as_described: start_div 10,
+    end_div 25, T counts from 0. A divisor that is given wins in both.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int,
+                 as_described: bool = False, pct: float = 0.3, start_div: float | None = None,
+                 end_div: float | None = None, momentums: tuple = (0.85, 0.95)):
+        if not 0 < pct < 1:
+            raise ValueError(f"pct must be in (0, 1), found {pct}")
+        if len(momentums) != 2 or not all(0 <= m < 1 for m in momentums):
+            raise ValueError(f"momentums must be two numbers in [0, 1), found {list(momentums)}")
+        self.start_div = start_div or (10.0 if as_described else 25.0)
+        self.end_div = end_div or (25.0 if as_described else 250000.0)
+        self.momentums = tuple(momentums)
+        self.first = 0 if as_described else 1
+        self.rise = int(pct * total_steps)
+        if not any("betas" in g or "momentum" in g for g in optimizer.param_groups):
+            raise ValueError(f"{type(optimizer).__name__} has neither momentum nor betas to cycle")
+        super().__init__(optimizer, total_steps, steps_per_epoch)
+
+    def factor(self, step: int) -> float:
+        """The rate of optimizer step `step` (from 0) as a share of the initial rate."""
+        rising, height = self._phase(step)
+        low = 1 / (self.start_div if rising else self.end_div)
+        return low + (1 - low) * height
+
+    def momentum(self, step: int) -> float:
+        """The momentum (beta1) of optimizer step `step`: low if the rate is high."""
+        _, height = self._phase(step)
+        low, high = self.momentums
+        return high - (high - low) * height
+
+    def step(self, epoch: int | None = None):
+        super().step(epoch)
+        self._write_momentum()
+
+    def load_state_dict(self, state_dict: dict):
+        super().load_state_dict(state_dict)
+        self._write_momentum()
+
+    def _phase(self, step):
+        """(in the rising phase, height between 0 and 1) at `step`."""
+        done = step + self.first
+        if done <= self.rise and self.rise:
+            return True, (1 - math.cos(math.pi * done / self.rise)) / 2
+        rest = max(1, self.total_steps - self.rise)
+        return False, (1 + math.cos(math.pi * min(1.0, (done - self.rise) / rest))) / 2
+
+    def _write_momentum(self):
+        value = self.momentum(min(self.last_epoch, self.total_steps - 1))
+        for group in self.optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = (value, *group["betas"][1:])
+            elif "momentum" in group:
+                group["momentum"] = value
+
+
+class Cosine(_StepSchedule):
+    """Half a cosine from lr down to end_lr. Loshchilov & Hutter, 2017, arXiv:1608.03983.
+
+    After a linear warm-up of warmup_epochs. per_epoch: constant inside an epoch,
+    equal to torch's CosineAnnealingLR over all epochs.
+    end_lr: of the group with the largest rate.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int,
+                 end_lr: float = 0.0, warmup_epochs: float = 0, per_epoch: bool = False):
+        self.warmup_steps = round(warmup_epochs * steps_per_epoch)
+        if not 0 <= self.warmup_steps < total_steps:
+            raise ValueError(f"a warm-up of {self.warmup_steps} steps does not fit into "
+                             f"{total_steps} steps")
+        self.end_lr, self.per_epoch = end_lr, per_epoch
+        super().__init__(optimizer, total_steps, steps_per_epoch)
+
+    def factor(self, step: int) -> float:
+        """The rate of optimizer step `step` (from 0) as a share of the initial rate."""
+        warm = self.warmup_steps
+        if step < warm:
+            return (step + 1) / warm
+        done, total = step - warm, self.total_steps - warm
+        if self.per_epoch:
+            done, total = done // self.steps_per_epoch, math.ceil(total / self.steps_per_epoch)
+        end = self._of_largest_rate(self.end_lr)
+        return end + (1 - end) * (1 + math.cos(math.pi * done / total)) / 2
+
+
+class Step(_StepSchedule):
+    """The rate times gamma at every milestone (epochs, fractions allowed), after a linear warm-up.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int,
+                 milestones: list, gamma: float = 0.1, warmup_epochs: float = 0):
+        self.milestones = [round(epoch * steps_per_epoch) for epoch in milestones]
+        self.gamma, self.warmup_steps = gamma, round(warmup_epochs * steps_per_epoch)
+        super().__init__(optimizer, total_steps, steps_per_epoch)
+
+    def factor(self, step: int) -> float:
+        """The rate of optimizer step `step` (from 0) as a share of the initial rate."""
+        rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return rise * self.gamma ** sum(step >= milestone for milestone in self.milestones)
+
+
+class SWAPoly(_StepSchedule):
+    """Poly over the first part of the run, then short cycles for weight averaging (openseg).
+
+    The first int(normal · N) steps decay as (1 − k/that)^power; then cycles of
+    (the rest // cycles) + 1 steps each start at lr · restart and decay alike.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int,
+                 power: float = 0.9, normal: float = 0.75, cycles: int = 5, restart: float = 0.5):
+        if not 0 < normal <= 1 or cycles < 1:
+            raise ValueError(f"normal must be in (0, 1] and cycles at least 1, found {normal} and "
+                             f"{cycles}")
+        self.power, self.restart = power, restart
+        self.normal_steps = max(1, int(normal * total_steps))
+        self.cycle_steps = (total_steps - self.normal_steps) // cycles + 1
+        super().__init__(optimizer, total_steps, steps_per_epoch)
+
+    def factor(self, step: int) -> float:
+        """The rate of optimizer step `step` (from 0) as a share of the initial rate."""
+        if step < self.normal_steps:
+            return (1 - step / self.normal_steps) ** self.power
+        position = (step - self.normal_steps) % self.cycle_steps
+        return self.restart * (1 - position / self.cycle_steps) ** self.power

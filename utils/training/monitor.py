@@ -1,0 +1,77 @@
+"""Which validation was the best, and when to stop waiting for a better one."""
+import math
+
+from utils.errors import ConfigError, unknown
+
+# The single numbers that a validation reports: `trainer.monitor` names one of them.
+DATASET_METRICS = ("Mean_IoU", "Mean_Dice", "Pixel_Accuracy", "Mean_Recall", "FWIoU")
+IMAGE_METRICS = ("mIoU_I", "mDice_I")
+MONITORED = (*DATASET_METRICS, *IMAGE_METRICS, "loss")
+
+
+class Monitor:
+    """Keeps the best value of one validation metric.
+
+    spec: "max Mean_IoU", "min loss" or "off". patience: how many validations
+    in a row may pass without a better value before `exhausted`; 0 waits forever.
+    """
+
+    def __init__(self, spec: str, patience: int = 0):
+        problem = monitor_problem(spec)
+        if problem:
+            raise ConfigError(f"trainer.monitor: {problem}")
+        self.mode, _, self.metric = spec.partition(" ")
+        self.patience = patience
+        self.best: float | None = None
+        self.epoch: int | None = None       # the epoch of the best value
+        self.waited = 0                     # validations since then
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` validations in a row were not better."""
+        return 0 < self.patience <= self.waited
+
+    def update(self, results: dict, epoch: int) -> bool:
+        """Compare one validation with the best; True if it is better. NaN never is."""
+        if self.mode == "off":
+            return False
+        value = results[self.metric]
+        better = not math.isnan(value) and self._beats(value)
+        if better:
+            self.best, self.epoch, self.waited = value, epoch, 0
+        elif epoch == self.epoch:
+            self.waited = 0        # the best validation, repeated after an interruption
+        elif self.epoch is None or epoch > self.epoch:
+            self.waited += 1
+        return better
+
+    def adopt(self, state: dict) -> bool:
+        """Take over the best value in `state` if it is better; returns whether it is.
+
+        state: a state dict, from model_best.pth. After a crash it may be newer than the checkpoint
+        that is resumed.
+        """
+        if self.mode == "off" or state["best"] is None or not self._beats(state["best"]):
+            return False
+        self.best, self.epoch, self.waited = state["best"], state["epoch"], 0
+        return True
+
+    def _beats(self, value: float) -> bool:
+        return self.best is None or (value > self.best if self.mode == "max"
+                                     else value < self.best)
+
+    def state_dict(self) -> dict:
+        return {"best": self.best, "epoch": self.epoch, "waited": self.waited}
+
+    def load_state_dict(self, state: dict):
+        self.best, self.epoch, self.waited = state["best"], state["epoch"], state["waited"]
+
+
+def monitor_problem(spec: str) -> str | None:
+    """The mistake in a monitor setting, as text, or None."""
+    if spec == "off":
+        return None
+    mode, _, metric = spec.partition(" ")
+    if mode not in ("max", "min") or not metric:
+        return f"expected \"max NAME\", \"min NAME\" or \"off\", got {spec!r}"
+    return None if metric in MONITORED else unknown("metric", metric, MONITORED)

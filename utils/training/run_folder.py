@@ -1,0 +1,171 @@
+"""The folder of one run: saved/<name>/<MM-DD_HH-MM-SS>[-n]/."""
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from utils.errors import CheckpointError, ConfigError
+from utils.files.whole_file import UNFINISHED
+from utils.machine import distributed
+
+try:
+    import fcntl
+except ImportError:      # Windows has no such locks
+    fcntl = None
+
+RUNNING = ".running"        # the locked file in the folder of a run in progress
+
+
+def create_run_folder(save_dir: str, name: str) -> Path:
+    """Create the folder of a run, which no other run shares; returns it on every rank.
+
+    Raises ConfigError if it cannot be created.
+    """
+    folder = None
+    if distributed.is_main():
+        try:
+            folder = _create(Path(save_dir) / _safe(name))
+        except (OSError, ConfigError) as error:
+            folder = error
+    folder = distributed.broadcast_object(folder)
+    if isinstance(folder, Exception):
+        raise ConfigError(f"cannot create a run folder: {folder}", f"trainer.save_dir: {save_dir}",
+                          "choose a folder that can be written") from None
+    return folder
+
+
+def check_save_dir(save_dir: str):
+    """Raise ConfigError, before any work is done, if no run folder can be created in `save_dir`."""
+    existing = Path(save_dir).absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        # os.access is no help: root has every permission, also on a read-only file system.
+        os.rmdir(tempfile.mkdtemp(prefix=".writable", dir=existing))
+    except OSError as error:
+        reason = "is a file" if existing.is_file() else f"cannot be written ({error.strerror})"
+        raise ConfigError(f"cannot keep runs in {save_dir!r}: {existing} {reason}",
+                          "trainer.save_dir", "choose a folder that can be written") from None
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in `folder` while the block runs. Call it on rank 0.
+
+    The claim is a lock on the file RUNNING, which ends with the process, even if it is killed.
+    Temporary files of killed writers are deleted, in this folder and in the other run folders
+    next to it. Raises CheckpointError if another process trains in the folder.
+    """
+    stream = _lock(folder, patience=1.0)
+    if stream is None:
+        raise CheckpointError("another process trains in this folder", str(folder),
+                              "wait for it or stop it; without -r a new training starts")
+    try:
+        _remove_stale(folder)
+        for other in folder.parent.glob(f"*/{RUNNING}"):
+            if not other.parent.samefile(folder):
+                dead = _lock(other.parent)
+                if dead:
+                    _remove_stale(other.parent)
+                    _unlock(other.parent, dead)
+        yield
+    finally:
+        _unlock(folder, stream)
+
+
+def _lock(folder, patience=0.0):
+    """Lock the file RUNNING of `folder` and return it open; None if another process holds it.
+
+    patience: seconds to try again, because another run that starts at the same time looks for dead
+    claims and can hold this lock for a moment.
+    """
+    path, deadline = folder / RUNNING, time.monotonic() + patience
+    while True:
+        try:
+            stream = open(path, "a")
+        except OSError as error:
+            raise CheckpointError(f"cannot write in the run folder: {error.strerror}", str(folder),
+                                  "copy the checkpoint to a folder that you can write") from None
+        try:
+            if fcntl:
+                # This kind of lock is not inherited by the data workers, which are forked.
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                return stream
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return stream          # a file system without locks: train without one
+        stream.close()
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.05)
+
+
+def _unlock(folder, stream):
+    with contextlib.suppress(OSError):
+        (folder / RUNNING).unlink(missing_ok=True)
+    stream.close()
+
+
+def _remove_stale(folder):
+    """Delete temporary files that a killed writer left in `folder`."""
+    # Unfinished checkpoints used to end in .pth.PID.tmp: remove that pattern after a release.
+    for pattern in (f"{UNFINISHED}*", ".*.pth.*.tmp"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def run_facts() -> dict[str, Any]:
+    """What is needed to repeat a run: versions, command line, git revision."""
+    import torch
+    return {"python": platform.python_version(), "torch": str(torch.__version__),
+            "command": " ".join(sys.argv), "revision": _revision()}
+
+
+def dataset_facts(dataset: Any) -> dict[str, Any]:
+    """The length of a dataset and a hash of its samples' order, which must not change on resume."""
+    ids = "\0".join(sample.id for sample in getattr(dataset, "samples", ()))
+    return {"length": len(dataset),
+            "ids": hashlib.sha256(ids.encode("utf-8", "surrogateescape")).hexdigest()}
+
+
+def _create(parent):
+    parent.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%m-%d_%H-%M-%S")
+    for n in range(1000):
+        folder = parent / (stamp if n == 0 else f"{stamp}-{n}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+        return folder
+    raise ConfigError(f"a thousand runs share the second {stamp} in {parent}")
+
+
+def _safe(name):
+    """A run name as one component of a path, which cannot lead out of save_dir."""
+    cleaned = "".join("_" if c in '/\\:\0' else c for c in name).strip(". ")
+    return cleaned[:100] or "run"
+
+
+@functools.cache
+def _revision():
+    try:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short",
+                               "HEAD"], capture_output=True, text=True, timeout=5,
+                              check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,198 @@
+"""Reads the config and the checkpoint of a run, checks them, and starts the processes."""
+import argparse
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.cli.console import notice
+from utils.config import apply_overrides, load_config, resolve_config, save_config
+from utils.errors import CheckpointError, ConfigError
+from utils.machine import distributed
+from utils.training.run_folder import check_save_dir, claimed, create_run_folder, dataset_facts
+
+if TYPE_CHECKING:
+    import torch
+
+    from utils.checkpoint.format import Checkpoint
+
+DEFAULT_CONFIG = "config.json"
+ALLOW = "--resume-allow-changes"
+# Keys that may differ on resume because they do not affect the result.
+_HARMLESS = re.compile(r"name|n_gpu|test_loader.*|"
+                       r"(train|val)_loader\.args\.(num_workers|pin_memory|prefetch_factor|timeout)|"
+                       r"trainer\.(save_dir|save_period|save_every|keep|save_async|requeue|"
+                       r"rank_timeout|tensorboard|log_dir|log_per_iter)")
+# Keys that determine which samples a step uses: a difference must be allowed with ALLOW.
+_ORDER = re.compile(r"seed|trainer\.accumulate|train_loader\.(type|args\.("
+                    r"batch_size|shuffle|drop_last|split|sampler(\..*)?))")
+# Keys whose values come from the saved optimizer and scheduler state.
+_STATE = re.compile(r"optimizer\b.*")
+
+
+@dataclass
+class Run:
+    """A run of train.py: the resolved config, and the checkpoint to resume from."""
+
+    config: dict
+    checkpoint: "Checkpoint | None" = None
+    checkpoint_path: Path | None = None
+    allow_changes: bool = False     # --resume-allow-changes
+
+    @property
+    def arch(self) -> dict:
+        """The `arch` section; without pretrained weights if a checkpoint replaces them."""
+        from utils.checkpoint.load import without_download
+        return without_download(self.config["arch"]) if self.checkpoint else self.config["arch"]
+
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[Path]:
+        """The run's folder, claimed for this process: the checkpoint's, or a new one.
+
+        A new folder gets the resolved config.
+        """
+        if self.checkpoint_path:
+            folder = self.checkpoint_path.parent
+        else:
+            folder = create_run_folder(self.config["trainer"]["save_dir"], self.config["name"])
+        with claimed(folder) if distributed.is_main() else contextlib.nullcontext():
+            if distributed.is_main() and not self.checkpoint_path:
+                save_config(self.config, folder / "config.json")
+            distributed.remember("run_folder", str(folder.absolute()))
+            yield folder
+
+    def require_same_data(self, dataset: Any):
+        """Raise ConfigError if the checkpoint's run used other samples, or in another order."""
+        saved = self.checkpoint.get("dataset") if self.checkpoint else None
+        now = dataset_facts(dataset)
+        if not saved or saved == now or self.allow_changes:
+            return
+        what = (f"{saved['length']} samples when the checkpoint was saved, {now['length']} now"
+                if saved["length"] != now["length"] else "other samples than the checkpoint's")
+        raise ConfigError(f"the training data has changed: {what}", "train_loader",
+                          f"restore the data, or accept that the run will differ from an "
+                          f"uninterrupted one with {ALLOW}")
+
+    def print_config(self):
+        """Print the resolved config (--print-config)."""
+        print(json.dumps(self.config, indent=2))
+
+    def report(self, model: Any, train_loader: Any, val_loader: Any):
+        """Print what a training would use (--dry-run). model: a BaseModel."""
+        parameters = sum(p.numel() for p in model.parameters())
+        notice(f"{type(model).__name__}: {parameters / 1e6:.2f} M parameters, outputs "
+               f"{', '.join(model.output_weights)}")
+        for title, loader in (("train", train_loader), ("val", val_loader)):
+            if loader is not None:
+                notice(f"{title}: {len(loader.dataset)} images of "
+                       f"{type(loader.dataset).__name__}, {len(loader)} batches of "
+                       f"{loader.batch_size}")
+        notice("config and data are correct; nothing was run")
+
+
+def open_run(args: argparse.Namespace) -> Run:
+    """Read and check the config; find and verify the checkpoint of -r.
+
+    The config is that of -c, else that of the checkpoint, else config.json; then overrides of the
+    command line are applied. A process that torchrun restarts resumes in the folder of the
+    previous attempt, and ignores -r. Raises ConfigError and CheckpointError.
+    """
+    checkpoint, path = _of_previous_attempt() or (None, None)
+    if not path and args.resume and args.resume != "auto":
+        checkpoint, path = _read(args.resume)
+    if args.config or not checkpoint:
+        source = args.config or DEFAULT_CONFIG
+        config = load_config(source, args.overrides)
+    else:
+        source = str(path)
+        config = apply_overrides(checkpoint["config"], args.overrides)
+    config = resolve_config(config, source)
+    check_save_dir(config["trainer"]["save_dir"])
+    if args.resume == "auto" and not path:
+        from utils.checkpoint.find import newest_training
+        folder = Path(config["trainer"]["save_dir"]) / config["name"]
+        checkpoint, path = newest_training(folder) or (None, None)
+        if path:
+            notice(f"resuming from {path}")
+        else:
+            notice(f"no checkpoint of {config['name']!r} to resume from: starting fresh")
+    if checkpoint:
+        _compare_configs(checkpoint["config"], config, args.resume_allow_changes)
+    return Run(config, checkpoint, path, args.resume_allow_changes)
+
+
+def start_processes(run: Run, args: argparse.Namespace) -> "torch.device":
+    """Start or join the processes that the config sets, seed them, and return their device."""
+    config = run.config
+    if not distributed.launched() and not args.dry_run and args.device is None:
+        processes = distributed.choose_processes(config["n_gpu"])
+        if processes > 1:
+            distributed.relaunch(processes, sys.argv[1:])
+    device = args.device or ("cpu" if config["n_gpu"] == 0 else None)
+    device = distributed.start(device, config["trainer"]["rank_timeout"])
+    from utils.machine.seeding import seed_everything, set_deterministic
+    seed_everything(config["seed"])
+    set_deterministic(config["deterministic"])
+    return device
+
+
+def _read(path):
+    from utils.checkpoint.find import newest_training
+    from utils.checkpoint.read import read_checkpoint
+    path = Path(path)
+    try:
+        return read_checkpoint(path), path
+    except CheckpointError as error:
+        newest = newest_training(path.parent) if path.is_file() else None
+        if newest:
+            error = CheckpointError(error.what, error.where, f"resume from {newest[1]}, the newest "
+                                                             "undamaged checkpoint there")
+        raise error from None
+
+
+def _of_previous_attempt():
+    """(checkpoint, path) of the attempt before this one, under torchrun --max-restarts, or None."""
+    folder = distributed.recall("run_folder") if distributed.restarts() else None
+    if folder is None:
+        return None
+    from utils.checkpoint.find import newest_training
+    newest = newest_training(folder)
+    notice(f"restart {distributed.restarts()}: resuming from {newest[1]}" if newest else
+           f"restart {distributed.restarts()}: nothing was saved before, starting again")
+    return newest
+
+
+def _compare_configs(saved, config, allow_changes):
+    """Print what differs from the checkpoint's config.
+
+    Raises ConfigError if the order of samples changes and that is not allowed.
+    """
+    refused = []
+    for key, old, new in _differences(saved, config):
+        line = f"{key} was {old!r}, is {new!r}"
+        if _ORDER.fullmatch(key):
+            refused.append(line)
+        elif not _HARMLESS.fullmatch(key):
+            kept = "; a resumed optimizer keeps the checkpoint's" if _STATE.fullmatch(key) else ""
+            notice(f"differs from the checkpoint: {line}{kept}")
+    if refused and not allow_changes:
+        raise ConfigError("the run would not continue where it stopped:\n  " + "\n  ".join(refused),
+                          "config", f"use the checkpoint's values, or accept other batches with "
+                                    f"{ALLOW}")
+    for line in refused:
+        notice(f"differs from the checkpoint: {line}")
+
+
+def _differences(old, new, path=""):
+    """(key, old value, new value) for every key whose value differs between two configs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if path == "trainer" and key not in old:
+                continue               # a setting that an older version did not have
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path, old, new

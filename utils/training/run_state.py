@@ -1,0 +1,160 @@
+"""Saves the state of a training as a checkpoint, and restores it."""
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from utils.checkpoint.format import FORMAT, Checkpoint, TrainingCheckpoint, can_resume
+from utils.checkpoint.load import load_exact, load_optimizer
+from utils.checkpoint.read import as_checkpoint_errors, read_checkpoint, verified
+from utils.cli.console import notice, warn
+from utils.errors import CheckpointError
+from utils.images.normalize import Normalize
+from utils.machine import distributed
+from utils.training.criterion import Criterion
+from utils.training.monitor import Monitor
+from utils.training.progress import Progress
+from utils.training.run_folder import run_facts
+
+
+class Resumable(Protocol):
+    """The parts of a trainer that a checkpoint saves or restores."""
+
+    config: dict
+    folder: Path
+    train_loader: Any
+    dataset_facts: dict
+    model: torch.nn.Module
+    ema: torch.optim.swa_utils.AveragedModel | None
+    criterion: Criterion
+    normalize: Normalize
+    optimizer: torch.optim.Optimizer
+    scheduler: Any     # of torch, with `per_iteration` (see build_scheduler)
+    scaler: torch.amp.GradScaler
+    monitor: Monitor
+    progress: Progress
+
+
+def state_of(trainer: Resumable) -> TrainingCheckpoint:
+    """The checkpoint of the trainer's current state. Its tensors are the trainer's own."""
+    progress, dataset = trainer.progress, trainer.train_loader.dataset
+    return {
+        "format": FORMAT, "model": trainer.model.state_dict(),
+        "ema": trainer.ema.module.state_dict() if trainer.ema else None,
+        "optimizer": trainer.optimizer.state_dict(), "scheduler": trainer.scheduler.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "epoch": progress.epoch, "step": progress.step,
+        # Counted in samples over all ranks, so that another number of ranks can resume.
+        "samples": progress.batches_done * _samples_per_batch(trainer) + progress.into_batch,
+        "steps_per_epoch": progress.steps_per_epoch, "skipped": progress.skipped,
+        "dataset": trainer.dataset_facts,
+        "monitor": trainer.monitor.state_dict(), "config": trainer.config,
+        "class_names": list(dataset.class_names),
+        "palette": [list(map(int, color)) for color in dataset.palette],
+        "normalization": trainer.normalize.state(), "activation": trainer.criterion.activation,
+        "versions": run_facts(),
+    }
+
+
+def restore(trainer: Resumable, checkpoint: Checkpoint):
+    """Continue from `checkpoint`. Raises CheckpointError if it does not fit the trainer."""
+    where = str(trainer.folder)
+    with as_checkpoint_errors(where):
+        if not can_resume(checkpoint) or checkpoint["epoch"] is None:
+            raise CheckpointError("the checkpoint contains weights, but no state of a training",
+                                  where, "start a training from it with trainer.finetune_from")
+        arch = checkpoint["config"]["arch"]["type"]
+        load_exact(trainer.model, checkpoint["model"], arch, where)
+        if trainer.ema:
+            load_exact(trainer.ema.module, checkpoint["ema"] or checkpoint["model"], arch, where)
+            trainer.ema.n_averaged.fill_(checkpoint["step"])
+        load_optimizer(trainer.optimizer, checkpoint["optimizer"], where)
+        trainer.scaler.load_state_dict(checkpoint["scaler"])
+        progress = trainer.progress
+        progress.epoch, progress.step = checkpoint["epoch"], checkpoint["step"]
+        progress.skipped = checkpoint.get("skipped", 0)
+        progress.batches_done, progress.into_batch = divmod(checkpoint["samples"],
+                                                            _samples_per_batch(trainer))
+        trainer.scheduler.load_state_dict(_scheduler_state(trainer, checkpoint))
+        _restore_monitor(trainer, checkpoint)
+    monitor = trainer.monitor
+    best = "none yet" if monitor.best is None else f"{monitor.best:.4f}"
+    notice(f"resuming at {progress}, lr {trainer.optimizer.param_groups[0]['lr']:.3g}, best "
+           f"{monitor.metric or ''} {best}")
+
+
+def last_is_outdated(trainer: Resumable, finished: bool) -> bool:
+    """Whether last.pth must be written again: it is damaged, or older than the end of the run.
+
+    Ask this of a run that resumed from another file. finished: it has no more steps to take.
+    """
+    path = trainer.folder / "last.pth"
+    if not finished:
+        return not verified(path)
+    try:
+        saved = read_checkpoint(path)
+    except (CheckpointError, OSError):
+        return True
+    # The run was killed between its last saves. No later step would write last.pth.
+    return not can_resume(saved) \
+        or (saved["epoch"], saved["step"]) < (trainer.progress.epoch, trainer.progress.step)
+
+
+def _samples_per_batch(trainer):
+    return trainer.train_loader.batch_size * distributed.world_size()
+
+
+def _scheduler_state(trainer, checkpoint):
+    """The saved state of the scheduler, adapted if an epoch now has another number of steps."""
+    state, before = checkpoint["scheduler"], checkpoint.get("steps_per_epoch")
+    progress, settings = trainer.progress, trainer.config["trainer"]
+    if before in (None, progress.steps_per_epoch):
+        return state
+    done = math.ceil(progress.batches_done / settings["accumulate"])    # steps of this epoch
+    if settings["iterations"]:
+        left = progress.total_steps - progress.step + done
+        progress.epochs = progress.epoch - 1 + math.ceil(left / progress.steps_per_epoch)
+    else:
+        progress.step = (progress.epoch - 1) * progress.steps_per_epoch + done
+    notice(f"an epoch now has {progress.steps_per_epoch} steps, over {distributed.world_size()} "
+           f"process(es), instead of {before}: resuming with the samples that are left of "
+           f"epoch {progress.epoch}, at step {progress.step}")
+    repeated = -(_samples_per_batch(trainer) - progress.into_batch) % distributed.world_size()
+    if progress.into_batch and repeated:
+        notice(f"{repeated} of them are used twice, so that every process gets the same number")
+    if not trainer.scheduler.per_iteration:
+        return state
+    # torch's OneCycleLR computes these entries from the length of the run: keep the new ones.
+    derived = ("total_steps", "_schedule_phases", "last_epoch", "_step_count")
+    return {**{key: value for key, value in state.items() if key not in derived},
+            "last_epoch": progress.step, "_step_count": progress.step + 1}
+
+
+def _restore_monitor(trainer, checkpoint):
+    """Restore the best value, unless the checkpoint's run monitored another metric.
+
+    model_best.pth may be newer than the resumed checkpoint: after a crash between two saves, or
+    when resuming an older file. Keep it if it is better.
+    """
+    monitor, spec = trainer.monitor, trainer.config["trainer"]["monitor"]
+    if checkpoint["config"]["trainer"]["monitor"] != spec:
+        notice("the checkpoint's run monitored another metric: the first validation will be the "
+               "best so far")
+        return
+    monitor.load_state_dict(checkpoint["monitor"])
+    path = trainer.folder / "model_best.pth"
+    if not path.is_file():
+        return
+    try:
+        best = read_checkpoint(path)
+    except CheckpointError as error:
+        warn(f"{error.what}: the next validation writes a new model_best.pth")
+        monitor.best = None
+        return
+    if not can_resume(best):
+        raise CheckpointError("model_best.pth contains weights, but no state of a training",
+                              str(path), "move it to another folder")
+    if best["config"]["trainer"]["monitor"] == spec and monitor.adopt(best["monitor"]):
+        notice(f"model_best.pth is from a later epoch, {monitor.epoch}, and is kept until a "
+               "validation is better")
