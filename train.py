@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int | None:
         device = start_processes(run, args)
         from dataloader.loader import make_loader
         from trainer import Trainer
-        from utils.config import build
+        from utils.config.build import build
         from utils.images.normalize import Normalize
         from utils.training.criterion import Criterion
 

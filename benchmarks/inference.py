@@ -30,7 +30,7 @@ from torch import nn
 
 from benchmarks.measure import interleaved, peak_of, ratio
 from models.layers.resize import resize_to
-from utils.config import build
+from utils.config.build import build
 from utils.decision.rules import build_decision
 from utils.images.normalize import Normalize
 from utils.machine.tensors import ImageBatch, Logits

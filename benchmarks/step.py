@@ -63,7 +63,8 @@ def our_step(name: str, batch: dict[str, Any]) -> Callable[[], None]:
     import torch
 
     from trainer import Trainer
-    from utils.config import load_config, resolve_config
+    from utils.config.load import load_config
+    from utils.config.schema import resolve_config
     from utils.images.normalize import Normalize
     from utils.training.criterion import Criterion
     from utils.training.finite_guard import FiniteGuard

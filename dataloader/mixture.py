@@ -10,7 +10,7 @@ from base.base_dataset import BaseDataset, Sample
 from dataloader.pixel_cache import use_cache
 from dataloader.samplers import drawn
 from utils.cli.console import notice
-from utils.config import split_args
+from utils.config.build import split_args
 from utils.config.registry import components, lookup
 from utils.config.schema import Components, section_callables
 from utils.errors import ConfigError, DataError

@@ -10,7 +10,7 @@ import torch
 
 from base.base_dataset import BaseDataset, Sample
 from dataloader.augmentation.rand_augment import RandAugment
-from utils.config import split_args
+from utils.config.build import split_args
 from utils.config.registry import components, lookup
 from utils.config.schema import Component
 from utils.errors import ConfigError, DataError, shown

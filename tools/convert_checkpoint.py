@@ -90,7 +90,7 @@ def make_checkpoint(name: str, network: "nn.Module", dataset: str | None = None,
 
     from models.weights.published import published
     from utils.checkpoint.format import FORMAT
-    from utils.config import resolve_config
+    from utils.config.schema import resolve_config
     entry = published()[name]
     num_classes = _num_classes(network)
     arch = {"type": entry.network.__name__, "args": dict(entry.args)}

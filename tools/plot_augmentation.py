@@ -52,7 +52,7 @@ def batch_picture(section: dict, seed: int) -> Image:
     import torch
 
     from dataloader.shapes import Shapes
-    from utils.config import build
+    from utils.config.build import build
     from utils.images.visualize import stacked
     from utils.machine.seeding import seed_everything
     data = Shapes(size=SIZE, length=COLUMNS, seed=seed)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from dataloader.augmentation.pixel_transforms import GaussianBlur
-from utils.config import build
+from utils.config.build import build
 from utils.config.schema import Components
 from utils.errors import ConfigError
 from utils.images.headers import MAX_PIXELS

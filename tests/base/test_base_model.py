@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.support.run_program import program
-from utils.config import build
+from utils.config.build import build
 from utils.decision.rules import build_decision
 from utils.errors import ConfigError
 from utils.losses import build_loss

@@ -4,8 +4,9 @@ import pytest
 
 from dataloader.loader import make_loader
 from dataloader.shapes import Shapes
-from utils.config import load_config, resolve_config
 from utils.config.first_config import make_config
+from utils.config.load import load_config
+from utils.config.schema import resolve_config
 from utils.errors import ConfigError, DataError
 from utils.files.jsonc import read_jsonc
 from utils.files.whole_file import write_bytes

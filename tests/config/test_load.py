@@ -134,8 +134,8 @@ def test_unset_variables_are_named_with_their_keys_and_lines(write, monkeypatch)
 
 def test_a_syntax_error_is_reported_before_torch_is_imported(write):
     path = write("c.json", '{"a": 1,\n "b" 2}')
-    code = ("import sys\nfrom utils import config\n"
-            f"try: config.load_config({str(path)!r})\n"
+    code = ("import sys\nfrom utils.config.load import load_config\n"
+            f"try: load_config({str(path)!r})\n"
             "except ValueError as error: print(error)\n"
             "print('torch' in sys.modules)")
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,

@@ -16,8 +16,10 @@ from dataloader.augmentation.batch_transforms import (
 from dataloader.loader import build_loader, make_loader
 from dataloader.shapes import Shapes
 from tests.support.places import ROOT, SHARED
-from utils.config import build, load_config, resolve_config
+from utils.config.build import build
+from utils.config.load import load_config
 from utils.config.registry import components
+from utils.config.schema import resolve_config
 from utils.errors import ConfigError
 from utils.machine.seeding import seed_everything
 
@@ -299,7 +301,7 @@ def test_a_resolved_config_contains_the_defaults_of_listed_transforms():
 
 def test_the_schema_contains_both_lists():
     jsonschema = pytest.importorskip("jsonschema")
-    from utils.config import json_schema
+    from utils.config.docs import json_schema
     validator = jsonschema.Draft202012Validator(json_schema())
     for text, sound in (('["CutMix", {"type": "CopyBlob", "args": {"pairs": [[8, 0]]}}]', True),
                         ('["CutMx"]', False), ('{"type": "CutMix"}', False),

@@ -12,8 +12,10 @@ from dataloader.samplers import drawn
 from dataloader.shapes import Shapes
 from tests.dataloader.test_loader import batches, folder
 from tests.support.places import ROOT
-from utils.config import json_schema, load_config, resolve_config
+from utils.config.docs import json_schema
+from utils.config.load import load_config
 from utils.config.loader_section import loader_section
+from utils.config.schema import resolve_config
 from utils.errors import ConfigError, DataError
 
 AUGMENT = {"crop_size": 24, "augment": True, "flip": True, "rotate": True}

@@ -26,7 +26,7 @@ from dataloader.augmentation.rand_augment import (
     affine,
     recolor,
 )
-from utils.config import build
+from utils.config.build import build
 from utils.config.registry import components
 from utils.errors import ConfigError
 

@@ -8,7 +8,9 @@ from dataloader.loader import make_loader
 from dataloader.segfix import SegFixTargets
 from tests.support.places import ROOT
 from utils.checkpoint.load import without_download
-from utils.config import build, load_config, resolve_config
+from utils.config.build import build
+from utils.config.load import load_config
+from utils.config.schema import resolve_config
 from utils.decision.rules import build_decision, rule_of
 from utils.errors import ConfigError, DataError
 from utils.evaluation.evaluate import build_rules

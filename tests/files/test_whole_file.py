@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from utils.checkpoint.write import write_bytes as write_checkpoint_bytes
-from utils.config import save_config
+from utils.config.load import save_config
 from utils.errors import DataError
 from utils.files import whole_file
 from utils.images.png_strips import PngStrips

@@ -17,7 +17,7 @@ from tests.support.run_program import kill_group, program, start
 from utils.checkpoint.read import read_checkpoint
 from utils.checkpoint.write import write_checkpoint
 from utils.cli import console
-from utils.config import build
+from utils.config.build import build
 from utils.config.schema import resolve_config
 from utils.decision.rules import build_decision
 from utils.errors import DataError

@@ -14,7 +14,9 @@ from tools import calibrate, plot_rules
 from utils.checkpoint.read import read_checkpoint
 from utils.checkpoint.write import write_checkpoint
 from utils.cli import console
-from utils.config import build, load_config, resolve_config
+from utils.config.build import build
+from utils.config.load import load_config
+from utils.config.schema import resolve_config
 from utils.decision.rules import build_decision
 from utils.evaluation.evaluate import evaluate
 from utils.images.normalize import Normalize

@@ -14,7 +14,8 @@ from base.base_model import BaseModel
 from trainer import Trainer
 from utils.checkpoint.read import read_checkpoint
 from utils.cli.console import Interrupted
-from utils.config import load_config, resolve_config
+from utils.config.load import load_config
+from utils.config.schema import resolve_config
 from utils.errors import ConfigError, NumericalError
 from utils.images.normalize import Normalize
 from utils.training.criterion import Criterion

@@ -340,5 +340,5 @@ def test_k50_types_are_looked_up_among_components_alone(failure):
     for name in ("os.system", "torch", "__class__", "BaseModel"):
         assert f"unknown type {name!r}" in failure("-c", "config.json", f"arch.type={name}")
         with pytest.raises(ConfigError):
-            from utils.config import build
+            from utils.config.build import build
             build("models", name, num_classes=2)

@@ -17,7 +17,8 @@ from base.base_model import BaseModel
 from dataloader.loader import make_loader
 from tests.support.places import ROOT
 from trainer import Trainer
-from utils.config import load_config, resolve_config
+from utils.config.load import load_config
+from utils.config.schema import resolve_config
 from utils.images.normalize import Normalize
 from utils.training.criterion import Criterion
 

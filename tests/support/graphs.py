@@ -8,7 +8,7 @@ from torch import nn
 
 from base.base_model import BaseModel
 from utils.checkpoint.write import write_checkpoint
-from utils.config import resolve_config
+from utils.config.schema import resolve_config
 from utils.images.palette import voc_palette
 
 NAMES = ["road", "pavement", "building", "pole", "sign", "Bäume", "sky", "person", "car"]

@@ -12,7 +12,8 @@ from tools import convert_checkpoint
 from tools.convert_checkpoint import make_checkpoint
 from utils.checkpoint.load import model_from_checkpoint
 from utils.checkpoint.read import read_checkpoint
-from utils.config import build, resolve_config
+from utils.config.build import build
+from utils.config.schema import resolve_config
 from utils.errors import CheckpointError, ConfigError
 from utils.predict.open_model import open_model
 

@@ -16,7 +16,7 @@ from tests.support.places import ROOT, SHARED
 from tools import export as tool
 from utils.checkpoint.read import read_checkpoint
 from utils.cli import console
-from utils.config import build
+from utils.config.build import build
 from utils.export import graph as exporting
 from utils.export.graph import check_image, made_up_image, open_graph
 from utils.export.metadata import read_metadata

@@ -16,7 +16,9 @@ from tests.support.segfix import golden
 from tools import segfix_predict, segfix_refine, segfix_targets
 from utils.checkpoint.write import write_checkpoint
 from utils.cli import console
-from utils.config import build, load_config, resolve_config
+from utils.config.build import build
+from utils.config.load import load_config
+from utils.config.schema import resolve_config
 from utils.images.image_io import read_image, read_label, write_image, write_label
 from utils.images.normalize import Normalize
 from utils.segfix.mat_files import read_distance_maps, read_offsets, write_offsets

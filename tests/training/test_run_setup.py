@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from utils.checkpoint.write import write_checkpoint
-from utils.config import load_config, resolve_config
+from utils.config.load import load_config
+from utils.config.schema import resolve_config
 from utils.errors import ConfigError
 from utils.training.run_folder import dataset_facts
 from utils.training.run_setup import Run, open_run

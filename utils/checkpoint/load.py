@@ -23,7 +23,7 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any], device: torch.device | 
     The weights are the averaged ones if the run kept an average. where: names the file in errors.
     Raises CheckpointError if the weights do not fit the network.
     """
-    from utils.config import build
+    from utils.config.build import build
     arch = checkpoint["config"]["arch"]
     model = build("models", without_download(arch), num_classes=len(checkpoint["class_names"]))
     load_exact(model, checkpoint.get("ema") or checkpoint["model"], arch["type"], where)

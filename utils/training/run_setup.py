@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.cli.console import notice
-from utils.config import apply_overrides, load_config, resolve_config, save_config
+from utils.config.load import apply_overrides, load_config, save_config
+from utils.config.schema import resolve_config
 from utils.errors import CheckpointError, ConfigError
 from utils.machine import distributed
 from utils.training.run_folder import check_save_dir, claimed, create_run_folder, dataset_facts
