@@ -77,12 +77,10 @@ def read_header(path: str | os.PathLike) -> Header:
     """
     probe = _probe(read_bytes(path, ends_only=True))
     if probe and not probe.has_exif:
-        header = Header(probe.width, probe.height)
-    else:
-        with pillow_open(path, path) as image:
-            header = Header(image.width, image.height, orientation_of(image))
-    refuse_bomb(header.width, header.height, path)
-    return header
+        _refuse_bomb(probe.width, probe.height, path)
+        return Header(probe.width, probe.height)
+    with pillow_open(path, path) as image:
+        return Header(image.width, image.height, orientation_of(image))
 
 
 def read_checked(path: str | os.PathLike) -> tuple[bytes, Probe | None]:
@@ -93,7 +91,7 @@ def read_checked(path: str | os.PathLike) -> tuple[bytes, Probe | None]:
     data = read_bytes(path)
     probe = _probe(data)
     if probe:
-        refuse_bomb(probe.width, probe.height, path)
+        _refuse_bomb(probe.width, probe.height, path)
         _require_complete(data, probe, path)
     return data, probe
 
@@ -120,7 +118,7 @@ def read_bytes(path: str | os.PathLike, ends_only: bool = False) -> bytes:
                              shown(path)) from None
 
 
-def refuse_bomb(width: int, height: int, path: str | os.PathLike):
+def _refuse_bomb(width: int, height: int, path: str | os.PathLike):
     """Raises DataError if the header of the file `path` claims more pixels than are allowed."""
     if width * height > MAX_PIXELS:
         raise _bomb(f"{width} x {height} pixels", path)
@@ -136,7 +134,7 @@ def pillow_open(source: str | os.PathLike | BinaryIO, path: str | os.PathLike) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # serious faults raise, here or in later checks
-            return Image.open(source, formats=FORMATS)
+            image = Image.open(source, formats=FORMATS)
     except Image.DecompressionBombError:
         raise _bomb("more pixels than Pillow accepts", path) from None
     except Exception as error:                  # Pillow's parsers raise many types on bad bytes
@@ -147,6 +145,12 @@ def pillow_open(source: str | os.PathLike | BinaryIO, path: str | os.PathLike) -
                   f"cannot be read ({size} bytes): {error}")
         raise UnreadableFile(reason, shown(path),
                              "copy or download the file again, or remove it") from None
+    try:
+        _refuse_bomb(image.width, image.height, path)
+    except DataError:
+        image.close()
+        raise
+    return image
 
 
 def orientation_of(image: "PillowImage") -> int:

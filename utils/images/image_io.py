@@ -26,8 +26,8 @@ from utils.images.headers import (
     orientation_of,
     pillow_open,
     read_checked,
-    refuse_bomb,
 )
+from utils.images.palette import palette_table
 from utils.images.types import Image, Labels
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def map_image(path: str | os.PathLike) -> Image:
     `vips copy large.jpg large.tif[compression=none]`.
     """
     with pillow_open(path, path) as image:
-        refuse_bomb(image.width, image.height, path)
         offset = _raw_offset(image)
         (width, height), turned = image.size, orientation_of(image) != 1
     if offset is None or turned or os.path.getsize(path) < offset + 3 * width * height:
@@ -118,9 +117,7 @@ def write_label(path: str | os.PathLike, labels: np.ndarray, palette: Sequence[S
         image = Image.fromarray(labels.astype(np.uint16))
     else:
         image = Image.fromarray(labels.astype(np.uint8))
-        colors = np.zeros((256, 3), np.uint8)
-        colors[:min(len(palette), 256)] = np.reshape(np.asarray(palette, np.uint8), (-1, 3))[:256]
-        image.putpalette(colors.tobytes())
+        image.putpalette(palette_table(palette).tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=4)
     write_bytes(path, buffer.getbuffer())
@@ -176,10 +173,7 @@ def _open_label(path: str | os.PathLike) -> "tuple[Labels | PillowImage, Probe |
         values = _cv2_decode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
         if values is not None:
             return values, probe
-    image = pillow_open(io.BytesIO(data), path)
-    refuse_bomb(image.width, image.height, path)
-    _pillow_load(image, path, len(data))
-    return image, probe
+    return _pillow_load(data, path), probe
 
 
 def _label_values(image, probe, palette, path):
@@ -273,9 +267,7 @@ def _quiet_opencv():
 
 def _pillow_image(data, path):
     """(uint8 (H, W, 3) as stored, orientation), decoded by Pillow."""
-    image = pillow_open(io.BytesIO(data), path)
-    refuse_bomb(image.width, image.height, path)
-    _pillow_load(image, path, len(data))
+    image = _pillow_load(data, path)
     turn = orientation_of(image)
     if image.mode.startswith("I;16"):
         gray = _eight_bits(np.array(image).astype(np.uint16))
@@ -304,12 +296,15 @@ def _raw_offset(image):
     return first if row == image.height else None
 
 
-def _pillow_load(image, path, size):
+def _pillow_load(data, path):
+    """The Pillow image in the bytes of the file `path`, decoded."""
+    image = pillow_open(io.BytesIO(data), path)
     try:
         image.load()
     except Exception as error:                  # of any type: the file is damaged
-        raise UnreadableFile(f"damaged {image.format} ({size} bytes): {error}", shown(path),
+        raise UnreadableFile(f"damaged {image.format} ({len(data)} bytes): {error}", shown(path),
                              "copy or download the file again") from None
+    return image
 
 
 def _oriented(array, turn):

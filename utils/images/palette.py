@@ -22,6 +22,13 @@ def voc_palette(num_classes: int) -> list[list[int]]:
     return colors
 
 
+def palette_table(palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """The first 256 colors, uint8 (256, 3); black where there are fewer."""
+    table = np.zeros((256, 3), np.uint8)
+    table[:min(len(palette), 256)] = np.reshape(np.asarray(palette, np.uint8), (-1, 3))[:256]
+    return table
+
+
 def colorize(labels: Labels, palette: Sequence[Sequence[int]],
              other: tuple[int, int, int] = (0, 0, 0)) -> Image:
     """Class ids (H, W) as uint8 (H, W, 3) RGB; ids outside the palette get the color `other`."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from utils.errors import DataError, shown
 from utils.files.whole_file import WholeFile, cannot_write
+from utils.images.palette import palette_table
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LARGEST = 2**31 - 1                # rows or columns that the format allows
@@ -46,9 +47,7 @@ class PngStrips(WholeFile):
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0))
         if kind == "palette":
             assert palette is not None, 'kind "palette" needs a palette'
-            table = np.zeros((256, 3), np.uint8)
-            table[:min(len(palette), 256)] = np.asarray(palette, np.uint8)[:256]
-            self._chunk(b"PLTE", table.tobytes())
+            self._chunk(b"PLTE", palette_table(palette).tobytes())
 
     def write(self, rows: np.ndarray):
         """Append rows from the top: (h, W), or (h, W, 3) for kind "rgb"."""

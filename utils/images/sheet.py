@@ -1,5 +1,6 @@
 """A picture of text, boxes and lines. It is drawn at twice its size and reduced: smooth edges."""
 import functools
+import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -11,6 +12,13 @@ INK: Color = (40, 40, 40)
 FAINT: Color = (110, 110, 110)
 GRID: Color = (226, 226, 226)
 _SCALE = 2
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A drawing as a small PNG file of at most 64 colors."""
+    data = io.BytesIO()
+    picture.quantize(64).save(data, "PNG", optimize=True)
+    return data.getvalue()
 
 
 class Sheet:

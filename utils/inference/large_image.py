@@ -13,6 +13,7 @@ import torch
 
 from utils.decision.rules import Decision
 from utils.errors import DataError, shown
+from utils.files.whole_file import UNFINISHED
 from utils.images.png_strips import PngStrips
 from utils.images.types import Image
 from utils.images.visualize import GAP, overlay, side_by_side
@@ -56,7 +57,7 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
     dtype = np.uint8 if len(opened.class_names) <= 256 else np.uint16
     folder = os.path.dirname(next(iter(paths.values())))
     try:
-        with tempfile.TemporaryFile(prefix=".part-", dir=folder or ".") as file:
+        with tempfile.TemporaryFile(prefix=UNFINISHED, dir=folder or ".") as file:
             labels = np.memmap(file, dtype, "w+", shape=(height, width))
 
             def store(rows, columns, logits):
