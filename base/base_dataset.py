@@ -376,8 +376,6 @@ class BaseDataset(Dataset, ABC):
                 stored = self.read_label(path)
             except DataError:
                 continue            # reported, or replaced, when the sample is read
-            if stored.dtype == np.uint8 and self._label_table(stored.dtype).border is None:
-                stored = stored.astype(np.uint16)
             self.label_to_train_ids(stored, stored, path)
             values.update(np.unique(stored).tolist())
         ignored = self._label_table(np.dtype(np.uint8)).ids[255] == self.ignore_index

@@ -69,10 +69,10 @@ def published(label_ids: "Labels", offset: "np.ndarray", scale: int = 2) -> "Lab
     import torch
     from torch.nn.functional import grid_sample
 
-    from utils.segfix.targets import CITYSCAPES_IDS
+    from utils.metrics.cityscapes_metrics import EVALUATED_IDS
     height, width = label_ids.shape
     label = np.full((height, width), 255, np.uint8)
-    for train_id, label_id in enumerate(CITYSCAPES_IDS):
+    for train_id, label_id in enumerate(EVALUATED_IDS):
         label[label_ids == label_id] = train_id
     shift = torch.from_numpy(np.ascontiguousarray(offset)).float() * scale
     rows, columns = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(),
@@ -83,7 +83,7 @@ def published(label_ids: "Labels", offset: "np.ndarray", scale: int = 2) -> "Lab
                         mode="bilinear", padding_mode="border", align_corners=True)
     label = moved.round().byte()[0, 0].numpy()
     result = np.full((height, width), 255, np.uint8)
-    for train_id, label_id in enumerate(CITYSCAPES_IDS):
+    for train_id, label_id in enumerate(EVALUATED_IDS):
         result[label == train_id] = label_id
     return result
 
@@ -95,8 +95,9 @@ def scene(height: int, width: int, cells: int = 400,
     import numpy as np
     import torch
 
+    from utils.metrics.cityscapes_metrics import EVALUATED_IDS
     from utils.segfix.offsets import direction_vectors
-    from utils.segfix.targets import CITYSCAPES_IDS, distance_maps, segfix_targets, stored_angle
+    from utils.segfix.targets import distance_maps, segfix_targets, stored_angle
     rng = np.random.default_rng(seed)
     points = np.stack([rng.integers(0, height, cells), rng.integers(0, width, cells)], 1)
     seeds = np.ones((height, width), np.uint8)
@@ -109,7 +110,7 @@ def scene(height: int, width: int, cells: int = 400,
                                          torch.from_numpy(stored_angle(dir_deg)))
     offset = direction_vectors()[direction.numpy()] * (boundary.numpy()[..., None] == 1)
     predicted = np.roll(truth, 2, axis=(0, 1))
-    return np.array(CITYSCAPES_IDS, np.uint8)[predicted], offset
+    return np.array(EVALUATED_IDS, np.uint8)[predicted], offset
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import numpy as np
 
 from base.base_dataset import BaseDataset
 from dataloader.pixel_cache import name_below, stamp
-from dataloader.samplers import NO_CENTER, EpochDraw, drawn
+from dataloader.samplers import NO_CENTER, EpochDraw, drawn, stream
+from utils.cli.arguments import DEFAULT_WORKERS
 from utils.cli.console import notice
 from utils.errors import ConfigError, DataError, shown
 from utils.files.whole_file import write_bytes
@@ -82,17 +83,14 @@ class ClassUniform(EpochDraw):
         images = self.dataset.draw_epoch(epoch)
         if self.last_epoch is not None and epoch > self.last_epoch:
             return images
-        visits = [rows[drawn(self.per_class, len(rows), self._stream(epoch, class_id + 1))]
-                  for class_id, rows in self.centroids.items()]
+        visits = []
+        for class_id, rows in self.centroids.items():
+            rng = stream(self.seed, epoch, _STREAM, class_id + 1)
+            visits.append(rows[drawn(self.per_class, len(rows), rng)])
         rest = len(images) - self.per_class * len(visits)
         plain = np.full((rest, 3), NO_CENTER)
-        plain[:, 0] = images[drawn(rest, len(images), self._stream(epoch, 0))]
+        plain[:, 0] = images[drawn(rest, len(images), stream(self.seed, epoch, _STREAM, 0))]
         return np.concatenate([*visits, plain])
-
-    def _stream(self, epoch, number):
-        """The random generator of one epoch; number 0 draws images, class + 1 centroids."""
-        return np.random.default_rng(np.random.SeedSequence(
-            (self.seed % 2 ** 64, epoch, _STREAM), spawn_key=(number,)))
 
 
 def load_centroids(dataset: BaseDataset, tile_size: int = 1024,
@@ -137,7 +135,7 @@ def find_centroids(dataset: BaseDataset, tile_size: int = 1024) -> np.ndarray:
         return [(class_id, index, y, x)
                 for class_id, y, x in tile_centroids(ids, tile_size, dataset.num_classes)]
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(DEFAULT_WORKERS) as pool:
         rows = list(tqdm(pool.map(of_label, range(len(dataset))), "centroids", len(dataset),
                          unit="label", leave=False, dynamic_ncols=True,
                          disable=None if distributed.is_main() else True))

@@ -64,14 +64,15 @@ def check_dataset(name: str, args: dict[str, Any], ignore_index: int = 255,
 
     Raises ConfigError for an unknown dataset or unusable arguments.
     """
-    dataset, problems = open_unchecked(name, args, ignore_index)
-    if dataset is None:
-        return DatasetReport(name, args, {}, [], problems, [])
+    try:
+        dataset = open_unchecked(name, args, ignore_index)
+    except DataError as error:
+        return DatasetReport(name, args, {}, [], [error.what], [])
     outcome = work_through(range(len(dataset)), lambda index: _examine(dataset, index), workers,
                            "checking")
     assert not outcome.failed, "_examine returns errors, it does not raise them"
     findings = outcome.done
-    problems = [*problems, *dataset.problems,
+    problems = [*dataset.problems,
                 *(text for finding in findings for text in finding.problems)]
     problems += [f"{sample}: sample occurs {count} times" for sample, count in
                  Counter(sample.id for sample in dataset.samples).items() if count > 1]
@@ -82,11 +83,11 @@ def check_dataset(name: str, args: dict[str, Any], ignore_index: int = 255,
                          list(_notes(dataset, findings)))
 
 
-def open_unchecked(name: str, args: dict[str, Any], ignore_index: int) \
-        -> tuple[BaseDataset | None, list[str]]:
-    """(the dataset without the checks of its constructor, problems); None if a list is missing.
+def open_unchecked(name: str, args: dict[str, Any], ignore_index: int) -> BaseDataset:
+    """The dataset without the checks of its constructor.
 
-    Raises ConfigError for an unknown dataset or unusable arguments.
+    Raises ConfigError for an unknown dataset or unusable arguments, and DataError, in one line and
+    with data_dir as its place, if its files cannot be listed.
     """
     cls: type[BaseDataset] = lookup(name, components("datasets"), "--type")
     if not isinstance(args, dict):
@@ -101,9 +102,9 @@ def open_unchecked(name: str, args: dict[str, Any], ignore_index: int) \
     # The subclass keeps the name, which messages show.
     unchecked: Any = type(cls.__name__, (cls,), {"check": lambda self: None})
     try:
-        return unchecked(**own_args, ignore_index=ignore_index), []
+        return unchecked(**own_args, ignore_index=ignore_index)
     except DataError as error:
-        return None, [error.in_one_line]
+        raise DataError(error.in_one_line, shown(args.get("data_dir", ""))) from None
 
 
 class _Finding(NamedTuple):

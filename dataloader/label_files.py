@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from base.base_dataset import BaseDataset, Sample
-from utils.errors import ConfigError, DataError, shown
+from utils.errors import ConfigError
 from utils.images.picture_files import picture_files
 
 
@@ -20,8 +20,6 @@ def label_files(cls: type[BaseDataset], folder: Path, paths: Iterable[Path] | No
         for path in picture_files(folder, self.label_suffixes) if paths is None else paths:
             yield Sample(os.path.splitext(os.path.relpath(path, folder))[0], None, path)
 
-    if not Path(folder).is_dir():
-        raise DataError("no such folder", shown(folder))
     # A subclass with the same name, which messages show. It does not look for images.
     labels_only = type(cls.__name__, (cls,),
                        {"find_samples": find_samples, "check": lambda self: None})

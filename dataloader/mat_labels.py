@@ -6,7 +6,7 @@ import numpy as np
 
 from base.base_dataset import BaseDataset
 from utils.errors import DataError, shown
-from utils.images.headers import Header, UnreadableFile
+from utils.images.headers import Header, UnreadableFile, read_bytes
 from utils.images.image_io import read_pair
 from utils.images.picture_files import LABEL_SUFFIXES
 from utils.images.types import Image, Labels
@@ -56,10 +56,7 @@ def read_mat_label(path: Path, variable: str) -> Labels:
     """
     from scipy.io import loadmat
     name, _, field = variable.partition(".")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableFile(f"cannot be opened: {error.strerror or error}", shown(path)) from None
+    data = read_bytes(path)
     try:
         values = loadmat(io.BytesIO(data), variable_names=[name]).get(name)
     except Exception as error:              # the parser raises many types for damaged files

@@ -8,7 +8,7 @@ import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
 from dataloader.pixel_cache import use_cache
-from dataloader.samplers import drawn
+from dataloader.samplers import drawn, stream
 from utils.cli.console import notice
 from utils.config.build import split_args
 from utils.config.registry import components, lookup
@@ -147,8 +147,10 @@ class Mixture(BaseDataset):
 
     def draw_epoch(self, epoch: int) -> np.ndarray:
         """The indices (N,) that a training epoch visits, before they are shuffled."""
-        draws = [self._starts[number] + drawn(count, len(part), self._stream(epoch, number))
-                 for number, (part, count) in enumerate(zip(self.parts, self.counts, strict=True))]
+        draws = []
+        for number, (part, count) in enumerate(zip(self.parts, self.counts, strict=True)):
+            rng = stream(self.seed, epoch, _STREAM, number)
+            draws.append(self._starts[number] + drawn(count, len(part), rng))
         return np.concatenate(draws)
 
     def may_center(self, class_id: int, indices: np.ndarray) -> np.ndarray:
@@ -175,11 +177,6 @@ class Mixture(BaseDataset):
         """The image file or id of a sample, for messages."""
         part, index_there = self.owner(index)
         return part.describe(index_there)
-
-    def _stream(self, epoch, number):
-        """The random generator that draws one part in one epoch."""
-        return np.random.default_rng(np.random.SeedSequence(
-            (self.seed % 2 ** 64, epoch, _STREAM), spawn_key=(number,)))
 
 
 def _opened(section, number, ignore_index, seed, augmentation):

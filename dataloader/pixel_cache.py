@@ -27,6 +27,7 @@ from base.base_dataset import BaseDataset
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.files.whole_file import UNFINISHED, WholeFile, write_bytes
 from utils.images.headers import read_header
+from utils.images.picture_files import evenly_spaced
 from utils.images.types import Image, Labels
 
 VERSION = 1
@@ -133,8 +134,7 @@ class PixelCache:
 
         Only this shows that another version of a decoder reads other pixels.
         """
-        count = len(dataset)
-        for index in {i * count // _COMPARED for i in range(_COMPARED)} if count else ():
+        for index in evenly_spaced(range(len(dataset)), _COMPARED):
             if not all(map(np.array_equal, self.load(index), dataset.load(index))):
                 name = shown(dataset.samples[index].id)
                 raise DataError(f"the cache contains other pixels of {name} than "
@@ -381,9 +381,8 @@ def _extent(size, label_type):
 def _estimate(dataset):
     """Estimated size of the decoded samples in bytes, from some of their headers."""
     count = len(dataset)
-    some = [i * count // min(count, _HEADERS_READ) for i in range(min(count, _HEADERS_READ))]
     pixels = []
-    for index in some:
+    for index in evenly_spaced(range(count), _HEADERS_READ):
         image = dataset.samples[index].image
         height, width = dataset.load(index)[1].shape if image is None else read_header(image).size
         pixels.append(height * width)

@@ -37,6 +37,15 @@ def drawn(count: int, total: int, rng: np.random.Generator) -> np.ndarray:
                            np.sort(rng.permutation(total)[:rest])])
 
 
+def stream(seed: int, epoch: int, purpose: int, number: int) -> np.random.Generator:
+    """The random generator of one draw in one epoch.
+
+    purpose: separates these draws from other uses of the seed. number: of the draw.
+    """
+    return np.random.default_rng(np.random.SeedSequence((seed % 2 ** 64, epoch, purpose),
+                                                        spawn_key=(number,)))
+
+
 class EpochOrder:
     """The visits of an epoch, (N,) or (N, 3), as drawn, or shuffled by (seed, epoch).
 

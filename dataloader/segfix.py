@@ -16,7 +16,12 @@ from utils.config.schema import Component
 from utils.errors import ConfigError, DataError, shown
 from utils.images.types import Image, Labels
 from utils.segfix.mat_files import MatFolder, read_distance_maps
-from utils.segfix.offsets import mirrored_directions, offset_class_names, offset_colors
+from utils.segfix.offsets import (
+    DIRECTIONS,
+    mirrored_directions,
+    offset_class_names,
+    offset_colors,
+)
 from utils.segfix.targets import MIN_PIXELS, distance_maps, segfix_targets, stored_angle
 
 _ID_BITS = 8        # of a packed pixel for the train id; then 1 bit of border, then the direction
@@ -75,7 +80,7 @@ class SegFixTargets(BaseDataset):
     def check_settings(settings: dict) -> list[str]:
         """Mistakes that can be found without opening the data, as "key: text"."""
         problems = []
-        if settings["directions"] not in (4, 8, 16, 32):
+        if settings["directions"] not in DIRECTIONS:
             problems.append(f"directions: expected 4, 8, 16 or 32, found {settings['directions']}")
         for key in ("max_distance", "min_pixels"):
             if settings[key] < 0:

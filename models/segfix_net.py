@@ -23,6 +23,7 @@ from models.weights.published import Published
 from models.weights.rename_keys import PREFIXES, TRAINING_KEYS, fold_in_place_norm, to_our_keys
 from utils.errors import ConfigError
 from utils.machine.tensors import ImageBatch, Logits
+from utils.segfix.offsets import DIRECTIONS
 
 
 class SegFix(BaseModel):
@@ -44,7 +45,7 @@ class SegFix(BaseModel):
                  channels: int = 256, activation: str = "relu", norm: str = "batch",
                  pretrained: bool = False):
         super().__init__()
-        if directions not in (4, 8, 16, 32):
+        if directions not in DIRECTIONS:
             raise ConfigError(f"directions must be 4, 8, 16 or 32, got {directions}",
                               "arch.args.directions")
         self.backbone = build_backbone(backbone, norm=norm, pretrained=pretrained,

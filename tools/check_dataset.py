@@ -11,11 +11,10 @@ same content. Exit status 3 means that something is wrong; notes alone do not co
 """
 import argparse
 import json
-import os
 import sys
 
 from utils.cli import console
-from utils.cli.arguments import at_least, command_parser, require_folder
+from utils.cli.arguments import DEFAULT_WORKERS, at_least, command_parser, require_folder
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -27,7 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--json", metavar="FILE",
         help="write the samples: image, label, size, pixels of each train id")
     add("--ignore-index", type=int, default=255, help="train id of ignored pixels (default 255)")
-    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), help="reading threads")
+    add("--workers", type=at_least(1), default=DEFAULT_WORKERS, help="reading threads")
     return parser.parse_args(argv)
 
 

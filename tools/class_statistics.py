@@ -11,12 +11,11 @@ Numbers are sums of integers: they do not depend on the workers.
 """
 import argparse
 import json
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from utils.cli import console
-from utils.cli.arguments import at_least, command_parser, require_folder
+from utils.cli.arguments import DEFAULT_WORKERS, at_least, command_parser, require_folder
 from utils.config.dataset_arguments import (
     add_dataset_arguments,
     dataset_config,
@@ -36,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_dataset_arguments(parser)
     add("--json", metavar="FILE", help="write the numbers, for class_pixels of a loss")
     add("--png", metavar="FILE", help="draw the shares of pixels and of images")
-    add("--workers", type=at_least(0), default=min(8, os.cpu_count() or 1),
+    add("--workers", type=at_least(0), default=DEFAULT_WORKERS,
         help="reading processes")
     return parse_dataset_arguments(parser, argv)
 

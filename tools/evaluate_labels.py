@@ -14,13 +14,12 @@ are missing, surplus or wrong, all of them are listed and no score is given.
 """
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.cli import console
-from utils.cli.arguments import at_least, command_parser, require_folder
+from utils.cli.arguments import DEFAULT_WORKERS, at_least, command_parser, require_folder
 from utils.errors import ConfigError, DataError, shown
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="write a short text of the scores (default: results.txt; '' writes none)")
     add("--ignore-index", type=int, default=255,
         help="train id of ignored pixels, for other datasets than cityscapes (default 255)")
-    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), help="reading threads")
+    add("--workers", type=at_least(1), default=DEFAULT_WORKERS, help="reading threads")
     args = parser.parse_args(argv)
     if args.dataset.lower() in OFFICIAL and (args.args != "{}" or args.ignore_index != 255):
         parser.error(f"{args.dataset} is scored by the official rules: --args and --ignore-index "
@@ -113,10 +112,7 @@ def _open_truth(args, dataset_args: dict[str, Any]) -> "BaseDataset":
     cls = lookup(name, known, "--dataset")
     if args.split or "split" in dataset_args:
         dataset_args = {"split": args.split, **dataset_args, "data_dir": str(args.gt)}
-        dataset, problems = open_unchecked(name, dataset_args, args.ignore_index)
-        if dataset is None:
-            raise DataError(problems[0], shown(args.gt))
-        return dataset
+        return open_unchecked(name, dataset_args, args.ignore_index)
     if cls.encodings > 1:
         raise ConfigError(f"labels of {name} come in more than one encoding", "--split",
                           "give the data_dir of the dataset as --gt and name a split")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.cli import console
-from utils.cli.arguments import at_least, command_parser
+from utils.cli.arguments import DEFAULT_WORKERS, at_least, command_parser
 from utils.config.dataset_arguments import (
     add_dataset_arguments,
     dataset_config,
@@ -41,7 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("-n", "--dry-run", action="store_true", help="print what would be written, write nothing")
     add("--verify", action="store_true",
         help="write nothing; read the whole cache and compare its checksums")
-    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), help="decoding threads")
+    add("--workers", type=at_least(1), default=DEFAULT_WORKERS, help="decoding threads")
     args = parse_dataset_arguments(parser, argv)
     if args.dry_run and args.verify:
         parser.error("give either --dry-run or --verify")

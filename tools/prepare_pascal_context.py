@@ -42,10 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     from utils.errors import DataError, shown
     output, jobs, problems = args.output or args.data_dir / NAME, [], []
     for split in SPLITS:
-        dataset, unusable = open_unchecked("VOC2010_Context_60", {"data_dir": str(args.data_dir),
-                                                                  "split": split}, 255)
-        if dataset is None:
-            raise DataError("; ".join(unusable), shown(args.data_dir))
+        dataset = open_unchecked("VOC2010_Context_60",
+                                 {"data_dir": str(args.data_dir), "split": split}, 255)
         assert isinstance(dataset, VOC2010_Context_60)
         if dataset.prepared:
             raise DataError("holds the prepared folder, not the downloads", shown(args.data_dir),

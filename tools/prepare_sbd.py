@@ -71,9 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 def _open(name, root, split):
     from dataloader.dataset_report import open_unchecked
     from utils.errors import DataError, shown
-    dataset, problems = open_unchecked(name, {"data_dir": str(root), "split": split}, 255)
-    if dataset is None:
-        raise DataError("; ".join(problems), shown(root))
+    dataset = open_unchecked(name, {"data_dir": str(root), "split": split}, 255)
     if not dataset.samples:
         raise DataError("; ".join(dataset.problems) or f"found no images of split {split!r}",
                         shown(root))

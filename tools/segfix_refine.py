@@ -16,7 +16,7 @@ import os
 import sys
 
 from utils.cli import console
-from utils.cli.arguments import at_least, command_parser
+from utils.cli.arguments import DEFAULT_WORKERS, at_least, command_parser
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--ids", choices=("keep", "cityscapes", "ade20k"), default="keep",
         help="keep: keep all values (default); cityscapes, ade20k: as published, values that are "
              "not classes of the benchmark become 255")
-    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), metavar="N",
+    add("--workers", type=at_least(1), default=DEFAULT_WORKERS, metavar="N",
         help="number of threads (default: one per core, at most 8)")
     args = parser.parse_args(argv)
     if args.scale is not None and not 0 < args.scale < 1e6:

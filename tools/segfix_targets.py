@@ -16,7 +16,7 @@ import os
 import sys
 
 from utils.cli import console
-from utils.cli.arguments import at_least, command_parser
+from utils.cli.arguments import DEFAULT_WORKERS, at_least, command_parser
 
 IDS = ("keep", "cityscapes", "ade20k")
 
@@ -37,7 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--min-pixels", type=at_least(0), default=100, metavar="N",
         help="ignore classes with fewer pixels in an image (default: 100, as published; no "
              "effect with --instances)")
-    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), metavar="N",
+    add("--workers", type=at_least(1), default=DEFAULT_WORKERS, metavar="N",
         help="number of threads (default: one per core, at most 8)")
     add("--skip-existing", action="store_true", help="leave out labels whose file exists")
     args = parser.parse_args(argv)

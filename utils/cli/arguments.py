@@ -7,6 +7,8 @@ from collections.abc import Callable
 from utils.cli import console
 from utils.errors import DataError
 
+DEFAULT_WORKERS = min(8, os.cpu_count() or 1)       # threads or processes that read files
+
 
 def command_parser(prog: str, text: str | None, epilog: str = "") -> argparse.ArgumentParser:
     """Returns a parser with the option --debug.

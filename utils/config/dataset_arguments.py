@@ -1,6 +1,5 @@
 """Command-line arguments of the tools that read a dataset: from a config, or by its type."""
 import argparse
-import copy
 from typing import Any
 
 from utils.cli.arguments import add_overrides, parse_with_overrides
@@ -57,7 +56,6 @@ def whole_images(section: dict, config: dict) -> Any:
     from utils.config.registry import components, load, lookup
     from utils.config.schema import section_callables
     cls = lookup(section["type"], components("datasets"), "type")
-    dataset_args, cache_args, *_ = split_args(copy.deepcopy(section),
-                                              *section_callables("datasets", cls))
+    dataset_args, cache_args, *_ = split_args(section, *section_callables("datasets", cls))
     dataset = cls(**dataset_args, ignore_index=config["ignore_index"], seed=config["seed"])
     return load("dataloader.pixel_cache:use_cache")(dataset, **cache_args)

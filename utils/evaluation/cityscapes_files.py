@@ -15,11 +15,10 @@ from utils.evaluation.label_pairs import (
 from utils.images.image_io import read_label
 from utils.images.picture_files import picture_files
 from utils.images.types import Labels
-from utils.metrics.cityscapes_metrics import LABELS, CityscapesMetrics, count_pair
+from utils.metrics.cityscapes_metrics import EVALUATED_IDS, LABELS, CityscapesMetrics, count_pair
 
 TRUTH_ENDINGS = ("_gtFine_labelIds.png", "_gtCoarse_labelIds.png")
 LINE = "-" * 32
-_LABEL_IDS = [i for i, label in enumerate(LABELS) if label.evaluated]      # by train id
 
 
 def score_cityscapes(folder: Path, predictions: Path, ids: str | None = None,
@@ -76,7 +75,7 @@ def _read_ids(path: Path, ids: str) -> Labels:
     values = read_label(path)
     if ids == "train":
         table = np.full(int(values.max(initial=255)) + 1, 255, np.uint8)
-        table[:len(_LABEL_IDS)] = _LABEL_IDS
+        table[:len(EVALUATED_IDS)] = EVALUATED_IDS
         table[255] = 0          # unlabeled
         return require_below(table[values], len(LABELS), values, path, "a train id 0..18, or 255")
     fix = None

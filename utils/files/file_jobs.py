@@ -7,21 +7,18 @@ and a second run does nothing.
 import argparse
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.cli import console
-from utils.cli.arguments import at_least, command_parser
+from utils.cli.arguments import DEFAULT_WORKERS, at_least, command_parser
 from utils.errors import DataError, listed, shown
 from utils.files.whole_file import make_folder
 
 SHOWN = 20        # lines printed at most: targets of a dry run, and problems
 
 
-@dataclass
-class Outcome:
+class Outcome(NamedTuple):
     """The results of many jobs.
 
     done: what the work returned, in the order of the jobs.
@@ -57,6 +54,8 @@ def work_through(jobs: Iterable[Any], work: Callable[[Any], Any], workers: int =
     skip: returns True for a job to leave out.
     report: called with one line for each failed job, at once.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from tqdm import tqdm
     jobs = list(jobs)
     todo = [job for job in jobs if not (skip and skip(job))]
@@ -101,7 +100,7 @@ def conversion_parser(name: str, text: str | None) -> argparse.ArgumentParser:
     add("data_dir", type=Path, help="folder of the dataset, as in a config")
     add("--dry-run", action="store_true", help="print what would be written, write nothing")
     add("--force", action="store_true", help="write existing files again")
-    add("--workers", type=at_least(1), default=min(8, os.cpu_count() or 1), help="threads")
+    add("--workers", type=at_least(1), default=DEFAULT_WORKERS, help="threads")
     return parser
 
 

@@ -51,6 +51,7 @@ LABELS = (
 MEAN_SIZE = {"bicycle": 4672.3249222261, "motorcycle": 6298.7200839748, "rider": 3930.4788056518,
              "bus": 35732.1511111111, "train": 67583.7075812274, "car": 12794.0202738185,
              "person": 3462.4756337644, "truck": 27855.1264367816}
+EVALUATED_IDS = tuple(i for i, label in enumerate(LABELS) if label.evaluated)     # by train id
 CATEGORIES = tuple(dict.fromkeys(label.category for label in LABELS))
 FIRST_INSTANCE = 1000       # an instance id above this is label id * 1000 + number
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.errors import DataError, shown
 from utils.files.whole_file import make_folder, write_bytes
-from utils.images.headers import UnreadableFile
+from utils.images.headers import read_bytes
 from utils.images.image_io import read_label
 from utils.segfix.mat_files import MatFolder, read_offsets
 from utils.segfix.offsets import Refinement
@@ -49,10 +49,7 @@ def refine_instances(job: tuple[str, str, Path], files: MatFolder, scale: float 
     """
     import cv2
     path, name, out = Path(job[0]), job[1], job[2]
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UnreadableFile(f"cannot be opened: {error.strerror}", shown(path)) from None
+    text = read_bytes(path)
     masks, move = [], None
     for number, line in enumerate(text.decode("utf-8", "surrogateescape").splitlines(), 1):
         if not line.strip():

@@ -10,11 +10,11 @@ from utils.images.headers import FORMATS
 from utils.images.image_io import read_image, read_label, write_image, write_label
 from utils.images.image_list import find_images, plan_outputs
 from utils.images.picture_files import LABEL_SUFFIXES
+from utils.metrics.cityscapes_metrics import EVALUATED_IDS
 from utils.segfix.mat_files import MatFolder, read_offsets
 from utils.segfix.offsets import Refinement
-from utils.segfix.targets import CITYSCAPES_IDS
 
-KNOWN_IDS = {"cityscapes": CITYSCAPES_IDS, "ade20k": tuple(range(1, 151))}
+KNOWN_IDS = {"cityscapes": EVALUATED_IDS, "ade20k": tuple(range(1, 151))}
 
 
 def label_jobs(folder: str | os.PathLike, out: str) -> list[tuple[str, str, str]]:

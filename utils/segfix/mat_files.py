@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.errors import DataError, first_line, listed, shown
 from utils.files.whole_file import write_bytes
-from utils.images.headers import UnreadableFile
+from utils.images.headers import UnreadableFile, read_bytes
 from utils.images.picture_files import IMAGE_SUFFIXES, picture_files
 from utils.segfix.targets import DEGREES_PER_STEP, stored_angle
 
@@ -136,12 +136,7 @@ def _without_suffix(name):
 def _variables(path, required, optional=()):
     """Returns the variables of a MATLAB file by name. Raises DataError if one is missing."""
     import scipy.io
-    try:
-        with open(path, "rb") as file:
-            # Read here, because scipy leaves a damaged file open.
-            data = io.BytesIO(file.read())
-    except OSError as error:
-        raise UnreadableFile(f"cannot be opened: {error.strerror or error}", shown(path)) from None
+    data = io.BytesIO(read_bytes(path))     # in memory, because scipy leaves a damaged file open
     try:
         found = scipy.io.loadmat(data, variable_names=(*required, *optional))
     except Exception as error:                  # scipy's parser raises many types on bad bytes

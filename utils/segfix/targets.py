@@ -7,12 +7,12 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
+from utils.metrics.cityscapes_metrics import EVALUATED_IDS
+
 MAX_DEPTH = 250           # pixels: larger distances are stored as this
 DEGREES_PER_STEP = 2      # resolution of a stored angle
 MIN_PIXELS = 100          # a class with fewer pixels in an image gets no distances, as published
 VOID = 65535              # the value in a map of regions that is not a class
-# The label ids of the 19 classes that Cityscapes evaluates.
-CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
 def distance_maps(labels: np.ndarray, void: int | None = 255, min_pixels: int = MIN_PIXELS) \
@@ -57,14 +57,14 @@ def semantic_regions(labels: np.ndarray, ids: str = "keep", void: Collection[int
     ids: which values are classes. "keep": all except those in `void`. "cityscapes": the 19
         label ids that are evaluated. "ade20k": all except 255.
     """
-    known = (np.isin(labels, CITYSCAPES_IDS) if ids == "cityscapes"
+    known = (np.isin(labels, EVALUATED_IDS) if ids == "cityscapes"
              else ~np.isin(labels, (255,) if ids == "ade20k" else tuple(void)))
     return np.where(known, labels.astype(np.uint16), np.uint16(VOID))
 
 
 def instance_regions(instance_ids: np.ndarray) -> np.ndarray:
     """Returns Cityscapes' instance ids (H, W) with 255 for stuff that is not evaluated."""
-    stuff = (instance_ids < 256) & ~np.isin(instance_ids, CITYSCAPES_IDS)
+    stuff = (instance_ids < 256) & ~np.isin(instance_ids, EVALUATED_IDS)
     return np.where(stuff, 255, instance_ids)
 
 
