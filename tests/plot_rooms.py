@@ -8,13 +8,12 @@ the upper right half stays empty.
 """
 import argparse
 import ast
-import io
 from collections import Counter
 from pathlib import Path
 
 from tests.support.places import ROOT
 from tests.test_imports import ROOMS, rooms_of, sources
-from utils.images.sheet import FAINT, GRID, INK, Color, Sheet, text_width
+from utils.images.sheet import FAINT, GRID, INK, Color, Sheet, png_bytes, text_width
 
 # The rooms of utils/, then what stands on them: place -> its files and folders.
 PLACES = {**{f"utils/{room}": (f"utils/{room}.py" if room == "errors" else f"utils/{room}",)
@@ -89,9 +88,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", nargs="?", type=Path, default=ROOT / "docs" / "architecture.png")
     path = parser.parse_args().path
-    data = io.BytesIO()
-    draw(counts()).image().quantize(64).save(data, "PNG", optimize=True)
-    path.write_bytes(data.getvalue())
+    path.write_bytes(png_bytes(draw(counts()).image()))
     print(path)
 
 

@@ -20,7 +20,6 @@ examples:
 """
 import argparse
 import dataclasses
-import io
 import json
 import subprocess
 import sys
@@ -157,6 +156,7 @@ def _write(args, rows):
     import torch
 
     from utils.files.whole_file import write_bytes
+    from utils.images.sheet import png_bytes
     facts = {"size": args.size, "batch": args.batch, "classes": args.classes,
              "device": torch.cuda.get_device_name() if _device(args) == "cuda" else "cpu",
              "threads": args.threads or torch.get_num_threads(), "torch": str(torch.__version__)}
@@ -166,10 +166,9 @@ def _write(args, rows):
         console.notice(f"the numbers are in {args.json}")
     measured = [row for row in rows if "parameters" in row]
     if args.png and measured:
-        picture = io.BytesIO()
-        draw(measured, f"{args.size[0]} x {args.size[1]}, batch {args.batch}, {facts['device']}, "
-                       f"torch {facts['torch']}").quantize(64).save(picture, "PNG", optimize=True)
-        write_bytes(args.png, picture.getvalue())
+        chart = draw(measured, f"{args.size[0]} x {args.size[1]}, batch {args.batch}, "
+                               f"{facts['device']}, torch {facts['torch']}")
+        write_bytes(args.png, png_bytes(chart))
         console.notice(f"the bar chart is in {args.png}")
 
 

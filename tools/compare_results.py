@@ -93,20 +93,16 @@ def _as_json(table, images):
 
 
 def _as_text(table, images, first, second, level):
-    from utils.metrics.table import percent
+    from utils.metrics.table import aligned, percent
     rows = [("", "first", "second", "difference", f"{100 * level:g} % interval", "p", "")]
     for name, (a, b, interval) in table.items():
         clear = interval.low > 0 or interval.high < 0
         rows.append((name, percent(a), percent(b), f"{100 * interval.value:+.2f}",
                      f"{100 * interval.low:+.2f} .. {100 * interval.high:+.2f}",
                      f"{interval.p:.3f}", "differ" if clear else "no clear difference"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [f"first:  {first}", f"second: {second}",
              f"{images} images, percent, difference = second - first", ""]
-    lines += ["  ".join(cell.ljust(width) if i in (0, 6) else cell.rjust(width)
-                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-              for row in rows]
-    return "\n".join(lines)
+    return "\n".join([*lines, *aligned(rows, (0, 6))])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 Each panel shows the schedule that the JSON in its title builds, stepped as the trainer does it.
 """
 import argparse
-import io
 import json
 import sys
 from pathlib import Path
@@ -41,16 +40,14 @@ def main(argv: list[str] | None = None):
     args = parser.parse_args(argv)
     from PIL import Image
 
-    from utils.images.sheet import PAPER
+    from utils.images.sheet import PAPER, png_bytes
     width, height = PANEL
     rows = -(-len(SECTIONS) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * width, rows * height), PAPER)
     for i, section in enumerate(SECTIONS):
         panel = draw(section, *curve(section, args.steps, args.epochs), args.epochs)
         sheet.paste(panel, (i % COLUMNS * width, i // COLUMNS * height))
-    data = io.BytesIO()
-    sheet.quantize(64).save(data, "PNG", optimize=True)
-    args.path.write_bytes(data.getvalue())
+    args.path.write_bytes(png_bytes(sheet))
     print(args.path)
 
 

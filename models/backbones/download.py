@@ -10,7 +10,7 @@ from utils.errors import ConfigError
 _FIX = "set arch.args.pretrained to false, or give a local file as trainer.finetune_from"
 
 
-def torchvision_state(name: str, weights: str = "IMAGENET1K_V1") -> dict[str, torch.Tensor]:
+def torchvision_state(name: str) -> dict[str, torch.Tensor]:
     """Return the state dict of torchvision's classifier called `name`, checked by its hash.
 
     The file is cached in the folder of torch.hub. Raises ConfigError if torchvision is
@@ -21,7 +21,7 @@ def torchvision_state(name: str, weights: str = "IMAGENET1K_V1") -> dict[str, to
     except ImportError as error:
         raise ConfigError("pretrained weights need torchvision, which is not installed",
                           where="arch.args.pretrained", fix=_FIX) from error
-    entry = get_model_weights(name)[weights]
+    entry = get_model_weights(name)["IMAGENET1K_V1"]
     return _fetched(name, entry.url, entry.get_state_dict)
 
 

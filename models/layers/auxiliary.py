@@ -27,8 +27,7 @@ class AuxiliaryHeadModel(BaseModel):
         super().__init__()
         self.aux_head = None
 
-    def build_encoder(self, backbone: str, use_aux: bool = True,
-                      **options: Any) -> tuple[int, int]:
+    def build_encoder(self, backbone: str, use_aux: bool, **options: Any) -> tuple[int, int]:
         """Set self.backbone; return the channels of the map for the auxiliary head and of the last.
 
         options: passed to `build_backbone`.

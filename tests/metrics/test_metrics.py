@@ -278,7 +278,8 @@ def reduced(rank, world):
     results = []
     for metrics in (DatasetMetrics(4), ImageMetrics(4), BoundaryMetrics(4)):
         for i in range(rank, 5, world):
-            metrics.update(prediction[i:i + 1], target[i:i + 1], index=[i])
+            index = {"index": [i]} if isinstance(metrics, ImageMetrics) else {}
+            metrics.update(prediction[i:i + 1], target[i:i + 1], **index)
         metrics.reduce()
         results.append(metrics.compute())
     return str(results)

@@ -53,7 +53,7 @@ class Segmenter:
         names, palette = self.opened.class_names, self.opened.palette
         counts = np.bincount(labels.ravel(), minlength=len(names)).tolist()
         shares = [{"name": name, "colour": list(color), "share": count / labels.size}
-                  for name, color, count in zip(names, palette, counts, strict=True) if count]
+                  for name, color, count in zip(names, palette, counts, strict=False) if count]
         return {"height": labels.shape[0], "width": labels.shape[1],
                 "original": [height, width], "labels": _data_url(self._png(labels)),
                 "classes": sorted(shares, key=lambda one: -one["share"])}

@@ -115,10 +115,12 @@ def _check_outputs(config, report):
 
 def _check_loss_weights(config, report):
     weights, loss = config.get("loss_weights"), config.get("loss")
-    if weights is not None and not isinstance(loss, list):
+    if weights is None:
+        return
+    if not isinstance(loss, list):
         report.note(("loss_weights",), "has an effect only when loss is a list; write \"weight\" "
                                        "next to \"type\" in each loss")
-    elif isinstance(weights, list) and isinstance(loss, list) and len(weights) != len(loss):
+    elif isinstance(weights, list) and len(weights) != len(loss):
         report.note(("loss_weights",), f"expected {len(loss)} weights, one per loss, found "
                                        f"{len(weights)}")
 

@@ -40,7 +40,7 @@ from utils.decision.expected_score import EXACT_VOLUME, Objective
 from utils.decision.rankdice_batched import solve_batched
 from utils.errors import ConfigError, unknown
 from utils.machine.precision import full_precision
-from utils.machine.tensors import LabelBatch, Masks
+from utils.machine.tensors import LabelBatch, Masks, label_dtype
 
 METRICS = ("dice", "iou")
 SOLVERS = ("auto", "exact", "rma")
@@ -315,7 +315,7 @@ def _labels_by_row(flat, problem, answers, run):
     """Labels (N, n): each pixel gets the class with the largest gain, a block of pixels at a time.
     """
     images, classes, n = flat.shape
-    labels = torch.empty(images, n, dtype=torch.uint8 if classes <= 255 else torch.int16)
+    labels = torch.empty(images, n, dtype=label_dtype(classes))
 
     def fill(place):
         image, start = place

@@ -9,7 +9,7 @@ import torch
 
 from utils.decision.expected_score import EXACT_VOLUME, TINY, Objective, quadrature
 from utils.machine.precision import full_precision
-from utils.machine.tensors import LabelBatch, Masks
+from utils.machine.tensors import LabelBatch, Masks, label_dtype
 
 ELEMENTS = 2 ** 24       # probabilities processed at a time; bounds the temporary memory
 STEPS = 8                # Newton steps; starting at 0.5, three to six reach the fixed point
@@ -164,8 +164,7 @@ def _labels(flat, objective, answer):
     active = answer["active"] | ~answer["active"].any(1, keepdim=True)
     gain = objective.gain(*known)
     gain_at_zero = torch.where(active, -objective.threshold(*known) * gain, -torch.inf)
-    dtype = torch.uint8 if classes <= 255 else torch.int16
-    labels = torch.empty(images, n, dtype=dtype, device=flat.device)
+    labels = torch.empty(images, n, dtype=label_dtype(classes), device=flat.device)
     step = max(1, ELEMENTS // classes)
     for image in range(images):
         slope = gain[image, :, None].to(torch.float32)

@@ -62,7 +62,7 @@ def score_labels(dataset: LabeledDataset, predictions: Path, ids: str | None = N
     of_images = ImageMetrics(classes, dataset.ignore_index)
     names = [name for name in truths if name in paths]
     for number, counts in enumerate(count_all(count, names, workers, dataset.problems + unpaired)):
-        of_dataset.add(counts, [number])
+        of_dataset.add(counts)
         of_images.add(counts, [number])
     scores = Scores(of_dataset.compute(), of_images.compute())
     text = format_table(scores, dataset.class_names)

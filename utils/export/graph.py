@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.errors import ConfigError, NumericalError, first_line
 from utils.export.metadata import GraphMetadata
-from utils.machine.tensors import Logits
+from utils.export.onnx_network import open_session
+from utils.machine.tensors import Logits, label_dtype
 from utils.predict.largest_class import largest_class
 from utils.predict.open_model import OpenModel
 
@@ -66,7 +67,7 @@ class Graph(nn.Module):
         logits = self.network(self.normalize(images))
         if not self.argmax:
             return logits
-        return logits.argmax(1).to(torch.uint8 if logits.shape[1] <= 255 else torch.int16)
+        return logits.argmax(1).to(label_dtype(logits.shape[1]))
 
 
 @dataclass
@@ -188,19 +189,11 @@ def write_graph(graph: Graph, path: str | os.PathLike, file_format: str, metadat
                           ) from error
 
 
-def open_graph(path: str | os.PathLike, file_format: str, threads: int = 0) \
+def open_graph(path: str | os.PathLike, file_format: str) \
         -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the graph in a file as a function: images (N, 3, H, W) -> its output.
-
-    threads: of ONNX Runtime; 0 takes every core.
-    """
+    """Returns the graph in a file as a function: images (N, 3, H, W) -> its output."""
     if file_format == "onnx":
-        import onnxruntime
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4              # errors are raised anyway
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(str(path), options,
-                                               providers=["CPUExecutionProvider"])
+        session = open_session(str(path))
         name = session.get_inputs()[0].name
         return lambda images: np.asarray(session.run(None, {name: images})[0])
     with _quiet(), open(path, "rb") as file:

@@ -1,5 +1,6 @@
 """Runs an ONNX graph of tools.export with ONNX Runtime, without PyTorch."""
 import importlib.util
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -7,6 +8,9 @@ import numpy as np
 from utils.errors import CheckpointError, ConfigError, DataError, first_line
 from utils.export.metadata import read_metadata
 from utils.images.types import Image, Labels
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 class OnnxNetwork:
@@ -22,13 +26,8 @@ class OnnxNetwork:
         if importlib.util.find_spec("onnxruntime") is None:
             raise ConfigError("running a graph needs onnxruntime, which is not installed",
                               fix="pip install -r requirements-export.txt")
-        import onnxruntime
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4              # errors are raised anyway
-        options.intra_op_num_threads = threads
         try:
-            self.session = onnxruntime.InferenceSession(path, options,
-                                                        providers=[_provider(provider)])
+            self.session = open_session(path, _provider(provider), threads)
         except ConfigError:
             raise
         except Exception as error:          # ONNX Runtime raises many types
@@ -77,6 +76,16 @@ def largest(logits: np.ndarray) -> Labels:
         labels[larger] = k
         np.maximum(best, logits[k], out=best)
     return labels
+
+
+def open_session(path: str, provider: str = "CPUExecutionProvider",
+                 threads: int = 0) -> "onnxruntime.InferenceSession":
+    """Opens a graph. threads: of the CPU; 0 takes every core. Raises ONNX Runtime's errors."""
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4              # errors are raised anyway
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=[provider])
 
 
 def _provider(name):

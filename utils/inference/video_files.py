@@ -137,12 +137,8 @@ class VideoWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None):
-        try:
+        with self._folder:                  # removed at the end
             if self._encoder is not None:
                 self._encoder.release()
-            if self._file is not None and kind is None:
-                self._file.finish()
-        finally:
             if self._file is not None:
-                self._file.discard()        # does nothing after `finish`
-            self._folder.cleanup()
+                self._file.__exit__(kind, error, traceback)

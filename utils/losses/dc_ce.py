@@ -6,13 +6,13 @@ Differs from that code: ignored pixels are left out of both parts; that code ove
 class 0, in place.
 """
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from utils.losses.class_dice import dice_ratio
 from utils.losses.pixels import class_sums, labeled, mean_over
 from utils.losses.topk import top_percent
 from utils.losses.warning import warn_once
+from utils.machine.distributed import world_size
 from utils.machine.tensors import LabelBatch, Logits
 
 
@@ -82,7 +82,7 @@ class DC_TOPK(DC_CE):  # noqa: N801 (the name that the published configs use)
 
 def _over_ranks(sums):
     """Adds up the sums of all ranks. The gradient on a rank is that of its images only."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if world_size() == 1:
         return sums
     from torch.distributed.nn.functional import all_reduce
     # The backward pass of all_reduce adds up the gradients of the ranks, and

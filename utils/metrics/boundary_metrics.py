@@ -13,7 +13,6 @@ Differs from both: the border of an ignored region is not an outline, and ignore
 none. The border of the image is an outline, as published.
 """
 import math
-from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -50,14 +49,11 @@ class BoundaryMetrics:
         """Removes all images."""
         self._rows: list[torch.Tensor] = []       # (1, 6C) int64 each
 
-    def update(self, prediction: torch.Tensor, target: torch.Tensor,
-               index: Iterable[int] | None = None):
+    def update(self, prediction: torch.Tensor, target: torch.Tensor):
         """Adds a batch.
 
         prediction: label map (N, H, W) of any integer dtype, or bool masks (N, C, H, W).
         target: (N, H, W) of any integer dtype, or one-hot (N, C, H, W) of any dtype.
-        `index` is accepted as in `ImageMetrics.update`, and not used: the scores do not depend on
-        the order.
         """
         if target.ndim == 4:
             target = labels_of_one_hot(target)

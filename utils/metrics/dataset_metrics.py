@@ -5,7 +5,6 @@ first, then IoU = TP / (TP + FP + FN) per class. Pixels with an ignored target a
 void prediction on a valid pixel is a false negative of the class of the target, but not a false
 positive of any class.
 """
-from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -35,16 +34,12 @@ class DatasetMetrics:
         self._totals: torch.Tensor | None = None       # see `_counted`
         self._label_images = self._mask_images = 0
 
-    def update(self, prediction: torch.Tensor, target: torch.Tensor,
-               index: Iterable[int] | None = None):
-        """Adds a batch; shapes and dtypes are those of `count_pixels`.
-
-        `index` is accepted as in `ImageMetrics.update`, and not used: sums have no order.
-        """
+    def update(self, prediction: torch.Tensor, target: torch.Tensor):
+        """Adds a batch; shapes and dtypes are those of `count_pixels`."""
         self.add(count_pixels(prediction, target, self.num_classes, self.ignore_index))
 
-    def add(self, counts: PixelCounts, index: Iterable[int] | None = None):
-        """Adds the counts of a batch from `count_pixels`; `index` is not used."""
+    def add(self, counts: PixelCounts):
+        """Adds the counts of a batch from `count_pixels`."""
         matrix = counts.confusion
         if matrix is None:
             matrix = counts.hits.new_zeros(self.num_classes * (self.num_classes + 1))

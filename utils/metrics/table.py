@@ -1,5 +1,6 @@
 """Tables of scores as text, per class and per rule, in percent; `-` for an undefined score."""
 import math
+from collections.abc import Collection, Sequence
 
 from utils.metrics.scores import Scores
 
@@ -24,7 +25,7 @@ def format_table(scores: Scores, class_names: list[str], title: str | None = Non
     if image and image["published"]:
         lines.append("Image-level scores as the RankDice code computes them: not comparable "
                      "with others")
-    lines += _aligned(rows)
+    lines += aligned(rows, (1,))
     lines.append(f"All images together: mean IoU {percent(dataset['Mean_IoU'])}, "
                  f"mean Dice {percent(dataset['Mean_Dice'])} "
                  f"({dataset['Classes_Averaged']} classes), "
@@ -55,7 +56,7 @@ def format_rules(results: dict[str, Scores], class_names: list[str]) -> str:
         for title, name in (("mIoU_I", "Mean_IoU"), ("mDice_I", "Mean_Dice"),
                             ("mIoU_C", "Mean_Class_IoU"), ("mDice_C", "Mean_Class_Dice")):
             rows.append([title, *(percent(image[name]) for image in images)])
-    lines = _aligned(rows)
+    lines = aligned(rows, (0,))
     if with_images and any(image["published"] for image in images):
         lines.insert(0, "Image-level scores as the RankDice code computes them: not comparable "
                         "with others")
@@ -68,7 +69,7 @@ def format_rules(results: dict[str, Scores], class_names: list[str]) -> str:
         rows = [["id", "class", *rules]]
         rows += [[str(k), str(label), *(percent(values[k]) for values in columns)]
                  for k, label in enumerate(class_names)]
-        lines += ["", title, *_aligned(rows)]
+        lines += ["", title, *aligned(rows, (1,))]
     return "\n".join(lines)
 
 
@@ -76,7 +77,7 @@ def format_intervals(table: dict) -> str:
     """Scores with their bounds, one per line; table: from `utils.metrics.bootstrap.intervals`."""
     rows = [[name, percent(one.value), f"{percent(one.low)} .. {percent(one.high)}"]
             for name, one in table.items() if not math.isnan(one.value)]
-    return "\n".join(_aligned(rows)) if rows else ""
+    return "\n".join(aligned(rows, (0,))) if rows else ""
 
 
 def percent(value: float | None) -> str:
@@ -90,10 +91,9 @@ def _accuracy(dataset):
     return f"binary accuracy {percent(dataset['Binary_Accuracy'])}"
 
 
-def _aligned(rows):
-    """One line per row: the name column is left-aligned, all others are right-aligned."""
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """One line per row; the columns `left` are left-aligned, all others right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    text = 2 if rows[0][0] == "id" else 1
-    return ["  ".join(cell.ljust(width) if i == text - 1 else cell.rjust(width)
+    return ["  ".join(cell.ljust(width) if i in left else cell.rjust(width)
                       for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
             for row in rows]

@@ -11,7 +11,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from utils.machine.tensors import LabelBatch, Logits
+from utils.machine.tensors import LabelBatch, Logits, label_dtype
 
 CELL_BYTES = 1 << 20        # of logits of undecided cells at a time: fits in a core's cache
 MOST_OPEN = 0.8             # with a larger share of undecided cells, resizing everything is faster
@@ -28,7 +28,7 @@ def largest_class(scores: Logits) -> LabelBatch:
     classes = scores.shape[1]
     if scores.device.type != "cpu" or classes > 255 or scores.stride(-1) != 1:
         label = scores.max(dim=1).indices
-        return label.to(torch.uint8 if classes <= 255 else torch.int16)
+        return label.to(label_dtype(classes))
     # Comparing with the maximum, and a maximum over one byte per value, are both vectorized;
     # torch's maximum with its index is not, and takes four times as long.
     best = (scores == scores.amax(1, keepdim=True)).view(torch.uint8)
