@@ -130,7 +130,7 @@ def _smp_loss(twin):
     if twin is None:
         return None
     try:
-        from segmentation_models_pytorch import losses  # pyright: ignore[reportMissingImports]
+        from segmentation_models_pytorch import losses
     except ImportError:
         return None
     name, options = twin

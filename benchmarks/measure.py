@@ -1,7 +1,7 @@
-"""Measures CPU times of candidates that run in turns in one process, and peak memory.
+"""Measures the times of candidates that run in turns in one process, and peak memory.
 
-CPU time of the process is measured, because machines are shared. Ratios are computed per round,
-so a machine whose speed changes slowly does not bias them.
+CPU time of the process is measured by default, because machines are shared. Ratios are computed per
+round, so a machine whose speed changes slowly does not bias them.
 """
 import statistics
 import time
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from utils.machine.memory import forget_peak, resident
 
 
-def interleaved(candidates: dict[str, Callable], rounds: int = 5, warmup: int = 1) \
-        -> dict[str, list[float]]:
-    """CPU seconds of every call: name -> one number per round. The candidates run in turns A B A B.
+def interleaved(candidates: dict[str, Callable], rounds: int = 5, warmup: int = 1,
+                clock: Callable[[], float] = time.process_time) -> dict[str, list[float]]:
+    """Seconds of every call: name -> one number per round. The candidates run in turns A B A B.
 
-    The first `warmup` rounds are not measured.
+    The first `warmup` rounds are not measured. clock: read before and after every call.
     """
     for _ in range(warmup):
         for call in candidates.values():
@@ -22,9 +22,9 @@ def interleaved(candidates: dict[str, Callable], rounds: int = 5, warmup: int = 
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, call in candidates.items():
-            before = time.process_time()
+            before = clock()
             call()
-            seconds[name].append(time.process_time() - before)
+            seconds[name].append(clock() - before)
     return seconds
 
 

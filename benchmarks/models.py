@@ -191,7 +191,7 @@ def _torchvision(name):
 
 
 def _smp(name, encoder_name="resnet50", **options):
-    import segmentation_models_pytorch  # pyright: ignore[reportMissingImports]
+    import segmentation_models_pytorch
     return getattr(segmentation_models_pytorch, name)(
         encoder_name=encoder_name, encoder_weights=None, classes=CLASSES, **options)
 

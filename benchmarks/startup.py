@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
 
 def main(argv: list[str] | None = None):
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args(argv).rounds
-    from benchmarks.measure import table
+    from benchmarks.measure import interleaved, table
     environment = {**os.environ}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as folder:
@@ -40,13 +41,11 @@ def main(argv: list[str] | None = None):
             "a syntax error in the config": [sys.executable, "train.py", "-c", os.devnull],
             "first iteration (ENet, Shapes)": first_iteration,
         }
-        seconds: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(rounds + 1):
-            for name, command in commands.items():
-                before = time.perf_counter()
-                subprocess.run(command, capture_output=True, env=environment)
-                seconds[name].append(time.perf_counter() - before)
-    middle = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+        seconds = interleaved({name: partial(subprocess.run, command, capture_output=True,
+                                             env=environment)
+                               for name, command in commands.items()},
+                              rounds, clock=time.perf_counter)
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
     table("start-up, wall seconds", [("command", "median s")]
           + [(name, f"{value:.2f}") for name, value in middle.items()])
     first = middle["first iteration (ENet, Shapes)"]

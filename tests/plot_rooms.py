@@ -43,8 +43,7 @@ def _places_of(node):
     yield from (f"utils/{room}" for room in rooms_of(node) if room in ROOMS)
     if isinstance(node, ast.ImportFrom) and node.module:
         package = node.module.split(".")[0]
-        yield from {"base": ("base",), "models": ("models",), "dataloader": ("dataloader",),
-                    "trainer": ("trainer.py",), "tools": ("tools",)}.get(package, ())
+        yield from {"trainer.py" if package == "trainer" else package} & PLACES.keys()
 
 
 def draw(found: dict[str, Counter]) -> Sheet:

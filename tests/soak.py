@@ -151,7 +151,7 @@ class Soak:
              f"trainer.save_dir={saves}", f"train_loader.args.num_workers={workers}",
              f"trainer.save_async={self.draw.choice(['true', 'false'])}"],
             cwd=ROOT, stdout=subprocess.DEVNULL, stderr=self.errors, start_new_session=True,
-            env={**environment(), "OMP_NUM_THREADS": "1", "TMPDIR": str(self.scratch)})
+            env={**environment(), "TMPDIR": str(self.scratch)})
 
     def _wait(self, process, seconds):
         try:

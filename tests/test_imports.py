@@ -1,12 +1,11 @@
 """The house rules that can be read off the source files."""
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.places import ROOT
+from tests.support.run_program import program
 from utils.config.registry import KINDS, components
 
 ENTRY_POINTS = ("train.py", "test.py", "inference.py")
@@ -115,20 +114,20 @@ def test_entry_points_and_contracts_name_no_component(kind):
         assert not words & set(components(kind)), place
 
 
-@pytest.mark.parametrize("program", ENTRY_POINTS)
-def test_help_answers_without_importing_torch(program):
-    code = (f"import sys, runpy; sys.argv = ['{program}', '--help']\n"
-            f"try:\n    runpy.run_path('{program}', run_name='__main__')\n"
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_help_answers_without_importing_torch(entry_point):
+    code = (f"import sys, runpy; sys.argv = ['{entry_point}', '--help']\n"
+            f"try:\n    runpy.run_path('{entry_point}', run_name='__main__')\n"
             "except SystemExit as stop:\n    assert stop.code == 0\n"
             "assert 'torch' not in sys.modules and 'numpy' not in sys.modules")
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = program("-c", code)
     assert result.returncode == 0, result.stderr
     assert "examples:" in result.stdout and "exit status" in result.stdout
 
 
-@pytest.mark.parametrize("program", ENTRY_POINTS)
-def test_entry_points_stay_short(program):
-    assert len((ROOT / program).read_text().splitlines()) <= 100
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_entry_points_stay_short(entry_point):
+    assert len((ROOT / entry_point).read_text().splitlines()) <= 100
 
 
 def test_no_module_is_called_after_nothing():
@@ -136,10 +135,9 @@ def test_no_module_is_called_after_nothing():
     assert not names & {"helpers", "helper", "misc", "common", "utilities"}
 
 
-@pytest.mark.parametrize("program", ENTRY_POINTS)
-def test_version_names_what_decides_the_numbers(program):
-    result = subprocess.run([sys.executable, program, "--version"], cwd=ROOT, capture_output=True,
-                            text=True)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_version_names_what_decides_the_numbers(entry_point):
+    result = program(entry_point, "--version")
     assert result.returncode == 0
     assert "segwright" in result.stdout and "torch " in result.stdout
 

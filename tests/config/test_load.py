@@ -2,15 +2,13 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.config.samples import JSON, mistakes, only_mistake, places_in, small
-from tests.support.places import ROOT
+from tests.support.run_program import program
 from utils.config.load import apply_overrides, load_config, save_config
 from utils.config.schema import resolve_config
 from utils.errors import ConfigError
@@ -138,8 +136,7 @@ def test_a_syntax_error_is_reported_before_torch_is_imported(write):
             f"try: load_config({str(path)!r})\n"
             "except ValueError as error: print(error)\n"
             "print('torch' in sys.modules)")
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                         check=True).stdout
+    out = program("-c", code, check=True).stdout
     assert "c.json:2:6" in out and out.endswith("False\n")
 
 

@@ -50,7 +50,7 @@ def test_a_name_that_occurs_twice_is_a_problem(tmp_path):
     assert report.problems == ["x: sample occurs 2 times"]
 
 
-def test_arguments_are_checked(tmp_path, capsys):
+def test_arguments_are_checked():
     for args in ({"data_dir": "x"}, {"data_dir": 5, "split": "training"}, [],
                  {"data_dir": "x", "split": "training", "splitt": 1},
                  {"data_dir": "x", "split": "trainig"}):

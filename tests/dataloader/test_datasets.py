@@ -61,6 +61,11 @@ EMPTIED = {reading[0]: reading for reading in reversed(READINGS) if reading[1] i
     "val", "validation", "val2017") or (reading[0], reading[1]) == ("coco_stuff_10k", "test")}
 
 
+def layout(name, label_part):
+    """The first of LAYOUTS of a dataset whose label has `label_part` in its path."""
+    return next(one for one in LAYOUTS if one[0] == name and label_part in one[3])
+
+
 def make_fixtures(out, names, *options):
     command = [sys.executable, str(FACTS / "make_fixture.py"), "--out", str(out), "--size", "48x32",
                "--dataset", *names, *options]

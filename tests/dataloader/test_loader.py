@@ -1,8 +1,5 @@
 import os
-import pickle
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 
@@ -14,7 +11,7 @@ from base.base_dataset import BaseDataset, Sample
 from dataloader.augmentation.transforms import Augmentation
 from dataloader.loader import build_loader, make_loader, split_loader
 from dataloader.shapes import Shapes
-from tests.support.places import ROOT
+from tests.support.run_program import start
 from utils.errors import ConfigError, DataError
 from utils.images.image_io import write_image, write_label
 
@@ -74,8 +71,8 @@ def test_batches_do_not_depend_on_the_number_of_workers():
 def test_an_epoch_resumed_at_any_batch_repeats_the_rest():
     loader = build_loader(shapes(), 4, shuffle=True, num_workers=2, training=True)
     whole = batches(loader, 3)
-    for start in range(6):
-        assert batches(loader, 3, start) == whole[start:]
+    for first in range(6):
+        assert batches(loader, 3, first) == whole[first:]
     assert len(loader) == 5
 
 
@@ -240,11 +237,8 @@ def test_a_killed_worker_becomes_an_error_with_the_likely_cause():
     assert "train_00005" in message and "/dev/shm" in message and "num_workers" in message
 
 
-def run_script(body, **options):
-    script = "import sys; sys.path.insert(0, '.')\n" + textwrap.dedent(body)
-    return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            start_new_session=True, **options)
+def run_script(body):
+    return start("-c", textwrap.dedent(body))
 
 
 @pytest.mark.slow      # starts a process that imports torch
@@ -282,8 +276,3 @@ def test_a_program_that_ends_in_the_middle_of_an_epoch_does_not_wait_for_workers
     out, err = process.communicate(timeout=120)
     assert err == "" and process.returncode == 0
     assert float(out) < 4                       # waiting for a worker takes 5 s
-
-
-def test_errors_survive_the_way_from_a_worker():
-    error = pickle.loads(pickle.dumps(DataError("what", "where", "fix")))
-    assert (error.what, error.where, error.fix) == ("what", "where", "fix")

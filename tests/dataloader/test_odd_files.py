@@ -8,7 +8,13 @@ from scipy.io import savemat
 
 from dataloader.ade20k import ADE20K
 from dataloader.dataset_report import check_dataset
-from tests.dataloader.test_datasets import LAYOUTS, open_layout, write_file, write_layout
+from tests.dataloader.test_datasets import (
+    LAYOUTS,
+    layout,
+    open_layout,
+    write_file,
+    write_layout,
+)
 from utils.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -126,10 +132,6 @@ def test_what_is_not_a_regular_file_is_named(tmp_path):
         ADE20K(**args)
     assert all(f"{name}.png" in str(caught.value) for name in "bcd")
     assert len(check_dataset("ADE20K", args).problems) == 3
-
-
-def layout(name, label_part):
-    return next(one for one in LAYOUTS if one[0] == name and label_part in one[3])
 
 
 def test_the_missing_label_of_a_prepared_context_is_a_png(tmp_path):

@@ -144,7 +144,7 @@ def test_ranks_read_from_a_cache_what_one_process_reads_from_files(world, cached
                for name, image in zip(whole["id"], whole["image"], strict=True))
 
 
-def test_a_mixture_reads_each_part_from_the_cache_of_the_part(cached, tmp_path):
+def test_a_mixture_reads_each_part_from_the_cache_of_the_part(cached):
     args, folder = cached
     parts = [{"type": "Folder", "args": {**args, "cache": str(folder)}},
              {"type": "Folder", "args": args}]
@@ -452,7 +452,7 @@ def test_threads_may_pack_and_read(tmp_path):
     assert len(found) == 4 and all(torch.equal(one, found[0]) for one in found)
 
 
-def test_no_pickle_is_read(cached):
+def test_no_pickle_is_read():
     import dataloader.pixel_cache as module
     with open(module.__file__) as file:
         source = file.read()

@@ -13,7 +13,7 @@ from utils.decision.calibration import (
 from utils.errors import DataError
 
 
-def calibrated(activation, pixels=40000, classes=4):
+def calibrated(pixels=40000, classes=4):
     """Logits, and labels that are drawn from their probabilities."""
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(pixels, classes, generator=g) * 2
@@ -23,12 +23,12 @@ def calibrated(activation, pixels=40000, classes=4):
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
 def test_a_known_temperature_is_found(temperature):
-    logits, labels = calibrated("softmax")
+    logits, labels = calibrated()
     assert fit_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.03)
 
 
 def test_the_temperature_of_a_sigmoid_network_has_the_lowest_loss():
-    logits, labels = calibrated("sigmoid")
+    logits, labels = calibrated()
     best = fit_temperature(logits, labels, "sigmoid")
     losses = [reliability(logits, labels, "sigmoid", best * f).log_loss for f in (0.98, 1, 1.02)]
     assert losses[1] == min(losses)
@@ -41,7 +41,7 @@ def test_a_network_that_is_always_right_or_wrong_gets_the_extreme_temperature():
 
 
 def test_calibrated_probabilities_have_almost_no_error():
-    logits, labels = calibrated("softmax")
+    logits, labels = calibrated()
     for top in (True, False):
         assert reliability(logits, labels, top=top).ece < 0.01
         assert reliability(logits * 3, labels, top=top).ece > 0.02
@@ -59,7 +59,7 @@ def test_ece_and_log_loss_equal_an_example_worked_by_hand():
 
 
 def test_without_top_every_class_of_every_pixel_is_counted():
-    logits, labels = calibrated("softmax", 100)
+    logits, labels = calibrated(100)
     assert reliability(logits, labels, top=False).count.sum() == 400
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.support.places import ROOT
+from tests.support.png import chunk, png
 from utils.errors import DataError, shown
 from utils.images import headers, image_io
 from utils.images.headers import UnreadableFile, read_header
@@ -52,13 +53,7 @@ def png_16_bit(values):
     height, width = values.shape[:2]
     color = 0 if values.ndim == 2 else 2
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-
-    def chunk(name, body):
-        return (struct.pack(">I", len(body)) + name + body
-                + struct.pack(">I", zlib.crc32(name + body)))
-    header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
-            + chunk(b"IEND", b""))
+    return png(width, height, chunk(b"IDAT", zlib.compress(rows)), bits=16, color_type=color)
 
 
 GRAY = RGB[..., 0]
@@ -236,15 +231,10 @@ def test_labels_of_few_bits_keep_their_values(bits, tmp_path):
     packed = np.packbits(np.unpackbits(ids[..., None], axis=-1)[..., 8 - bits:].reshape(5, -1),
                          axis=-1)
     for color in (0, 3):
-        def chunk(name, body):
-            return (struct.pack(">I", len(body)) + name + body
-                    + struct.pack(">I", zlib.crc32(name + body)))
-        path.write_bytes(
-            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 5, bits, color, 0,
-                                                              0, 0))
-            + (chunk(b"PLTE", bytes(range(3 * 2 ** bits))) if color else b"")
-            + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed)))
-            + chunk(b"IEND", b""))
+        path.write_bytes(png(
+            16, 5, *([chunk(b"PLTE", bytes(range(3 * 2 ** bits)))] if color else []),
+            chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))),
+            bits=bits, color_type=color))
         np.testing.assert_array_equal(read_label(path), ids)
 
 
@@ -327,11 +317,9 @@ def test_a_png_may_carry_its_exif_tag_before_or_after_the_pixels(place, tmp_path
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     body = exif.tobytes().removeprefix(b"Exif\0\0")
-    chunk = (struct.pack(">I", len(body)) + b"eXIf" + body
-             + struct.pack(">I", zlib.crc32(b"eXIf" + body)))
     data = encoded(RGB, "PNG")
     path = tmp_path / "tagged.png"
-    path.write_bytes(data[:place] + chunk + data[place:])
+    path.write_bytes(data[:place] + chunk(b"eXIf", body) + data[place:])
     np.testing.assert_array_equal(read_image(path), np.rot90(RGB, -1))
 
 

@@ -19,7 +19,6 @@ from utils.segfix.targets import segfix_targets
 GOLDEN = SHARED / "losses/cases.npz"
 LOSSES = components("losses")
 NAMES = sorted(LOSSES)
-CLASSES = 19
 # Arguments that a loss requires, and arguments whose defaults are meant for larger images.
 ARGS = {
     "MixedLoss": {"losses": [{"type": "CE"}, {"type": "DC", "weight": 0.5}]},
@@ -425,8 +424,6 @@ def probe(name):
     """(value, sum of |gradient|) on waves (2, 4, 12, 13) with an absent class, ignored pixels."""
     kind, args = GOLDEN_CONFIGS[name]
     args = {key: [0.5, 1.0, 1.5, 2.0] if arg == "WEIGHTS" else arg for key, arg in args.items()}
-    if "min_kept" in args:
-        args["min_kept"] = min(args["min_kept"], 100000)
     place = torch.arange(2 * 4 * 12 * 13, dtype=torch.float64)
     logits = (3 * torch.sin(place * 1.7 + place ** 2 * 0.003)).view(2, 4, 12, 13).requires_grad_()
     spot = torch.arange(2 * 12 * 13).view(2, 12, 13)

@@ -1,5 +1,4 @@
 """Encoders: same numbers as torchvision, sizes, dilation, errors for wrong names and options."""
-import subprocess
 import sys
 
 import pytest
@@ -7,6 +6,7 @@ import torch
 from torch import nn
 
 from models.backbones import backbone_names, build_backbone
+from tests.support.run_program import program
 from utils.errors import ConfigError
 
 IMAGE = (1, 3, 65, 97)
@@ -191,7 +191,7 @@ def test_constructing_an_encoder_does_not_import_torchvision():
     """Some seconds: a new process imports torch."""
     source = ("import sys, models.backbones as b; b.build_backbone('resnet18'); "
               "assert 'torchvision' not in sys.modules")
-    subprocess.run([sys.executable, "-c", source], check=True)
+    program("-c", source, check=True)
 
 
 def test_convolutions_before_a_norm_have_no_bias():

@@ -176,7 +176,12 @@ def with_norm(names):
     return [n for n in names if "norm" in inspect.signature(ARCHITECTURES[n]).parameters]
 
 
-def check_norm(name, norm):
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", [
+    name if name in ("DeepLabV3", "ENet", "PSPNet") else
+    pytest.param(name, marks=pytest.mark.slow)      # full size, forward and backward
+    for name in with_norm(ARCHITECTURES)])
+def test_networks_train_with_every_norm(name, norm):
     model, classes = construct(name, norm=norm)
     with torch.no_grad():
         assert model.eval()(torch.randn(1, 3, 33, 47)).isfinite().all()
@@ -185,19 +190,6 @@ def check_norm(name, norm):
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), key
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["DeepLabV3", "ENet", "PSPNet"])
-def test_networks_train_with_every_norm(name, norm):
-    check_norm(name, norm)
-
-
-@pytest.mark.slow      # full size, forward and backward
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", with_norm(ARCHITECTURES))
-def test_all_networks_train_with_every_norm(name, norm):
-    check_norm(name, norm)
 
 
 @pytest.mark.parametrize("norm", ["group", *(pytest.param(norm, marks=pytest.mark.slow)

@@ -1,6 +1,5 @@
 """Loading published checkpoints: wrappers, prefixes, rejected files and the report."""
 import collections
-import os
 import pickle
 
 import numpy as np
@@ -11,6 +10,7 @@ from models.enet import ENet
 from models.unet import UNet
 from models.unet_resnet import UNetResnet
 from models.weights.published import load_published, published
+from tests.checkpoint.test_checkpoint import Hostile
 from utils.checkpoint.read import read_state
 from utils.errors import CheckpointError
 
@@ -125,14 +125,6 @@ def test_the_error_for_an_unknown_name_suggests_the_nearest():
 def test_a_file_without_weights_is_rejected(content):
     with pytest.raises(CheckpointError, match="holds no tensors|holds a (list|NoneType)"):
         load_published(NAME, content)
-
-
-class Hostile:
-    def __init__(self, sentinel):
-        self.sentinel = str(sentinel)
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.sentinel}",)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

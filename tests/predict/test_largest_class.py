@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.predict.test_resizing import resized
 from utils.predict import largest_class as module
 from utils.predict.largest_class import largest_class, upsampled_labels
 
@@ -13,10 +14,6 @@ def regions(classes, height, width, noise=0.0, seed=0):
     coarse = torch.randn(1, classes, height // 4 + 2, width // 4 + 2, generator=generator)
     smooth = F.interpolate(coarse, (height, width), mode="bicubic")
     return smooth + noise * torch.randn(smooth.shape, generator=generator)
-
-
-def resized(x, size, align_corners=False):
-    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 19, 255, 300])

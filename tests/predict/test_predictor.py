@@ -10,6 +10,7 @@ from torch import nn
 from base.base_model import BaseModel
 from models.layers.resize import resize_to
 from models.weights.published import load_published
+from tests.predict.test_resizing import resized
 from tests.support.made_up import PARITY, needs_goldens, published_weights
 from utils.decision.rules import RULES, build_decision
 from utils.errors import ConfigError
@@ -54,10 +55,6 @@ def logits_of(net, x):
 def close(a, b, tolerance=1e-5):
     assert a.shape == b.shape
     assert (a - b).abs().max() <= tolerance * b.abs().max()
-
-
-def resized(x, size, align_corners=False):
-    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
 def test_mode_whole_equals_the_model_on_the_normalized_image(net):

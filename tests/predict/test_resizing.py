@@ -8,6 +8,7 @@ from utils.predict.resizing import add_resized, resize_rows
 
 
 def resized(x, size, align_corners=False):
+    """torch's resize of the whole of x (N, C, h, w), against which the pieces are compared."""
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 

@@ -1,13 +1,9 @@
 """A sum of views computed in strips equals the sum of the resized views."""
 import pytest
 import torch
-import torch.nn.functional as F
 
+from tests.predict.test_resizing import resized
 from utils.predict.view_sum import ViewSum
-
-
-def resized(x, size, align_corners=False):
-    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

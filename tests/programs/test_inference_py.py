@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import inference
+from tests.support.limits import files_limited_to
 from tests.support.places import ROOT
 from tests.support.run_program import kill_group, program, start
 from utils.checkpoint.read import read_checkpoint
@@ -430,15 +431,8 @@ def test_k60_a_full_disk_ends_the_run_with_status_3_and_the_file(checkpoint, tmp
     """K60: a limit on file sizes simulates the full disk."""
     for name in "ab":
         picture(f"{tmp_path}/in/{name}.png", 200, 300)
-    resource = pytest.importorskip("resource")
-    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300, kept[1]))
+    with files_limited_to(300):
         status = run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--masks")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
-        signal.signal(signal.SIGXFSZ, ignored)
     assert status == 3 and "cannot write" in capsys.readouterr().err
     assert not [n for n in tree(tmp_path / "out") if ".part-" in n or n in ("a.png", "b.png")]
 
@@ -602,7 +596,7 @@ def test_an_output_that_cannot_be_streamed_is_one_line(checkpoint, tmp_path, cap
     assert text in error and len(error.splitlines()) == 1 and not tree(tmp_path / "out")
 
 
-def test_a_streamed_image_that_is_stopped_leaves_no_file(checkpoint, tmp_path, capsys, monkeypatch,
+def test_a_streamed_image_that_is_stopped_leaves_no_file(checkpoint, tmp_path, monkeypatch,
                                                          everything_is_large):
     picture(f"{tmp_path}/in/a.png", 75, 143)
     keep = large_image.PngStrips.write

@@ -1,14 +1,13 @@
 """test.py: the score of the training, from nothing but the checkpoint."""
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 import test as program
 from dataloader.loader import make_loader
+from tests.support import run_program
 from tests.support.places import ROOT
 from tools import calibrate, plot_rules
 from utils.checkpoint.read import read_checkpoint
@@ -174,10 +173,8 @@ def test_without_arguments_the_usage_is_printed_and_the_status_is_2(capsys):
 def test_two_processes_give_the_score_of_one(checkpoint, capsys):
     assert run(checkpoint, "--json") == 0
     alone = json.loads(capsys.readouterr().out)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         "test.py", "-r", str(checkpoint), "-d", "cpu", "--json"], cwd=ROOT, text=True,
-        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    done = run_program.program("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                               "test.py", "-r", checkpoint, "-d", "cpu", "--json", check=True)
     assert json.loads(done.stdout) == alone
 
 
@@ -202,10 +199,8 @@ sys.exit(console.run(test.main))
 def test_a_failing_rank_ends_the_other_and_its_error_is_printed_once(checkpoint, tmp_path):
     program_file = tmp_path / "one_fails.py"
     program_file.write_text(ONE_FAILS.format(root=str(ROOT)))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         program_file, "-r", str(checkpoint), "-d", "cpu"], cwd=ROOT, text=True,
-        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200)
+    done = run_program.program("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                               program_file, "-r", checkpoint, "-d", "cpu", timeout=200)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode != 0 and errors[0] == "error: the scanner is on fire"
     assert all("stopped because rank 1 failed" in line for line in errors[1:])

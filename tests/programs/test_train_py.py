@@ -130,7 +130,7 @@ def test_a_missing_label_is_named_before_anything_is_trained(camvid, capsys):
     assert not (camvid / "runs").exists()
 
 
-def test_init_writes_a_config_that_trains(camvid, tmp_path, capsys):
+def test_init_writes_a_config_that_trains(camvid, tmp_path):
     config = tmp_path / "my.json"
     labels = camvid / "trainannot"
     assert run("--init", config, "--images", camvid / "train", "--labels", labels) == 0

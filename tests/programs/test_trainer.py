@@ -1,6 +1,8 @@
 """The training loop on data small enough to check by hand."""
 import contextlib
 import json
+import os
+import signal
 import threading
 import warnings
 import weakref
@@ -101,6 +103,19 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def signal_at(trainer, step, *signums):
+    """Send real signals to this process in the middle of a step."""
+    update = trainer._update
+
+    def signaled(*args):
+        if trainer.progress.step == step:
+            for number in signums:
+                os.kill(os.getpid(), number)
+        return update(*args)
+    trainer._update = signaled
+    return trainer
+
+
 def test_training_equals_a_plain_loop(tmp_path):
     trainer = make(tmp_path, "lr_scheduler=null")
     trainer.train()
@@ -145,13 +160,7 @@ def test_a_resumed_run_mixes_its_batches_as_the_uninterrupted_one(tmp_path):
         trainer = make(folder, model=lambda: Net(dropout=0.5), checkpoint=checkpoint)
         trainer.train_loader.batch_transforms = [CutMix(), CopyBlob(((1, 0),))]
         if stop:
-            update = trainer._update
-
-            def stopping(*args):
-                update(*args)
-                if trainer.progress.step + 1 == stop:
-                    trainer.stop_signal.signum = 15
-            trainer._update = stopping
+            signal_at(trainer, stop - 1, signal.SIGTERM)
         with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
             trainer.train()
         return trainer
@@ -169,13 +178,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, stop):
     whole.train()
 
     first = make(tmp_path / "b", *settings, model=lambda: Net(dropout=0.5))
-    update = first._update
-
-    def stopping(*args):
-        update(*args)
-        if first.progress.step + 1 == stop:
-            first.stop_signal.signum = 15
-    first._update = stopping
+    signal_at(first, stop - 1, signal.SIGTERM)
     with pytest.raises(Interrupted) as stopped:
         first.train()
     assert stopped.value.signum == 15 and "train.py -r" in str(stopped.value)

@@ -19,6 +19,7 @@ import torch
 import train
 from tests.checkpoint.test_checkpoint import Hostile, Net
 from tests.programs.test_trainer import make
+from tests.support.limits import files_limited_to
 from tests.support.places import ROOT
 from tests.support.run_program import SMALL, digest, environment
 from utils.checkpoint import read, run_checkpoints
@@ -110,17 +111,6 @@ def test_k01_the_next_run_clears_what_a_kill_left_in_another_run_folder(tmp_path
         assert not os.listdir(dead) and os.listdir(new) == [RUNNING]
         assert len(os.listdir(alive)) == 3
     holder.communicate()
-
-
-@contextlib.contextmanager
-def files_limited_to(size):
-    """Limit files to `size` bytes: like a full disk, but without root rights."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,7 @@
 """Mistakes in configs and command lines: the faults K49 to K58 of docs/reliability.md."""
 import json
 import os
-import resource
 import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -11,8 +9,9 @@ import numpy as np
 import pytest
 
 import train
+from tests.support.limits import files_limited_to
 from tests.support.places import ROOT
-from tests.support.run_program import SMALL, environment
+from tests.support.run_program import SMALL, program
 from utils.cli import console
 from utils.errors import ConfigError
 from utils.machine import distributed
@@ -256,8 +255,7 @@ sys.exit(console.run(train.main, sys.argv[2:]))
 
 
 def without(packages, *arguments):
-    return subprocess.run([sys.executable, "-c", WITHOUT, packages, *map(str, arguments)], cwd=ROOT,
-                          capture_output=True, text=True, env=environment(), timeout=120)
+    return program("-c", WITHOUT, packages, *arguments)
 
 
 def test_k56_a_training_needs_no_optional_package(tmp_path):
@@ -301,12 +299,8 @@ def logged(logger):
 
 def test_k58_a_full_disk_costs_a_warning_per_log_and_no_training(tmp_path, capfd):
     logger = RunLogger(tmp_path)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
-    try:
+    with files_limited_to(200):
         logged(logger)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     text = capfd.readouterr().err
     assert text.count("warning:") == 2 and "Traceback" not in text
     for name in ("metrics.jsonl", "tensorboard"):

@@ -18,7 +18,8 @@ from dataloader.folder import Folder
 from dataloader.loader import build_loader
 from tests.images.test_image_io import CASES, encoded, png_16_bit
 from tests.support.places import ROOT
-from tests.support.run_program import digest, environment
+from tests.support.png import chunk, png
+from tests.support.run_program import digest, environment, program
 from utils.cli import console
 from utils.errors import DataError
 from utils.images.headers import UnreadableFile, read_header
@@ -270,16 +271,6 @@ def test_k42_image_and_label_share_one_orientation(turn, tmp_path):
 
 # --- bombs ---
 
-def chunk(name, body, length=None):
-    return struct.pack(">I", len(body) if length is None else length) + name + body \
-        + struct.pack(">I", zlib.crc32(name + body))
-
-
-def png(width, height, *chunks, bits=8, color_type=2):
-    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
-
-
 def packed(count):
     """`count` MiB of zeros, compressed to a thousandth."""
     packer = zlib.compressobj(9)
@@ -311,11 +302,9 @@ def peak_while(body, *arguments):
     """(lines that a script prints, MiB by which its body raised the peak of memory)."""
     script = textwrap.dedent("""
         import sys
-        sys.path.insert(0, ".")
         from utils.machine.memory import peak_memory
     """) + textwrap.dedent(body) + "\nprint((peak_memory() - before) / 2 ** 20)\n"
-    result = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT,
-                            capture_output=True, text=True, env=environment(), timeout=120)
+    result = program("-c", script, *arguments)
     assert result.returncode == 0, result.stderr
     *lines, megabytes = result.stdout.splitlines()
     return lines, float(megabytes)

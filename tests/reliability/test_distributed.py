@@ -5,8 +5,6 @@ All slow: most start two or more processes that import torch, and some wait for 
 import json
 import re
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,7 +13,7 @@ from dataloader.samplers import BatchPlan, EpochOrder
 from tests.reliability.test_signals import AT_STEP_3
 from tests.support.places import ROOT
 from tests.support.ranks import free_port
-from tests.support.run_program import SMALL, digest, environment
+from tests.support.run_program import SMALL, digest, program
 from tests.support.warm_start import left_of_group, until
 from utils.errors import ConfigError
 from utils.machine import distributed
@@ -246,10 +244,9 @@ sys.exit(console.run(train.main))
 def launched(folder, *arguments, fault="", restarts=0):
     wrapper = folder / "wrapper.py"
     wrapper.write_text(WRAPPER.format(root=str(ROOT), fault=fault))
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         f"--max-restarts={restarts}", wrapper, *TINY, f"trainer.save_dir={folder}", *arguments],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280)
+    return program("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                   f"--max-restarts={restarts}", wrapper, *TINY, f"trainer.save_dir={folder}",
+                   *arguments, timeout=280)
 
 
 def test_max_restarts_goes_on_from_last_pth_by_itself(warm, tmp_path):

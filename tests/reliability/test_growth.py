@@ -5,8 +5,6 @@ SEGWRIGHT_VALIDATIONS=1000 python -m pytest -m slow -s tests/reliability/test_gr
 import ctypes
 import gc
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -15,11 +13,12 @@ from torch import nn
 
 from base.base_model import BaseModel
 from dataloader.loader import make_loader
-from tests.support.places import ROOT
+from tests.support.run_program import program
 from trainer import Trainer
 from utils.config.load import load_config
 from utils.config.schema import resolve_config
 from utils.images.normalize import Normalize
+from utils.machine.memory import resident
 from utils.training.criterion import Criterion
 
 VALIDATIONS = int(os.environ.get("SEGWRIGHT_VALIDATIONS", 30))
@@ -40,8 +39,7 @@ class Small(BaseModel):
 def resident_bytes():
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/statm") as stream:
-        return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident("VmRSS")
 
 
 def snapshot():
@@ -79,6 +77,6 @@ def test_memory_files_and_threads_do_not_grow_with_the_number_of_validations(tmp
 
 def test_peak_memory_does_not_include_the_process_that_started_the_program():
     held = torch.ones(100_000_000)      # 400 MB
-    said = subprocess.run([sys.executable, "-c", "from utils.machine.memory import peak_memory; "
-                           "print(peak_memory())"], cwd=ROOT, capture_output=True, check=True)
+    said = program("-c", "from utils.machine.memory import peak_memory; print(peak_memory())",
+                   check=True)
     assert 2e6 < int(said.stdout) < held.nbytes / 4

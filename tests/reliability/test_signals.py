@@ -11,7 +11,7 @@ import torch
 
 import train
 from tests.programs.test_train_py import camvid, on_camvid  # noqa: F401   a fixture
-from tests.programs.test_trainer import Loader, Net, make, same, weights
+from tests.programs.test_trainer import Loader, Net, make, same, signal_at, weights
 from tests.support.places import ROOT
 from tests.support.run_program import SMALL, environment, program
 from tests.support.warm_start import left_of_group
@@ -41,19 +41,6 @@ def resumed(folder):
     trainer = make(folder, model=dropout, checkpoint=read_checkpoint(folder / "last.pth"))
     trainer.train()
     return weights(trainer)
-
-
-def signal_at(trainer, step, *signums):
-    """Send real signals to this process in the middle of a step."""
-    update = trainer._update
-
-    def signalled(*args):
-        if trainer.progress.step == step:
-            for number in signums:
-                os.kill(os.getpid(), number)
-        return update(*args)
-    trainer._update = signalled
-    return trainer
 
 
 def wait(*_):

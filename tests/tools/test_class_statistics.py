@@ -15,7 +15,7 @@ from utils.losses.class_weights import WEIGHT_RULES, class_weights
 RNG = np.random.default_rng(0)
 
 
-def make(root, labels, size=(2, 4)):
+def make(root, labels):
     """ADE20K training with these stored labels, images of noise; its loader arguments."""
     for folder in ("images", "annotations"):
         (root / folder / "training").mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_a_damaged_file_is_named(tmp_path, capsys):
     assert "1.png" in capsys.readouterr().err
 
 
-def test_a_config_can_name_the_data(tmp_path, capsys):
+def test_a_config_can_name_the_data(capsys):
     argv = ["-c", "config.json", "train_loader.args.length=3", "--workers", "0"]
     assert run(main, argv) == 0
     assert "Shapes" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import torch
 
 from models.hrnet_seg import HRNet
 from models.weights.published import published
+from tests.models.test_hrnet import official
 from tests.support.made_up import picture, waves
 from tools import convert_checkpoint
 from tools.convert_checkpoint import make_checkpoint
@@ -29,13 +30,7 @@ def network():
 @pytest.fixture
 def source(network, tmp_path):
     """The network's weights in the format of its authors."""
-    state = {}
-    for key, value in network.state_dict().items():
-        key = key.removeprefix("backbone.")
-        for ours, theirs in (("head.0.", "last_layer."), ("head.2.", "last_layer.3.")):
-            if key.startswith(ours):
-                key = theirs + key.removeprefix(ours)
-        state["model." + key] = value
+    state = {"model." + key: value for key, value in official(network).items()}
     path = tmp_path / "published.pth"
     torch.save({"state_dict": state, "epoch": 3}, path)
     return path
@@ -96,7 +91,7 @@ def test_a_file_of_another_network_is_an_error_and_nothing_is_written(source, tm
     assert not (tmp_path / "out.pth").exists()
 
 
-def test_an_imagenet_encoder_is_an_error(tmp_path, network):
+def test_an_imagenet_encoder_is_an_error(tmp_path):
     from models.backbones.hrnet import HRNetBackbone
     state = HRNetBackbone("hrnet_w18_small_v2").state_dict()
     torch.save(state, tmp_path / "imagenet.pth")

@@ -5,9 +5,6 @@ import io
 import json
 import signal
 import socket
-import struct
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -19,8 +16,8 @@ from PIL import Image
 from models.enet import ENet
 from tests.support.browser import Browser, find_browser
 from tests.support.graphs import NAMES, write_tiny_checkpoint
-from tests.support.places import ROOT
-from tests.support.run_program import environment
+from tests.support.png import chunk, png
+from tests.support.run_program import start
 from tools.demo import __main__ as demo
 from tools.demo.segmenter import Segmenter
 from tools.demo.server import DemoServer, Limits, is_loopback
@@ -136,12 +133,7 @@ def test_a_large_image_is_reduced_and_the_answer_states_both_sizes(server):
 
 def bomb(width, height):
     """Returns a PNG of a few bytes whose header states a large size."""
-    def chunk(kind, data):
-        return (struct.pack(">I", len(data)) + kind + data
-                + struct.pack(">I", zlib.crc32(kind + data)))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0,
-                                                              0, 0))
-            + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    return png(width, height, chunk(b"IDAT", zlib.compress(b"")))
 
 
 @pytest.mark.parametrize("body, status, words", [
@@ -309,10 +301,7 @@ def test_ctrl_c_closes_the_page_without_a_traceback(tmp_path, signum, status):
     """Takes about four seconds of CPU each: a new process loads torch."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         path = write_tiny_checkpoint(tmp_path / "enet.pth", monkeypatch, weights=ENet(len(NAMES)))
-    process = subprocess.Popen([sys.executable, "-m", "tools.demo", "-r", path, "--port", "0",
-                                "-d", "cpu"],
-                               cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, start_new_session=True)
+    process = start("-m", "tools.demo", "-r", path, "--port", "0", "-d", "cpu")
     assert process.stdout.readline().startswith("http://127.0.0.1:")
     process.send_signal(signum)
     _, error = process.communicate(timeout=60)

@@ -164,7 +164,7 @@ def test_a_split_of_cityscapes_is_found_below_its_data_dir(tmp_path, capsys):
     assert "gtFine/train" in capsys.readouterr().err
 
 
-def test_options_without_effect_are_refused(tmp_path):
+def test_options_without_effect_are_refused():
     for more in (("--args", '{"a": 1}'), ("--ignore-index", "19")):
         with pytest.raises(SystemExit):
             main(["--dataset", "minicity", "--gt", ".", "--pred", ".", *more])

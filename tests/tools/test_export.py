@@ -173,7 +173,7 @@ def test_quantization_reports_the_score_before_and_after(checkpoint, tmp_path, c
     assert left_in(tmp_path) == ["int8.onnx", "model.pth"]
 
 
-# The architectures that the README lists as exportable, with light encoders.
+# The architectures that docs/export.md promises, with light encoders.
 PROMISED = {
     "ENet": {}, "UNet": {}, "PSPNet": {"backbone": "resnet18"}, "DeepLab": {"backbone": "resnet18"},
     "HRNetOCR": {"backbone": "hrnet_w18_small_v1", "mid_channels": 32, "key_channels": 16},

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from tests.dataloader.test_datasets import (
-    LAYOUTS,
+    histogram,
+    layout,
     make_fixtures,
     manifest,
     needs_fixtures,
@@ -24,10 +25,6 @@ from utils.images.image_io import read_label
 
 def ran(tool, *argv):
     return run(tool.main, [*map(str, argv)])
-
-
-def layout(name, label_part):
-    return next(one for one in LAYOUTS if one[0] == name and label_part in one[3])
 
 
 def city(root, stems=("ulm_000000_000019", "ulm_000001_000019")):
@@ -231,7 +228,7 @@ def test_the_fixtures_are_converted_to_their_expected_ids(tmp_path):
         for sample in manifest(out, name)["samples"]:
             made = out / "made" / os.path.relpath(sample["label"], name).replace(
                 "_labelIds", "_labelTrainIds")
-            assert counted(read_label(made)) == sample["hist"]["19"]
+            assert histogram(read_label(made)) == sample["hist"]["19"]
     for sample in manifest(out, "cityscapes_plain")["samples"]:
         official = out / sample["label"].replace("_labelIds", "_labelTrainIds")
         made = out / "made" / os.path.relpath(official, out / "cityscapes_plain")
@@ -253,7 +250,3 @@ def test_the_fixtures_are_converted_to_their_expected_ids(tmp_path):
             np.testing.assert_array_equal(read_label(path), read_label(made))
 
 
-def counted(ids):
-    values, counts = np.unique(ids, return_counts=True)
-    return {"ignore" if v == 255 else str(v): n
-            for v, n in zip(values.tolist(), counts.tolist(), strict=True)}

@@ -1,7 +1,5 @@
 """tools.run_onnx: the labels of inference.py, without PyTorch."""
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -9,8 +7,7 @@ import torch
 from PIL import Image
 
 from tests.support.graphs import NAMES, needs_onnx, write_tiny_checkpoint
-from tests.support.places import ROOT
-from tests.support.run_program import environment
+from tests.support.run_program import program
 from tools import export, run_onnx
 from utils.checkpoint.read import read_checkpoint
 from utils.cli import console
@@ -71,9 +68,7 @@ def test_torch_is_never_imported(lab, tmp_path):
               "code = console.run(run_onnx.main, sys.argv[1:])\n"
               "assert not [name for name in sys.modules if name.startswith(('torch.', 'onnx.'))]\n"
               "sys.exit(code)")
-    done = subprocess.run([sys.executable, "-c", script, lab[0] / "any.onnx", "-i",
-                           lab[0] / "images", "-o", tmp_path], cwd=ROOT, capture_output=True,
-                          text=True, timeout=120, env=environment())
+    done = program("-c", script, lab[0] / "any.onnx", "-i", lab[0] / "images", "-o", tmp_path)
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "a.png") as picture:
         assert np.array_equal(np.array(picture), lab[1]["a"])

@@ -54,8 +54,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def refined(folder, *arguments, tool=segfix_refine):
-    return run(tool, "--input", folder / "labels", "--offset", folder / "off", "--out",
+def refined(folder, *arguments):
+    return run(segfix_refine, "--input", folder / "labels", "--offset", folder / "off", "--out",
                folder / "out", *arguments)
 
 
@@ -310,7 +310,7 @@ def test_help_imports_neither_torch_nor_numpy(tool):
 
 # --- a network --------------------------------------------------------------------------------
 
-def checkpoint(path, config, names=None):
+def checkpoint(path, config):
     dataset = make_loader(config["val_loader"], ignore_index=255).dataset
     torch.manual_seed(0)
     model = build("models", config["arch"], num_classes=dataset.num_classes)
