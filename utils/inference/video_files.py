@@ -137,8 +137,12 @@ class VideoWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None):
-        with self._folder:                  # removed at the end
+        try:
             if self._encoder is not None:
                 self._encoder.release()
+            if self._file is not None and kind is None:
+                self._file.finish()
+        finally:
             if self._file is not None:
-                self._file.__exit__(kind, error, traceback)
+                self._file.discard()        # does nothing after `finish`
+            self._folder.cleanup()
