@@ -15,6 +15,7 @@ compared, so that the cache of other files is never read.
 import argparse
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,8 +108,9 @@ def pack(dataset: "BaseDataset", folder: str | os.PathLike, workers: int = 1,
               disable=None) as bar:
         try:
             plan.write(workers, bar.update)
-        except KeyboardInterrupt:
-            raise console.Interrupted(2, "the same command resumes from here") from None
+        except (KeyboardInterrupt, console.Interrupted) as stop:
+            raise console.Interrupted(getattr(stop, "signum", signal.SIGINT),
+                                      "the same command resumes from here") from None
     print(f"wrote {images} of {len(dataset)} samples; {folder} holds {_size(_written(folder))}")
     console.notice(f"read it with \"cache\": \"{folder}\" in the args of the dataset")
 

@@ -27,8 +27,10 @@ _OUR_PACKAGES = ("base", "dataloader", "models", "tools", "trainer", "utils")
 _NO_MEMORY = r"can't allocate memory|Insufficient memory"
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """A signal stopped the program, after its last step was finished.
+
+    Like KeyboardInterrupt it is no Exception, so that no code takes it for the fault of a file.
 
     signum: the signal (2 for Ctrl-C, 15 for SIGTERM).
     message: what was saved, and how to resume.
@@ -76,7 +78,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
             status = main(argv) or 0
         sys.stdout.flush()
         return status
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
         if isinstance(error, BrokenPipeError) and _reader_has_ended(sys.stdout):
             # The reader of a pipe (such as `| head`) has ended: nobody reads further output.
             _silence(sys.stdout)
@@ -187,28 +189,76 @@ def _silence(stream):
 @contextlib.contextmanager
 def _ending_on_signals():
     """Turn signals into exceptions, so that temporary files and worker processes are removed."""
-    def end(signum, frame):
-        if _torch_is_being_imported():
-            # An exception inside torch's C++ code would abort the program.
-            _print_labeled("interrupted", "before anything was saved", "33")
-            os._exit(128 + signum)
-        if signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise Interrupted(signum, "before anything was saved")
-
+    stop = _Stop()
     previous, hook = {}, sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         for name in StopSignal.STOP:
             number = getattr(signal, name, None)
             if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                previous[number] = signal.signal(number, end)
+                previous[number] = signal.signal(number, stop.handle)
     sys.unraisablehook = functools.partial(_send_again, hook)
     try:
         yield
+    except Exception:
+        if stop.error:              # a library took the signal for an error
+            raise stop.error from None
+        raise
     finally:
+        stop.end()
         sys.unraisablehook = hook
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class _Stop:
+    """Raises the exception of a stop signal, again and again until it ends the program.
+
+    Libraries contain `except:` and callbacks from C++; a signal that arrives there would be lost.
+    """
+
+    PATIENCE = 3.0      # seconds until the exception counts as lost
+
+    def __init__(self):
+        self.error: BaseException | None = None
+        self._again = False                         # this process sent the signal to itself
+        self._timer: threading.Timer | None = None
+
+    def handle(self, signum: int, frame: object):
+        """The signal handler."""
+        if _torch_is_being_imported():
+            # An exception inside torch's C++ code would abort the program.
+            _print_labeled("interrupted", "before anything was saved", "33")
+            os._exit(128 + signum)
+        again, self._again = self._again, False
+        self._wait(signum)
+        if again and self._is_being_handled():
+            return                                  # temporary files and workers are being removed
+        if not again or self.error is None:
+            self.error = (KeyboardInterrupt() if signum == signal.SIGINT
+                          else Interrupted(signum, "before anything was saved"))
+        raise self.error
+
+    def end(self):
+        """Send the signal no more."""
+        if self._timer:
+            self._timer.cancel()
+
+    def _wait(self, signum):
+        self.end()
+        self._timer = threading.Timer(self.PATIENCE, self._send, (signum,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _send(self, signum):
+        self._again = True
+        os.kill(os.getpid(), signum)
+
+    def _is_being_handled(self):
+        """Whether an `except` or `finally` block is at work on the exception."""
+        error, seen = sys.exc_info()[1], 0
+        while error is not None and error is not self.error and seen < 100:
+            error, seen = error.__context__, seen + 1
+        return error is self.error
 
 
 def _send_again(hook, unraisable):

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     _T = TypeVar("_T")
 
 
-class StopNow(Exception):
-    """A signal arrived while the program was waiting, so nothing is half done."""
+class StopNow(BaseException):
+    """A signal arrived while the program was waiting, so nothing is half done.
+
+    Like KeyboardInterrupt it is no Exception: code that judges files, and libraries, catch those,
+    and would take the signal for damage.
+    """
 
 
 class StopSignal:
@@ -54,14 +58,24 @@ class StopSignal:
 
     @contextlib.contextmanager
     def idle(self):
-        """Mark a block that only waits: a stop signal ends it with StopNow."""
+        """Mark a block that only waits: a stop signal ends it with StopNow.
+
+        Also if a library has caught that StopNow, or raised an error of its own in its place.
+        """
         self._idle = self.at_once
         try:
-            if self._idle and self.signum is not None:
-                raise StopNow
+            self._raise_if_stopped()
             yield
+            self._raise_if_stopped()
+        except Exception:
+            self._raise_if_stopped()
+            raise
         finally:
             self._idle = False
+
+    def _raise_if_stopped(self):
+        if self.at_once and self.signum is not None:
+            raise StopNow
 
     def while_idle(self, items: Iterable[_T]) -> Iterator[_T]:
         """Yields the items of an iterable; the wait for each of them is an `idle` block."""
