@@ -21,7 +21,7 @@ from utils.errors import ConfigError, DataError, listed, shown
 from utils.images.headers import Header, read_header
 from utils.images.image_io import read_image, read_label, read_pair
 from utils.images.picture_files import LABEL_SUFFIXES, evenly_spaced
-from utils.images.types import Image, Labels
+from utils.images.types import IGNORE_INDICES, MOST_CLASSES, Image, Labels, train_id_type
 
 CHECK_ALL_BELOW = 5000     # pairs; of larger datasets SPOT_CHECKS pairs are checked
 SPOT_CHECKS = 1000
@@ -45,8 +45,8 @@ class BaseDataset(Dataset, ABC):
     """Images with a class id for every pixel.
 
     dataset[index] or dataset[epoch, index] -> {"image": uint8 (3, H, W) RGB,
-    "label": uint8 (H, W) train ids, "id": str}. Labels are int16 where a byte
-    cannot hold them (255 or more classes, or an ignore_index outside 0..255).
+    "label": uint8 (H, W) train ids, "id": str}. Labels are int16 or int32 where a
+    byte cannot hold them (255 or more classes, or an ignore_index outside 0..255).
 
     A subclass finds the files (`find_samples`), maps stored labels to classes
     (`train_ids`) and sets the attributes below. Every random draw of a sample
@@ -80,6 +80,13 @@ class BaseDataset(Dataset, ABC):
         if self.splits and split not in self.splits:
             raise ConfigError(f"unknown split {split!r} of {type(self).__name__}; known: "
                               f"{', '.join(self.splits)}", "split")
+        if self.num_classes > MOST_CLASSES:
+            raise ConfigError(f"{self.num_classes} classes; the limit is {MOST_CLASSES}",
+                              "num_classes")
+        if ignore_index not in IGNORE_INDICES:
+            raise ConfigError(f"ignore_index {ignore_index} does not fit 32 bits", "ignore_index",
+                              f"use 255, or another value from {IGNORE_INDICES[0]} to "
+                              f"{IGNORE_INDICES[-1]}")
         if 0 <= ignore_index < self.num_classes:
             raise ConfigError(f"ignore_index {ignore_index} is one of the {self.num_classes} "
                               "classes", "ignore_index",
@@ -270,7 +277,7 @@ class BaseDataset(Dataset, ABC):
         return self._label_table(np.dtype(dtype)).ids
 
     def label_to_train_ids(self, label: Labels, stored: Labels, path: Path | None) -> Labels:
-        """Train ids, uint8 or int16 (H, W), of a crop `label` (H, W) of the label `stored`.
+        """Train ids (H, W), of `train_id_type`, of a crop `label` (H, W) of the label `stored`.
 
         Raises DataError, with counts over `stored`, if `label` contains a value out of range.
         """
@@ -294,11 +301,10 @@ class BaseDataset(Dataset, ABC):
         valid = (ids >= 0) & (ids < self.num_classes)
         ignored = ids == self.ignore_index
         border = int(np.flatnonzero(ignored)[-1]) if ignored.any() else None
-        if self.num_classes < 255 and 0 <= self.ignore_index <= 255:
-            invalid = next(v for v in range(self.num_classes, 256) if v != self.ignore_index)
-            kind = np.uint8
-        else:
-            invalid, kind = np.iinfo(np.int16).min, np.int16
+        kind = train_id_type(self.num_classes, self.ignore_index)
+        candidates = (np.iinfo(kind).max, np.iinfo(kind).max - 1) if kind is np.uint8 else \
+            (np.iinfo(kind).min, np.iinfo(kind).max)
+        invalid = next(value for value in candidates if value != self.ignore_index)
         return _LabelTable(np.where(valid | ignored, ids, invalid).astype(kind), invalid, border)
 
     def _value_out_of_range(self, stored, path):

@@ -39,7 +39,7 @@ _FOOTER = struct.Struct("<QQI16s")      # start, length and CRC-32 of the table,
 _COMPARED = 3                           # samples whose files are compared with the cache
 _HEADERS_READ = 200                     # to estimate the size of a cache
 _SHOWN = 5
-_LABEL_TYPES = ("uint8", "uint16", "int16")
+_LABEL_TYPES = ("uint8", "uint16", "int16", "int32")
 
 
 def use_cache(dataset: BaseDataset, cache: str | None = None) -> BaseDataset:

@@ -14,7 +14,7 @@ from utils.config.build import split_args
 from utils.config.registry import components, lookup
 from utils.config.schema import Component
 from utils.errors import ConfigError, DataError, shown
-from utils.images.types import Image, Labels
+from utils.images.types import Image, Labels, train_id_type
 from utils.segfix.mat_files import MatFolder, read_distance_maps
 from utils.segfix.offsets import (
     DIRECTIONS,
@@ -33,7 +33,7 @@ class SegFixTargets(BaseDataset):
     dataset[index] -> {"image": uint8 (3, H, W), "boundary": (H, W), 1 within
     max_distance pixels of a border; "direction": (H, W), 0 to directions - 1, towards
     the inside of a pixel's region; "label": (H, W), both in one map of classes, for
-    validation: 0 no border, 2 + direction; "id"}. The three maps are uint8, or int16 for
+    validation: 0 no border, 2 + direction; "id"}. The three maps are uint8, or wider for
     an ignore_index outside 0..255; pixels that the source ignores have ignore_index.
 
     source: the section {"type", "args"} of the dataset. targets: folder of the
@@ -139,7 +139,7 @@ class SegFixTargets(BaseDataset):
         else:
             boundary, direction = self._computed_targets(label, 0)
         void = label == _VOID
-        kind = np.uint8 if 0 <= self.ignore_index <= 255 else np.int16
+        kind = train_id_type(self.directions + 2, self.ignore_index)
         maps = {"boundary": boundary, "direction": direction,
                 "label": (direction + 2) * boundary}
         maps = {name: torch.from_numpy(np.where(void, kind(self.ignore_index), each.astype(kind)))

@@ -8,6 +8,8 @@ from base.base_dataset import BaseDataset, Sample
 from dataloader.augmentation.transforms import Augmentation
 from utils.errors import ConfigError, DataError
 from utils.images.image_io import write_image, write_label
+from utils.losses import build_loss
+from utils.metrics.counts import count_pixels
 
 RNG = np.random.default_rng(0)
 
@@ -65,8 +67,50 @@ def test_labels_have_sixteen_bits_where_a_byte_cannot_hold_them(three):
     assert Many(three, "train", ignore_index=1000)[0]["label"].dtype == torch.int16
 
 
+@pytest.mark.parametrize("ignore", [5, 254, 255, 256, 32767, 32768, 40000, 65535, 65536, 65539,
+                                    100000, 2 ** 31 - 1, -1, -100, -32768, -32769, -65533,
+                                    -2 ** 31])
+@pytest.mark.parametrize("num_classes", [5, 255, 300, 32767])
+def test_every_ignore_index_that_is_not_a_class_marks_exactly_the_ignored_pixels(
+        num_classes, ignore, tmp_path):
+    if ignore < num_classes and ignore >= 0:
+        pytest.skip("a class")
+
+    class Shown(Plain):
+        def train_ids(self, raw):
+            return np.where(raw == 9, self.ignore_index, raw)
+    Shown.num_classes = num_classes
+    stored = np.tile(np.array([0, 1, 9, 4, 3], np.uint8), (4, 3))
+    label = Shown(fill(tmp_path, dict.fromkeys("abc", stored)), "train",
+                  ignore_index=ignore)[0]["label"]
+    expected = np.where(stored == 9, ignore, stored.astype(np.int64))
+    np.testing.assert_array_equal(label.numpy().astype(np.int64), expected)
+    logits = torch.randn(1, 5, *label.shape, generator=torch.Generator().manual_seed(0))
+    valid = torch.from_numpy(stored != 9)
+    log_probs = logits.log_softmax(1)[0]
+    wanted = -torch.stack([log_probs[stored[y, x], y, x] for y, x in valid.nonzero()]).mean()
+    loss = build_loss("CE", ignore)(logits, label[None])
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    counts = count_pixels(logits.argmax(1), label[None], 5, ignore)
+    assert counts.valid.item() == int(valid.sum())
+    assert counts.labeled[0].tolist() == [int((stored == c).sum()) for c in range(5)]
+
+
+@pytest.mark.parametrize("ignore", [2 ** 31, -2 ** 31 - 1, 2 ** 40, -2 ** 62])
+def test_an_ignore_index_beyond_32_bits_is_refused_with_the_range(ignore, three):
+    with pytest.raises(ConfigError, match="-2147483648 to 2147483647"):
+        Plain(three, "train", ignore_index=ignore)
+
+
+def test_more_classes_than_predictions_can_hold_are_refused(three):
+    class Huge(Plain):
+        num_classes = 32768
+    with pytest.raises(ConfigError, match="the limit is 32767"):
+        Huge(three, "train", ignore_index=-1)
+
+
 @pytest.mark.parametrize("dataset", [Plain, Shifted])
-@pytest.mark.parametrize("ignore", [255, -1, 100, 1000])
+@pytest.mark.parametrize("ignore", [255, -1, 100, 1000, 65535, 65536, -65535])
 def test_padding_is_ignored_with_every_ignore_index(dataset, ignore, tmp_path):
     root = fill(tmp_path, {"a": 1, "b": 1, "c": 1})
     data = dataset(root, "train", ignore_index=ignore,

@@ -18,6 +18,7 @@ def test_an_unknown_backbone_is_found_before_the_model_is_built():
     ({"loss": ["CE", "CE"], "loss_weights": [1.0]}, "loss_weights: expected 2 weights"),
     ({"loss": "CE", "loss_weights": [1.0, 0.4]}, "loss_weights: has an effect only when"),
     ({"ignore_index": 20}, "ignore_index: 20 is a class of the dataset (0 to 20)"),
+    ({"ignore_index": 2 ** 31}, "ignore_index: 2147483648 does not fit 32 bits"),
     ({"test_loader": {"type": "VOC", "args": {"data_dir": "d", "split": "tst"}}},
      "test_loader.args.split: unknown split 'tst'. Did you mean 'test'?"),
     ({"trainer": {"epochs": 2}}, "trainer.val: is true, but there is no val_loader"),

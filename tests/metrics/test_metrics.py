@@ -150,7 +150,7 @@ def test_every_integer_dtype_gives_the_same_counts(dtype, classes):
     assert mixed["confusion"] == expected.tolist()
 
 
-@pytest.mark.parametrize("ignore", [-1, -100, 255, 7, 2])
+@pytest.mark.parametrize("ignore", [-1, -100, 255, 7, 2, 65536, 65537, -65535, 2 ** 32])
 def test_pixels_of_any_ignore_index_are_left_out(ignore):
     target = torch.tensor([[[0, 1, 0, ignore]]])
     prediction = torch.tensor([[[0, 1, 1, 1]]])

@@ -219,6 +219,25 @@ def test_void_of_a_truth_in_train_ids_is_void_in_predictions_too(tmp_path):
     assert found["Class_IoU"][1:4] == [1 / 2, 1, None]
 
 
+def test_255_is_a_class_of_300_and_files_of_8_and_16_bits_are_read_by_their_values(tmp_path):
+    truth = {"a": np.array([[0, 255, 255, 7]], np.uint8),            # a file of 8 bits
+             "b": np.array([[299, 255, 65535, 7]], np.uint16)}       # one of 16 with padding
+    guess = {"a": np.array([[0, 255, 299, 7]], np.uint16),
+             "b": np.array([[255, 255, 3, 65535]], np.uint16)}
+    for folder, maps in (("gt", truth), ("pred", guess)):
+        (tmp_path / folder).mkdir()
+        for name, ids in maps.items():
+            write_image(tmp_path / folder / f"{name}.png", ids)
+    assert scored("--dataset", "Folder", "--gt", tmp_path / "gt", "--pred", tmp_path / "pred",
+                  "--args", '{"num_classes": 300}', "--ignore-index", "1000",
+                  "--json", tmp_path / "s.json") == 0
+    document = json.loads((tmp_path / "s.json").read_text())
+    # labeled 255: three pixels, two of them right; once 255 in place of 299
+    assert document["Class_IoU"][255] == pytest.approx(2 / 4)
+    assert document["Class_IoU"][7] == pytest.approx(1 / 2)          # void is a miss
+    assert document["Class_IoU"][299] == 0
+
+
 def test_a_value_that_is_not_a_class_is_an_error_with_its_pixels(tmp_path, capsys):
     argv = make_two_folders(tmp_path, {"a": [1, 1, 2, 0]}, {"a": [1, 2, 150, 151]})
     assert scored("--dataset", "ADE20K", *argv) == 3

@@ -69,6 +69,7 @@ def _check_splits(config, report):
 
 def _check_labels(config, report):
     """Every dataset must have as many classes as the first dataset of the training set."""
+    from utils.images.types import IGNORE_INDICES
     counts, first = {}, None
     for path, section in _datasets(config):
         count = _class_attribute(section, "datasets", "num_classes")
@@ -83,6 +84,9 @@ def _check_labels(config, report):
             report.note((*path, "type"), f"{section['type']} has {count} classes, {what} "
                                          f"{other['type']} has {counts[place]}")
     ignored = config.get("ignore_index")
+    if type(ignored) is int and ignored not in IGNORE_INDICES:
+        report.note(("ignore_index",), f"{ignored} does not fit 32 bits; expected "
+                                       f"{IGNORE_INDICES[0]} to {IGNORE_INDICES[-1]}")
     if type(ignored) is int and 0 <= ignored < max(counts.values(), default=0):
         report.note(("ignore_index",), f"{ignored} is a class of the dataset (0 to "
                                        f"{max(counts.values()) - 1}); expected another value")

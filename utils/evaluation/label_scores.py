@@ -52,7 +52,7 @@ def score_labels(dataset: LabeledDataset, predictions: Path, ids: str | None = N
             stored = read_label(paths[name])
             prediction = np.where(np.isin(stored, void), -1, stored.astype(np.int32))
             require_below(prediction, classes, stored, paths[name],
-                          f"a train id 0..{classes - 1}, or 255",
+                          f"a train id 0..{classes - 1}" + ", or 255" * (classes <= 255),
                           "if these are encoded as the truth is, use --ids label")
         require_size(prediction, paths[name], target, truths[name])
         return count_pixels(torch.from_numpy(prediction)[None], torch.from_numpy(target)[None],
@@ -75,11 +75,10 @@ def score_labels(dataset: LabeledDataset, predictions: Path, ids: str | None = N
 
 def _void_values(dataset):
     """The values of a prediction in train ids that mean "no class"."""
-    values = np.arange(256)
-    ids = dataset.train_ids(values)
-    classes = values < dataset.num_classes
+    ids = dataset.train_id_table(np.uint16)
+    values = np.arange(len(ids))
     void = {255, dataset.ignore_index}
     # If the truth contains train ids too, its void values are also void in predictions.
-    if (ids == values)[classes].all():
+    if (ids == values)[:dataset.num_classes].all():
         void |= set(values[ids == dataset.ignore_index].tolist())
-    return sorted(void)
+    return sorted(value for value in void if not 0 <= value < dataset.num_classes)

@@ -105,15 +105,16 @@ def read_label_colors(path: str | os.PathLike) -> dict[tuple[int, int, int], int
 
 
 def write_label(path: str | os.PathLike, labels: np.ndarray, palette: Sequence[Sequence[int]]):
-    """Write class ids (H, W), any integer dtype, as a palette PNG; above 255 as 16-bit gray PNG.
+    """Write class ids (H, W), any integer dtype, as a palette PNG, or as a 16-bit gray PNG.
 
-    The file appears complete or not at all.
+    16 bits are used if the palette has more than 256 colors or an id is above 255, so all files
+    of one network have the same type. The file appears complete or not at all.
     """
     from PIL import Image
     labels = np.ascontiguousarray(labels)
     if labels.size and not 0 <= labels.min() <= labels.max() < 65536:
         raise ValueError(f"labels must be in 0..65535, got {labels.min()}..{labels.max()}")
-    if labels.size and labels.max() > 255:
+    if len(palette) > 256 or (labels.size and labels.max() > 255):
         image = Image.fromarray(labels.astype(np.uint16))
     else:
         image = Image.fromarray(labels.astype(np.uint8))

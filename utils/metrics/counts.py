@@ -50,8 +50,8 @@ def count_pixels(prediction: torch.Tensor, target: torch.Tensor, num_classes: in
     target: (N, H, W) of any integer dtype, or one-hot (N, C, H, W) of any dtype, in which a
         pixel without a class is ignored. Values outside 0..C-1 are ignored, and so is
         `ignore_index` inside that range.
-    Labels other than uint8 are converted to int16. Raises ValueError if the shapes do not fit and
-    TypeError for a wrong dtype.
+    Labels other than uint8 are limited to -1..C and converted to int16. Raises ValueError if the
+    shapes do not fit and TypeError for a wrong dtype.
     """
     one_hot = target.ndim == 4
     if one_hot:
@@ -122,7 +122,7 @@ def _matrices(prediction, target, num_classes):
     narrow = torch.int16 if side * side <= INT16_CELLS else torch.int32
 
     def index(p, t):
-        cell = _clamp(_small(t), void).to(narrow).mul_(side).add_(_clamp(_small(p), void))
+        cell = _small(t, void).to(narrow).mul_(side).add_(_small(p, void))
         return cell.add_(side + 1) if shift else cell
 
     if target.is_cuda:
@@ -147,20 +147,22 @@ def _matrices(prediction, target, num_classes):
     return matrix
 
 
-def _small(labels):
-    return labels if labels.dtype == torch.uint8 else labels.to(torch.int16)
-
-
-def _clamp(labels, void):
-    if labels.dtype != torch.uint8:
-        return labels.clamp(-1, void)
-    return labels.clamp(max=void) if void < 255 else labels
+def _small(labels, void):
+    """Labels limited to -1..void, in uint8 as they are, else in int16 if void fits it."""
+    if labels.dtype == torch.uint8:
+        return labels.clamp(max=void) if void < 255 else labels
+    if labels.dtype != torch.int16:
+        if not labels.dtype.is_signed:      # torch cannot limit the wide unsigned types
+            labels = labels.to(torch.int64)
+        # Before it is narrowed: 65536 + c would become class c.
+        labels = labels.clamp(-1, void).to(torch.int16 if void < 2 ** 15 else torch.int32)
+    return labels.clamp(-1, void)
 
 
 def _count_masks(masks, target, num_classes, ignore_index, one_hot):
     if 0 <= ignore_index < num_classes:
-        target = torch.where(target == ignore_index, -1, target.to(torch.int16))
-    target = _small(target)
+        target = torch.where(target == ignore_index, -1, target.to(torch.int64))
+    target = _small(target, num_classes)
     count = _mask_counts_batched if masks.is_cuda else _mask_counts_by_row
     hits, everywhere, on_ignored, labeled = count(masks, target, num_classes)
     return PixelCounts(
