@@ -25,7 +25,7 @@ import numpy as np
 
 from base.base_dataset import BaseDataset
 from utils.errors import ConfigError, DataError, listed, shown
-from utils.files.whole_file import UNFINISHED, WholeFile, write_bytes
+from utils.files.whole_file import UNFINISHED, WholeFile, remove_abandoned, write_bytes
 from utils.images.headers import read_header
 from utils.images.picture_files import evenly_spaced
 from utils.images.types import Image, Labels
@@ -186,8 +186,7 @@ class CachePlan:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for unfinished in self.folder.glob(f"{UNFINISHED}*"):
-                unfinished.unlink()
+            remove_abandoned(self.folder)
             if self.todo:
                 # Without an index the cache cannot be opened while its shards are replaced.
                 (self.folder / INDEX).unlink(missing_ok=True)

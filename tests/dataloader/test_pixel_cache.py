@@ -22,6 +22,7 @@ from tests.dataloader.test_loader import batches
 from tools.pack import main
 from utils.cli.console import run
 from utils.errors import ConfigError, DataError
+from utils.files import whole_file
 from utils.images.image_io import write_image, write_label
 
 AUGMENT = Augmentation(crop_size=10, augment=True, flip=True, rotate=True, blur=True)
@@ -223,7 +224,7 @@ def test_an_interrupted_run_continues_and_its_part_is_not_a_cache(tmp_path, monk
     assert whole and all(name.startswith("pixels-") for name in whole)      # no temporary file
     with pytest.raises(DataError, match="not complete"):
         PixelCache(folder, Folder(**args))
-    (folder / ".part-killed").write_bytes(b"x")
+    (folder / f".part-{whole_file._host()}-0123456789abcdef").write_bytes(b"x")
     rest = CachePlan(Folder(**args), folder)
     assert rest.todo == plan.todo[len(whole):] and not rest.complete
     rest.write()

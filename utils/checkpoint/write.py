@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from utils.errors import CheckpointError
-from utils.files.whole_file import WholeFile
+from utils.files.whole_file import WholeFile, remedy
 
 
 class SaveError(CheckpointError):
@@ -37,14 +37,16 @@ def checkpoint_bytes(state: Mapping[str, Any]) -> memoryview:
 
 def write_bytes(path: str | Path, data: bytes | memoryview):
     """Write a file, complete or not at all, and flush it to the disk. Raises SaveError."""
-    path = Path(path)
+    path, file = Path(path), None
     try:
-        with WholeFile(path, durable=True) as temporary:
+        file = WholeFile(path, durable=True)
+        with file as temporary:
             temporary.write_bytes(data)
     except OSError as error:
+        after = "the new checkpoint is there, but may not survive a power failure" \
+            if file and file.named else "the previous checkpoint is unchanged"
         raise SaveError(_why_not_written(error, path, len(data)), str(path),
-                        "free some space, or change trainer.save_dir; the previous checkpoint "
-                        "is unchanged") from error
+                        f"{remedy(error)} (trainer.save_dir); {after}") from error
 
 
 def _why_not_written(error, path, needed):

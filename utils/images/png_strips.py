@@ -39,6 +39,9 @@ class PngStrips(WholeFile):
         bits, color_type = _KINDS[kind]
         try:
             super().__init__(path)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        try:
             self._stream = open(self.temporary, "wb")
         except OSError as error:
             super().discard()

@@ -1,6 +1,5 @@
 """The folder of one run: saved/<name>/<MM-DD_HH-MM-SS>[-n]/."""
 import contextlib
-import errno
 import functools
 import hashlib
 import os
@@ -14,13 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import CheckpointError, ConfigError
-from utils.files.whole_file import UNFINISHED
+from utils.files.locks import release, take
+from utils.files.whole_file import remove_abandoned
 from utils.machine import distributed
-
-try:
-    import fcntl
-except ImportError:      # Windows has no such locks
-    fcntl = None
 
 RUNNING = ".running"        # the locked file in the folder of a run in progress
 
@@ -76,10 +71,10 @@ def claimed(folder: Path) -> Iterator[None]:
                 dead = _lock(other.parent)
                 if dead:
                     _remove_stale(other.parent)
-                    _unlock(other.parent, dead)
+                    release(other, dead)
         yield
     finally:
-        _unlock(folder, stream)
+        release(folder / RUNNING, stream)
 
 
 def _lock(folder, patience=0.0):
@@ -88,41 +83,20 @@ def _lock(folder, patience=0.0):
     patience: seconds to try again, because another run that starts at the same time looks for dead
     claims and can hold this lock for a moment.
     """
-    path, deadline = folder / RUNNING, time.monotonic() + patience
-    while True:
-        try:
-            stream = open(path, "a")
-        except OSError as error:
-            raise CheckpointError(f"cannot write in the run folder: {error.strerror}", str(folder),
-                                  "copy the checkpoint to a folder that you can write") from None
-        try:
-            if fcntl:
-                # This kind of lock is not inherited by the data workers, which are forked.
-                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-                return stream
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return stream          # a file system without locks: train without one
-        stream.close()
-        if time.monotonic() >= deadline:
-            return None
-        time.sleep(0.05)
-
-
-def _unlock(folder, stream):
-    with contextlib.suppress(OSError):
-        (folder / RUNNING).unlink(missing_ok=True)
-    stream.close()
+    try:
+        return take(folder / RUNNING, patience)
+    except OSError as error:
+        raise CheckpointError(f"cannot write in the run folder: {error.strerror}", str(folder),
+                              "copy the checkpoint to a folder that you can write") from None
 
 
 def _remove_stale(folder):
-    """Delete temporary files that a killed writer left in `folder`."""
+    """Delete temporary files that a killed writer left in `folder`, which is claimed."""
+    remove_abandoned(folder, claimed=True)
     # Unfinished checkpoints used to end in .pth.PID.tmp: remove that pattern after a release.
-    for pattern in (f"{UNFINISHED}*", ".*.pth.*.tmp"):
-        for path in folder.glob(pattern):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+    for path in folder.glob(".*.pth.*.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def run_facts() -> dict[str, Any]:

@@ -1,18 +1,24 @@
 """The logs of a run: log.txt, metrics.jsonl, TensorBoard.
 
 Only rank 0 writes. If a log cannot be written (a full disk, a deleted folder), one warning is
-printed and the training continues.
+printed and the training continues; every further line is tried, and `close` counts those missing.
 """
+import contextlib
 import json
+import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from utils.cli.console import notice, warn
+from utils.errors import listed, shown
 from utils.files.json_values import plain_json
+from utils.files.whole_file import WholeFile
 from utils.images.types import Image
 from utils.machine import distributed
+
+_SHOWN = 5              # line numbers in a notice
 
 
 class RunLogger:
@@ -21,18 +27,24 @@ class RunLogger:
     folder: the run's folder. tensorboard: also write event files, into
     `log_dir`/<run name> if log_dir is given, else into the folder itself.
     first_step: lines of metrics.jsonl after this optimizer step are deleted,
-    because a resumed run will write them again.
+    because a resumed run will write them again. Lines that are none of ours
+    are moved to metrics.jsonl.unreadable, with a notice.
     """
 
     def __init__(self, folder: str | Path, tensorboard: bool = True, log_dir: str | None = None,
                  first_step: int = 0):
         self.folder = Path(folder)
         self._broken = set()
+        self._missing = {}              # name of a log -> lines that could not be written
         self._writer = None
         self._active = distributed.is_main()
         if not self._active:
             return
-        self._guard("metrics.jsonl", self._drop_lines_after, first_step)
+        try:
+            _drop_lines_after(self.folder / "metrics.jsonl", first_step)
+        except OSError as error:
+            warn(f"metrics.jsonl keeps its lines after step {first_step}, which will occur twice "
+                 f"(the last one holds): {error}")
         if tensorboard:
             where = self.folder if log_dir is None else \
                 Path(log_dir) / self.folder.parent.name / self.folder.name
@@ -58,13 +70,13 @@ class RunLogger:
             with tqdm.external_write_mode():      # keep the progress bar in one piece
                 notice(text)
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-            self._guard("log.txt", self._append, "log.txt", f"{stamp} {text}\n")
+            self._append("log.txt", f"{stamp} {text}\n")
 
     def record(self, kind: str, step: int, **values: Any):
         """Append one object to metrics.jsonl: {"kind", "step", …}."""
         if self._active:
             line = json.dumps(plain_json({"kind": kind, "step": step, **values}))
-            self._guard("metrics.jsonl", self._append, "metrics.jsonl", line + "\n")
+            self._append("metrics.jsonl", line + "\n")
 
     def scalars(self, values: dict, step: int):
         """Write TensorBoard scalars; their x axis is always the optimizer step."""
@@ -79,6 +91,8 @@ class RunLogger:
         if self._writer:
             self._guard("tensorboard", self._writer.close)
             threading.excepthook = self._other_hook
+        for name, lines in self._missing.items():
+            notice(f"{shown(self.folder / name)} lacks {lines} lines, which could not be written")
 
     def _thread_ended(self, failure):
         """Report an error in TensorBoard's writer thread as a warning instead of a traceback."""
@@ -92,29 +106,70 @@ class RunLogger:
             self._guard("tensorboard", getattr(self._writer, method), *args, **kwargs)
 
     def _append(self, name, text):
-        with open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write(text)
-
-    def _drop_lines_after(self, step):
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = []
-            for line in lines:
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-                except (ValueError, KeyError):
-                    pass                         # an incomplete line of a killed writer
-            path.write_text("".join(kept), encoding="utf-8")
+        data = text.encode("utf-8", "backslashreplace")
+        if not self._guard(name, _append, self.folder / name, data):
+            self._missing[name] = self._missing.get(name, 0) + 1
 
     def _guard(self, what, call, *args, **kwargs):
+        """Call a function that writes; returns whether that succeeded. Its first error is told."""
         try:
             call(*args, **kwargs)
+            return True
         except (OSError, RuntimeError) as error:
             if what not in self._broken:
                 self._broken.add(what)
                 warn(f"{what} can no longer be written, the training continues: {error}")
+            return False
+
+
+def _append(path, lines: bytes):
+    """Append whole lines or nothing: a part of a line would also spoil the next one."""
+    with open(path, "ab", buffering=0) as stream:
+        end = stream.tell()
+        try:
+            while lines:
+                lines = lines[stream.write(lines):]
+        except OSError:
+            with contextlib.suppress(OSError):
+                stream.truncate(end)
+            raise
+
+
+def _drop_lines_after(path, step):
+    """Delete the lines of metrics.jsonl after an optimizer step. A kill or a full disk loses none.
+
+    If these are the last lines, as is usual, the file is cut there, which takes no room. Otherwise
+    a whole new file replaces it. Lines that are no entries are moved to another file first.
+    """
+    path = Path(os.path.realpath(path))     # of a link, the file that it leads to is replaced
+    if not path.is_file():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    steps = [_step_of(line) for line in lines]
+    kept = [line if line.endswith(b"\n") else line + b"\n"
+            for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+    unreadable = [number for number, at in enumerate(steps) if at is None and lines[number].strip()]
+    if unreadable:
+        aside = path.with_name(f"{path.name}.unreadable")
+        _append(aside, b"".join(lines[number].rstrip(b"\r\n") + b"\n" for number in unreadable))
+        places = listed(unreadable, _SHOWN, text=lambda number: str(number + 1))
+        notice(f"{shown(path)}: {len(unreadable)} lines are no entries of this log (line {places})"
+               f"; they are now in {shown(aside.name)}")
+    if lines[:len(kept)] == kept:
+        if len(kept) < len(lines):
+            os.truncate(path, sum(map(len, kept)))
+        return
+    with WholeFile(path) as temporary:
+        temporary.write_bytes(b"".join(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None if the line is no entry."""
+    try:
+        step = json.loads(line.decode("utf-8"))["step"]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return None
+    return step if type(step) is int else None
 
 
 def _raise(error):
