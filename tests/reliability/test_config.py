@@ -299,7 +299,7 @@ def logged(logger):
 
 def test_k58_a_full_disk_costs_a_warning_per_log_and_no_training(tmp_path, capfd):
     logger = RunLogger(tmp_path)
-    with files_limited_to(200):
+    with files_limited_to(500):
         logged(logger)
     text = capfd.readouterr().err
     assert text.count("warning:") == 2 and "Traceback" not in text

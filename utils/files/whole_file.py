@@ -59,7 +59,7 @@ class WholeFile:
     def __init__(self, path: str | os.PathLike, suffix: str = "", durable: bool = False):
         self.path, self.durable, self.named = Path(path), durable, False
         remove_abandoned_once(self.path.parent)
-        self.temporary, self._descriptor = _retried(_create, self.path.parent, suffix)
+        self.temporary, self._lock = _retried(_create, self.path.parent, suffix)
 
     def finish(self):
         """Give the file its name."""
@@ -87,16 +87,15 @@ class WholeFile:
                 os.replace(self.temporary, self.path)
             except FileNotFoundError:
                 # The answer of a server was lost, but it had renamed the file.
-                if tries == 1 or self._descriptor is None or not os.path.samestat(
-                        os.fstat(self._descriptor), os.stat(self.path)):
+                if tries == 1 or self._lock is None or not os.path.samestat(
+                        os.fstat(self._lock.fileno()), os.stat(self.path)):
                     raise
         _retried(rename)
 
     def _let_go(self):
-        if self._descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._descriptor)
-            self._descriptor = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def __enter__(self) -> Path:
         return self.temporary
@@ -194,20 +193,19 @@ def _host():
 
 
 def _create(folder, suffix):
-    """(path, descriptor that holds its lock) of a new empty file."""
+    """(path, open file that holds its lock) of a new empty file; (path, None) without locks."""
     while True:
         path = folder / f"{UNFINISHED}{_host()}-{os.urandom(8).hex()}{suffix}"
         # open() applies the umask. tempfile would create a file for its owner alone, and the umask
         # can only be read by setting it, which affects all threads.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL
-                             | getattr(os, "O_BINARY", 0), 0o666)
-        held = hold(descriptor)
-        if held is None:        # Windows cannot rename an open file
-            os.close(descriptor)
+        stream = open(path, "xb", buffering=0)
+        held = hold(stream.fileno())
+        if held and os.fstat(stream.fileno()).st_nlink:
+            return path, stream
+        stream.close()
+        if held is None:        # a file that is open cannot be renamed under Windows
             return path, None
-        if held and os.fstat(descriptor).st_nlink:
-            return path, descriptor
-        os.close(descriptor)    # another program took it for abandoned before it had its lock
+        # Otherwise another program took it for abandoned before it had its lock.
 
 
 def _retried(call: Callable[..., _T], *args: object) -> _T:
