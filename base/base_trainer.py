@@ -153,7 +153,7 @@ class BaseTrainer(ABC):
     def save(self, *names: str, required: bool = False):
         """Save the current state under each of `names` in the run's folder (rank 0 only).
 
-        required: raise if the last of `names` cannot be written; set if no later save will follow.
+        required: raise if a file cannot be written; set if no later save will follow.
         """
         if distributed.is_main():
             self.checkpoints.save(state_of(self), *names, required=required)

@@ -175,6 +175,25 @@ def test_k02_the_last_save_of_a_run_may_not_fail(tmp_path):
         RunCheckpoints(tmp_path).save(numbered_state(1), "last.pth", required=True)
 
 
+def test_k02_a_save_of_two_files_fails_once(tmp_path, capsys):
+    """It warns of both files and does not end the training; the next one does."""
+    writer = RunCheckpoints(tmp_path)
+    with files_limited_to(1000):
+        writer.save(numbered_state(1), "model_best.pth", "last.pth")
+        said = capsys.readouterr().err
+        assert "model_best.pth" in said and "last.pth" in said and said.count("warning") == 2
+        with pytest.raises(SaveError):
+            writer.save(numbered_state(2), "last.pth")
+
+
+def test_k02_a_save_that_misses_one_file_may_not_be_the_last_one(tmp_path):
+    (tmp_path / "model_best.pth").mkdir()
+    with pytest.raises(SaveError, match=r"model_best\.pth"):
+        RunCheckpoints(tmp_path).save(numbered_state(1), "model_best.pth", "last.pth",
+                                      required=True)
+    assert read_checkpoint(tmp_path / "last.pth")["step"] == 1
+
+
 @pytest.mark.parametrize("size", [0, 1, 100, 0.5, 0.9999])
 def test_k03_a_truncated_checkpoint_is_named_and_auto_takes_the_one_before(trained, capsys, size):
     """Seconds: a training is started again for each length."""

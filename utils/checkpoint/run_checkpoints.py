@@ -22,20 +22,21 @@ class RunCheckpoints:
     serialized first, so the file contains the same bytes; a save waits for the
     previous one.
 
-    The first failed save prints a warning, the next one in a row raises its SaveError.
+    The first failed save prints a warning, the next one in a row raises its SaveError. A save has
+    failed if one of its files was not written.
     """
 
     def __init__(self, folder: str | Path, keep: int = 0, background: bool = False):
         self.folder, self.keep, self.background = Path(folder), keep, background
         self._thread: threading.Thread | None = None
         self._results: list[SaveError | None] = []      # of the files written since the last check
-        self._failed = False                            # whether the last file was not written
+        self._failed = False                            # whether the last save failed
 
     def save(self, state: Mapping[str, Any], *names: str, required: bool = False):
         """Serialize `state` once and write it to each of the files `names`, in this order.
 
-        required: no later save replaces the last of `names`. All of them are then written before
-        the call returns, and it raises SaveError if that one fails.
+        required: no later save follows. All files are then written before the call returns, and it
+        raises SaveError if one fails.
         """
         self.finish()       # so that the bytes of one state at most are in memory
         data = checkpoint_bytes(state)
@@ -50,7 +51,7 @@ class RunCheckpoints:
     def finish(self, required: bool = False):
         """Wait until everything is written. Warns or raises SaveError if a file was not.
 
-        required: raise if the last file was not written.
+        required: raise if a file of the last save was not written.
         """
         if self._thread:
             self._thread.join()
@@ -69,12 +70,13 @@ class RunCheckpoints:
 
     def _check_results(self, required: bool):
         results, self._results = self._results, []
-        for number, error in enumerate(results, start=1):
-            if error and (self._failed or required and number == len(results)):
-                raise error
-            if error:
-                warn(f"{error}\n  the training continues; it ends if the next save fails too")
-            self._failed = bool(error)
+        errors = [error for error in results if error]
+        if errors and (self._failed or required):
+            raise errors[-1]
+        for error in errors:
+            warn(f"{error}\n  the training continues; it ends if the next save fails too")
+        if results:
+            self._failed = bool(errors)
 
     def _delete_old(self):
         if not self.keep:

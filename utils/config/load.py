@@ -15,7 +15,7 @@ from utils.config.schema import path_name, resolve_config
 from utils.config.signature import KeyPath, value_name
 from utils.errors import ConfigError
 from utils.files.jsonc import parse_jsonc, read_jsonc
-from utils.files.whole_file import WholeFile
+from utils.files.whole_file import WholeFile, remedy
 
 COMMAND_LINE = "command line"
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
@@ -92,7 +92,8 @@ def save_config(config: dict, path: str | os.PathLike[str]):
         with WholeFile(path, durable=True) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"the config cannot be written: {error}", path) from None
+        raise ConfigError(f"the config cannot be written: {error.strerror or error}", path,
+                          remedy(error)) from None
 
 
 def _load(path: str, chain: tuple[str, ...]) -> tuple[dict, dict[KeyPath, str]]:
