@@ -3,7 +3,12 @@ import argparse
 import sys
 
 from utils.cli import console
-from utils.cli.arguments import add_overrides, command_parser, parse_with_overrides
+from utils.cli.arguments import (
+    add_overrides,
+    command_parser,
+    one_action,
+    parse_with_overrides,
+)
 from utils.machine import distributed
 
 EXAMPLES = """examples:
@@ -23,7 +28,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--resume-allow-changes", action="store_true",
         help="with -r: resume even if batches or data differ from the checkpoint's")
     add("-d", "--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    add("--dry-run", action="store_true", help="check config and data, build everything, and stop")
+    add("--dry-run", action="store_true",
+        help="build everything, try one step and one validation image, write nothing, and stop")
     add("--list", nargs="*", metavar="KIND [NAME]",
         help="list components with their arguments: models, backbones, datasets, losses, …")
     add("--schema", action="store_true", help="print a JSON Schema of the config and stop")
@@ -37,6 +43,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.resume not in (None, "auto") and \
             any(text.startswith("trainer.finetune_from=") for text in args.overrides):
         parser.error("-r and trainer.finetune_from both choose the weights: give only one of them")
+    if args.resume_allow_changes and not args.resume:
+        parser.error("--resume-allow-changes has an effect only with -r")
+    one_action(parser, {"--list": args.list is not None, "--schema": args.schema,
+                        "--init": args.init, "--print-config": args.print_config,
+                        "--dry-run": args.dry_run},
+               {"-c": args.config, "-r": args.resume, "-d": args.device,
+                "KEY=VALUE": args.overrides}, ("--list", "--schema", "--init"))
+    if args.list and len(args.list) > 2:
+        parser.error(f"--list takes a KIND and a NAME, found {' '.join(args.list)}")
     if args.init and not (args.images and args.labels):
         parser.error("--init needs --images and --labels")
     return args
@@ -71,11 +86,13 @@ def main(argv: list[str] | None = None) -> int | None:
         criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
                               config["loss_weights"], dataset.num_classes)
         normalize = Normalize(dataset.mean, dataset.std)
+        parts = model, criterion, normalize, train_loader, val_loader, config
         if args.dry_run:
-            return run.report(model, train_loader, val_loader)
+            trainer = Trainer(*parts, run.intended_folder, device, run.checkpoint,
+                              run.checkpoint_path)
+            return run.report(trainer, trainer.rehearse())
         with run.folder() as folder:
-            Trainer(model, criterion, normalize, train_loader, val_loader, config, folder, device,
-                    run.checkpoint, run.checkpoint_path).train()
+            Trainer(*parts, folder, device, run.checkpoint, run.checkpoint_path).train()
 
 
 if __name__ == "__main__":

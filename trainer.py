@@ -1,6 +1,7 @@
 """The training loop."""
 import contextlib
 import math
+import time
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -43,14 +44,7 @@ class Trainer(BaseTrainer):
 
     def _train_epoch(self, epoch):
         progress, settings = self.progress, self.settings
-        progress.stage = "training"
-        self.train_model.train()
-        self.train_loader.set_epoch(epoch, progress.batches_done, progress.into_batch)
-        self.guard = FiniteGuard(self.model, self.optimizer, self.device,
-                                 settings.nonfinite == "skip")
-        self.window = LogWindow(self.device,
-                                self.train_loader.batch_size * distributed.world_size(),
-                                self.scaler.get_scale())
+        self._begin_epoch(epoch)
         rule = self._decision("train")
         metrics = DatasetMetrics(self.num_classes, self.config["ignore_index"])
         parts = {}
@@ -78,6 +72,17 @@ class Trainer(BaseTrainer):
         if self.window.steps:
             self._log_step(epoch, None, parts)
         self._log_train_scores(metrics)
+
+    def _begin_epoch(self, epoch):
+        progress = self.progress
+        progress.stage = "training"
+        self.train_model.train()
+        self.train_loader.set_epoch(epoch, progress.batches_done, progress.into_batch)
+        self.guard = FiniteGuard(self.model, self.optimizer, self.device,
+                                 self.settings.nonfinite == "skip")
+        self.window = LogWindow(self.device,
+                                self.train_loader.batch_size * distributed.world_size(),
+                                self.scaler.get_scale())
 
     def _step(self, batches: list[dict]) -> tuple[dict, dict]:
         """Take one optimizer step and return (outputs, loss parts) of its last micro-batch."""
@@ -202,6 +207,10 @@ class Trainer(BaseTrainer):
         self.train_loader.set_epoch(progress.epoch, progress.batches_done, progress.into_batch)
         if self.train_loader.smallest_batch == 1:
             self._check_single_image()
+        if self.val_loader is not None and any(getattr(part, "fixed_size", None)
+                                               for part in self.model.modules()):
+            # Whole images may not have that size, and the first epoch may take hours.
+            self._rehearse_validation()
 
     def _check_single_image(self):
         """Raise ConfigError if the network cannot train on a batch of one image.
@@ -223,6 +232,41 @@ class Trainer(BaseTrainer):
             self._check()
         finally:
             copy_all(buffers, self.model.buffers())
+
+    def rehearse(self) -> str:
+        """Try what the training would do next: one step, and the validation of one image.
+
+        Raises their errors, writes nothing, and returns a line about what was tried. On a CPU the
+        step takes two images of the batch, because it is often not the machine of the training.
+        The step changes the weights: do not use this trainer afterwards.
+        """
+        if self._finished:
+            return "the run is finished: there is no step to try (raise trainer.epochs to go on)"
+        started = time.monotonic()
+        with self._explained_errors():
+            self._check()
+            self._begin_epoch(self.progress.epoch)
+            batch = self.train_loader.next_batch()
+            batch = _first_images(batch, 2 if self.device.type == "cpu" else None)
+            size = "x".join(map(str, batch["image"].shape[2:]))
+            tried = f"tried one step on {len(batch['id'])} training images of {size}"
+            batches = [batch]
+            outputs, parts = self._step(batches)
+            if "out" in outputs:
+                self._decision("train")(outputs["out"].detach().float())
+            self._raise_if_bad()
+            losses = [value.item() for value in parts.values()]
+            tried += f" (loss {' + '.join(f'{value:.4g}' for value in losses)})"
+            if self.val_loader is not None:
+                tried += self._rehearse_validation()
+        return f"{tried}, in {time.monotonic() - started:.1f} s"
+
+    def _rehearse_validation(self):
+        loader = _OneBatch(self.val_loader.next_batch(1))
+        scores, _, _ = self._scores(loader, None)
+        size = "x".join(map(str, loader.batch["image"].shape[2:]))
+        loss = "" if scores.loss is None else f" (loss {scores.loss:.4g})"
+        return f" and one validation image of {size}{loss}"
 
     # Steps whose loss or gradient is not finite
 
@@ -319,21 +363,9 @@ class Trainer(BaseTrainer):
     # Validation
 
     def _valid_epoch(self, epoch):
-        self.progress.stage = "validation"
-        network = self.ema.module if self.ema else self.model
-        distributed.broadcast_buffers(network)
-        network.eval()
-        predict, activation = self.config["predict"], self.criterion.activation
-        predictor = build_predictor(network, self.normalize, predict, activation)
-        rule = build_decision(rule_of(network, predict["val"]), activation, predict)
         with self.stop_signal.idle():
-            scores = evaluate(predictor, self._with_stop_checks(self.val_loader), [rule],
-                              num_classes=self.num_classes,
-                              ignore_index=self.config["ignore_index"],
-                              classes_of_interest=predict["CoI"], loss=self.val_loss,
-                              device=self.device, progress=f"validation {epoch}",
-                              published=predict["published"],
-                              boundary=predict["boundary"])[rule.name]
+            scores, predictor, rule = self._scores(self._with_stop_checks(self.val_loader),
+                                                   f"validation {epoch}")
         dataset = self.val_loader.dataset
         self.logger.say(f"epoch {epoch} validation on {scores.images} images of "
                         f"{type(dataset).__name__} ({rule.name}, {predictor.mode})\n"
@@ -342,6 +374,22 @@ class Trainer(BaseTrainer):
         if self.logger.draws:
             self._draw_examples(scores, predictor, rule)
         return scores.numbers()
+
+    def _scores(self, loader, progress) -> tuple[Scores, Predictor, Decision]:
+        """Scores over a loader, and what predicted and decided. progress: the text of a bar."""
+        self.progress.stage = "validation"
+        network = self.ema.module if self.ema else self.model
+        distributed.broadcast_buffers(network)
+        network.eval()
+        predict, activation = self.config["predict"], self.criterion.activation
+        predictor = build_predictor(network, self.normalize, predict, activation)
+        rule = build_decision(rule_of(network, predict["val"]), activation, predict)
+        scores = evaluate(predictor, loader, [rule], num_classes=self.num_classes,
+                          ignore_index=self.config["ignore_index"],
+                          classes_of_interest=predict["CoI"], loss=self.val_loss,
+                          device=self.device, progress=progress, published=predict["published"],
+                          boundary=predict["boundary"])[rule.name]
+        return scores, predictor, rule
 
     def _with_stop_checks(self, loader):
         """The loader, checking for a stop signal before each batch.
@@ -380,6 +428,24 @@ class Trainer(BaseTrainer):
         if scores.dataset["confusion"] is not None:
             self.logger.image("val/confusion", confusion_picture(scores.dataset["confusion"],
                                                                  dataset.class_names), step)
+
+
+class _OneBatch:
+    """A loader of a single batch."""
+
+    def __init__(self, batch: dict):
+        self.batch, self.batch_size = batch, len(batch["id"])
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[dict]:
+        yield self.batch
+
+
+def _first_images(batch: dict, most: int | None) -> dict:
+    """The first images of a batch, with everything that belongs to them."""
+    return {key: value[:most] for key, value in batch.items()}
 
 
 def _grouped(batches: Iterable[dict], size: int) -> Iterator[list[dict]]:

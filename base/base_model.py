@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 
+from utils.cli.console import notice, warn
+from utils.errors import ConfigError
 from utils.machine.tensors import ImageBatch, Logits
 
 
@@ -72,6 +74,21 @@ class BaseModel(nn.Module, ABC):
             parameter.requires_grad_(not freeze_backbone)
         return self.train(self.training)
 
+    def check_frozen(self, random_weights: bool):
+        """Raise ConfigError, or warn, if what `freeze` fixed makes no sense for a training.
+
+        random_weights: whether the weights were neither loaded nor pretrained.
+        """
+        if self._freeze_backbone and not self.backbone_modules():
+            raise ConfigError("freeze_backbone is true, but the network has no backbone",
+                              "arch.args.freeze_backbone", "set it to false")
+        if self._freeze_backbone and random_weights:
+            warn("freeze_backbone fixes random weights: set arch.args.pretrained to true, or load "
+                 "weights with trainer.finetune_from")
+        if self._freeze_bn and not any(map(_has_statistics, self.modules())):
+            notice("arch.args.freeze_bn has no effect: no norm of the network has running "
+                   "statistics")
+
     def two_classes(self, one_logit: bool = False) -> "BaseModel":
         """Let a head with one output channel predict two classes; return the network.
 
@@ -91,9 +108,13 @@ class BaseModel(nn.Module, ABC):
         if self._freeze_backbone:
             frozen += [m for module in self.backbone_modules() for m in module.modules()]
         for module in frozen:
-            if getattr(module, "running_var", None) is not None:     # EvoNorm-B0 has one too
+            if _has_statistics(module):
                 module.eval()
         return self
+
+
+def _has_statistics(module):
+    return getattr(module, "running_var", None) is not None     # EvoNorm-B0 has one too
 
 
 def _two_logits(model: nn.Module, inputs: tuple, outputs: Logits | dict[str, Logits]

@@ -3,6 +3,7 @@
 A subclass implements the training and the validation of one epoch.
 """
 import contextlib
+import functools
 import inspect
 import math
 import signal
@@ -20,7 +21,7 @@ from utils.checkpoint.load import load_foreign
 from utils.checkpoint.run_checkpoints import PERIODIC, RunCheckpoints
 from utils.cli.console import Interrupted, notice
 from utils.cli.stop_signal import StopNow, StopSignal
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 from utils.images.normalize import Normalize
 from utils.machine import distributed
 from utils.machine.precision import autocast_dtype
@@ -39,7 +40,7 @@ STOP = 1000              # added to the number of a stop signal, which then outr
 
 
 class BaseTrainer(ABC):
-    """Trains a network for a number of epochs or iterations.
+    """Trains a network for a number of epochs or iterations. Constructing it writes nothing.
 
     model, criterion, normalize: network, loss and input normalization.
     train_loader, val_loader: `dataloader.loader.Loader`; val_loader may be None.
@@ -61,6 +62,8 @@ class BaseTrainer(ABC):
         self.val_loader: Any = val_loader if settings.val else None
         self.dataset_facts = dataset_facts(train_loader.dataset)
 
+        model.check_frozen(random_weights=not (
+            checkpoint or settings.finetune_from or config["arch"]["args"].get("pretrained")))
         self.model = self._on_device(model)     # the network itself: weights are saved from here
         self.criterion, self.normalize = criterion.to(device), normalize.to(device)
         self.val_loss = validation_loss(config, lambda: criterion)
@@ -89,8 +92,6 @@ class BaseTrainer(ABC):
                    f"{load_foreign(self.model, settings.finetune_from)}")
 
         self.train_model: Any = self._wrapped(self.model)       # called in training
-        self.logger = RunLogger(self.folder, settings.tensorboard, settings.log_dir,
-                                self.progress.step)
         # Several ranks must first agree to stop; a single process can stop at once.
         self.stop_signal = StopSignal(at_once=distributed.world_size() == 1)
 
@@ -114,17 +115,16 @@ class BaseTrainer(ABC):
                         f"run folder {self.folder}")
         with contextlib.closing(self.logger), self.stop_signal:
             try:
-                with self.stop_signal.idle():
-                    self._check()
-                if self.rewrite_last:
-                    self.save("last.pth", required=self._finished)
-                while not self._finished:
-                    self._train_epoch(progress.epoch)
-                    self._finish_epoch()
+                with self._explained_errors():
+                    with self.stop_signal.idle():
+                        self._check()
+                    if self.rewrite_last:
+                        self.save("last.pth", required=self._finished)
+                    while not self._finished:
+                        self._train_epoch(progress.epoch)
+                        self._finish_epoch()
             except StopNow:
                 self.stop_if_asked()
-            except torch.OutOfMemoryError as error:
-                raise self._out_of_memory() from error
             self.checkpoints.finish(required=True)
         self._say_best()
 
@@ -191,6 +191,20 @@ class BaseTrainer(ABC):
             self.logger.say(f"best {monitor.metric} {monitor.best:.4f} at epoch "
                             f"{monitor.epoch}: {self.folder / 'model_best.pth'}")
 
+    @contextlib.contextmanager
+    def _explained_errors(self):
+        """Turn errors of the machine in the block into a ConfigError with the setting to change."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory() from error
+        except Exception as error:
+            if not self.settings.compile or not _is_of_compiler(error):
+                raise
+            raise ConfigError(f"torch.compile cannot compile this network here: "
+                              f"{first_line(error)}", "trainer.compile",
+                              "set it to false, or install what the message names") from error
+
     def _out_of_memory(self):
         training = self.progress.stage == "training"
         loader, key = ((self.train_loader, "train_loader") if training
@@ -201,6 +215,12 @@ class BaseTrainer(ABC):
                            f"{loader.batch_size} images of about {height}x{width}",
                            f"{key}.args.batch_size",
                            f"lower it, {other}; a smaller crop_size helps too")
+
+    @functools.cached_property
+    def logger(self) -> RunLogger:
+        """The log of the run, opened when it is first used: a rehearsal writes nothing."""
+        return RunLogger(self.folder, self.settings.tensorboard, self.settings.log_dir,
+                         self.progress.step)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -234,6 +254,11 @@ class BaseTrainer(ABC):
         switches: dict[str, Any] = {buffers: False, unused: True}
         return parallel(model, device_ids=[self.device] if self.device.type == "cuda" else None,
                         gradient_as_bucket_view=True, **switches)
+
+
+def _is_of_compiler(error):
+    from torch._dynamo.exc import TorchDynamoException
+    return isinstance(error, TorchDynamoException)
 
 
 def _running_average(model, decay):

@@ -73,10 +73,10 @@ class Loader:
         # A separate generator: the DataLoader's default draws a seed from torch's generator at
         # every epoch, so that training would depend on how often it was interrupted.
         with _without_worker_advice():
+            self._batches = _Batches(dataset, plan.training, on_corrupt == "skip")
             self._loader: DataLoader | None = DataLoader(
-                _Batches(dataset, plan.training, on_corrupt == "skip"), batch_sampler=plan,
-                collate_fn=_unchanged, pin_memory=pin_memory, generator=torch.Generator(),
-                **workers)
+                self._batches, batch_sampler=plan, collate_fn=_unchanged,
+                pin_memory=pin_memory, generator=torch.Generator(), **workers)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -89,6 +89,17 @@ class Loader:
     def set_epoch(self, epoch: int, start_batch: int = 0, skip: int = 0) -> None:
         """Start the next iteration at batch `start_batch` of an epoch; see BatchPlan.set_epoch."""
         self.plan.set_epoch(epoch, start_batch, skip)
+
+    def next_batch(self, most: int | None = None) -> dict[str, Any]:
+        """The batch with which an iteration would begin, read in this process.
+
+        most: number of its images to read; null: all. Raises the errors of the iteration.
+        """
+        batch = self._batches.__getitems__(self.plan.batch(self.plan.start)[:most])
+        if isinstance(batch, UserError):
+            raise batch
+        self._report(batch.pop("skipped"))
+        return batch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self._position = self.plan.start

@@ -31,6 +31,7 @@ class Backbone(nn.Module):
     aliases: tuple[str, ...] = ()
     aux_level: int = -2
     unused: frozenset[int] = frozenset()
+    fixed_size: tuple[int, int] | None = None    # (H, W), if it was made for images of one size
     channels: list[int]
     strides: list[int]
 

@@ -1,7 +1,11 @@
 """Checks between keys, and of value ranges."""
+from pathlib import Path
+
 import pytest
 
 from tests.config.samples import VOC, mistakes, only_mistake, small
+from utils.config.cross_checks import settings_without_effect
+from utils.config.load import load_config
 from utils.config.registry import components
 from utils.config.schema import resolve_config
 
@@ -37,6 +41,34 @@ def test_an_unknown_backbone_is_found_before_the_model_is_built():
 ])
 def test_settings_that_contradict_each_other_or_their_range_are_found(changes, line):
     assert only_mistake(small(**changes)).startswith(line)
+
+
+@pytest.mark.parametrize("changes, lines", [
+    ({}, []),
+    ({"trainer": {"early_stop": 3, "monitor": "min loss"}},
+     ["trainer.monitor has no effect: val is false",
+      'trainer.early_stop has no effect: val is false or monitor is "off"']),
+    ({"trainer": {"log_dir": "x", "tensorboard": False, "max_skipped": 3}},
+     ['trainer.max_skipped has no effect: nonfinite is "stop"',
+      "trainer.log_dir has no effect: tensorboard is false"]),
+    ({"args": {"num_workers": 0, "timeout": 3, "flip": True, "scale": [0.5, 1]}},
+     ["train_loader.args.timeout has no effect: num_workers is 0",
+      "train_loader.args.scale, train_loader.args.flip have no effect: augment is false"]),
+    ({"args": {"val": True, "crop_size": 64, "base_size": 100}},
+     ["train_loader.args.base_size has no effect: val cuts the crop out of the image resized to "
+      "crop_size"]),
+    ({"args": {"augment": True, "flip": True, "blur": True, "base_size": 100}}, []),
+])
+def test_settings_without_effect_are_listed_with_the_reason(changes, lines):
+    config = small()
+    config["trainer"] |= changes.get("trainer", {})
+    config["train_loader"]["args"] |= changes.get("args", {})
+    assert settings_without_effect(resolve_config(config)) == lines
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.json")), ids=lambda p: p.stem)
+def test_no_published_config_has_a_setting_without_effect(path):
+    assert settings_without_effect(resolve_config(load_config(path))) == []
 
 
 def test_datasets_of_different_classes_cannot_be_combined(monkeypatch):

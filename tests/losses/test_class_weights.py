@@ -56,6 +56,31 @@ def test_the_rules_over_100_300_600_pixels(rule, expected):
     assert rule_weights(rule, [100, 300, 600]) == pytest.approx([w / mean for w in expected])
 
 
+@pytest.mark.parametrize("name, key", [
+    ("CE", "weight"), ("wCE", "weight"), ("FocalLoss", "alpha"), ("OhemCrossEntropy", "weight"),
+    ("CE_DiceLoss", "weight"), ("ClassDiceLoss", "weight"), ("BCEWithLogitsLoss2d", "weight"),
+    ("BCEWithLogitsFocalLoss2d", "alpha"), ("RMI", "weight")])
+@pytest.mark.parametrize("weights", [[0, 0, 0], [0.0], [math.nan, 1, 1], [math.inf, 1, 1],
+                                     [-1, 1, 1]])
+def test_weights_with_which_nothing_is_learned_are_refused(name, key, weights):
+    with pytest.raises(ConfigError, match="class weights"):
+        build_loss({"type": name, "args": {key: weights}})
+
+
+@pytest.mark.parametrize("name", ["CE", "OhemCrossEntropy", "FocalLoss"])
+def test_a_softmax_over_the_pixels_of_one_class_is_refused(name):
+    section = {"type": name, "args": {"alpha" if name == "FocalLoss" else "weight": [0, 2, 0]}}
+    with pytest.raises(ConfigError, match="1 of the 3 class weights is above 0: the network would "
+                       "learn to predict that class everywhere"):
+        build_loss(section)
+    assert class_weights([0, 2, 0]).tolist() == [0, 2, 0]       # of a Dice or a sigmoid: meant
+
+
+def test_pixel_counts_of_one_class_give_no_weights_for_a_softmax():
+    with pytest.raises(ConfigError, match="1 of the 3"):
+        build_loss({"type": "CE", "args": {"weight": "log", "class_pixels": [0, 500, 0]}})
+
+
 @pytest.mark.parametrize("rule", ["log", "enet", "median"])
 def test_weights_have_mean_one_and_a_class_without_pixels_gets_weight_zero(rule):
     weights = rule_weights(rule, [1000, 0, 50, 7])

@@ -641,10 +641,26 @@ def _rank_of_dice(rank, world, path):
     ({"type": "MixedLoss", "args": {"losses": [{"type": "Ce2"}]}}, "losses[0].type"),
     ({"args": {}}, "expected a name"),
     ({"type": "CE", "args": {"weight": "tabel"}}, "unknown class weights"),
+    ({"type": "MixedLoss", "args": {"losses": [{"type": "CE", "weight": 0}]}}, "learn nothing"),
+    ({"type": "DC_CE", "args": {"weight_ce": 0, "weight_dice": 0}}, "learn nothing"),
+    ({"type": "SegFixLoss", "args": {"mask_weight": 0, "direction_weight": 0}}, "learn nothing"),
 ])
 def test_invalid_sections_raise_config_errors_with_their_position(section, text):
     with pytest.raises(ConfigError, match=re.escape(text)):
         build_loss(section)
+
+
+def test_lovasz_refuses_a_class_that_does_not_exist():
+    for classes in ([19], [-1], [0, 1.5]):
+        loss = build("LovaszSoftmax", classes=classes)
+        with pytest.raises(ConfigError, match="classes from 0 to 18, found"):
+            loss(*sum(inputs_of(loss), []))
+
+
+def test_rmi_on_a_crop_that_is_too_small_says_which_setting_to_change():
+    loss = build("RMI")
+    with pytest.raises(ConfigError, match="3x3 pixels after pooling, found(.|\n)*larger crops"):
+        loss(*sum(inputs_of(loss, size=(5, 5)), []))
 
 
 @pytest.mark.parametrize("name, others", [("CrossEntropyLoss2d", ["CE"]), ("wCE", ["weighted_ce"]),

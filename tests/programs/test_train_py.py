@@ -67,6 +67,57 @@ def test_dry_run_builds_everything_and_writes_nothing(tmp_path, capsys):
     assert "ENet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("status, words, changes", [
+    (4, "no such checkpoint", ["trainer.finetune_from=/nowhere.pth"]),
+    (2, "Muon only supports 2D", ["optimizer.type=Muon"]),
+    (2, "Invalid learning rate", ["optimizer.args.lr=-1"]),
+    (2, "a warm-up of 160 steps", ["lr_scheduler.type=Poly", "lr_scheduler.args.warmup_epochs=20"]),
+    (2, "2 thresholds for 9", ["predict.val=T", "predict.threshold=[0.1,0.2]"]),
+    (2, "has no backbone", ["optimizer.differential_lr=true"]),
+    (2, "has no backbone", ["arch.args.freeze_backbone=true"]),
+    (2, "batch holds 1 image", ["arch.type=PSPNet", "arch.args.backbone=resnet18",
+                                "train_loader.args.batch_size=1"]),
+    (2, "GPU(s) are visible", ["n_gpu=99"]),
+    (2, "needs the target 'depth'", ['loss={"type": "CE", "target": "depth"}']),
+    (2, "RMI needs at least 3x3", ["loss=RMI", "train_loader.args.crop_size=4"]),
+    (2, "above 0: the network would learn nothing", ["loss.args.weight=[0,0,0,0,0,0,0,0,0]"]),
+])
+def test_a_dry_run_refuses_what_the_start_refuses(tmp_path, capsys, status, words, changes):
+    changes = [*COMMON, f"trainer.save_dir={tmp_path / 'runs'}", *changes]
+    assert run(*changes, "--dry-run") == status
+    assert words in error_of(capsys)
+    assert list(tmp_path.iterdir()) == []
+    assert run(*changes) == status
+
+
+def test_a_dry_run_says_what_it_tried(tmp_path, capsys):
+    assert run(*COMMON, "--dry-run", f"trainer.save_dir={tmp_path}") == 0
+    text = capsys.readouterr().err
+    assert re.search(r"tried one step on 2 training images of 48x64 \(loss [\d.]+\) and one "
+                     r"validation image of \d+x\d+ \(loss [\d.]+\), in", text), text
+    assert "9 classes" in text and "on cpu" in text
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--resume-allow-changes"], "--resume-allow-changes has an effect only with -r"),
+    (["--list", "models", "ENet", "extra"], "--list takes a KIND and a NAME"),
+    (["--schema", "--dry-run"], "--schema and --dry-run: give only one of them"),
+    (["--schema", "-c", "config.json"], "-c has no effect with --schema"),
+])
+def test_options_without_effect_are_usage_errors(capsys, arguments, words):
+    with pytest.raises(SystemExit) as ended:
+        train.parse(arguments)
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_settings_without_effect_are_said_at_the_start(tmp_path, capsys):
+    assert run(*COMMON, "--dry-run", f"trainer.save_dir={tmp_path}", "trainer.keep=3",
+               "--device", "cpu", "n_gpu=2") == 0
+    text = capsys.readouterr().err
+    assert "trainer.keep has no effect: save_period is 0" in text
+    assert "n_gpu 2 has no effect: --device cpu" in text
+
+
 def test_list_and_schema_print_to_stdout(capsys):
     assert run("--list", "models", "ENet") == 0
     assert "num_classes" not in capsys.readouterr().out.split("\n")[0]

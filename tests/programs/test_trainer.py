@@ -74,6 +74,9 @@ class Loader:
         self.order = torch.randperm(len(self.dataset), generator=order)
         self.start = start_batch
 
+    def next_batch(self, most=None):
+        return {key: value[:most] for key, value in next(iter(self)).items()}
+
     def __iter__(self):
         order = getattr(self, "order", torch.arange(len(self.dataset)))
         for k in range(self.start, len(self)):
@@ -337,6 +340,90 @@ def test_what_does_not_fit_the_classes_is_found_before_the_first_step(tmp_path, 
     trainer._train_epoch = lambda epoch: pytest.fail("an epoch was trained")
     with pytest.raises(ConfigError, match=words):
         trainer.train()
+
+
+def test_a_rehearsal_tries_the_first_step_and_one_validation_image_and_writes_nothing(tmp_path):
+    said = make(tmp_path / "none").rehearse()
+    assert not (tmp_path / "none").exists()
+    make(tmp_path, "trainer.log_per_iter=1").train()
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert said.startswith("tried one step on 2 training images of 8x8 (loss "
+                           f"{first['loss' if 'loss' in first else 'train/loss']:.4g}) and one "
+                           "validation image of 8x8 (loss ")
+
+
+def test_a_rehearsal_of_a_finished_run_says_so(tmp_path):
+    trainer = make(tmp_path)
+    trainer.progress.epoch = 4
+    assert "finished" in trainer.rehearse()
+
+
+def test_a_rehearsal_finds_what_the_validation_would_refuse(tmp_path):
+    trainer = make(tmp_path)
+    trainer.val_loader.dataset.labels[:] = 3            # no class, and not ignored
+    with pytest.raises((IndexError, RuntimeError)):
+        trainer.rehearse()
+
+
+class FixedNet(Net):
+    """A network whose encoder takes images of 8x8 only."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone.fixed_size = (8, 8)
+
+    def forward(self, x):
+        if x.shape[2:] != (8, 8):
+            raise ConfigError("images of 8x8 only")
+        return super().forward(x)
+
+
+def test_a_size_that_the_network_cannot_validate_is_found_before_the_first_epoch(tmp_path):
+    trainer = make(tmp_path, model=FixedNet)
+    trainer.val_loader.dataset.images = trainer.val_loader.dataset.images[:, :, :6]
+    trainer._train_epoch = lambda epoch: pytest.fail("an epoch was trained")
+    with pytest.raises(ConfigError, match="8x8 only"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("act", ["rehearse", "train"])
+def test_a_compiler_that_is_missing_is_a_mistake_in_the_config(tmp_path, monkeypatch, act):
+    # A second: torch's compiler is imported.
+    from torch._dynamo.exc import TorchDynamoException
+
+    def refuse(*_):
+        raise TorchDynamoException("No working C++ compiler")
+    monkeypatch.setattr(torch, "compile", lambda model: nn.Identity())
+    trainer = make(tmp_path, "trainer.compile=true")
+    trainer.train_model.forward = refuse
+    with pytest.raises(ConfigError, match="No working C(.|\n)*where: trainer.compile"):
+        getattr(trainer, act)()
+
+
+def test_frozen_parts_that_make_no_sense_are_refused_or_said(tmp_path, capfd):
+    class Headless(Net):
+        def backbone_modules(self):
+            return []
+    with pytest.raises(ConfigError, match="freeze_backbone is true, but the network has no"):
+        make(tmp_path, model=lambda: Headless().freeze(freeze_backbone=True))
+    make(tmp_path, model=lambda: Net().freeze(freeze_backbone=True))
+    assert "freeze_backbone fixes random weights" in capfd.readouterr().err
+    make(tmp_path, "arch.type=PSPNet", "arch.args.pretrained=true",
+         model=lambda: Net().freeze(freeze_backbone=True))
+    assert "random weights" not in capfd.readouterr().err
+
+    class Normless(Net):
+        def __init__(self):
+            super().__init__()
+            self.backbone[1] = nn.GroupNorm(2, 6)
+    make(tmp_path, model=lambda: Normless().freeze(freeze_bn=True))
+    assert "freeze_bn has no effect" in capfd.readouterr().err
+
+
+def test_a_slower_rate_for_a_frozen_backbone_is_said_to_have_no_effect(tmp_path, capfd):
+    make(tmp_path, "optimizer.differential_lr=true",
+         model=lambda: Net().freeze(freeze_backbone=True))
+    assert "differential_lr has no effect: the backbone is frozen" in capfd.readouterr().err
 
 
 def test_event_files_are_whole_when_the_training_ends_with_an_error(tmp_path):

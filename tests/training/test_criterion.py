@@ -152,6 +152,8 @@ def test_a_batch_without_labels_gives_zero_and_no_gradient():
     ({"out+aux": "CE"}, None, "reads one output"),
     ("SegFixLoss", None, "reads the outputs mask, direction"),
     ({"type": "CE", "resize": "label"}, None, "loss.resize"),
+    ({"type": "CE", "weight": 0}, None, "every loss has the weight 0"),
+    (["CE", "CE"], [0, 0], "every loss has the weight 0"),
     (3, None, "expected a name"),
     ({}, None, "expected a name"),
 ])

@@ -2,7 +2,7 @@
 import argparse
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 from utils.cli import console
 from utils.errors import DataError
@@ -37,6 +37,22 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: list[str] | None
     if wrong:
         parser.error(f"expected KEY=VALUE, found {wrong[0]!r}")
     return args
+
+
+def one_action(parser: argparse.ArgumentParser, actions: Mapping[str, object],
+               options: Mapping[str, object], without_options: Collection[str]):
+    """End with a usage error if two actions are given, or options that the action does not read.
+
+    actions, options: what the program was given, by name; false or None: not given.
+    without_options: the actions that read none of `options`.
+    """
+    given = [name for name, value in actions.items() if value]
+    if len(given) > 1:
+        parser.error(f"{' and '.join(given)}: give only one of them")
+    unread = [name for name, value in options.items() if value]
+    if given and given[0] in without_options and unread:
+        parser.error(f"{', '.join(unread)} {'have' if len(unread) > 1 else 'has'} no effect with "
+                     f"{given[0]}")
 
 
 def require_folder(*paths: str | os.PathLike[str] | None):

@@ -2,11 +2,11 @@
 
 They need no data and no network: class attributes are compared with the rest of the config.
 """
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.config.registry import components, load
-from utils.config.signature import KeyPath, fields, value_name
+from utils.config.signature import KeyPath, fields, json_default, value_name
 from utils.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -14,7 +14,61 @@ if TYPE_CHECKING:
 
 LOADERS = ("train_loader", "val_loader", "test_loader")
 _PART = "dataloader.mixture:part_entry"
+_TRAINER = ("base.trainer_settings:TrainerSettings",)
+_LOADER = ("dataloader.augmentation.transforms:Augmentation", "dataloader.loader:build_loader")
 _RULES, _PREDICTOR = "utils.decision.rules:predict_section", "utils.predict.predictor:Predictor"
+
+
+class _Condition(NamedTuple):
+    """`keys` have an effect only if `holds` is true of their section; `otherwise`: why not.
+
+    A key at its default was perhaps never given, so only other values count.
+    """
+
+    keys: tuple[str, ...]
+    holds: Callable[[dict], Any]
+    otherwise: str
+
+
+_OF_TRAINER = (
+    _Condition(("monitor",), lambda s: s["val"] or s["monitor"] == "off", "val is false"),
+    _Condition(("early_stop",), lambda s: s["val"] and s["monitor"] != "off",
+               'val is false or monitor is "off"'),
+    _Condition(("keep",), lambda s: s["save_period"], "save_period is 0"),
+    _Condition(("max_skipped",), lambda s: s["nonfinite"] == "skip", 'nonfinite is "stop"'),
+    _Condition(("log_dir",), lambda s: s["tensorboard"], "tensorboard is false"),
+)
+_OF_LOADER = (
+    _Condition(("prefetch_factor", "timeout"), lambda s: s["num_workers"], "num_workers is 0"),
+    _Condition(("scale", "flip", "rotate", "blur"), lambda s: s["augment"], "augment is false"),
+    _Condition(("base_size",), lambda s: not (s["val"] and s["crop_size"]),
+               "val cuts the crop out of the image resized to crop_size"),
+)
+
+
+def settings_without_effect(config: dict) -> list[str]:
+    """The settings of a resolved config that do nothing in a training, a line per reason.
+
+    They are no mistakes: a config may switch off a part of the one that it extends.
+    """
+    lines = _idle("trainer", config["trainer"], _OF_TRAINER, _TRAINER)
+    for key in ("train_loader", "val_loader"):
+        if config[key] and (key == "train_loader" or config["trainer"]["val"]):
+            lines += _idle(f"{key}.args", config[key]["args"], _OF_LOADER, _LOADER)
+    return lines
+
+
+def _idle(name, settings, conditions, callables):
+    defaults = {key: json_default(field.default)
+                for key, field in fields(*map(load, callables)).items() if not field.required}
+    lines = []
+    for keys, holds, otherwise in conditions:
+        idle = [f"{name}.{key}" for key in keys
+                if not holds(settings) and settings[key] != defaults[key]]
+        if idle:
+            lines.append(f"{', '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect: "
+                         f"{otherwise}")
+    return lines
 
 
 def check_between_keys(config: dict, report: "Mistakes"):

@@ -28,15 +28,33 @@ WEIGHT_RULES = ("log", "enet", "median")
 
 
 def class_weights(weight: list | tuple | str | None,
-                  class_pixels: list | tuple | str | None = None) -> torch.Tensor | None:
+                  class_pixels: list | tuple | str | None = None, at_least: int = 1) \
+        -> torch.Tensor | None:
     """The weights (C,) float64 for the arguments of a loss; None if `weight` is None.
 
     weight: numbers, "table", one of WEIGHT_RULES, or None.
     class_pixels: for a rule, the number of pixels of each class, or the path of the JSON
-    file that `python -m tools.class_statistics` writes.
-    Raises ConfigError for an unknown rule, unreadable counts, and weights that are negative or
-    not finite.
+    file that `python -m tools.class_statistics` writes. at_least: how many classes must have a
+    weight above 0; a softmax trained on the pixels of one class only predicts it everywhere.
+    Raises ConfigError for an unknown rule, unreadable counts, weights that are negative or not
+    finite, and too few classes with a weight.
     """
+    weights = _weights(weight, class_pixels)
+    if weights is None:
+        return None
+    if not torch.isfinite(weights).all() or (weights < 0).any():
+        raise ConfigError(f"class weights must be finite and not negative, found "
+                          f"{weights.tolist()}")
+    positive = int((weights > 0).sum())
+    if positive < min(at_least, len(weights)) or not positive:
+        raise ConfigError(f"{positive or 'none'} of the {len(weights)} class weights is above 0: "
+                          "the network would learn " + ("to predict that class everywhere"
+                                                        if positive else "nothing"))
+    return weights
+
+
+def _weights(weight, class_pixels):
+    """The weights (C,) float64, of any value; None if `weight` is None."""
     if isinstance(weight, str) and weight in WEIGHT_RULES:
         if class_pixels is None:
             raise ConfigError(f'the weights "{weight}" are computed from pixel counts, and '
@@ -108,7 +126,4 @@ def _counts(class_pixels: list | tuple | str) -> dict[str, list]:
 
 
 def _tensor(values):
-    weights = torch.tensor([float(value) for value in values], dtype=torch.float64)
-    if not torch.isfinite(weights).all() or (weights < 0).any():
-        raise ConfigError(f"class weights must be finite and not negative, found {list(values)}")
-    return weights
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)

@@ -34,7 +34,7 @@ class CrossEntropyLoss2d(nn.Module):
         super().__init__()
         check_reduction(reduction)
         self.reduction, self.ignore_index = reduction, ignore_index
-        self.register_buffer("weight", class_weights(weight, class_pixels), persistent=False)
+        self.register_buffer("weight", class_weights(weight, class_pixels, 2), persistent=False)
 
     def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
         valid, index = labeled(target, self.ignore_index)

@@ -8,6 +8,7 @@ class 0, in place.
 import torch
 from torch import nn
 
+from utils.errors import ConfigError
 from utils.losses.class_dice import dice_ratio
 from utils.losses.pixels import class_sums, labeled, mean_over
 from utils.losses.topk import top_percent
@@ -35,6 +36,9 @@ class DC_CE(nn.Module):  # noqa: N801 (the name that the published configs use)
         self.smooth, self.do_bg, self.batch_dice = smooth, do_bg, batch_dice
         self.weight_ce, self.weight_dice, self.sync = weight_ce, weight_dice, sync
         self.ignore_index = ignore_index
+        if not (weight_ce or weight_dice):
+            raise ValueError("weight_ce and weight_dice are both 0: the network would learn "
+                             "nothing")
         if sync and not batch_dice:
             raise ValueError("sync adds up the batch over ranks: it needs batch_dice")
         if not do_bg:
@@ -52,7 +56,8 @@ class DC_CE(nn.Module):  # noqa: N801 (the name that the published configs use)
         dice = dice_ratio(hit, predicted, labels, self.smooth, 1e-8)
         if not self.do_bg:
             if dice.shape[1] < 2:
-                raise ValueError("without class 0 a Dice over one class is empty: set do_bg")
+                raise ConfigError("without class 0 a Dice over one class is empty",
+                                  "loss.args.do_bg", "set it to true")
             dice = dice[:, 1:]
         dice = dice.sum() / max(1, dice.numel())
         pixels = self._mean_cross_entropy(cross_entropy, valid)

@@ -35,7 +35,7 @@ class FocalLoss(nn.Module):
             raise ValueError(f"gamma must not be negative, found {gamma}")
         check_reduction(reduction)
         self.gamma, self.reduction, self.ignore_index = gamma, reduction, ignore_index
-        self.register_buffer("weight", class_weights(alpha, class_pixels), persistent=False)
+        self.register_buffer("weight", class_weights(alpha, class_pixels, 2), persistent=False)
 
     def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
         valid, index = labeled(target, self.ignore_index)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.errors import ConfigError
 from utils.losses.pixels import labeled, planar, reads_are_free, small_labels
 from utils.machine.precision import full_dtype
 from utils.machine.tensors import LabelBatch, Logits
@@ -50,6 +51,11 @@ class LovaszSoftmax(nn.Module):
 
     def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
         valid, index = labeled(target, self.ignore_index)
+        wrong = [c for c in self.classes if not isinstance(self.classes, str)
+                 and not (type(c) is int and 0 <= c < logits.shape[1])]
+        if wrong:
+            raise ConfigError(f"expected classes from 0 to {logits.shape[1] - 1}, found {wrong[0]}",
+                              "loss.args.classes")
         return _Lovasz.apply(logits, index, valid, self.classes, self.per_image)
 
 

@@ -27,6 +27,8 @@ class MixedLoss(nn.Module):
             self.losses.append(build_loss(section, ignore_index, f"loss.args.losses[{number}]"))
             repeated = sum(name.split("#")[0] == section["type"] for name in self.names)
             self.names.append(section["type"] + (f"#{repeated + 1}" if repeated else ""))
+        if not any(self.weights):
+            raise ValueError("every loss has the weight 0: the network would learn nothing")
         activations = {loss.activation for loss in self.losses}
         self.activation = "softmax" if "softmax" in activations else "sigmoid"
         if len(activations) > 1:

@@ -43,7 +43,7 @@ class OhemCrossEntropy(nn.Module):
             raise ValueError("thresh must be in (0, 1] and min_kept not negative, found "
                              f"{thresh} and {min_kept}")
         self.thresh, self.min_kept, self.ignore_index = thresh, min_kept, ignore_index
-        self.register_buffer("weight", class_weights(weight, class_pixels), persistent=False)
+        self.register_buffer("weight", class_weights(weight, class_pixels, 2), persistent=False)
 
     def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
         valid, index = labeled(target, self.ignore_index)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.errors import ConfigError
 from utils.losses.binary import binary_cross_entropy_sums, warn_sigmoid
 from utils.losses.class_weights import class_weights
 from utils.losses.pixels import class_weight_map, labeled, reads_are_free, small_labels
@@ -216,8 +217,9 @@ def _windows(q, y, radius):
     """The shifted windows of y, then of q, each with mean 0: (m, 2 r², points) float64."""
     height, width = q.shape[1] - radius + 1, q.shape[2] - radius + 1
     if height < 1 or width < 1:
-        raise ValueError(f"RMI needs at least {radius}x{radius} pixels after pooling, found "
-                         f"{q.shape[1]}x{q.shape[2]}")
+        raise ConfigError(f"RMI needs at least {radius}x{radius} pixels after pooling, found "
+                          f"{q.shape[1]}x{q.shape[2]}", "loss", "train on larger crops, or lower "
+                          "stride or radius")
     stack = q.new_empty(len(q), 2, radius, radius, height, width, dtype=torch.float64)
     for i in range(radius):
         for j in range(radius):

@@ -38,6 +38,9 @@ class SegFixLoss(nn.Module):
     def __init__(self, mask_weight: float = 1.0, direction_weight: float = 1.0,
                  ignore_index: int = 255):
         super().__init__()
+        if not (mask_weight or direction_weight):
+            raise ValueError("mask_weight and direction_weight are both 0: the network would "
+                             "learn nothing")
         self.mask_weight, self.direction_weight = mask_weight, direction_weight
         self.ignore_index = ignore_index
         self.last_parts: dict[str, torch.Tensor] = {}

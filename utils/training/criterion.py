@@ -64,6 +64,9 @@ class Criterion(nn.Module):
             self.losses.append(loss)
             self.weights[name] = float(section.get("weight", weight))
             self._plans[name] = _plan(name, section, loss, where)
+        if not any(self.weights.values()):
+            raise ConfigError("every loss has the weight 0: the network would learn nothing",
+                              "loss", "give one of them a weight above 0")
         first: Any = self._loss("out") or self.losses[0]
         self.activation = first.activation
 

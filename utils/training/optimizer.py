@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from utils.cli.console import notice
 from utils.config.build import construct
 from utils.config.registry import components, lookup
 from utils.errors import ConfigError
@@ -27,6 +28,9 @@ def build_optimizer(section: dict, model: Any) -> torch.optim.Optimizer:
     if section.get("differential_lr") and not model.backbone_parameters():
         raise ConfigError("differential_lr is true, but the network has no backbone",
                           "optimizer.differential_lr", "set it to false")
+    if section.get("differential_lr") and not any(p.requires_grad
+                                                  for p in model.backbone_parameters()):
+        notice("optimizer.differential_lr has no effect: the backbone is frozen")
     head = [p for p in model.head_parameters() if p.requires_grad]
     backbone = [p for p in model.backbone_parameters() if p.requires_grad]
     if not head + backbone:

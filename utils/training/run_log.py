@@ -19,6 +19,8 @@ from utils.images.types import Image
 from utils.machine import distributed
 
 _SHOWN = 5              # line numbers in a notice
+NO_TENSORBOARD = ("tensorboard is not installed: no event files are written (pip install "
+                  "tensorboard, or set trainer.tensorboard to false)")
 
 
 class RunLogger:
@@ -53,8 +55,7 @@ class RunLogger:
                 self._writer = SummaryWriter(str(where), purge_step=first_step or None)
                 self._other_hook, threading.excepthook = threading.excepthook, self._thread_ended
             except ImportError:
-                warn("tensorboard is not installed: no event files are written "
-                     "(pip install tensorboard, or set trainer.tensorboard to false)")
+                warn(NO_TENSORBOARD)
             except OSError as error:
                 warn(f"no event files are written: {error}")
 

@@ -1,6 +1,7 @@
 """Reads the config and the checkpoint of a run, checks them, and starts the processes."""
 import argparse
 import contextlib
+import importlib.util
 import json
 import re
 import sys
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.cli.console import notice
+from utils.cli.console import notice, warn
+from utils.config.cross_checks import settings_without_effect
 from utils.config.load import apply_overrides, load_config, save_config
 from utils.config.schema import resolve_config
 from utils.errors import CheckpointError, ConfigError
 from utils.machine import distributed
 from utils.training.run_folder import check_save_dir, claimed, create_run_folder, dataset_facts
+from utils.training.run_log import NO_TENSORBOARD
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +53,13 @@ class Run:
         from utils.checkpoint.load import without_download
         return without_download(self.config["arch"]) if self.checkpoint else self.config["arch"]
 
+    @property
+    def intended_folder(self) -> Path:
+        """The folder of --dry-run, which writes nothing: the checkpoint's, or the run name's."""
+        if self.checkpoint_path:
+            return self.checkpoint_path.parent
+        return Path(self.config["trainer"]["save_dir"]) / self.config["name"]
+
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:
         """The run's folder, claimed for this process: the checkpoint's, or a new one.
@@ -82,17 +92,24 @@ class Run:
         """Print the resolved config (--print-config)."""
         print(json.dumps(self.config, indent=2))
 
-    def report(self, model: Any, train_loader: Any, val_loader: Any):
-        """Print what a training would use (--dry-run). model: a BaseModel."""
-        parameters = sum(p.numel() for p in model.parameters())
-        notice(f"{type(model).__name__}: {parameters / 1e6:.2f} M parameters, outputs "
+    def report(self, trainer: Any, tried: str):
+        """Print what a training would use, and what was tried (--dry-run). trainer: a Trainer."""
+        model, progress = trainer.model, trainer.progress
+        numbers = [p.numel() for p in model.parameters()]
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        frozen = f", {trained / 1e6:.2f} M of them trained" if trained < sum(numbers) else ""
+        notice(f"{type(model).__name__}: {sum(numbers) / 1e6:.2f} M parameters{frozen}, outputs "
                f"{', '.join(model.output_weights)}")
-        for title, loader in (("train", train_loader), ("val", val_loader)):
+        for title, loader in (("train", trainer.train_loader), ("val", trainer.val_loader)):
             if loader is not None:
                 notice(f"{title}: {len(loader.dataset)} images of "
-                       f"{type(loader.dataset).__name__}, {len(loader)} batches of "
-                       f"{loader.batch_size}")
-        notice("config and data are correct; nothing was run")
+                       f"{type(loader.dataset).__name__}, {trainer.num_classes} classes, "
+                       f"{len(loader)} batches of {loader.batch_size}")
+        notice(f"{progress.epochs} epochs, {progress.total_steps} steps, on {trainer.device}")
+        if trainer.settings.tensorboard and not importlib.util.find_spec("tensorboard"):
+            warn(NO_TENSORBOARD)
+        notice(tried)
+        notice("config and data are correct; nothing was written")
 
 
 def open_run(args: argparse.Namespace) -> Run:
@@ -112,6 +129,8 @@ def open_run(args: argparse.Namespace) -> Run:
         source = str(path)
         config = apply_overrides(checkpoint["config"], args.overrides)
     config = resolve_config(config, source)
+    for line in settings_without_effect(config):
+        notice(line)
     check_save_dir(config["trainer"]["save_dir"])
     if args.resume == "auto" and not path:
         from utils.checkpoint.find import newest_training
@@ -129,10 +148,13 @@ def open_run(args: argparse.Namespace) -> Run:
 def start_processes(run: Run, args: argparse.Namespace) -> "torch.device":
     """Start or join the processes that the config sets, seed them, and return their device."""
     config = run.config
-    if not distributed.launched() and not args.dry_run and args.device is None:
+    if not distributed.launched() and args.device is None:
         processes = distributed.choose_processes(config["n_gpu"])
-        if processes > 1:
+        if processes > 1 and not args.dry_run:
             distributed.relaunch(processes, sys.argv[1:])
+    if args.device and config["n_gpu"] not in (None, 0 if args.device == "cpu" else 1):
+        notice(f"n_gpu {config['n_gpu']} has no effect: --device {args.device} trains on that "
+               "one device")
     device = args.device or ("cpu" if config["n_gpu"] == 0 else None)
     device = distributed.start(device, config["trainer"]["rank_timeout"])
     from utils.machine.seeding import seed_everything, set_deterministic
