@@ -9,6 +9,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cuda", help="the device of the tests marked gpu")
+
+
 @pytest.fixture(scope="session")
 def warm():
     """A WarmStart, which starts trainings from a process that has already imported everything."""
