@@ -48,11 +48,11 @@ def _rank(rank, world, port, args, queue):
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     import torch
 
-    from benchmarks.step import batch_of, our_step
+    from benchmarks.step import CASES, batch_of, our_step
     from utils.machine import distributed
     torch.set_num_threads(1)
     distributed.start("cpu", timeout=120)
-    step = our_step(args.model, batch_of(args.batch, args.size))
+    step = our_step(args.model, batch_of(args.batch, args.size), CASES[args.model])
     for _ in range(3):
         step()
     if world > 1:

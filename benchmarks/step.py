@@ -36,8 +36,10 @@ def main(argv: list[str] | None = None):
     rows: list[tuple] = [("network", "ours s", "bare s", "source s", "ours/bare", "source/ours")]
     for name in args.models.split(","):
         batch = batch_of(args.batch, args.size)
-        seconds = interleaved({"ours": our_step(name, batch), "bare": _bare(name, batch),
-                               "source": _source(name, batch)}, args.rounds)
+        arguments = CASES[name]
+        seconds = interleaved({"ours": our_step(name, batch, arguments),
+                               "bare": bare_step(name, batch, arguments),
+                               "source": source_step(name, batch, arguments)}, args.rounds)
         middle = {key: statistics.median(value) for key, value in seconds.items()}
         rows.append((name, *(f"{middle[k]:.3f}" for k in ("ours", "bare", "source")),
                      f"{ratio(seconds, 'ours', 'bare'):.3f}",
@@ -46,18 +48,24 @@ def main(argv: list[str] | None = None):
           f"CPU time, {args.threads} thread(s)", rows)
 
 
-def batch_of(images: int, size: int) -> dict[str, Any]:
+def batch_of(images: int, size: int | tuple[int, int]) -> dict[str, Any]:
     """A random training batch with labels of large regions.
 
-    image: (N, 3, size, size) uint8; label: (N, size, size) uint8; id: N names.
+    size: (H, W), or one number for both. image: (N, 3, H, W) uint8; label: (N, H, W) uint8; id: N
+    names.
     """
     import torch
-    return {"image": torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8),
+    size = (size, size) if isinstance(size, int) else size
+    return {"image": torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8),
             "label": _blobs(images, size), "id": ["a"] * images}
 
 
-def our_step(name: str, batch: dict[str, Any]) -> Callable[[], None]:
-    """A function that runs one step of our trainer on `batch`; name: of a network in CASES."""
+def our_step(name: str, batch: dict[str, Any], arguments: dict[str, Any], device: str = "cpu",
+             overrides: tuple[str, ...] = ()) -> Callable[[], None]:
+    """A function that runs one step of our trainer on `batch`.
+
+    name, arguments: of the network. overrides: of the config.
+    """
     import tempfile
 
     import torch
@@ -74,13 +82,13 @@ def our_step(name: str, batch: dict[str, Any]) -> Callable[[], None]:
                                                         '"weight_decay":1e-4}',
                                                         "loss=CrossEntropyLoss2d",
                                                         "trainer.val=false",
-                                                        "trainer.tensorboard=false"]))
-    model = _network(name)
+                                                        "trainer.tensorboard=false", *overrides]))
+    model = _network(name, arguments)
     dataset = _Dataset()
     loader = _Loader(dataset, len(batch["id"]))
     trainer = Trainer(model, Criterion(config["loss"], model.output_weights),
                       Normalize(dataset.mean, dataset.std), loader, None, config,
-                      tempfile.mkdtemp(), torch.device("cpu"))
+                      tempfile.mkdtemp(), torch.device(device))
     trainer.train_model.train()
     trainer.window = LogWindow(trainer.device, len(batch["id"]))
     trainer.guard = FiniteGuard(model, trainer.optimizer, trainer.device, False)
@@ -110,20 +118,21 @@ class _Loader:
         return 10 ** 6
 
 
-def _bare(name, batch):
+def bare_step(name: str, batch: dict[str, Any], arguments: dict[str, Any],
+              device: str = "cpu") -> Callable[[], None]:
     """A function that runs one step of the bare computation."""
     import torch
 
     from utils.machine.precision import autocast_dtype
-    model = _network(name).to(memory_format=torch.channels_last).train()
+    model = _network(name, arguments).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4, fused=True)
-    dtype = autocast_dtype("auto", torch.device("cpu"))
-    image = (batch["image"].float() / 255 - 0.5) / 0.25
+    dtype = autocast_dtype("auto", torch.device(device))
+    image = (batch["image"].to(device).float() / 255 - 0.5) / 0.25
     image = image.to(memory_format=torch.channels_last)
-    label, weights = batch["label"].long(), model.output_weights
+    label, weights = batch["label"].to(device).long(), model.output_weights
 
     def step():
-        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        with torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
             outputs = model(image)
             loss = _weighted_loss(outputs, label, weights)
         loss.backward()
@@ -132,13 +141,14 @@ def _bare(name, batch):
     return step
 
 
-def _source(name, batch):
+def source_step(name: str, batch: dict[str, Any], arguments: dict[str, Any],
+                device: str = "cpu") -> Callable[[], None]:
     """A function that runs one step of the loop of the sources."""
     import torch
-    model = _network(name).train()
+    model = _network(name, arguments).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4, foreach=False)
-    image = (batch["image"].float() / 255 - 0.5) / 0.25
-    label, weights = batch["label"].long(), model.output_weights
+    image = (batch["image"].to(device).float() / 255 - 0.5) / 0.25
+    label, weights = batch["label"].to(device).long(), model.output_weights
 
     def step():
         optimizer.zero_grad()
@@ -168,19 +178,19 @@ def _plain_metrics(logits, label):
     return correct, areas
 
 
-def _network(name):
+def _network(name, arguments):
     import torch
 
     from utils.config.registry import components
     torch.manual_seed(0)
-    return components("models")[name](num_classes=CLASSES, **CASES[name])
+    return components("models")[name](num_classes=CLASSES, **arguments)
 
 
 def _blobs(batch, size):
-    """Label maps (batch, size, size) uint8 with large regions; the first 4 rows are ignored."""
+    """Label maps (batch, *size) uint8 with large regions; the first 4 rows are ignored."""
     import torch
     coarse = torch.randint(0, CLASSES, (batch, 1, 16, 16)).float()
-    label = torch.nn.functional.interpolate(coarse, (size, size)).squeeze(1).to(torch.uint8)
+    label = torch.nn.functional.interpolate(coarse, size).squeeze(1).to(torch.uint8)
     label[:, :4] = 255
     return label
 
