@@ -524,6 +524,111 @@ def plain_lovasz(logits, target):
     return torch.stack(losses).mean().float()
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("num_classes", [2, 33])
+def test_label_smoothing_equals_torch(num_classes, weighted, reduction):
+    weight = torch.linspace(0.5, 2, num_classes, dtype=torch.float64) if weighted else None
+    args = {"label_smoothing": 0.2, "reduction": reduction} | (
+        {"weight": weight.tolist()} if weighted else {})
+    loss = build("CE", **args)
+    logits, (target,) = inputs_of(loss, num_classes=num_classes, dtype=torch.float64)
+    found, (gradient,) = value_and_gradients(loss, logits, [target])
+    expected = torch.nn.functional.cross_entropy(logits[0], target, weight, ignore_index=255,
+                                                 reduction=reduction, label_smoothing=0.2)
+    slope, = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, slope, rtol=1e-9, atol=1e-15)
+    assert (gradient[:, :, 3:5] == 0).all()
+    if not weighted:
+        dice = build("DiceLoss")(logits[0], target)
+        both = build("CE_DiceLoss", **args)(logits[0], target)
+        torch.testing.assert_close(both, expected + dice, rtol=1e-12, atol=0)
+
+
+def test_label_smoothing_of_logits_with_a_large_common_part_keeps_its_digits():
+    loss = build("CE", label_smoothing=0.1)
+    logits, (target,) = inputs_of(loss)
+    torch.testing.assert_close(loss(logits[0] + 1e4, target), loss(logits[0], target),
+                               rtol=1e-3, atol=0)
+    assert loss(torch.zeros(1, 7, 3, 3), torch.ones(1, 3, 3).long()).item() \
+        == pytest.approx(np.log(7), rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [1, -0.1, 2])
+def test_a_label_smoothing_out_of_range_is_refused(share):
+    for name in ("CE", "wCE", "CE_DiceLoss"):
+        with pytest.raises(ConfigError, match="label_smoothing must be in"):
+            build(name, label_smoothing=share)
+
+
+TVERSKY = [
+    {}, {"alpha": 0.3, "beta": 0.7}, {"alpha": 1, "beta": 1}, {"batch": False},
+    {"alpha": 0.3, "beta": 0.7, "gamma": 4 / 3}, {"average": "all", "smooth": 1},
+    {"average": "all", "smooth": 1, "batch": False, "gamma": 2},
+    {"weight": [0, 1, 2, 3, 0.5]}, {"activation": "sigmoid", "alpha": 0.2, "beta": 0.8},
+    {"activation": "sigmoid", "batch": False, "average": "all", "smooth": 0.5}]
+
+
+def plain_tversky(logits, target, alpha=0.5, beta=0.5, gamma=1.0, smooth=0.0, batch=True,
+                  average="present", weight=None, activation="softmax"):
+    """The definition with loops, in NumPy."""
+    images, classes = logits.shape[:2]
+    e = np.exp(logits)
+    p = e / e.sum(1, keepdims=True) if activation == "softmax" else e / (1 + e)
+    values = []
+    for part in [range(images)] if batch else [[i] for i in range(images)]:
+        total = count = 0
+        for c in range(classes):
+            true = false = missed = 0.0
+            for i in part:
+                seen = target[i] != 255
+                of_class = target[i] == c
+                true += p[i, c][of_class].sum()
+                false += p[i, c][seen & ~of_class].sum()
+                missed += (1 - p[i, c][of_class]).sum()
+            if average == "all" or any((target[i] == c).any() for i in part):
+                index = (true + smooth) / (true + alpha * false + beta * missed + smooth)
+                total += (1 if weight is None else weight[c]) * (1 - index) ** (1 / gamma)
+                count += 1
+        values.append(total / count)
+    return np.mean(values)
+
+
+@pytest.mark.parametrize("args", TVERSKY, ids=str)
+def test_tversky_equals_its_definition(args):
+    loss = build("TverskyLoss", **args)
+    logits, (target,) = inputs_of(loss, num_classes=5, size=(7, 6), dtype=torch.float64)
+    target[target == 4] = 2                     # class 4 is absent
+    found = loss(logits[0], target)
+    expected = plain_tversky(logits[0].detach().numpy(), target.numpy(), **args)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: loss(x, target), logits)
+
+
+@pytest.mark.parametrize("args", [{}, {"batch": False}, {"average": "all", "smooth": 1.0},
+                                  {"activation": "sigmoid"}])
+def test_jaccard_is_the_soft_iou_and_that_of_hard_predictions_one_minus_the_iou(args):
+    loss = build("JaccardLoss", **args)
+    logits, (target,) = inputs_of(loss, num_classes=5, dtype=torch.float64)
+    assert loss(logits[0], target).item() == pytest.approx(
+        plain_tversky(logits[0].detach().numpy(), target.numpy(), 1, 1, **args), rel=1e-12)
+    hard = torch.tensor([[[[1, 1, 0, 0]], [[0, 0, 1, 1]]]]) * 200.0 - 100
+    target = torch.tensor([[[0, 1, 1, 255]]])
+    assert build("JaccardLoss")(hard, target).item() == pytest.approx(0.5)
+
+
+def test_tversky_of_one_half_is_the_dice_loss_and_beta_weighs_missed_pixels():
+    logits, (target,) = inputs_of(build("DC"), dtype=torch.float64)
+    assert build("TverskyLoss")(logits[0], target).item() == pytest.approx(
+        build("DC", average="present")(logits[0], target).item(), rel=1e-12)
+    missing = torch.tensor([[[[9.0, 9, 9, 9]], [[-9, -9, -9, 9]]]])     # class 1 found once of two
+    target = torch.tensor([[[0, 0, 1, 1]]])
+    few, many = (build("TverskyLoss", alpha=1 - beta, beta=beta, weight=[0, 1])(missing, target)
+                 for beta in (0.1, 0.9))
+    assert many > few
+
+
 def test_ohem_keeps_only_the_pixels_below_the_threshold():
     logits = torch.zeros(1, 2, 1, 5, dtype=torch.float64)
     logits[0, 1, 0] = torch.tensor([0.1, 0.5, 1.0, 2.0, 3.0])
@@ -638,6 +743,9 @@ def _rank_of_dice(rank, world, path):
     ({"type": "CE", "arg": {}}, "Did you mean 'args'"),
     ({"type": "MixedLoss"}, "needs the argument 'losses'"),
     ({"type": "TOPK", "args": {"k": 0}}, "percentage"),
+    ({"type": "TverskyLoss", "args": {"alpha": 0, "beta": 0}}, "both 0"),
+    ({"type": "TverskyLoss", "args": {"gamma": 0.5}}, "gamma must be at least 1"),
+    ({"type": "JaccardLoss", "args": {"smooth": -1}}, "smooth not negative"),
     ({"type": "MixedLoss", "args": {"losses": [{"type": "Ce2"}]}}, "losses[0].type"),
     ({"args": {}}, "expected a name"),
     ({"type": "CE", "args": {"weight": "tabel"}}, "unknown class weights"),

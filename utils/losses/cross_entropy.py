@@ -6,9 +6,11 @@ from torch import nn
 
 from utils.losses.class_weights import class_weights
 from utils.losses.pixels import (
+    check_label_smoothing,
     check_reduction,
     class_weight_map,
     cross_entropy_map,
+    cross_entropy_of_all,
     labeled,
     mean_over,
 )
@@ -21,6 +23,7 @@ class CrossEntropyLoss2d(nn.Module):
     logits (N, C, H, W) float, target (N, H, W) integer -> scalar.
     weight: one number per class, "table" (the 19 of Cityscapes), or the rule
     "log", "enet" or "median" over `class_pixels` (see utils.losses.class_weights).
+    label_smoothing: the share of each label that is spread evenly over all classes, as in torch.
     reduction: "mean" divides the sum by the summed weights of the labeled pixels (without weights,
     by their number), "sum" returns the sum. Without a labeled pixel: 0.
     """
@@ -30,19 +33,25 @@ class CrossEntropyLoss2d(nn.Module):
     weight: torch.Tensor | None
 
     def __init__(self, weight: list | str | None = None, class_pixels: list | str | None = None,
-                 reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
+                 reduction: Literal["mean", "sum"] = "mean", label_smoothing: float = 0.0,
+                 ignore_index: int = 255):
         super().__init__()
         check_reduction(reduction)
+        check_label_smoothing(label_smoothing)
         self.reduction, self.ignore_index = reduction, ignore_index
+        self.label_smoothing = label_smoothing
         self.register_buffer("weight", class_weights(weight, class_pixels, 2), persistent=False)
 
     def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
         valid, index = labeled(target, self.ignore_index)
-        loss = cross_entropy_map(logits, index, valid)
+        cross_entropy = loss = cross_entropy_map(logits, index, valid)
         mass = valid
         if self.weight is not None:
             mass = class_weight_map(self.weight, index, valid, logits)
             loss = loss * mass
+        if self.label_smoothing:
+            of_all = cross_entropy_of_all(cross_entropy, logits, index, valid, self.weight)
+            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * of_all
         return loss.sum() if self.reduction == "sum" else mean_over(loss, mass.sum())
 
 
@@ -52,5 +61,6 @@ class wCE(CrossEntropyLoss2d):  # noqa: N801 (the name that the published config
     aliases = ("weighted_ce",)
 
     def __init__(self, weight: list | str = "table", class_pixels: list | str | None = None,
-                 reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
-        super().__init__(weight, class_pixels, reduction, ignore_index)
+                 reduction: Literal["mean", "sum"] = "mean", label_smoothing: float = 0.0,
+                 ignore_index: int = 255):
+        super().__init__(weight, class_pixels, reduction, label_smoothing, ignore_index)

@@ -16,9 +16,11 @@ from torch import nn
 
 from utils.losses.class_weights import class_weights
 from utils.losses.pixels import (
+    check_label_smoothing,
     check_reduction,
     class_weight_map,
     cross_entropy_map,
+    cross_entropy_of_all,
     labeled,
     mean_over,
 )
@@ -61,24 +63,30 @@ class CE_DiceLoss(DiceLoss):  # noqa: N801 (the name that the published configs 
 
     logits (N, C, H, W) float, target (N, H, W) integer -> scalar. weight: class weights of the
     cross-entropy, one number per class. reduction: of the cross-entropy, "mean" or "sum".
+    label_smoothing: of the cross-entropy, as in CrossEntropyLoss2d.
     """
 
     weight: torch.Tensor | None
 
     def __init__(self, smooth: float = 1.0, weight: list | None = None,
-                 reduction: Literal["mean", "sum"] = "mean", ignore_index: int = 255):
+                 reduction: Literal["mean", "sum"] = "mean", label_smoothing: float = 0.0,
+                 ignore_index: int = 255):
         super().__init__(smooth, ignore_index)
         check_reduction(reduction)
-        self.reduction = reduction
+        check_label_smoothing(label_smoothing)
+        self.reduction, self.label_smoothing = reduction, label_smoothing
         self.register_buffer("weight", class_weights(weight), persistent=False)
 
     def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
         valid, index = labeled(target, self.ignore_index)
-        loss = cross_entropy_map(logits, index, valid)
+        cross_entropy = loss = cross_entropy_map(logits, index, valid)
         dice, mass = self._dice(loss, valid), valid
         if self.weight is not None:
             mass = class_weight_map(self.weight, index, valid, logits)
             loss = loss * mass
+        if self.label_smoothing:
+            of_all = cross_entropy_of_all(cross_entropy, logits, index, valid, self.weight)
+            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * of_all
         return dice + (loss.sum() if self.reduction == "sum" else mean_over(loss, mass.sum()))
 
 

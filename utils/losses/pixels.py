@@ -49,6 +49,28 @@ def cross_entropy_map(logits: Logits, index: torch.Tensor, valid: torch.Tensor) 
     return _SoftmaxTerms.apply(logits, index, valid, False)[0]
 
 
+def check_label_smoothing(label_smoothing: float):
+    """Raises ValueError for a share outside [0, 1)."""
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), found {label_smoothing}")
+
+
+def cross_entropy_of_all(cross_entropy: torch.Tensor, logits: Logits, index: torch.Tensor,
+                         valid: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean over the classes c of -w_c ln p_c (N, H, W); 0 for an unlabeled pixel.
+
+    Label smoothing by e makes the loss of a pixel (1 - e) times the one of its class plus e times
+    this, as in torch: Szegedy et al., CVPR 2016, arXiv:1512.00567.
+    cross_entropy (N, H, W): from `cross_entropy_map`; logits (N, C, H, W) of any float dtype;
+    index, valid: from `labeled`. weight (C,): w, else 1.
+    """
+    weight = logits.new_ones(logits.shape[1]) if weight is None else weight
+    weight = weight.to(logits.device, full_dtype(logits))
+    # -ln p_c = -ln p_label + (logit of the label - logit of c)
+    return (weight.sum() * cross_entropy
+            + _LogitDifferences.apply(logits, index, valid, weight)) / len(weight)
+
+
 def class_sums(logits: Logits, index: torch.Tensor, valid: torch.Tensor) \
         -> tuple[torch.Tensor, ...]:
     """(loss, hit, predicted, labels): the terms of every class-wise Dice, from one softmax p.
@@ -110,6 +132,33 @@ def planar(logits: Logits) -> Logits:
     On a device the logits are returned unchanged.
     """
     return logits.contiguous() if logits.device.type == "cpu" else logits
+
+
+class _LogitDifferences(torch.autograd.Function):
+    """The sum over the classes c of w_c (logit of the label - logit of c), (N, H, W).
+
+    It is linear in the logits, so nothing of their size is kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, index, valid, weight):
+        ctx.save_for_backward(index, valid, weight)
+        ctx.dtype = logits.dtype
+        # The largest logit as the origin keeps the digits of logits with a large common part.
+        logits = logits.to(full_dtype(logits))
+        logits = logits - logits.amax(1, keepdim=True)
+        own = logits.gather(1, index[:, None])[:, 0]
+        total = logits.mul_(weight[:, None, None]).sum(1)
+        return (weight.sum() * own).sub_(total).masked_fill_(~valid, 0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        index, valid, weight = ctx.saved_tensors
+        grad_output = (grad_output * valid)[:, None]
+        grad = -weight[:, None, None] * grad_output
+        grad.scatter_add_(1, index[:, None], weight.sum() * grad_output)
+        return grad.to(ctx.dtype), None, None, None
 
 
 class _SoftmaxTerms(torch.autograd.Function):
