@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from base.base_dataset import SKIP_UNREADABLE, BaseDataset
 from dataloader.augmentation.transforms import Augmentation
@@ -33,6 +34,7 @@ from utils.config.signature import fields
 from utils.errors import ConfigError, DataError, UserError, first_line, listed, shown
 from utils.images.headers import UnreadableFile
 from utils.machine.memory import free_memory
+from utils.machine.running_time import SLICE, RunningClock, is_suspended
 
 LISTED_FILES = 8
 MAX_WORKERS = max(64, 4 * (os.cpu_count() or 1))     # more would make the machine unusable
@@ -74,7 +76,7 @@ class Loader:
         # every epoch, so that training would depend on how often it was interrupted.
         with _without_worker_advice():
             self._batches = _Batches(dataset, plan.training, on_corrupt == "skip")
-            self._loader: DataLoader | None = DataLoader(
+            self._loader: DataLoader | None = _PatientLoader(
                 self._batches, batch_sampler=plan, collate_fn=_unchanged,
                 pin_memory=pin_memory, generator=torch.Generator(), **workers)
 
@@ -119,6 +121,9 @@ class Loader:
 
     def close(self) -> None:
         """End the worker processes. The loader cannot be used afterwards."""
+        for worker in getattr(self._iterator, "_workers", ()):
+            if worker.pid and is_suspended(worker.pid):     # it would never end by itself
+                worker.kill()
         # Both references are dropped now: if the garbage collector found them later in a reference
         # cycle, torch's iterator would wait for workers that its queues no longer reach.
         self._iterator = self._loader = None
@@ -166,7 +171,8 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
     reads in the program itself. drop_last: leave out a smaller last batch;
     null does so in training. pin_memory: null does so if there is a GPU.
     prefetch_factor: batches that each worker reads ahead. timeout: seconds to
-    wait for a batch from the workers before giving up. on_corrupt: "skip"
+    wait for a batch from the workers before giving up; time in which the job is
+    suspended does not count. on_corrupt: "skip"
     replaces an unreadable training image by the next one and warns.
     batch_transforms: operations on a whole training batch, in order
     (`--list batch_transforms`). sampler: what an epoch of training visits
@@ -356,6 +362,27 @@ def _collate(samples, training):
         else:
             batch[key] = default_collate(values) if isinstance(value, torch.Tensor) else values
     return batch
+
+
+class _PatientLoader(DataLoader):
+    """Torch's DataLoader, but the timeout counts only time in which the job itself ran."""
+
+    def _get_iterator(self):
+        return _PatientIterator(self) if self.num_workers else super()._get_iterator()
+
+
+class _PatientIterator(_MultiProcessingDataLoaderIter):
+
+    def _try_get_data(self, timeout=SLICE):
+        """(True, what a worker sent), or (False, None) after `timeout` seconds."""
+        clock = RunningClock("data worker")
+        while True:
+            asked = min(SLICE, timeout - clock.seconds)
+            answer = super()._try_get_data(asked)
+            if not answer[0]:
+                clock.advance(asked, (worker.pid for worker in self._workers))
+            if answer[0] or clock.seconds >= timeout:
+                return answer
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 import os
 import signal
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from dataloader.shapes import Shapes
 from tests.support.run_program import start
 from utils.errors import ConfigError, DataError
 from utils.images.image_io import write_image, write_label
+from utils.machine.running_time import is_suspended
 
 AUGMENT = Augmentation(crop_size=24, augment=True, flip=True, rotate=True, blur=True)
 
@@ -218,6 +220,30 @@ def test_a_read_that_never_returns_becomes_an_error_naming_the_files():
         next(batches)
     assert "val" not in caught.value.what and "train_00003" in caught.value.what
     assert "train_00005" not in caught.value.what
+
+
+def test_a_worker_that_is_suspended_for_longer_than_the_timeout_is_not_dead():
+    """Suspends the only worker for two timeouts of one second."""
+    loader = build_loader(Shapes(size=(32, 48), length=64), 2, num_workers=1, timeout=60)
+    batches = iter(loader)
+    next(batches)
+    loader._iterator._timeout = 1
+    worker = loader._iterator._workers[0].pid
+    os.kill(worker, signal.SIGSTOP)
+    threading.Timer(3, os.kill, (worker, signal.SIGCONT)).start()
+    assert len(list(batches)) == 31
+
+
+def test_closing_a_loader_ends_a_suspended_worker_too():
+    loader = build_loader(Shapes(size=(32, 48), length=64), 2, num_workers=1)
+    next(iter(loader))
+    worker = loader._iterator._workers[0]
+    os.kill(worker.pid, signal.SIGSTOP)
+    while not is_suspended(worker.pid):
+        time.sleep(0.01)
+    loader.close()
+    worker.join(20)
+    assert worker.exitcode == -signal.SIGKILL
 
 
 class Suicidal(Shapes):

@@ -50,7 +50,7 @@ def take(path: str | os.PathLike, patience: float = 0.0) -> IO[str] | None:
 
     patience: seconds to try again. Raises OSError if the file cannot be made.
     """
-    path, deadline = Path(path), time.monotonic() + patience
+    path, tries = Path(path), round(patience / _PAUSE)    # no clock, which runs while suspended
     while True:
         stream = open(path, "a", encoding="utf-8")
         try:
@@ -69,8 +69,9 @@ def take(path: str | os.PathLike, patience: float = 0.0) -> IO[str] | None:
                                    "in this folder at once")
                 return stream
         stream.close()
-        if time.monotonic() >= deadline:
+        if tries <= 0:
             return None
+        tries -= 1
         time.sleep(_PAUSE)
 
 
