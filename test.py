@@ -22,7 +22,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("test.py", __doc__)
     add = parser.add_argument
     add("-r", "-m", "--resume", "--model", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to score; auto: the newest model_best.pth in saved/")
+        help="checkpoint to score, or a folder, for the newest model_best.pth in it; "
+             "auto: saved/")
     add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("-p", "--predict", metavar="RULES",
         help="max, T, rankdice, rankiou, several with commas, or all (default: from the config)")

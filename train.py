@@ -24,7 +24,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("-c", "--config", help="config file (default: config.json, or the checkpoint's)")
     add("-r", "--resume", metavar="PATH|auto",
-        help="resume from a checkpoint; auto: the newest one of this run name, or a new run")
+        help="resume from a checkpoint, or from last.pth of a run's folder; auto: from the "
+             "newest one of this run name, or start a new run")
     add("--resume-allow-changes", action="store_true",
         help="with -r: resume even if batches or data differ from the checkpoint's")
     add("-d", "--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
@@ -82,7 +83,8 @@ def main(argv: list[str] | None = None) -> int | None:
         val_loader = config["val_loader"] and make_loader(config["val_loader"], **common)
         dataset = train_loader.dataset
         run.require_same_data(dataset)
-        model = build("models", run.arch, num_classes=dataset.num_classes)
+        with run.allowance():
+            model = build("models", run.arch, num_classes=dataset.num_classes)
         criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
                               config["loss_weights"], dataset.num_classes)
         normalize = Normalize(dataset.mean, dataset.std)

@@ -16,9 +16,10 @@ import torch
 
 from base.base_model import BaseModel
 from base.trainer_settings import TrainerSettings
+from utils.checkpoint.find import PERIODIC
 from utils.checkpoint.format import Checkpoint
 from utils.checkpoint.load import load_foreign
-from utils.checkpoint.run_checkpoints import PERIODIC, RunCheckpoints
+from utils.checkpoint.run_checkpoints import RunCheckpoints
 from utils.cli.console import Interrupted, notice
 from utils.cli.stop_signal import StopNow, StopSignal
 from utils.errors import ConfigError, first_line

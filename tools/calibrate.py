@@ -28,8 +28,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments; `argv` defaults to the command line."""
     parser = command_parser("python -m tools.calibrate", __doc__)
     add = parser.add_argument
-    add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH",
-        help="checkpoint to calibrate")
+    add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
+        help="checkpoint to calibrate, or a folder, for the newest model_best.pth in it; "
+             "auto: saved/")
     add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("-s", "--split", choices=("val", "test", "train"), default="val",
         help="loader of the config (default: val)")
@@ -51,11 +52,13 @@ def main(argv: list[str] | None = None):
     """Run the program with `argv`, by default the command line."""
     args = parse(argv)
     require_folder(args.output, args.write)
+    from utils.checkpoint.find import find_checkpoint
     from utils.checkpoint.read import read_checkpoint
     from utils.checkpoint.write import write_checkpoint
     from utils.config.load import with_config
     from utils.decision.calibration import fit_temperature, reliability, reliability_diagram
     from utils.images.image_io import write_image
+    args.checkpoint = find_checkpoint(args.checkpoint)
     stored = read_checkpoint(args.checkpoint)
     checkpoint = with_config(stored, args.config, args.overrides)
     logits, labels, activation, images = _sample(args, checkpoint)

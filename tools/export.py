@@ -35,7 +35,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.export", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to export; auto: the newest best one in saved/")
+        help="checkpoint to export, or a folder, for the newest model_best.pth in it; "
+             "auto: saved/")
     add("-o", "--output", required=True, metavar="FILE", help="file to write")
     add("--format", choices=("onnx", "torch_export", "torchscript"), default="onnx",
         help="default: onnx. torchscript needs --size, and PyTorch has deprecated it")

@@ -30,8 +30,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments; `argv` defaults to the command line."""
     parser = command_parser("python -m tools.plot_rules", __doc__)
     add = parser.add_argument
-    add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH",
-        help="checkpoint to predict with")
+    add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
+        help="checkpoint to predict with, or a folder, for the newest model_best.pth in it; "
+             "auto: saved/")
     add("-p", "--predict", default="max,rankdice", metavar="A,B",
         help="the two rules (default: max,rankdice)")
     add("-s", "--split", choices=("val", "test", "train"), default="val",
@@ -75,12 +76,14 @@ def differences(args: argparse.Namespace) -> tuple["Case", "Case", list[str]]:
     from tqdm import tqdm
 
     from dataloader.loader import split_loader
+    from utils.checkpoint.find import find_checkpoint
     from utils.checkpoint.read import read_checkpoint
     from utils.config.load import with_config
     from utils.errors import DataError
     from utils.evaluation.evaluate import build_rules
     from utils.machine import distributed
     from utils.predict.open_model import open_model
+    args.checkpoint = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(args.checkpoint), None, args.overrides)
     config = checkpoint["config"]
     device = distributed.start(args.device)

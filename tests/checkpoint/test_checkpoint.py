@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.checkpoint.find import newest_checkpoint
+from utils.checkpoint.find import newest_best
 from utils.checkpoint.load import load_exact, load_partial, match_tensors, unwrap
 from utils.checkpoint.read import read_checkpoint, read_state
 from utils.checkpoint.write import write_checkpoint
@@ -143,9 +143,9 @@ def test_a_giant_tensor_without_memory_behind_it_is_a_shape_mismatch():
 def test_the_newest_undamaged_checkpoint_is_found(tmp_path):
     for n, name in enumerate(("a", "b", "c")):
         (tmp_path / name).mkdir()
-        path = tmp_path / name / "last.pth"
+        path = tmp_path / name / "model_best.pth"
         write_checkpoint(path, {"format": 1, "model": {}, "config": {}})
         os.utime(path, (n, n))
-    (tmp_path / "c" / "last.pth").write_bytes(b"PK broken")
-    assert newest_checkpoint(tmp_path) == tmp_path / "b" / "last.pth"
-    assert newest_checkpoint(tmp_path / "none") is None
+    (tmp_path / "c" / "model_best.pth").write_bytes(b"PK broken")
+    assert newest_best(tmp_path) == tmp_path / "b" / "model_best.pth"
+    assert newest_best(tmp_path / "none") is None

@@ -1,5 +1,6 @@
 """Faults K01-K16: checkpoints are complete, found again, and never execute anything."""
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -40,6 +41,12 @@ TINY = ["-c", "config.json", *SMALL, "train_loader.args.num_workers=0", "trainer
 
 
 OFF = ["val_loader=null", "trainer.val=false"]
+
+
+def fails(number):
+    def call(*_, **__):
+        raise OSError(number, os.strerror(number))
+    return call
 
 
 def run(*arguments):
@@ -536,9 +543,10 @@ def test_keep_never_deletes_the_only_undamaged_file(tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.glob("*.pth")} == {"checkpoint-epoch11.pth"}
 
 
-def test_a_checkpoint_that_cannot_be_deleted_gives_a_warning(tmp_path, capsys):
-    (tmp_path / "checkpoint-epoch1.pth").mkdir()
+def test_a_checkpoint_that_cannot_be_deleted_gives_a_warning(tmp_path, capsys, monkeypatch):
     writer = RunCheckpoints(tmp_path, keep=1)
+    writer.save(numbered_state(1), "checkpoint-epoch1.pth")
+    monkeypatch.setattr("pathlib.Path.unlink", fails(errno.EPERM))
     writer.save(numbered_state(2), "checkpoint-epoch2.pth")
     assert "could not be deleted" in capsys.readouterr().err
 

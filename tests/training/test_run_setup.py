@@ -31,7 +31,10 @@ def place(tmp_path):
     folder = tmp_path / "tiny" / "11-21_09-00-00"
     folder.mkdir(parents=True)
     write_checkpoint(folder / "last.pth", {
-        "format": 1, "model": {"w": torch.zeros(1)}, "config": config, "optimizer": {"state": {}},
+        "format": 1, "model": {"w": torch.zeros(1)}, "ema": None, "config": config,
+        "class_names": [], "palette": [], "normalization": {}, "epoch": 2, "step": 3, "samples": 0,
+        "optimizer": {"state": {}}, "scheduler": {}, "scaler": {},
+        "monitor": {"best": None, "epoch": None, "waited": 0},
         "dataset": dataset_facts(Data([1, 2]))})
     return tmp_path
 

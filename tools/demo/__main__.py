@@ -22,7 +22,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.demo", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to show; auto: the newest best one in saved/")
+        help="checkpoint to show, or a folder, for the newest model_best.pth in it; "
+             "auto: saved/")
     add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("--host", default="127.0.0.1", metavar="ADDRESS",
         help="address to listen on (default: 127.0.0.1, this machine only)")

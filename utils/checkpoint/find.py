@@ -1,69 +1,279 @@
-"""Finds the newest undamaged checkpoint in a folder."""
-import contextlib
-from collections.abc import Iterable
+"""Finds checkpoints: the one that -r names, and the newest undamaged one.
+
+Within a run the newest checkpoint is that of the last step, whatever the times of the files say:
+copies, restored files and wrong clocks do not change it. If the run was taken back to an earlier
+step, what was trained after that is newer than what was left behind. Between runs the one that
+saved last is the newer one, by the time that its checkpoint states; that of the file stands in
+for older checkpoints, which state none.
+
+A file is only passed over if its content proves that it cannot be used. If one cannot be read, it
+may be the newest: that is an error.
+"""
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from utils.checkpoint.format import TrainingCheckpoint, can_resume
-from utils.checkpoint.read import read_checkpoint, verify_archive
+from utils.checkpoint.read import (
+    DamagedCheckpoint,
+    MissingCheckpoint,
+    UnreadableCheckpoint,
+    contents_of,
+    peek,
+    read_training,
+    verify,
+)
+from utils.cli.console import notice, warn
 from utils.errors import CheckpointError
+
+LAST, BEST, PERIODIC = "last.pth", "model_best.pth", "checkpoint-epoch{}.pth"
 
 
 def find_checkpoint(text: str, folder: str = "saved") -> str:
-    """Return `text`, a path; for "auto" the newest model_best.pth under `folder`.
+    """The path of the checkpoint to predict with that `text` means; says which if it is no file.
 
+    text: a path; the folder of a run, for its model_best.pth; a folder of runs, or "auto" for
+        `folder`, for the newest model_best.pth in it.
     Raises CheckpointError if there is none.
     """
-    if text != "auto":
+    if text != "auto" and not os.path.isdir(text):
         return text
-    path = newest_checkpoint(folder, "model_best.pth")
+    place = Path(folder if text == "auto" else text)
+    path: Path | None = place / BEST
+    if not path.exists():
+        own = next(place.glob("*.pth"), None)
+        path = None if own else newest_best(place)
     if path is None:
-        raise CheckpointError("there is no model_best.pth to take", folder,
-                              "train first, or give a path")
+        raise CheckpointError(f"there is no {BEST} to take", str(place),
+                              f"train first, or give a path; {contents_of(place)}")
+    notice(f"checkpoint {path}")
     return str(path)
 
 
-def newest_checkpoint(folder: str | Path, name: str = "last.pth") -> Path | None:
-    """The newest undamaged file called `name` under `folder`, or None.
+def training_checkpoint(text: str) -> Path:
+    """The path of the checkpoint to resume from: `text`, or last.pth in that folder.
 
-    Prints a warning for each newer file that it skips.
+    Says which if it is a folder. Raises CheckpointError if the folder has none.
     """
-    for path in _newest_first(Path(folder).glob(f"**/{name}")):
+    path = Path(text)
+    if not path.is_dir():
+        return path
+    if not (path / LAST).exists():
+        raise CheckpointError(f"there is no {LAST} to resume from", text,
+                              f"give a file; {contents_of(path)}")
+    notice(f"resuming from {path / LAST}")
+    return path / LAST
+
+
+def newest_best(folder: str | Path) -> Path | None:
+    """The newest undamaged model_best.pth under `folder`, or None.
+
+    Prints a warning for each newer file that it skips. Raises UnreadableCheckpoint.
+    """
+    found, skipped = _peeked(_below(Path(folder)))
+    for one in sorted(found, key=lambda one: (one.saved, one.order), reverse=True):
         try:
-            verify_archive(path)
-            return path
+            verify(one.path)
+            _warn_of_skipped(skipped, one.path)
+            return one.path
+        except UnreadableCheckpoint:
+            raise
         except CheckpointError as error:
-            _warn_skipped(path, error)
+            skipped.append((one.path, error))
+    _warn_of_skipped(skipped, None)
     return None
 
 
-def newest_training(folder: str | Path) -> tuple[TrainingCheckpoint, Path] | None:
+def newest_training(folder: str | Path, fits: Callable[[Mapping[str, Any]], bool] | None = None) \
+        -> tuple[TrainingCheckpoint, Path] | None:
     """(checkpoint, path) of the newest file from which a training can resume, or None.
 
-    Looks at every .pth file in `folder` and in its subfolders, one level deep. Prints a warning
-    for each newer file that it skips.
+    Looks at every .pth file in `folder` and in its subfolders, one level deep, whose content
+    (without the values of the tensors) `fits`. Prints a warning for each newer file that it skips.
+    Raises UnreadableCheckpoint.
     """
     folder = Path(folder)
-    for path in _newest_first([*folder.glob("*.pth"), *folder.glob("*/*.pth")]):
-        try:
-            checkpoint = read_checkpoint(path)
-            if can_resume(checkpoint):
-                return checkpoint, path
-            raise CheckpointError("it contains weights, but no state of a training", str(path))
-        except CheckpointError as error:
-            _warn_skipped(path, error)
+    paths, folders = _content(folder)
+    paths += [path for inner in folders for path in _content(inner)[0]]
+    early = _passed_by_last(paths)
+    for considered in ([path for path in paths if path not in early], paths):
+        found, skipped = _peeked(considered, fits)
+        found = _without_weights(found, skipped)
+        for one in _newest_first(found):
+            try:
+                checkpoint = read_training(one.path)
+                _warn_of_skipped(skipped, one.path)
+                return checkpoint, one.path
+            except UnreadableCheckpoint:
+                raise
+            except CheckpointError as error:
+                skipped.append((one.path, error))
+    _warn_of_skipped(skipped, None)
     return None
 
 
-def _newest_first(paths: Iterable[Path]) -> list[Path]:
-    # last.pth is written after the others: if the times are equal, it is the newer file.
-    dated = []
+def later_than(folder: Path, checkpoint: Mapping[str, Any]) -> list["Peeked"]:
+    """The checkpoints of trainings in a folder that are newer than this one, the last step first.
+
+    Raises UnreadableCheckpoint.
+    """
+    order = _order(checkpoint)
+    paths = [path for path in _content(folder)[0]
+             if (epoch_of(path.name) or checkpoint["epoch"]) + 1 >= checkpoint["epoch"]]
+    found, _ = _peeked(paths)
+    return sorted((one for one in found if one.trains and one.order[:-1] > order),
+                  key=lambda one: one.order, reverse=True)
+
+
+@dataclass
+class Peeked:
+    """What orders a checkpoint among others.
+
+    order: within its run. saved: the time of the last save in seconds since 1970. lineage, epoch,
+    step: see utils.checkpoint.format. trains: whether a training can resume from it.
+    """
+
+    path: Path
+    order: tuple
+    saved: float
+    lineage: list[list[int]]
+    epoch: int
+    step: int
+    trains: bool
+    content: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, path: Path) -> "Peeked":
+        """Read what orders the checkpoint in a file. Raises CheckpointError."""
+        content = peek(path)
+        # last.pth is written after the others: it is the newer one of equals.
+        return cls(path, (*_order(content), path.name == LAST), _saved(path, content),
+                   content.get("lineage", []), content.get("epoch") or 0, content.get("step", 0),
+                   can_resume(content), content)
+
+    def is_before(self, lineage: list[list[int]]) -> bool:
+        """Whether a run of this lineage went through this checkpoint, or can still reach it."""
+        own = len(self.lineage)
+        return lineage[:own] == self.lineage \
+            and (own == len(lineage) or self.step <= lineage[own][1])
+
+
+def _order(content):
+    """What grows in a run from save to save."""
+    return (line_number(content.get("lineage", [])), content.get("step", 0),
+            content.get("epoch") or 0, content.get("samples", 0))
+
+
+def line_number(lineage: list[list[int]]) -> int:
+    """How often a run was taken back, over all of its files."""
+    return lineage[-1][0] if lineage else 0
+
+
+def epoch_of(name: str) -> int | None:
+    """The epoch in the file name of a periodic checkpoint, or None for other names."""
+    match = re.fullmatch(PERIODIC.format(r"(\d+)"), name)
+    return int(match[1]) if match else None
+
+
+def _saved(path, content):
+    try:
+        return datetime.fromisoformat(content["versions"]["time"]).timestamp()
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return _modified(path)
+
+
+def _modified(path):
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _content(folder: Path) -> tuple[list[Path], list[Path]]:
+    """(checkpoint files, folders) in a folder; none if it does not exist."""
+    try:
+        with os.scandir(folder) as entries:
+            files, folders = [], []
+            for entry in entries:
+                (folders if entry.is_dir() else files).append(folder / entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    except OSError as error:
+        raise _unlisted(folder, error) from None
+    return [path for path in files if path.suffix == ".pth"], folders
+
+
+def _below(folder: Path) -> list[Path]:
+    """Every model_best.pth in a folder and its subfolders."""
+    def fail(error):
+        raise _unlisted(error.filename, error)
+    if not folder.is_dir():
+        return []
+    return [Path(place, BEST) for place, _, names in os.walk(folder, onerror=fail)
+            if BEST in names]
+
+
+def _unlisted(folder, error):
+    return UnreadableCheckpoint(f"the folder could not be read: {error.strerror or error}",
+                                str(folder), "its checkpoints may be the newest: try again, or "
+                                             "make it readable")
+
+
+def _peeked(paths: Iterable[Path], fits=None):
+    """(Peeked of each usable file, (path, error) of the others)."""
+    found, skipped = [], []
     for path in paths:
-        with contextlib.suppress(OSError):      # a broken link, or deleted in the meantime
-            if path.is_file():
-                dated.append((path.stat().st_mtime_ns, path.name == "last.pth", path))
-    return [path for *_, path in sorted(dated, reverse=True)]
+        try:
+            one = Peeked.of(path)
+        except UnreadableCheckpoint:
+            raise
+        except MissingCheckpoint:           # a broken link, or deleted in the meantime
+            continue
+        except CheckpointError as error:
+            skipped.append((path, error))
+            continue
+        if fits is None or fits(one.content):
+            found.append(one)
+    return found, skipped
 
 
-def _warn_skipped(path, error):
-    from utils.cli.console import warn
-    warn(f"skipping {path}: {error.what}")
+def _without_weights(found, skipped):
+    """Move checkpoints from which no training can resume to the skipped ones."""
+    skipped += [(one.path, CheckpointError("it contains weights, but no state of a training"))
+                for one in found if not one.trains]
+    return [one for one in found if one.trains]
+
+
+def _newest_first(found: list[Peeked]) -> list[Peeked]:
+    """Run by run; of each run, which is a folder, the last step first."""
+    newest: dict[Path, Peeked] = {}
+    for one in sorted(found, key=lambda one: one.order):
+        newest[one.path.parent] = one
+    return sorted(found, key=lambda one: (newest[one.path.parent].saved, one.path.parent,
+                                          one.order), reverse=True)
+
+
+def _passed_by_last(paths: list[Path]) -> set[Path]:
+    """Periodic checkpoints of epochs before that of last.pth: there can be hundreds to read."""
+    passed = set()
+    for folder in {path.parent for path in paths}:
+        try:
+            last = Peeked.of(folder / LAST)
+        except CheckpointError:
+            continue
+        passed |= {path for path in paths if path.parent == folder and last.trains
+                   and (epoch_of(path.name) or last.epoch) + 1 < last.epoch}
+    return passed
+
+
+def _warn_of_skipped(skipped, taken: Path | None):
+    """Warn of files that would have been taken otherwise."""
+    for path, error in skipped:
+        damaged = isinstance(error, DamagedCheckpoint)
+        if taken is None or damaged and path.parent == taken.parent \
+                or _modified(path) >= _modified(taken):
+            warn(f"skipping {path}: {error.what}")

@@ -35,9 +35,15 @@ class TrainingCheckpoint(Checkpoint):
     monitor: dict[str, Any]
     step: int                       # optimizer steps taken
     samples: int                    # trained in this epoch, over all ranks
-    steps_per_epoch: int            # absent in files of older versions, like the next one
+    steps_per_epoch: int            # absent in files of older versions, like the next three
     skipped: int                    # steps without an update: loss or gradient not finite
     dataset: dict[str, Any]         # length and hash of the training data
+    lineage: list[list[int]]        # [number, step] of each time the run was taken back to a step
+
+
+# Entries that files of older versions lack.
+ADDED_LATER = ("steps_per_epoch", "skipped", "dataset", "lineage", "activation",
+               "versions")
 
 
 def can_resume(checkpoint: Mapping[str, Any]) -> TypeGuard[TrainingCheckpoint]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.checkpoint.limits import network_within
 from utils.checkpoint.read import read_weights
 from utils.config.registry import STEP_IMPLEMENTATION
 from utils.errors import CheckpointError, listed
@@ -24,9 +25,10 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any], device: torch.device | 
     Raises CheckpointError if the weights do not fit the network.
     """
     from utils.config.build import build
-    arch = checkpoint["config"]["arch"]
-    model = build("models", without_download(arch), num_classes=len(checkpoint["class_names"]))
-    load_exact(model, checkpoint.get("ema") or checkpoint["model"], arch["type"], where)
+    arch, weights = checkpoint["config"]["arch"], checkpoint.get("ema") or checkpoint["model"]
+    with network_within(weights, where):
+        model = build("models", without_download(arch), num_classes=len(checkpoint["class_names"]))
+    load_exact(model, weights, arch["type"], where)
     return model.to(device).eval()
 
 

@@ -14,11 +14,15 @@ import math
 import os
 import pickle
 import pickletools
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
+from utils.checkpoint.limits import TooMuch, check_pickle, check_values
+from utils.checkpoint.read import DamagedCheckpoint, settled
 from utils.errors import CheckpointError
 
 # The instructions in Paddle's pickles (protocols 2 to 4).
@@ -30,6 +34,7 @@ _ALLOWED = frozenset("""
     REDUCE BUILD
 """.split())
 _KINDS = frozenset(("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "b1"))
+MOST_AXES = 32              # of an array
 _BOOKKEEPING = ("StructuredToParameterName@@", "UnpackBigParamInfor@@")
 
 
@@ -42,25 +47,35 @@ def read_pdparams(path: str | os.PathLike) -> dict:
     """The content of a .pdparams file: dicts, plain values, and a tensor for each array.
 
     Bookkeeping entries are dropped. Arrays above 1 GiB, which older protocols split, are joined
-    again. Raises CheckpointError for a missing, damaged or hostile file; nothing in it is executed.
+    again. Nothing in the file is executed. Raises CheckpointError for a missing, damaged or
+    hostile file, see utils.checkpoint.read.settled.
     """
-    where = os.fspath(path)
+    return settled(Path(path), _read)
+
+
+def _read(path):
     try:
         with open(path, "rb") as stream:
             _inspect(stream)
             stream.seek(0)
+            check_pickle(stream)
+            stream.seek(0)
             content = _Unpickler(stream, encoding="latin1").load()
+        check_values(content)
         if not isinstance(content, dict):
             raise CheckpointError(f"holds a {type(content).__name__}, not a state dict")
-        return _plain(content)
+        return _plain(content, {})
     except CheckpointError as error:
-        raise CheckpointError(error.what, where, error.fix) from None
-    except FileNotFoundError:
-        raise CheckpointError("no such checkpoint", where) from None
-    except (Exception, MemoryError) as error:      # a damaged pickle raises nearly anything
-        raise CheckpointError(f"not a readable .pdparams file ({type(error).__name__}: "
-                              f"{str(error)[:120]})", where,
-                              "download it again; its size and checksum are published") from error
+        raise type(error)(error.what, os.fspath(path), error.fix) from None
+    except TooMuch as error:
+        raise CheckpointError(_refused(error).what, os.fspath(path), _refused(error).fix) from None
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:      # a damaged pickle raises nearly anything
+        raise DamagedCheckpoint(f"not a readable .pdparams file ({type(error).__name__}: "
+                                f"{str(error)[:120]})", os.fspath(path),
+                                "download it again; its size and checksum are published"
+                                ) from error
 
 
 def _inspect(stream):
@@ -75,18 +90,35 @@ def _inspect(stream):
             raise _refused(f"a memo index of {argument}")
 
 
-def _refused(what):
-    return CheckpointError(f"refused: the file asks for {what}",
+def _refused(what: object):
+    text = f"refused: {what}" if isinstance(what, TooMuch) else f"refused: the file asks for {what}"
+    return CheckpointError(text,
                            fix="only load files you trust; a .pdparams file of paddle.save("
                                "layer.state_dict()) needs nothing but arrays")
 
 
 class _Unpickler(pickle.Unpickler):
+    """Builds what the stand-ins allow, of hardly more bytes than the file has.
+
+    A pickle can name one block of bytes for thousands of arrays, and each would be a copy of it.
+    """
+
+    def __init__(self, stream: BinaryIO, **options: Any):
+        super().__init__(stream, **options)
+        # Protocol 2 stores bytes as text: they are counted as text, as bytes, and as an array's.
+        self._left = 3 * os.fstat(stream.fileno()).st_size
+
+    def take(self, count: int):
+        """Count what is built. Raises TooMuch."""
+        self._left -= count
+        if self._left < 0:
+            raise TooMuch("its arrays together have more bytes than the file")
+
     def find_class(self, module, name):
         stand_in = _STAND_INS.get((module, name))
         if stand_in is None:
             raise _refused(f"{module}.{name}")
-        return stand_in()
+        return stand_in(self.take)
 
     def persistent_load(self, pid):
         raise _refused("a persistent object")
@@ -95,7 +127,13 @@ class _Unpickler(pickle.Unpickler):
 class _Callable:
     """A stand-in for a callable. It has no attributes, so a pickle cannot change it."""
 
-    __slots__ = ()
+    __slots__ = ("_take",)
+
+    def __init__(self, take: Callable[[int], None]):
+        self._take = take
+
+    def __setstate__(self, state):
+        raise _refused("a changed function")
 
 
 class _ArrayType(_Callable):
@@ -112,21 +150,28 @@ class _Reconstruct(_Callable):
     def __call__(self, kind, shape, code):
         if not isinstance(kind, _ArrayType):
             raise _refused(f"an array of {type(kind).__name__}")
-        return _Array()
+        return _Array(self._take)
 
 
 class _Array:
-    __slots__ = ("value",)
+    __slots__ = ("_take", "value")
+
+    def __init__(self, take):
+        self._take = take
 
     def __setstate__(self, state):
         _, shape, dtype, fortran, data = state
         if not isinstance(dtype, _Dtype):
             raise _refused("an array without a type")
+        if not isinstance(shape, tuple) or len(shape) > MOST_AXES \
+                or not all(type(side) is int for side in shape):
+            raise _refused("an array of a shape that is none")
         if isinstance(data, str):
             data = data.encode("latin1")
         if not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.value.itemsize:
-            raise CheckpointError("not a readable .pdparams file (an array's bytes do not fit its "
-                                  "shape)")
+            raise DamagedCheckpoint("not a readable .pdparams file (an array's bytes do not fit "
+                                    "its shape)")
+        self._take(len(data))
         value = np.frombuffer(data, dtype.value).reshape(shape, order="F" if fortran else "C")
         self.value = np.array(value, dtype.value.newbyteorder("="), order="C")
 
@@ -135,7 +180,7 @@ class _MakeDtype(_Callable):
     __slots__ = ()
 
     def __call__(self, code, *flags):
-        code = str(code).lstrip("<>|=")
+        code = code.lstrip("<>|=") if isinstance(code, str) else type(code).__name__
         if code not in _KINDS:
             raise _refused(f"an array of type {code!r}")
         return _Dtype(np.dtype(code))
@@ -158,22 +203,30 @@ class _Encode(_Callable):
     __slots__ = ()
 
     def __call__(self, text, encoding="latin1"):
+        if not isinstance(text, str) or not isinstance(encoding, str):
+            raise _refused("the bytes of something else than text")
         if encoding not in ("latin1", "latin-1"):
             raise _refused(f"the encoding {encoding!r}")
-        return str(text).encode("latin1")
+        self._take(len(text))
+        return text.encode("latin1")
 
 
 class _MakeTuple(_Callable):
     __slots__ = ()
 
     def __call__(self, items=()):
-        return tuple(items)
+        self._take(len(items))
+        made = tuple(items)
+        if any(isinstance(item, tuple) for item in made):
+            raise _refused("a tuple of tuples")     # its hash can take very long
+        return made
 
 
 class _MakeDict(_Callable):
     __slots__ = ()
 
     def __call__(self, items=()):
+        self._take(len(items))
         return dict(items)
 
 
@@ -189,23 +242,32 @@ _STAND_INS = {
 }
 
 
-def _plain(value: Any) -> Any:
-    """Replace arrays by tensors, also for the (name, array) pairs of nested state dicts."""
+def _plain(value: Any, made: dict[int, Any]) -> Any:
+    """Replace arrays by tensors, also for the (name, array) pairs of nested state dicts.
+
+    made: id of a value -> what it became, so that a value in several places is replaced once.
+    """
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return value
+    if id(value) not in made:
+        made[id(value)] = _replaced(value, made)
+    return made[id(value)]
+
+
+def _replaced(value, made):
     if isinstance(value, _Array):
         return _tensor(value.value)
     if isinstance(value, dict):
         split = value.get("UnpackBigParamInfor@@", {})
-        inner = {k: _plain(v) for k, v in value.items() if k not in _BOOKKEEPING}
+        inner = {k: _plain(v, made) for k, v in value.items() if k not in _BOOKKEEPING}
         for key, info in split.items():
             parts = [inner.pop(part) for part in info["slices"]]
             inner[key] = torch.cat(parts).reshape(tuple(info["OriginShape"]))
         return inner
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], _Array):
-        return _tensor(value[1].value)
+        return _plain(value[1], made)
     if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value))
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
-        return value
+        return type(value)(_plain(entry, made) for entry in value)
     raise _refused(f"a {type(value).__name__.lstrip('_')} in place of a value")
 
 

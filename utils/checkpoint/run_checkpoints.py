@@ -1,23 +1,22 @@
 """Writes the checkpoints of one run, and deletes the old ones."""
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint.read import verified
+from utils.checkpoint.find import PERIODIC, Peeked, epoch_of
+from utils.checkpoint.read import DamagedCheckpoint, verified
 from utils.checkpoint.write import SaveError, checkpoint_bytes, write_bytes
 from utils.cli.console import warn
-
-PERIODIC = "checkpoint-epoch{}.pth"
+from utils.errors import CheckpointError
 
 
 class RunCheckpoints:
     """Writes checkpoints into the run's folder, one file at a time.
 
     keep: how many periodic checkpoints stay (0: all). An older one is deleted
-    only after `keep` newer ones were read again and are undamaged; model_best.pth
-    and last.pth are never deleted.
+    only after `keep` newer ones were read again and are undamaged; model_best.pth,
+    last.pth, and what a run that was taken back left behind, are never deleted.
     background: write in a thread while the training continues. The state is
     serialized first, so the file contains the same bytes; a save waits for the
     previous one.
@@ -31,6 +30,7 @@ class RunCheckpoints:
         self._thread: threading.Thread | None = None
         self._results: list[SaveError | None] = []      # of the files written since the last check
         self._failed = False                            # whether the last save failed
+        self._lineage: list[list[int]] = []             # of the last state
 
     def save(self, state: Mapping[str, Any], *names: str, required: bool = False):
         """Serialize `state` once and write it to each of the files `names`, in this order.
@@ -40,6 +40,7 @@ class RunCheckpoints:
         """
         self.finish()       # so that the bytes of one state at most are in memory
         data = checkpoint_bytes(state)
+        self._lineage = state.get("lineage", [])
         if self.background and not required:
             self._thread = threading.Thread(target=self._write, args=(data, names),
                                             name="checkpoint writer")
@@ -63,8 +64,8 @@ class RunCheckpoints:
             try:
                 write_bytes(self.folder / name, data)
                 self._results.append(None)
-                if _epoch_of(name) is not None:
-                    self._delete_old()
+                if epoch_of(name) is not None:
+                    self._delete_old(self.folder / name)
             except SaveError as error:
                 self._results.append(error)
 
@@ -78,12 +79,14 @@ class RunCheckpoints:
         if results:
             self._failed = bool(errors)
 
-    def _delete_old(self):
+    def _delete_old(self, written: Path):
+        """Delete periodic checkpoints of this line of training, if `keep` newer ones are sound."""
         if not self.keep:
             return
-        epochs = {path: _epoch_of(path.name) for path in self.folder.glob(PERIODIC.format("*"))}
-        newest_first = sorted((path for path in epochs if epochs[path] is not None),
-                              key=lambda path: epochs[path] or 0, reverse=True)
+        epochs = {path: epoch_of(path.name) for path in self.folder.glob(PERIODIC.format("*"))}
+        newest_first = sorted((path for path in epochs if epochs[path] is not None
+                               and self._is_of_this_line(path)),
+                              key=lambda path: (path == written, epochs[path] or 0), reverse=True)
         if len(newest_first) <= self.keep:
             return
         undamaged = 0
@@ -96,8 +99,12 @@ class RunCheckpoints:
             except OSError as error:
                 warn(f"an old checkpoint could not be deleted: {error}")
 
-
-def _epoch_of(name: str) -> int | None:
-    """The epoch in the file name of a periodic checkpoint, or None for other names."""
-    match = re.fullmatch(PERIODIC.format(r"(\d+)"), name)
-    return int(match[1]) if match else None
+    def _is_of_this_line(self, path):
+        # A run that was taken back leaves the checkpoints of later epochs, until it writes them
+        # again: they are nobody's old files.
+        try:
+            return Peeked.of(path).is_before(self._lineage)
+        except DamagedCheckpoint:
+            return True
+        except CheckpointError:
+            return False

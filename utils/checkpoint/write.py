@@ -6,6 +6,7 @@ reader sees the old file or the new one, never a part of it.
 import contextlib
 import errno
 import io
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,20 @@ def write_bytes(path: str | Path, data: bytes | memoryview):
             if file and file.named else "the previous checkpoint is unchanged"
         raise SaveError(_why_not_written(error, path, len(data)), str(path),
                         f"{remedy(error)} (trainer.save_dir); {after}") from error
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file, so that the next save does not overwrite it; returns its new path."""
+    target, number = path.with_name(f"{path.name}.damaged"), 1
+    while os.path.lexists(target):
+        number += 1
+        target = path.with_name(f"{path.name}.damaged-{number}")
+    try:
+        os.rename(path, target)
+    except OSError as error:
+        raise SaveError(f"it is damaged and cannot be renamed: {error.strerror or error}",
+                        str(path), "move it to another folder") from None
+    return target
 
 
 def _why_not_written(error, path, needed):

@@ -24,7 +24,7 @@ EXIT_STATUSES = ("exit status: 0 success; 1 unexpected; 2 usage or config; 3 dat
 
 _OUR_PACKAGES = ("base", "dataloader", "models", "tools", "trainer", "utils")
 # Parts of the messages of torch's and OpenCV's allocators on a CPU.
-_NO_MEMORY = r"can't allocate memory|Insufficient memory"
+_NO_MEMORY = r"can't allocate memory|Cannot allocate memory|not enough memory|Insufficient memory"
 
 
 class Interrupted(BaseException):
@@ -97,7 +97,7 @@ def report(error: BaseException, argv: list[str] | None = None) -> int | None:
             traceback.print_exception(error)
         fail(str(error))
         return error.exit_status
-    if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
+    if is_out_of_memory(error):
         # The last line, because the message of torch's allocator begins with a line of source.
         reason = str(error).splitlines()[-1:] or ["the machine has no memory left"]
         fail(f"out of memory: {reason[0]}\n  fix: lower batch_size, crop_size or num_workers")
@@ -112,6 +112,12 @@ def report(error: BaseException, argv: list[str] | None = None) -> int | None:
         _print_labeled("interrupted", str(error) or "at once; nothing more was saved", "33")
         return getattr(error, "status", 130)
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, of Python, torch or OpenCV."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" \
+        or bool(re.search(_NO_MEMORY, str(error)))
 
 
 def notice(text: str):

@@ -23,7 +23,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("inference.py", EXAMPLES)
     add = parser.add_argument
     add("-r", "-m", "--model", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint; auto: the newest best one in saved/")
+        help="checkpoint, or a folder, for the newest model_best.pth in it; auto: saved/")
     add("-i", "--images", nargs="+", required=True, metavar="PATH",
         help="folders, images, .txt lists, patterns, video files, or camera:0")
     add("-o", "--output", default="outputs", metavar="DIR",

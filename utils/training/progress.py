@@ -1,6 +1,6 @@
 """How far a run has come, and how long it is."""
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -21,6 +21,9 @@ class Progress:
     skipped: int = 0        # steps without an update: the loss or gradient was not finite
     overflows: int = 0      # steps without an update: the scaled gradient overflowed
     stage: str = "training"     # or "validation"
+    # [number, step] of each time the run was taken back to a step; the number counts them over
+    # all checkpoints of its folder.
+    lineage: list[list[int]] = field(default_factory=list)
 
     @classmethod
     def start(cls, epochs: int | None, iterations: int | None, steps_per_epoch: int) -> "Progress":

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from utils.files.locks import release, take
 from utils.files.whole_file import remove_abandoned
 from utils.machine import distributed
 
+LONGEST_NAME = 255          # bytes of a file name on usual file systems
 RUNNING = ".running"        # the locked file in the folder of a run in progress
 
 
@@ -28,7 +30,7 @@ def create_run_folder(save_dir: str, name: str) -> Path:
     folder = None
     if distributed.is_main():
         try:
-            folder = _create(Path(save_dir) / _safe(name))
+            folder = _create(runs_folder(save_dir, name))
         except (OSError, ConfigError) as error:
             folder = error
     folder = distributed.broadcast_object(folder)
@@ -36,6 +38,21 @@ def create_run_folder(save_dir: str, name: str) -> Path:
         raise ConfigError(f"cannot create a run folder: {folder}", f"trainer.save_dir: {save_dir}",
                           "choose a folder that can be written") from None
     return folder
+
+
+def runs_folder(save_dir: str, name: str) -> Path:
+    """The folder of all runs of a name, which is cleaned to be one component of a path."""
+    return Path(save_dir) / _safe(name)
+
+
+def is_run_of(name: str, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint in the folder of the runs of `name` is of a run of this name.
+
+    Two names can be cleaned to the same. A folder that was renamed by hand counts under its new
+    name.
+    """
+    stored = checkpoint["config"].get("name", name)
+    return stored == name or not isinstance(stored, str) or _safe(stored) != _safe(name)
 
 
 def check_save_dir(save_dir: str):
@@ -100,10 +117,10 @@ def _remove_stale(folder):
 
 
 def run_facts() -> dict[str, Any]:
-    """What is needed to repeat a run: versions, command line, git revision."""
+    """What is needed to repeat a run: versions, command line, git revision; and the time, UTC."""
     import torch
-    return {"python": platform.python_version(), "torch": str(torch.__version__),
-            "command": " ".join(sys.argv), "revision": _revision()}
+    return {"time": datetime.now(timezone.utc).isoformat(), "python": platform.python_version(),
+            "torch": str(torch.__version__), "command": " ".join(sys.argv), "revision": _revision()}
 
 
 def dataset_facts(dataset: Any) -> dict[str, Any]:
@@ -131,8 +148,11 @@ def _create(parent):
 
 def _safe(name):
     """A run name as one component of a path, which cannot lead out of save_dir."""
-    cleaned = "".join("_" if c in '/\\:\0' else c for c in name).strip(". ")
-    return cleaned[:100] or "run"
+    cleaned = "".join("_" if c in '/\\:\0' or "\ud800" <= c <= "\udfff" else c for c in name)
+    cleaned = cleaned.strip(". ")[:100]
+    while len(os.fsencode(cleaned)) > LONGEST_NAME:
+        cleaned = cleaned[:-1]
+    return cleaned or "run"
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,16 @@ from utils.cli.console import notice, warn
 from utils.config.cross_checks import settings_without_effect
 from utils.config.load import apply_overrides, load_config, save_config
 from utils.config.schema import resolve_config
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import ConfigError
 from utils.machine import distributed
-from utils.training.run_folder import check_save_dir, claimed, create_run_folder, dataset_facts
+from utils.training.run_folder import (
+    check_save_dir,
+    claimed,
+    create_run_folder,
+    dataset_facts,
+    is_run_of,
+    runs_folder,
+)
 from utils.training.run_log import NO_TENSORBOARD
 
 if TYPE_CHECKING:
@@ -58,7 +66,14 @@ class Run:
         """The folder of --dry-run, which writes nothing: the checkpoint's, or the run name's."""
         if self.checkpoint_path:
             return self.checkpoint_path.parent
-        return Path(self.config["trainer"]["save_dir"]) / self.config["name"]
+        return runs_folder(self.config["trainer"]["save_dir"], self.config["name"])
+
+    def allowance(self) -> contextlib.AbstractContextManager:
+        """While the network is built: it may not be far larger than a checkpoint's weights."""
+        if not self.checkpoint:
+            return contextlib.nullcontext()
+        from utils.checkpoint.limits import network_within
+        return network_within(self.checkpoint["model"], str(self.checkpoint_path))
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:
@@ -134,12 +149,13 @@ def open_run(args: argparse.Namespace) -> Run:
     check_save_dir(config["trainer"]["save_dir"])
     if args.resume == "auto" and not path:
         from utils.checkpoint.find import newest_training
-        folder = Path(config["trainer"]["save_dir"]) / config["name"]
-        checkpoint, path = newest_training(folder) or (None, None)
+        name = config["name"]
+        checkpoint, path = newest_training(runs_folder(config["trainer"]["save_dir"], name),
+                                           partial(is_run_of, name)) or (None, None)
         if path:
             notice(f"resuming from {path}")
         else:
-            notice(f"no checkpoint of {config['name']!r} to resume from: starting fresh")
+            notice(f"no checkpoint of {name!r} to resume from: starting fresh")
     if checkpoint:
         _compare_configs(checkpoint["config"], config, args.resume_allow_changes)
     return Run(config, checkpoint, path, args.resume_allow_changes)
@@ -163,17 +179,17 @@ def start_processes(run: Run, args: argparse.Namespace) -> "torch.device":
     return device
 
 
-def _read(path):
-    from utils.checkpoint.find import newest_training
-    from utils.checkpoint.read import read_checkpoint
-    path = Path(path)
+def _read(text):
+    from utils.checkpoint.find import newest_training, training_checkpoint
+    from utils.checkpoint.read import DamagedCheckpoint, read_training
+    path = training_checkpoint(text)
     try:
-        return read_checkpoint(path), path
-    except CheckpointError as error:
-        newest = newest_training(path.parent) if path.is_file() else None
+        return read_training(path), path
+    except DamagedCheckpoint as error:
+        newest = newest_training(path.parent)
         if newest:
-            error = CheckpointError(error.what, error.where, f"resume from {newest[1]}, the newest "
-                                                             "undamaged checkpoint there")
+            error = DamagedCheckpoint(error.what, error.where, f"resume from {newest[1]}, the "
+                                      "newest undamaged checkpoint there")
         raise error from None
 
 

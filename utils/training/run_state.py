@@ -5,11 +5,20 @@ from typing import Any, Protocol
 
 import torch
 
+from utils.checkpoint.find import BEST, LAST, Peeked, later_than, line_number
 from utils.checkpoint.format import FORMAT, Checkpoint, TrainingCheckpoint, can_resume
 from utils.checkpoint.load import load_exact, load_optimizer
-from utils.checkpoint.read import as_checkpoint_errors, read_checkpoint, verified
+from utils.checkpoint.read import (
+    DamagedCheckpoint,
+    MissingCheckpoint,
+    as_checkpoint_errors,
+    read_checkpoint,
+    require_training,
+    verify,
+)
+from utils.checkpoint.write import set_aside
 from utils.cli.console import notice, warn
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, listed
 from utils.images.normalize import Normalize
 from utils.machine import distributed
 from utils.training.criterion import Criterion
@@ -48,7 +57,7 @@ def state_of(trainer: Resumable) -> TrainingCheckpoint:
         # Counted in samples over all ranks, so that another number of ranks can resume.
         "samples": progress.batches_done * _samples_per_batch(trainer) + progress.into_batch,
         "steps_per_epoch": progress.steps_per_epoch, "skipped": progress.skipped,
-        "dataset": trainer.dataset_facts,
+        "dataset": trainer.dataset_facts, "lineage": progress.lineage,
         "monitor": trainer.monitor.state_dict(), "config": trainer.config,
         "class_names": list(dataset.class_names),
         "palette": [list(map(int, color)) for color in dataset.palette],
@@ -57,13 +66,11 @@ def state_of(trainer: Resumable) -> TrainingCheckpoint:
     }
 
 
-def restore(trainer: Resumable, checkpoint: Checkpoint):
-    """Continue from `checkpoint`. Raises CheckpointError if it does not fit the trainer."""
+def restore(trainer: Resumable, saved: Checkpoint):
+    """Continue from the checkpoint `saved`. Raises CheckpointError if it does not fit."""
     where = str(trainer.folder)
     with as_checkpoint_errors(where):
-        if not can_resume(checkpoint) or checkpoint["epoch"] is None:
-            raise CheckpointError("the checkpoint contains weights, but no state of a training",
-                                  where, "start a training from it with trainer.finetune_from")
+        checkpoint = require_training(saved, where)
         arch = checkpoint["config"]["arch"]["type"]
         load_exact(trainer.model, checkpoint["model"], arch, where)
         if trainer.ema:
@@ -72,12 +79,14 @@ def restore(trainer: Resumable, checkpoint: Checkpoint):
         load_optimizer(trainer.optimizer, checkpoint["optimizer"], where)
         trainer.scaler.load_state_dict(checkpoint["scaler"])
         progress = trainer.progress
+        assert checkpoint["epoch"] is not None      # of every training
         progress.epoch, progress.step = checkpoint["epoch"], checkpoint["step"]
         progress.skipped = checkpoint.get("skipped", 0)
         progress.batches_done, progress.into_batch = divmod(checkpoint["samples"],
                                                             _samples_per_batch(trainer))
         trainer.scheduler.load_state_dict(_scheduler_state(trainer, checkpoint))
         _restore_monitor(trainer, checkpoint)
+        progress.lineage = _lineage(trainer, checkpoint)
     monitor = trainer.monitor
     best = "none yet" if monitor.best is None else f"{monitor.best:.4f}"
     notice(f"resuming at {progress}, lr {trainer.optimizer.param_groups[0]['lr']:.3g}, best "
@@ -85,20 +94,46 @@ def restore(trainer: Resumable, checkpoint: Checkpoint):
 
 
 def last_is_outdated(trainer: Resumable, finished: bool) -> bool:
-    """Whether last.pth must be written again: it is damaged, or older than the end of the run.
+    """Whether last.pth must be written again: it is missing, damaged, or older than the end.
 
     Ask this of a run that resumed from another file. finished: it has no more steps to take.
+    A damaged file is renamed. Raises CheckpointError for a file that could not be read, or is
+    none of a training.
     """
-    path = trainer.folder / "last.pth"
-    if not finished:
-        return not verified(path)
+    path = trainer.folder / LAST
     try:
-        saved = read_checkpoint(path)
-    except (CheckpointError, OSError):
+        saved = Peeked.of(path)
+        verify(path)
+    except MissingCheckpoint:
         return True
+    except DamagedCheckpoint as error:
+        warn(f"{path}: {error.what}; it is now called {set_aside(path).name}")
+        return True
+    if not saved.trains:
+        raise CheckpointError(f"{LAST} contains weights, but no state of a training", str(path),
+                              "move it to another folder")
     # The run was killed between its last saves. No later step would write last.pth.
-    return not can_resume(saved) \
-        or (saved["epoch"], saved["step"]) < (trainer.progress.epoch, trainer.progress.step)
+    return finished \
+        and (saved.epoch, saved.step) < (trainer.progress.epoch, trainer.progress.step)
+
+
+def _lineage(trainer, checkpoint):
+    """The lineage of the resumed run, longer by one if this takes it back to an earlier step.
+
+    The checkpoints of later steps stay until the run writes their names again. One notice says so.
+    """
+    if not distributed.is_main():
+        return []                   # rank 0 saves
+    lineage = checkpoint.get("lineage", [])
+    later = later_than(trainer.folder, checkpoint)
+    if not later:
+        return lineage
+    names = listed([one.path.name for one in later], 6)
+    notice(f"going back to {trainer.progress}, from step {max(one.step for one in later)}: {names} "
+           f"of the training after that stay until this one writes the same name ({LAST}: at the "
+           "next save); copy what you want to keep")
+    number = 1 + max(line_number(one.lineage) for one in later)
+    return [*lineage, [number, checkpoint["step"]]]
 
 
 def _samples_per_batch(trainer):
@@ -143,18 +178,41 @@ def _restore_monitor(trainer, checkpoint):
                "best so far")
         return
     monitor.load_state_dict(checkpoint["monitor"])
-    path = trainer.folder / "model_best.pth"
-    if not path.is_file():
-        return
-    try:
-        best = read_checkpoint(path)
-    except CheckpointError as error:
-        warn(f"{error.what}: the next validation writes a new model_best.pth")
+    # Only rank 0 reads the file: a passing error on one rank would let them disagree.
+    best = None
+    if distributed.is_main():
+        try:
+            best = _best_so_far(trainer.folder / BEST)
+        except CheckpointError as error:
+            best = error
+    best = distributed.broadcast_object(best)
+    if isinstance(best, CheckpointError):
+        raise best
+    if best is DAMAGED:
         monitor.best = None
-        return
-    if not can_resume(best):
-        raise CheckpointError("model_best.pth contains weights, but no state of a training",
-                              str(path), "move it to another folder")
-    if best["config"]["trainer"]["monitor"] == spec and monitor.adopt(best["monitor"]):
+    elif best and best["spec"] == spec and monitor.adopt(best["monitor"]):
         notice(f"model_best.pth is from a later epoch, {monitor.epoch}, and is kept until a "
                "validation is better")
+
+
+DAMAGED = "damaged"
+
+
+def _best_so_far(path):
+    """The monitor's state and spec in model_best.pth; None if there is none.
+
+    A damaged file is renamed: DAMAGED. Raises CheckpointError for any other file that the next
+    best would replace: one that could not be read is probably whole.
+    """
+    try:
+        best = read_checkpoint(path)
+    except MissingCheckpoint:
+        return None
+    except DamagedCheckpoint as error:
+        warn(f"{path}: {error.what}; it is now called {set_aside(path).name}, and the next "
+             f"validation writes a new {BEST}")
+        return DAMAGED
+    if not can_resume(best) or "monitor" not in best:
+        raise CheckpointError(f"{BEST} contains weights, but no state of a training", str(path),
+                              "move it to another folder")
+    return {"monitor": best["monitor"], "spec": best["config"]["trainer"]["monitor"]}
