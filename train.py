@@ -72,7 +72,6 @@ def main(argv: list[str] | None = None) -> int | None:
         device = start_processes(run, args)
         from dataloader.loader import make_loader
         from trainer import Trainer
-        from utils.config.build import build
         from utils.images.normalize import Normalize
         from utils.training.criterion import Criterion
 
@@ -83,8 +82,7 @@ def main(argv: list[str] | None = None) -> int | None:
         val_loader = config["val_loader"] and make_loader(config["val_loader"], **common)
         dataset = train_loader.dataset
         run.require_same_data(dataset)
-        with run.allowance():
-            model = build("models", run.arch, num_classes=dataset.num_classes)
+        model = run.network(dataset.num_classes)
         criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
                               config["loss_weights"], dataset.num_classes)
         normalize = Normalize(dataset.mean, dataset.std)

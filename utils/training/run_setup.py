@@ -68,12 +68,17 @@ class Run:
             return self.checkpoint_path.parent
         return runs_folder(self.config["trainer"]["save_dir"], self.config["name"])
 
-    def allowance(self) -> contextlib.AbstractContextManager:
-        """While the network is built: it may not be far larger than a checkpoint's weights."""
-        if not self.checkpoint:
-            return contextlib.nullcontext()
+    def network(self, num_classes: int) -> Any:
+        """Build the network, a BaseModel with new weights.
+
+        Raises CheckpointError if it is far larger than the weights of the checkpoint to resume.
+        """
         from utils.checkpoint.limits import network_within
-        return network_within(self.checkpoint["model"], str(self.checkpoint_path))
+        from utils.config.build import build
+        limit = network_within(self.checkpoint["model"], str(self.checkpoint_path)) \
+            if self.checkpoint else contextlib.nullcontext()
+        with limit:
+            return build("models", self.arch, num_classes=num_classes)
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:
