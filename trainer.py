@@ -10,9 +10,11 @@ from tqdm import tqdm
 from base.base_trainer import BaseTrainer
 from utils.cli.console import notice, warn
 from utils.cli.stop_signal import StopCheckedLoader
+from utils.config.loader_section import read_size
 from utils.decision.rules import Decision, build_decision, rule_of
 from utils.errors import ConfigError, NumericalError, listed
 from utils.evaluation.evaluate import evaluate
+from utils.images.base_size import base_size_text
 from utils.images.visualize import confusion_picture, prediction_grid
 from utils.machine import distributed
 from utils.machine.memory import memory_in_use
@@ -367,8 +369,10 @@ class Trainer(BaseTrainer):
             scores, predictor, rule = self._scores(self._with_stop_checks(self.val_loader),
                                                    f"validation {epoch}")
         dataset = self.val_loader.dataset
+        read = read_size(self.config["val_loader"])
+        size = f", images and labels at {base_size_text(read)}" if read else ""
         self.logger.say(f"epoch {epoch} validation on {scores.images} images of "
-                        f"{type(dataset).__name__} ({rule.name}, {predictor.mode})\n"
+                        f"{type(dataset).__name__} ({rule.name}, {predictor.mode}{size})\n"
                         + format_table(scores, dataset.class_names))
         self._record_validation(epoch, scores, rule.name)
         if self.logger.draws:
@@ -388,7 +392,7 @@ class Trainer(BaseTrainer):
                           ignore_index=self.config["ignore_index"],
                           classes_of_interest=predict["CoI"], loss=self.val_loss,
                           device=self.device, progress=progress, published=predict["published"],
-                          boundary=predict["boundary"])[rule.name]
+                          boundary=predict["boundary"], nonfinite="warn")[rule.name]
         return scores, predictor, rule
 
     def _with_stop_checks(self, loader):

@@ -27,7 +27,7 @@ from dataloader.pixel_cache import use_cache
 from dataloader.samplers import BatchPlan, EpochOrder
 from utils.cli.console import notice, warn
 from utils.config.build import build, construct, split_args
-from utils.config.loader_section import loader_section
+from utils.config.loader_section import at_own_size, loader_section
 from utils.config.registry import components, lookup
 from utils.config.schema import Component, Components, section_callables
 from utils.config.signature import fields
@@ -230,14 +230,17 @@ def make_loader(section: dict, *, ignore_index: int, seed: int = 0, rank: int = 
                             training=training)
 
 
-def split_loader(config: dict, split: str | None, rank: int = 0, world_size: int = 1) \
-        -> tuple[str, dict, Loader]:
+def split_loader(config: dict, split: str | None, rank: int = 0, world_size: int = 1, *,
+                 own_size: bool = False) -> tuple[str, dict, Loader]:
     """(key, section, loader) of one split of a whole config, for evaluation.
 
     split: as for utils.config.loader_section.loader_section, which picks the section.
+    own_size: images and labels keep their sizes; a predictor with the base_size of the section
+        resizes the images, and its logits back.
     """
     key, section = loader_section(config, split)
-    return key, section, make_loader(section, ignore_index=config["ignore_index"],
+    read = at_own_size(section) if own_size else section
+    return key, section, make_loader(read, ignore_index=config["ignore_index"],
                                      seed=config["seed"], rank=rank, world_size=world_size,
                                      key=key)
 

@@ -38,7 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="labeled pixels to fit on, the same number from each image (default 500000)")
     add("--bins", type=at_least(2), default=15,
         help="bins of the reliability diagram (default 15)")
-    add_prediction_arguments(parser)
+    add_prediction_arguments(parser, decides=False)
     add("-o", "--output", metavar="PNG",
         help="reliability diagram (default: reliability.png in the folder of the checkpoint)")
     add("--write", metavar="PATH",
@@ -96,17 +96,20 @@ def _sample(args, checkpoint):
     config = checkpoint["config"]
     device = distributed.start(args.device)
     try:
-        *_, loader = split_loader(config, args.split)
+        _, section, loader = split_loader(config, args.split, own_size=True)
         opened = open_model(checkpoint, device, args.checkpoint)
         opened.require_classes(loader.dataset.class_names)
-        predictor = opened.predictor(with_arguments(config["predict"], args))
+        predictor = opened.predictor(with_arguments(config["predict"], args), section)
         images = len(loader.dataset)
         sample = PixelSample(len(opened.class_names), -(-args.pixels // max(images, 1)),
                              config["ignore_index"], config["seed"])
         with torch.inference_mode():
             for batch in tqdm(loader, desc="logits", leave=False, disable=None):
-                for image, label in zip(batch["image"], batch["label"], strict=True):
-                    sample.add(predictor(image[None].to(device)), label[None].to(device))
+                for image, label, name in zip(batch["image"], batch["label"], batch["id"],
+                                              strict=True):
+                    logits = predictor(image[None].to(predictor.takes(device)))
+                    predictor.require_finite([name])
+                    sample.add(logits, label[None].to(device))
     finally:
         distributed.stop()
     return *sample.tensors(), opened.activation, images

@@ -21,7 +21,11 @@ from utils.cli.arguments import (
     require_folder,
 )
 from utils.images.types import Image, Labels
-from utils.predict.arguments import add_prediction_arguments, with_arguments
+from utils.predict.arguments import (
+    add_prediction_arguments,
+    require_rule_arguments,
+    with_arguments,
+)
 
 COLORS = {"right": (40, 170, 60), "too much": (220, 40, 40), "missed": (50, 90, 230)}
 
@@ -87,18 +91,20 @@ def differences(args: argparse.Namespace) -> tuple["Case", "Case", list[str]]:
     checkpoint = with_config(read_checkpoint(args.checkpoint), None, args.overrides)
     config = checkpoint["config"]
     device = distributed.start(args.device)
-    *_, loader = split_loader(config, args.split)
+    _, section, loader = split_loader(config, args.split, own_size=True)
     opened = open_model(checkpoint, device, args.checkpoint)
     opened.require_classes(loader.dataset.class_names)
     options = with_arguments(config["predict"], args)
-    predictor = opened.predictor(options)
+    predictor = opened.predictor(options, section)
+    require_rule_arguments(args, args.predict.split(","))
     rules = build_rules(args.predict, opened.activation, options)
     cases = []
     with torch.inference_mode():
         for batch in tqdm(loader, desc="rules", leave=False, disable=None):
             for image, label, name in zip(batch["image"], batch["label"], batch["id"],
                                           strict=True):
-                logits = predictor(image[None].to(device))
+                logits = predictor(image[None].to(predictor.takes(device)))
+                predictor.require_finite([name])
                 answers = [rule(logits)[0].cpu().numpy() for rule in rules]
                 cases += compared(image.numpy().transpose(1, 2, 0), label.numpy(), name, answers,
                                   len(opened.class_names), config["ignore_index"],

@@ -18,6 +18,15 @@ from dataloader.augmentation.pixel_transforms import GaussianBlur
 from utils.config.build import build
 from utils.config.schema import Components
 from utils.errors import ConfigError
+from utils.images.base_size import (
+    Span,
+    halved,
+    halvings,
+    resized,
+    shown_length,
+    span,
+    whole_view,
+)
 from utils.images.headers import MAX_PIXELS
 from utils.images.types import Image, Labels
 
@@ -129,13 +138,16 @@ class Augmentation:
         """The part of an image with this label (H, W) to show; makes all geometric draws."""
         height, width = label.shape
         zoom = self.base_size / max(height, width) if self.base_size else 1.0
-        crop_height, crop_width = self.crop_size or (max(1, math.floor(height * zoom + 0.5)),
-                                                     max(1, math.floor(width * zoom + 0.5)))
+        crop_height, crop_width = self.crop_size or (shown_length(height, zoom),
+                                                     shown_length(width, zoom))
         if not self.augment:
-            if self.crop_size:
+            if not self.crop_size:
+                whole = whole_view(height, width, self.base_size)
+                rows, columns = whole or (Span(0, height, height), Span(0, width, width))
+            else:
                 zoom = max(crop_height / height, crop_width / width)
-            rows = _span(height, crop_height, zoom, 0.5)
-            columns = _span(width, crop_width, zoom, 0.5)
+                rows = span(height, crop_height, zoom, 0.5)
+                columns = span(width, crop_width, zoom, 0.5)
             return View(rows, columns, (crop_height, crop_width))
         low, high = self.scale
         zoom *= rng.uniform(low, high)
@@ -145,8 +157,8 @@ class Augmentation:
         stretch = math.sqrt(rng.uniform(narrowest, widest)) if self.aspect != (1.0, 1.0) else 1.0
         tries = REDRAWS if self.cat_max_ratio < 1 else 0
         while True:
-            rows = _span(height, crop_height, zoom / stretch, down)
-            columns = _span(width, crop_width, zoom * stretch, right)
+            rows = span(height, crop_height, zoom / stretch, down)
+            columns = span(width, crop_width, zoom * stretch, right)
             view = View(rows, columns, (crop_height, crop_width), angle,
                         bool(self.flip and mirrored < 0.5))
             if center is not None:
@@ -164,19 +176,6 @@ class Augmentation:
         classes, counts = np.unique(ids, return_counts=True)
         counts = counts[classes != ignored]
         return len(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum()
-
-
-class Span(NamedTuple):
-    """Along one axis: source pixels [start, start + length) fill crop pixels [0, shown)."""
-
-    start: int
-    length: int
-    shown: int
-
-    @property
-    def scale(self) -> float:
-        """Crop pixels per source pixel."""
-        return self.shown / self.length
 
 
 class View(NamedTuple):
@@ -221,12 +220,9 @@ class View(NamedTuple):
 
     def _resize(self, image, label, image_border, label_border):
         (top, height, rows), (left, width, columns) = self.rows, self.columns
-        image = image[top:top + height, left:left + width]
+        image = resized(image, self.rows, self.columns)
         label = label[top:top + height, left:left + width]
         if (rows, columns) != (height, width):
-            for _ in range(self._halvings()):
-                image = _halved(image)
-            image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
             # INTER_NEAREST aligns corners; INTER_NEAREST_EXACT aligns pixel centers, as
             # INTER_LINEAR does.
             label = cv2.resize(label, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -243,7 +239,8 @@ class View(NamedTuple):
     def _warp(self, image, label, image_border, label_border):
         to_source = self._matrix(image.shape[:2])
         size = self.size[::-1]
-        image, to_image = self._needed_region(image, to_source, self._halvings())
+        times = halvings(self.rows.scale, self.columns.scale)
+        image, to_image = self._needed_region(image, to_source, times)
         label, to_label = self._needed_region(label, to_source, 0)
         # OpenCV warps four channels twice as fast as three, with the same values.
         image = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), to_image, size,
@@ -278,13 +275,13 @@ class View(NamedTuple):
         return (min(max(math.floor(y / sy + shape[0] / 2), 0), shape[0] - 1),
                 min(max(math.floor(x / sx + shape[1] / 2), 0), shape[1] - 1))
 
-    def _needed_region(self, image, to_source, halvings):
+    def _needed_region(self, image, to_source, times):
         """The part of the image that the crop needs, halved, and the matrix (2, 3) into it."""
         height, width = self.size
         corners = to_source @ np.array([[-1, width, -1, width], [-1, -1, height, height],
                                         [1, 1, 1, 1]])
         # One more pixel of the halved image on every side, for bilinear sampling.
-        step = 2 ** halvings
+        step = 2 ** times
         left, right = _aligned(corners[0].min() - step, corners[0].max() + step,
                                image.shape[1], step)
         top, bottom = _aligned(corners[1].min() - step, corners[1].max() + step,
@@ -295,43 +292,18 @@ class View(NamedTuple):
         if any(missing):
             region = cv2.copyMakeBorder(region, 0, missing[0], 0, missing[1],
                                         cv2.BORDER_REPLICATE)
-        for _ in range(halvings):
-            region = _halved(region)
+        for _ in range(times):
+            region = halved(region)
         shift = _translation(0.5 - left, 0.5 - top)
         shrink = np.diag([1 / step, 1 / step, 1])
         full = np.vstack([to_source, [0, 0, 1]])
         return region, (_translation(-0.5, -0.5) @ shrink @ shift @ full)[:2]
 
-    def _halvings(self):
-        """How often the image is halved first: bilinear sampling skips pixels below scale 1/2."""
-        scale = max(self.rows.scale, self.columns.scale)
-        return max(0, math.floor(-math.log2(scale) + 1e-9))
 
-
-def _span(length, crop, zoom, place):
-    """The part of an axis of `length` pixels that `crop` pixels show at this zoom.
-
-    place: its position, in [0, 1). The part has whole source pixels, so that image and
-    label cover exactly the same; this changes the zoom by less than half a pixel.
-    """
-    needed = crop / zoom
-    if needed >= length:
-        return Span(0, length, min(crop, max(1, math.floor(length * zoom + 0.5))))
-    block = 2 ** max(0, math.floor(-math.log2(zoom) + 1e-9))     # halving is fast on whole blocks
-    taken = min(length, max(1, block * round(needed / block)))
-    return Span(int(place * (length - taken + 1)), taken, crop)
-
-
-def _span_over(span, length, point, place):
+def _span_over(part, length, point, place):
     """A span of the same length that covers the pixel `point` of an axis of `length` pixels."""
-    first, last = max(0, point - span.length + 1), min(point, length - span.length)
-    return span._replace(start=first + int(place * (last - first + 1)))
-
-
-def _halved(image):
-    """The image at half size, by averaging."""
-    height, width = image.shape[:2]
-    return cv2.resize(image, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
+    first, last = max(0, point - part.length + 1), min(point, length - part.length)
+    return part._replace(start=first + int(place * (last - first + 1)))
 
 
 def _aligned(low, high, length, step):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from utils.config.cross_checks import names_outputs
+from utils.config.loader_section import validated_size
 from utils.config.schema import path_name, resolve_config
 from utils.config.signature import KeyPath, value_name
 from utils.errors import ConfigError
@@ -66,6 +67,7 @@ def with_config(checkpoint: Mapping[str, Any], path: str | None = None,
     """Returns the checkpoint with the config at `path`, or its own config, and the overrides.
 
     A config without test_loader applies overrides of test_loader to a copy of its val_loader.
+    "base_size" is the size at which the network was validated, for utils.predict.open_model.
     Raises ConfigError for every mistake in the config, also in that of the checkpoint.
     """
     overrides = list(overrides)
@@ -78,10 +80,14 @@ def with_config(checkpoint: Mapping[str, Any], path: str | None = None,
             saved["test_loader"] = copy.deepcopy(saved.get("val_loader"))
         config = apply_overrides(saved, overrides)
     try:
-        return {**checkpoint, "config": resolve_config(config, source)}
+        resolved = resolve_config(config, source)
     except ConfigError as error:
         fix = error.fix if path or overrides else "give a whole config with -c CONFIG.json"
         raise ConfigError(error.what, error.where, fix) from None
+    size = validated_size(resolved)
+    if path and size is None:       # another config: the network was still validated as it was
+        size = validated_size(checkpoint["config"])
+    return {**checkpoint, "config": resolved, "base_size": size}
 
 
 def save_config(config: dict, path: str | os.PathLike[str]):

@@ -6,6 +6,8 @@ from utils.config.schema import section_callables
 from utils.config.signature import Field, fields
 from utils.errors import ConfigError
 
+_RESIZING = ("base_size", "crop_size", "val")    # options that change what an evaluation reads
+
 
 def loader_section(config: dict, split: str | None = None) -> tuple[str, dict[str, Any]]:
     """(key in the config, loader section) of the data to score.
@@ -35,6 +37,49 @@ def loader_section(config: dict, split: str | None = None) -> tuple[str, dict[st
     if isinstance(args.get("parts"), list):
         args["parts"] = [_without_augmentation(part) for part in args["parts"]]
     return "train_loader", {"type": train["type"], "args": args}
+
+
+def read_size(section: dict | None) -> int | list[int] | None:
+    """The base size (utils.images.base_size) at which a loader section reads images for evaluation.
+
+    None: at their own size; the parts of a mixture at several sizes; or random crops.
+    """
+    sizes = _read_sizes(section)
+    return sizes[0] if len(sizes) == 1 else None
+
+
+def validated_size(config: dict) -> int | list[int] | None:
+    """The base size at which the validation of a config reads images; see `read_size`."""
+    return read_size(config.get("val_loader") or config.get("test_loader"))
+
+
+def at_own_size(section: dict) -> dict[str, Any]:
+    """The loader section without the options that resize or crop images and labels.
+
+    The parts of a mixture that are read at several sizes keep them.
+    """
+    if read_size(section) is None:
+        return section
+    args = {key: value for key, value in section["args"].items() if key not in _RESIZING}
+    if isinstance(args.get("parts"), list):
+        args["parts"] = [{**part, "args": {key: value for key, value in part["args"].items()
+                                           if key not in _RESIZING}} for part in args["parts"]]
+    return {**section, "args": args}
+
+
+def _read_sizes(section):
+    """The different base sizes of a loader section: one, or several of the parts of a mixture."""
+    args = (section or {}).get("args") or {}
+    parts = args.get("parts")
+    sizes = []
+    for part in parts if isinstance(parts, list) and parts else [{}]:
+        reading = {**args, **(part.get("args") or {})}
+        crop = reading.get("crop_size") if reading.get("val") else None
+        size = [crop, crop] if isinstance(crop, int) else crop or reading.get("base_size")
+        size = None if reading.get("augment") else size
+        if size not in sizes:
+            sizes.append(size)
+    return sizes
 
 
 def _without_augmentation(part: dict) -> dict[str, Any]:

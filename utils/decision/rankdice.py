@@ -38,7 +38,7 @@ import torch
 
 from utils.decision.expected_score import EXACT_VOLUME, Objective
 from utils.decision.rankdice_batched import solve_batched
-from utils.errors import ConfigError, unknown
+from utils.errors import ConfigError, NumericalError, unknown
 from utils.machine.precision import full_precision
 from utils.machine.tensors import LabelBatch, Masks, label_dtype
 
@@ -96,7 +96,8 @@ def rank_dice(probs: torch.Tensor, smooth: float = 0.0, metric: str = "dice",
     solver: "auto" chooses by volume, as described above; "exact" is the exact expectation in
         float64 for every volume (slow, for tests); "rma" the first-order score for every volume.
     return_info: also return `RankInfo`.
-    Raises ConfigError for a wrong setting, ValueError for a tensor of another shape or dtype.
+    Raises ConfigError for a wrong setting, ValueError for a tensor of another shape or dtype, and
+    on a CPU NumericalError for a probability that is not finite.
     """
     if probs.ndim != 4 or not probs.is_floating_point():
         raise ValueError(f"probs must be a float tensor (N, C, H, W), got {probs.dtype} "
@@ -213,6 +214,9 @@ def _solve_class(row, problem, scratch, prune):
     row: the probabilities of its pixels (n,), float32 or float64. scratch: bool (n,), overwritten.
     """
     top = float(row.max())
+    if not top < np.inf:        # nan, which the maximum passes on, or infinite
+        raise NumericalError("a probability is not finite (NaN or Inf)", "rank_dice",
+                             "check the logits")
     if prune and not top > problem.pruning:
         return None
     volume = float(row.sum())
@@ -315,7 +319,7 @@ def _labels_by_row(flat, problem, answers, run):
     """Labels (N, n): each pixel gets the class with the largest gain, a block of pixels at a time.
     """
     images, classes, n = flat.shape
-    labels = torch.empty(images, n, dtype=label_dtype(classes))
+    labels = torch.zeros(images, n, dtype=label_dtype(classes))    # where no gain is a number
 
     def fill(place):
         image, start = place

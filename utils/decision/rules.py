@@ -96,6 +96,10 @@ class Decision:
         """One class (N, H, W) for every pixel, also by a rule that returns masks."""
         raise NotImplementedError
 
+    def describe(self) -> dict[str, Any]:
+        """The settings that change what the rule decides, for reports."""
+        return {}
+
 
 class MaxDecision(Decision):
     """The class of the largest logit; neither activation nor temperature changes it."""
@@ -146,6 +150,11 @@ class ThresholdDecision(Decision):
         probs = probabilities(logits, self.activation, self.temperature)
         return largest_class(probs.sub_(self._thresholds(probs)))
 
+    def describe(self) -> dict[str, Any]:
+        """threshold (a number, or one per class) and temperature."""
+        threshold = self.threshold[0] if len(self.threshold) == 1 else self.threshold
+        return {"threshold": threshold, "temperature": self.temperature}
+
     def _thresholds(self, probs):
         """A number, or (C, 1, 1) on the device of `probs`."""
         if len(self.threshold) == 1:
@@ -180,6 +189,10 @@ class RankDecision(Decision):
     def labels(self, logits: Logits) -> LabelBatch:
         return rank_dice(probabilities(logits, self.activation, self.temperature),
                          overlap=False, **self.settings)
+
+    def describe(self) -> dict[str, Any]:
+        """temperature."""
+        return {"temperature": self.temperature}
 
 
 def probabilities(logits: torch.Tensor, activation: str = "softmax",

@@ -4,20 +4,24 @@ The trainer's validation and test.py call the same function, so a score in the l
 the test are the same number.
 """
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
+from utils.cli.console import warn
 from utils.decision.rules import RULES, Decision, build_decision, rule_of
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError, NumericalError, shown
 from utils.machine.distributed import all_reduce_, is_main, rank, world_size
+from utils.machine.memory import free_memory
 from utils.machine.tensors import ImageBatch, LabelBatch, Logits, Masks
 from utils.metrics import BoundaryMetrics, DatasetMetrics, ImageMetrics, Scores, count_pixels
-from utils.predict.predictor import Predictor
+from utils.predict.predictor import NOT_FINITE, NOT_FINITE_FIX, Predictor, finite_images
 from utils.segfix.refiner import Refiner, refined
 
 REFINED = "_segfix"        # suffix of the name of a rule whose labels were refined
+GROUP_BYTES = 1 << 30      # of the logits of images that are predicted together at their own size
+MAPS = 3                   # of logits that exist at once: the network's, a rule's, a copy
 
 Predictions = Iterable[tuple[str, LabelBatch | Masks]]      # name of the rule, what it decided
 
@@ -45,7 +49,8 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
              loss: Callable[[Logits, LabelBatch], torch.Tensor] | None = None,
              device: torch.device | str, progress: str | None = None, published: bool = False,
              boundary: bool = False, on_batch: Callable | None = None,
-             refiner: Refiner | None = None) -> dict[str, Scores]:
+             refiner: Refiner | None = None,
+             nonfinite: Literal["error", "warn"] = "error") -> dict[str, Scores]:
     """Score every decision rule over the whole loader: rule name -> Scores.
 
     Each image takes one forward. Every number is the same for any number of ranks, to the last bit.
@@ -62,27 +67,39 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
     on_batch: called as on_batch(ids, images, labels, {rule: prediction}) after
         each forward, for pictures, with tensors on the device.
     refiner: every rule is scored twice: as it is, and refined, under RULE_segfix.
+    nonfinite: what to do about an image whose logits are not finite: raise a NumericalError with
+        its id, or warn once and count its logits as zeros. (On a GPU this is found at the end.)
 
-    Nothing is read from the device before the last batch, except for boundary scores and refined
-    labels. In `Scores.image`, img_index is the position in the loader's order.
+    If the predictor has a base_size, images and labels of the loader have their own sizes, and so
+    have the scored logits. Nothing is read from the device before the last batch, except for
+    boundary scores and refined labels. In `Scores.image`, img_index is the position in the loader's
+    order.
     """
     device = torch.device(device)
     counters = {name: _Counter(num_classes, ignore_index, classes_of_interest, published, boundary)
                 for name in _names(decisions, refiner)}
-    # One rule alone may not need logits at the image's size.
+    # The largest logit alone does not need logits at the image's size.
     decide = predictor.decide if (isinstance(predictor, Predictor) and len(decisions) == 1
+                                  and decisions[0].name == "max"
                                   and loss is None and refiner is None) else None
-    losses, sizes = [], []
+    most_bytes = None
+    if isinstance(predictor, Predictor) and predictor.base_size is not None:
+        most_bytes = GROUP_BYTES
+    losses, sizes, finite = [], [], _FiniteWatch(nonfinite)
     with torch.inference_mode():
         for batch, positions in _numbered(loader, progress):
             loss_sum = torch.zeros((), device=device)
-            for members, images, labels in _groups_of_equal_size(batch, device):
+            for members, images, labels in _groups_of_equal_size(batch, device, num_classes,
+                                                                 most_bytes):
                 ids = [batch["id"][i] for i in members]
                 if decide:
                     predictions = [(decisions[0].name, decide(images, decisions[0]))]
+                    finite.add(ids, predictor.finite)
                 else:
                     # Contiguous, because a softmax over strided channels takes twice as long.
                     logits = predictor(images).contiguous()
+                    logits = finite.add(ids, predictor.finite if isinstance(predictor, Predictor)
+                                        else finite_images(logits), logits)
                     predictions = _decided(decisions, logits, refiner, images, ids)
                     if loss is not None:
                         loss_sum += loss(logits, labels.long()) * len(ids)
@@ -95,9 +112,40 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
                     on_batch(ids, images, labels, kept)
             losses.append(loss_sum)
             sizes.append(len(batch["id"]))
+    finite.check()
     images, mean_loss = _over_ranks(sizes, losses, device)
     return {name: counter.scores(images, None if loss is None else mean_loss)
             for name, counter in counters.items()}
+
+
+class _FiniteWatch:
+    """Finds images whose logits are not finite; reads nothing from a GPU before `check`."""
+
+    def __init__(self, mode: Literal["error", "warn"]):
+        self.mode, self.warned = mode, False
+        self.pending: list[tuple[list[str], torch.Tensor]] = []
+
+    def add(self, ids: list[str], finite: torch.Tensor, logits: Logits | None = None) -> Any:
+        """Take note of finite, bool (N,), of the images `ids`. Returns their logits to count.
+
+        On a CPU an error is raised now, and the logits of a bad image are zeros.
+        """
+        self.pending.append((ids, finite))
+        if finite.device.type != "cpu" or bool(finite.all()):
+            return logits
+        self.check()
+        return logits if logits is None else logits.where(finite.view(-1, 1, 1, 1), 0)
+
+    def check(self):
+        """Raise, or warn of, the first image of those noted whose logits are not finite."""
+        bad = [name for ids, finite in self.pending
+               for name, one in zip(ids, finite.tolist(), strict=True) if not one]
+        self.pending = []
+        if bad and self.mode == "error":
+            raise NumericalError(NOT_FINITE, shown(bad[0]), NOT_FINITE_FIX)
+        if bad and not self.warned:
+            self.warned = True
+            warn(f"{NOT_FINITE} on {shown(bad[0])}: this score counts them as zeros")
 
 
 class _Counter:
@@ -165,10 +213,11 @@ def _decided(decisions, logits, refiner, images, ids) -> Predictions:
                 [refined(*one) for one in zip(prediction, moves, strict=True)])
 
 
-def _groups_of_equal_size(batch, device):
+def _groups_of_equal_size(batch, device, classes, most_bytes):
     """A batch as [(positions in it, images (N, 3, H, W), labels (N, H, W))], one per image size.
 
-    The tensors are on `device`.
+    The tensors are on `device`. With most_bytes the images stay on the CPU, which resizes them, and
+    the logits (N, C, H, W) of a group of several images have at most so many bytes.
     """
     images, labels = batch["image"], batch["label"]
     if isinstance(images, torch.Tensor):
@@ -180,8 +229,26 @@ def _groups_of_equal_size(batch, device):
         groups = [(members, torch.stack([images[i] for i in members]),
                    torch.stack([labels[i] for i in members])) for members in by_size.values()]
     for members, images, labels in groups:
-        yield (members, images.to(device, non_blocking=True),
-               labels.to(device, non_blocking=True))
+        if most_bytes is None:
+            yield (members, images.to(device, non_blocking=True),
+                   labels.to(device, non_blocking=True))
+            continue
+        needed = 4 * classes * images.shape[2] * images.shape[3]
+        _require_memory(MAPS * needed, device, images.shape)
+        step = max(1, most_bytes // needed)
+        for first in range(0, len(members), step):
+            part = slice(first, first + step)
+            yield (members[part], images[part],
+                   labels[part].to(device, non_blocking=True))
+
+
+def _require_memory(needed, device, shape):
+    """Raise DataError if the logits of an image at its own size do not fit into memory."""
+    free = free_memory() if device.type == "cpu" and needed > GROUP_BYTES else None
+    if free is not None and needed > free:
+        raise DataError(f"the logits of {shape[3]}x{shape[2]} pixels need {needed / 2**30:.1f} GiB "
+                        f"of memory and {free / 2**30:.1f} are free", None,
+                        "score at the size of validation: --as-validation")
 
 
 def _over_ranks(sizes, losses, device):

@@ -9,14 +9,17 @@ are in results.json.
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from utils.decision.rules import Decision
 from utils.errors import DataError
 from utils.evaluation.evaluate import REFINED
 from utils.files.json_values import plain_json
 from utils.files.whole_file import write_bytes
+from utils.images.base_size import base_size_text
 from utils.images.image_io import write_image
 from utils.images.visualize import confusion_picture
 from utils.metrics import Scores
@@ -34,17 +37,23 @@ IMAGE_SCORES = ("Mean_IoU", "Mean_Dice", "Mean_Class_IoU", "Mean_Class_Dice", "P
 def score_entries(results: dict[str, Scores], opened: OpenModel, predictor: Predictor,
                   loader_key: str, section: dict, class_names: list[str],
                   classes_of_interest: list[int] | str = "all",
-                  refiner: Refiner | None = None) -> list[dict]:
+                  refiner: Refiner | None = None, rules: Sequence[Decision] = (),
+                  read_at: int | list[int] | None = None) -> list[dict]:
     """One plain JSON object for each rule of `results`, the result of evaluate(); nan is None.
 
     loader_key, section: the loader of the config and its name, such as "val_loader".
     refiner: used by the rules whose names end with REFINED.
+    rules: the decision rules, whose settings the entries contain.
+    read_at: the base size at which the loader read images and labels; None: at their own size.
     """
     sha256 = hashlib.sha256(opened.path.read_bytes()).hexdigest()
     common = {
         "schema": SCHEMA, "dataset": section["type"],
         "split": section.get("args", {}).get("split", loader_key), "loader": loader_key,
         "data": section}
+    if read_at is not None:
+        common["labels_resized_to"] = read_at
+    settings = {rule.name: rule.describe() for rule in rules}
     checkpoint = {"path": str(opened.path), "sha256": sha256, "epoch": opened.epoch}
     versions = {"torch": str(torch.__version__), "device": str(opened.device)}
     entries = []
@@ -55,7 +64,8 @@ def score_entries(results: dict[str, Scores], opened: OpenModel, predictor: Pred
                     else {"classes_of_interest": list(classes_of_interest)})
         entries.append(plain_json({
             **common, "n_images": scores.images, "procedure": rule, **segfix,
-            **predictor.describe(), **scores.numbers(),
+            **settings.get(rule.removesuffix(REFINED), {}), **predictor.describe(),
+            **scores.numbers(),
             "classes": _classes(scores.dataset, image, class_names),
             "image_level": {name: image[name] for name in IMAGE_SCORES if name in image},
             "confusion": scores.dataset["confusion"], **interest, "checkpoint": checkpoint,
@@ -138,10 +148,19 @@ def _title(entry):
         way += " at " + ", ".join(f"{scale:.4g}" for scale in entry["scales"])
     way += " + flip" * entry["flip"] + f" mean of {entry['average']}" * (
         entry["average"] != "logits") + (f" {entry['amp']}" if entry["amp"] else "")
+    if entry.get("labels_resized_to"):
+        way += f", images and labels at {base_size_text(entry['labels_resized_to'])}"
+    elif entry.get("base_size"):
+        way += f", images at {base_size_text(entry['base_size'])}, labels at their own size"
+    rule = entry["procedure"]
+    if entry.get("threshold", 0.5) != 0.5:
+        rule += f" above {entry['threshold']}"
+    if entry.get("temperature", 1.0) != 1.0:
+        rule += f" at temperature {entry['temperature']:g}"
     place = entry["data"].get("args", {}).get("data_dir")
     return (f"{Path(entry['checkpoint']['path']).name}, {entry['dataset']} {entry['split']} "
             f"({entry['loader']}, {entry['n_images']} images{f' in {place}' if place else ''}), "
-            f"rule {entry['procedure']}, {way}"
+            f"rule {rule}, {way}"
             + (f", {entry['segfix']}" if "segfix" in entry else ""))
 
 

@@ -1,15 +1,21 @@
 """The command-line arguments on how to predict, shared by test.py, inference.py and tools."""
 import argparse
 import math
+from collections.abc import Collection
 
 from utils.cli.arguments import device, size
+from utils.errors import ConfigError
 
 MOST_SCALES, LEAST_SCALE, LARGEST_SCALE = 100, 0.01, 100
 
 
-def add_prediction_arguments(parser: argparse.ArgumentParser):
-    """Add --mode, --scales and so on; the checkpoint's config is used where one is not given."""
+def add_prediction_arguments(parser: argparse.ArgumentParser, decides: bool = True):
+    """Add --mode, --scales and so on; the checkpoint's config is used where one is not given.
+
+    decides: also add the settings of the decision rules, --threshold and --temperature.
+    """
     add = parser.add_argument
+    add_base_size(parser)
     add("-mo", "--mode", choices=("whole", "sliding", "multiscale"),
         help="whole image, overlapping windows, or several scales")
     add("--scales", type=scale_list, metavar="LIST",
@@ -28,21 +34,115 @@ def add_prediction_arguments(parser: argparse.ArgumentParser):
     add("--window-batch", type=int, metavar="N", help="windows in one forward pass")
     add("--amp", choices=("auto", "bf16", "fp16", "off"), help="reduced precision of the network")
     add("-d", "--device", type=device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    if decides:
+        add_rule_arguments(parser)
+
+
+def add_base_size(parser: argparse.ArgumentParser):
+    """Add --base-size, the size at which the network sees an image."""
+    parser.add_argument("--base-size", type=base_size, metavar="N|HxW|none",
+                        help="long side of the image for the network, or HxW that it covers; "
+                             "labels have the size of the image (default: as in validation; none: "
+                             "the image's own size)")
+
+
+def add_rule_arguments(parser: argparse.ArgumentParser):
+    """Add --threshold and --temperature, settings of the decision rules."""
+    parser.add_argument("--threshold", type=thresholds, metavar="T",
+                        help="of rule T: a probability, or one for each class, with commas "
+                             "(default: from the config)")
+    parser.add_argument("--temperature", type=temperature, metavar="T",
+                        help="divides the logits before softmax or sigmoid "
+                             "(default: from the config)")
 
 
 def with_arguments(options: dict, args: argparse.Namespace) -> dict:
-    """The config's `predict` section, replaced where an argument was given."""
-    given = {name: getattr(args, name) for name in ("mode", "scales", "flip", "crop_size",
-                                                    "overlap", "tiling", "average",
-                                                    "window_batch", "amp")}
+    """The config's `predict` section, replaced where an argument was given.
+
+    Raises ConfigError for an argument that would have no effect.
+    """
+    given = {name: getattr(args, name, None)
+             for name in ("mode", "scales", "flip", "crop_size", "overlap", "tiling", "average",
+                          "window_batch", "amp", "base_size", "threshold", "temperature")}
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("amp") == "off":
         given["amp"] = False
-    if "scales" in given and "mode" not in given and options.get("mode", "whole") == "whole":
-        given["mode"] = "multiscale"
+    if given.get("base_size") == "none":
+        given["base_size"] = None
+    if "scales" in given and "mode" not in given and options.get("mode", "whole") != "sliding":
+        given["mode"] = "whole" if given["scales"] == (1.0,) else "multiscale"
     if given.get("mode", options.get("mode")) != options.get("mode") and "scales" not in given:
         given["scales"] = None      # the scales in the config belong to the mode there
-    return {**options, **given}
+    result = {**options, **given}
+    _require_effect(given, result)
+    return result
+
+
+def _require_effect(given, options):
+    """Raise ConfigError for a given option that has no effect with the others."""
+    mode, scales = options.get("mode", "whole"), options.get("scales")
+    if mode != "sliding":
+        for name in ("crop_size", "overlap", "tiling", "window_batch"):
+            if name in given:
+                raise ConfigError(f"{option_name(name)} has no effect in mode {mode}: only "
+                                  "mode sliding has windows", option_name(name),
+                                  "add --mode sliding, or leave it out")
+        views = len(scales) if scales else 1 + (mode == "multiscale")
+        if "average" in given and views == 1 and not options.get("flip"):
+            raise ConfigError("--average has no effect on one view of an image", "--average",
+                              "add --scales, --flip or --mode sliding, or leave it out")
+
+
+def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
+                           probabilities: bool = False):
+    """Raise ConfigError if --threshold or --temperature is given and has no effect.
+
+    rules: names of the decision rules in use. probabilities: whether they are written themselves.
+    """
+    names = ", ".join(sorted(rules))
+    if args.threshold is not None and "T" not in rules:
+        raise ConfigError(f"--threshold has no effect on rule {names}", "--threshold",
+                          "add -p T, or leave it out")
+    if args.temperature is not None and set(rules) <= {"max", "offsets"} and not probabilities:
+        raise ConfigError(f"--temperature has no effect on rule {names}: the largest logit stays "
+                          "the largest", "--temperature",
+                          "choose another rule with -p, or leave it out")
+
+
+def option_name(name: str) -> str:
+    """The option of a setting: "crop_size" -> "--crop-size"."""
+    return "--" + name.replace("_", "-")
+
+
+def base_size(text: str) -> int | tuple[int, int] | str:
+    """Argument type: "512" -> 512, "512x1024" -> (512, 1024), "none" -> "none"."""
+    if text == "none":
+        return text
+    height, width = size(text)
+    return height if text.isdecimal() else (height, width)
+
+
+def thresholds(text: str) -> float | list[float]:
+    """Argument type: "0.3" -> 0.3; "0.3,0.5" -> [0.3, 0.5]. Each lies in 0..1."""
+    values = [_number(part, text) for part in text.split(",")]
+    if not all(0 <= value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r}: a threshold is a probability, from 0 to 1")
+    return values if len(values) > 1 else values[0]
+
+
+def temperature(text: str) -> float:
+    """Argument type: a finite number above 0."""
+    value = _number(text, text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: a temperature is a number above 0")
+    return value
+
+
+def _number(part, text):
+    try:
+        return float(part)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: {part!r} is not a number") from None
 
 
 def scale_list(text: str) -> tuple[float, ...]:

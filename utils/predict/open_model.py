@@ -10,6 +10,7 @@ import torch
 from utils.checkpoint.load import model_from_checkpoint
 from utils.checkpoint.read import as_checkpoint_errors
 from utils.cli.console import warn
+from utils.config.loader_section import read_size, validated_size
 from utils.errors import ConfigError
 from utils.images.normalize import Normalize
 from utils.machine.distributed import require_device
@@ -26,6 +27,7 @@ class OpenModel:
     class_names, palette: by class id; a color is [r, g, b], 0 to 255.
     activation: "softmax" or "sigmoid", as the loss of the network needs it.
     epoch: of the weights, if known.
+    base_size: the size at which the network was validated (utils.images.base_size).
     """
 
     path: Path
@@ -36,16 +38,29 @@ class OpenModel:
     palette: list[list[int]]
     activation: str
     epoch: int | None
+    base_size: int | list[int] | None = None
 
     @property
     def device(self) -> torch.device:
         """The device of the network."""
         return next(iter(self.model.parameters())).device
 
-    def predictor(self, options: dict | None = None) -> Predictor:
-        """The predictor for the config's `predict` section, or for `options` instead."""
+    def predictor(self, options: dict | None = None, section: dict | None = None) -> Predictor:
+        """The predictor for the config's `predict` section, or for `options` instead.
+
+        section: of the loader whose images are predicted at their own size
+            (dataloader.loader.split_loader with own_size); its base_size or crop goes before that
+            of validation.
+        """
         options = self.config.get("predict", {}) if options is None else options
-        return build_predictor(self.model, self.normalize, options, self.activation)
+        return build_predictor(self.model, self.normalize,
+                               {**options, "base_size": self.chosen_size(options, section)},
+                               self.activation)
+
+    def chosen_size(self, options: dict, section: dict | None = None) -> int | list[int] | None:
+        """The base size of `predictor`: "val" is replaced by the size at which validation reads."""
+        chosen = options.get("base_size", "val")
+        return (read_size(section) or self.base_size) if chosen == "val" else chosen
 
     def loss(self) -> torch.nn.Module | None:
         """The loss that training reports in validation; None if the config has no loss."""
@@ -91,7 +106,9 @@ def open_model(checkpoint: Mapping[str, Any], device: torch.device | str,
         trainer = checkpoint["config"].get("trainer") or {}
         if trainer.get("channels_last"):
             model = model.to(memory_format=torch.channels_last)
+        config = checkpoint["config"]
         return OpenModel(Path(path), model, Normalize(**checkpoint["normalization"]).to(device),
-                         checkpoint["config"], list(checkpoint["class_names"]),
+                         config, list(checkpoint["class_names"]),
                          [list(color) for color in checkpoint["palette"]],
-                         checkpoint.get("activation", "softmax"), checkpoint.get("epoch"))
+                         checkpoint.get("activation", "softmax"), checkpoint.get("epoch"),
+                         checkpoint.get("base_size", validated_size(config)))

@@ -10,7 +10,7 @@ CVPR 2017). Every source averages logits; `average="probs"` averages probabiliti
 """
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -19,13 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, NumericalError
+from utils.images.base_size import BaseSize, WholeView, whole_view
+from utils.images.headers import MAX_PIXELS
 from utils.images.types import Image
 from utils.machine.precision import autocast_dtype
 from utils.machine.tensors import ImageBatch, LabelBatch, Logits, Masks
 from utils.predict.largest_class import largest_class, upsampled_labels
 from utils.predict.last_resize import LastResize, SmallLogits
-from utils.predict.resizing import add_resized, resize, unmirrored
+from utils.predict.resizing import (
+    add_resized,
+    at_base_size,
+    at_own_size,
+    labels_at_own_size,
+    resize,
+    strips_at_own_size,
+    unmirrored,
+)
 from utils.predict.view_sum import ViewSum
 from utils.predict.windows import (
     BLOCK_BYTES,
@@ -39,6 +49,9 @@ from utils.predict.windows import (
     overlapping_windows,
 )
 
+NOT_FINITE = "the network's logits are not finite (NaN or Inf)"
+NOT_FINITE_FIX = ("the weights are damaged or too large, or reduced precision overflows: try "
+                  "--amp off, or an earlier checkpoint")
 # The scales of yassouali/pytorch-segmentation for every dataset except Cityscapes.
 MULTISCALE = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
@@ -60,15 +73,14 @@ def build_predictor(model: nn.Module, normalize: Callable[[ImageBatch], ImageBat
     known = set(inspect.signature(Predictor).parameters) - set(Predictor.provided)
     settings: dict[str, Any] = {key: value for key, value in options.items() if key in known}
     settings["activation"] = activation
-    if settings.get("mode") == "multiscale" and settings.get("scales") in ([1.0], (1.0,)):
-        del settings["scales"]      # a config that was resolved for another mode contains them
     return Predictor(model, normalize, **settings)
 
 
 class Predictor:
     """Logits of a batch of images, in one of three modes.
 
-    image: uint8 (N, 3, H, W), RGB, on the model's device; any H and W
+    image: uint8 (N, 3, H, W), RGB, on the model's device; any H and W. With a base_size it may
+        be on any device, and is best on the CPU, which resizes it.
     returns: float32 (N, C, H, W) logits; with average="probs" the values whose
         softmax (or sigmoid) is the mean probability.
 
@@ -97,6 +109,12 @@ class Predictor:
         model uses the same arithmetic wherever it runs.
     align_corners: of torch's interpolate, for images and logits. The sources
         use True; False agrees with torch's default and with this project's networks.
+    base_size: the size at which the network sees a whole image; the logits have the image's own
+        size again. A number is the length of the long side; [height, width] is the size that the
+        image must cover; null leaves images as they are. "val": as validation sees them. In
+        training these images come from the loader, so that nothing is left to do; test.py,
+        inference.py and the tools take the base_size or crop of the val_loader. The scales, and
+        the windows of "sliding", are those of the resized image.
     label_pairs: class ids that are exchanged in a mirror image (LIP: left and right arm). If a
         config has none, it gets those of its training data when it is resolved.
 
@@ -104,6 +122,9 @@ class Predictor:
     has floor(H * scale) rows. Memory does not grow with the number of views:
     they are summed one by one into one map of the full size. If the network ends in
     a resize, a CPU adds the small logits of the scales first and resizes them once.
+
+    finite: bool (N,) on the device, after a call: whether all logits of each image are finite.
+        Labels and masks of the others mean nothing; `require_finite` refuses them.
     """
 
     # The program passes these; the other arguments are keys of the config's `predict` section.
@@ -119,7 +140,8 @@ class Predictor:
                  window_batch: int | None = None,
                  amp: Literal["auto", "bf16", "fp16", False] = False,
                  channels_last: bool | None = None, align_corners: bool = False,
-                 label_pairs: tuple[tuple[int, int], ...] = ()):
+                 label_pairs: tuple[tuple[int, int], ...] = (),
+                 base_size: int | tuple[int, int] | Literal["val"] | None = "val"):
         _one_of("mode", mode, ("whole", "sliding", "multiscale"))
         _one_of("tiling", tiling, ("even", "source"))
         _one_of("average", average, ("logits", "probs"))
@@ -147,12 +169,17 @@ class Predictor:
         self.average, self.activation, self.window_batch = average, activation, window_batch
         self.amp, self.channels_last, self.align_corners = amp, channels_last, align_corners
         self.label_pairs = label_pairs
+        self.base_size = _checked_base_size(base_size)
+        self.finite = torch.ones(0, dtype=torch.bool)
         self._without_last_resize = LastResize(model)
 
     def __call__(self, image: ImageBatch) -> Logits:
         """uint8 (N, 3, H, W) RGB -> float32 logits (N, C, H, W)."""
+        view = self.view(*_size(image))
         with self._evaluating():
-            return self._predict(self._normalized(image))
+            logits = self._predict(self._normalized(self._as_seen(image, view)))
+            self.finite = finite_images(logits)
+            return logits if view is None else at_own_size(logits, view, _size(image))
 
     def decide(self, image: ImageBatch, rule: Rule) -> LabelBatch | Masks:
         """rule(self(image)): labels (N, H, W) or masks (N, C, H, W) of uint8 images (N, 3, H, W).
@@ -163,8 +190,31 @@ class Predictor:
         if rule.name != "max":
             # Contiguous, because a softmax over strided channels takes twice as long.
             return rule(self(image).contiguous())
+        view = self.view(*_size(image))
         with self._evaluating():
-            return self._largest(self._normalized(image))
+            x = self._normalized(self._as_seen(image, view))
+            if view is None:
+                return self._largest(x)
+            logits = self._predict(x)
+            self.finite = finite_images(logits)
+            return labels_at_own_size(logits, view, _size(image))
+
+    def view(self, height: int, width: int) -> WholeView | None:
+        """How an image of height x width pixels is resized for the network; None: not at all."""
+        return whole_view(height, width, self.base_size)
+
+    def takes(self, device: torch.device | str) -> torch.device | str:
+        """The device on which images are best: the CPU if it resizes them, else the network's."""
+        return device if self.base_size is None else "cpu"
+
+    def require_finite(self, names: Sequence[str]):
+        """Raise NumericalError for the first image of the last call whose logits are not finite.
+
+        names: of its images. On a GPU this waits for the network.
+        """
+        for name, finite in zip(names, self.finite.tolist(), strict=True):
+            if not finite:
+                raise NumericalError(NOT_FINITE, name, NOT_FINITE_FIX)
 
     def labels(self, image: ImageBatch, rule: Rule) -> LabelBatch:
         """rule.labels(self(image)): one class (N, H, W) for every pixel; as cheap as `decide`."""
@@ -173,15 +223,20 @@ class Predictor:
     def in_blocks(self, image: Image, device: torch.device | str,
                   on_block: Callable[[slice, slice, Logits], None],
                   most_bytes: int = BLOCK_BYTES):
-        """Predict an image of any size in mode "sliding", one block of it after the other.
+        """Predict an image of any size, one block of it after the other.
 
         image: uint8 (H, W, 3), for example mapped from a file. most_bytes: the most memory for
             logits; a block is at least two windows wide.
         on_block: called with (rows, columns, logits (1, C, rows, columns)). Together the blocks
             equal the prediction of the whole image, to the last bit if windows are not batched
-            (window_batch).
-        Raises ConfigError in any other mode, and with scales.
+            (window_batch); with a base_size, up to rounding.
+        Raises ConfigError unless the mode is "sliding" at scale 1, or a base_size resizes the
+        image.
         """
+        view = self.view(*image.shape[:2])
+        if view is not None:
+            self._in_strips(image, view, device, on_block, most_bytes)
+            return
         if self.mode != "sliding" or self.scales != (1.0,):
             raise ConfigError("blocks of an image are predicted by sliding windows at scale 1 only")
         windows = self.windows(*image.shape[:2])
@@ -197,13 +252,31 @@ class Predictor:
             classes = self._forward(filled(read(0, 0), windows.tile)).shape[1]
             for rows, columns, mean in mean_in_blocks(windows, views_at, classes, device,
                                                       len(self._mirrors), most_bytes):
-                on_block(rows, columns, self._as_logits(mean))
-                del mean    # before the next block is made
+                logits = self._as_logits(mean)
+                finite = finite_images(logits)
+                self.finite = self.finite & finite if rows.start or columns.start else finite
+                on_block(rows, columns, logits)
+                del mean, logits    # before the next block is made
+
+    def _in_strips(self, image, view, device, on_block, most_bytes):
+        """`in_blocks` of an image that is predicted at another size: its rows, from the top."""
+        height, width = image.shape[:2]
+        x = torch.from_numpy(view.cut(image)).permute(2, 0, 1)[None].to(device)
+        with self._evaluating():
+            logits = self._predict(self._normalized(x))
+            self.finite = finite_images(logits)
+            for rows, strip in strips_at_own_size(logits, view, (height, width), most_bytes):
+                on_block(rows, slice(0, width), strip)
 
     def describe(self) -> dict:
-        """The settings, for reports: mode, scales, flip, average, amp; windows if sliding."""
+        """The settings, for reports: mode, scales, flip, average, amp; windows if sliding.
+
+        Also "base_size", if there is one.
+        """
         settings = {"mode": self.mode, "scales": list(self.scales), "flip": self.flip,
                     "average": self.average, "amp": self.amp}
+        if self.base_size is not None:
+            settings["base_size"] = self.base_size
         if self.mode == "sliding":
             settings |= {"crop_size": list(self.crop_size) if self.crop_size else None,
                          "overlap": self.overlap, "tiling": self.tiling}
@@ -228,6 +301,13 @@ class Predictor:
             if training:
                 self.model.train()
 
+    def _as_seen(self, image, view):
+        """The images as the network sees them, on its device: uint8 (N, 3, h, w)."""
+        if view is None:
+            return image
+        weights = next(self.model.parameters(), None)
+        return at_base_size(image, view).to(image.device if weights is None else weights.device)
+
     def _normalized(self, image):
         # The memory layout is changed while the image is uint8, because that moves fewer bytes.
         return self.normalize(self._laid_out(image))
@@ -244,9 +324,13 @@ class Predictor:
     def _largest(self, x):
         """Normalized images (N, 3, H, W) -> labels (N, H, W)."""
         if self.mode == "sliding" or self.average == "probs":
-            return largest_class(self._predict(x))
+            logits = self._predict(x)
+            self.finite = finite_images(logits)
+            return largest_class(logits)
         if self.scales == (1.0,) and not self.flip:
             result, size = self._forward_short(x), _size(x)
+            small = isinstance(result, SmallLogits)
+            self.finite = finite_images(result.logits if small else result)
             if not isinstance(result, SmallLogits):
                 return largest_class(result.float())
             if result.logits.dtype == torch.float32:
@@ -254,8 +338,13 @@ class Predictor:
             return largest_class(_resized(result, size).float())
         total = self._sum_of_views(x)
         if not isinstance(total, ViewSum):
+            self.finite = finite_images(total)
             return largest_class(total)
-        return torch.cat([largest_class(strip) for _, strip in total.strips()], 1)
+        labels, self.finite = [], torch.ones(len(x), dtype=torch.bool)
+        for _, strip in total.strips():
+            self.finite &= finite_images(strip)
+            labels.append(largest_class(strip))
+        return torch.cat(labels, 1)
 
     def _sum_of_views(self, x: ImageBatch) -> Logits | ViewSum:
         """The mean over scales and mirrors of logits or probabilities.
@@ -370,6 +459,29 @@ class Predictor:
         if self.activation == "softmax":
             return mean.clamp_(min=tiny).log_()
         return mean.logit_(eps=torch.finfo(mean.dtype).eps)
+
+
+def finite_images(logits: Logits) -> torch.Tensor:
+    """Bool (N,) on the device of logits (N, C, H, W): whether all values of an image are finite."""
+    # The smallest and the largest value pass on a nan, and take one reading of the memory. Channels
+    # come last where they lie last, because aminmax is slow across strides.
+    if not logits.is_contiguous():
+        logits = logits.permute(0, 2, 3, 1)
+    ends = [torch.stack(one.float().aminmax()) for one in logits]
+    return torch.isfinite(torch.stack(ends)).all(1)
+
+
+def _checked_base_size(base_size: Any) -> BaseSize:
+    """base_size as a number or (height, width); None if no image is resized."""
+    if base_size is None or base_size == "val":
+        return None
+    sides = [base_size] if isinstance(base_size, int) else list(base_size)
+    if len(sides) not in (1, 2) or min(sides) < 1 or math.prod(sides) > MAX_PIXELS \
+            or len(sides) == 1 and sides[0] ** 2 > MAX_PIXELS:
+        raise ConfigError(f"base_size must be a positive number, [height, width], \"val\" or null, "
+                          f"and give at most {MAX_PIXELS:,} pixels; found {base_size}",
+                          "predict.base_size")
+    return sides[0] if isinstance(base_size, int) else (sides[0], sides[1])
 
 
 def _size(x: torch.Tensor) -> tuple[int, int]:

@@ -1,10 +1,12 @@
 """Bilinear resizing of images and logits, in pieces where a whole result would take memory."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 
-from utils.machine.tensors import Logits
+from utils.images.base_size import WholeView
+from utils.machine.tensors import ImageBatch, LabelBatch, Logits
+from utils.predict.largest_class import upsampled_labels
 from utils.predict.windows import empty_map
 
 # Bytes of resized logits that exist at a time; on a CPU they should stay in its cache.
@@ -51,6 +53,55 @@ def resize_rows(x: torch.Tensor, size: tuple[int, int], rows: range,
     share = (at - above).unsqueeze(1)
     mixed = torch.lerp(x[:, :, above].float(), x[:, :, below].float(), share)
     return F.interpolate(mixed, (len(rows), width), mode="bilinear", align_corners=align_corners)
+
+
+def at_base_size(images: ImageBatch, view: WholeView) -> ImageBatch:
+    """The view of uint8 images (N, 3, H, W) on any device: uint8 (N, 3, *view.size) on the CPU.
+
+    By OpenCV, as the images of a dataset are resized: a network sees the pixels of validation.
+    """
+    pixels = images.cpu().permute(0, 2, 3, 1).numpy()
+    return torch.stack([torch.from_numpy(view.cut(image)) for image in pixels]).permute(0, 3, 1, 2)
+
+
+def at_own_size(logits: Logits, view: WholeView, size: tuple[int, int]) -> Logits:
+    """Logits (N, C, *view.size) of a view at the size (H, W) of its images, float32."""
+    part = F.interpolate(logits.float(), (view.rows.length, view.columns.length), mode="bilinear",
+                         align_corners=False)
+    return _with_edges(part, view, size)
+
+
+def labels_at_own_size(logits: Logits, view: WholeView, size: tuple[int, int]) -> LabelBatch:
+    """largest_class(at_own_size(...)), exactly, (N, H, W); cheaper where the view is smaller."""
+    labels = upsampled_labels(logits.float().contiguous(),
+                              (view.rows.length, view.columns.length))
+    return _with_edges(labels, view, size)
+
+
+def strips_at_own_size(logits: Logits, view: WholeView, size: tuple[int, int],
+                       most_bytes: int) -> Iterator[tuple[slice, Logits]]:
+    """at_own_size(...) up to rounding, a few rows at a time: (rows, float32 (N, C, rows, W)).
+
+    most_bytes: the most memory for the logits of a strip; a strip has at least one row.
+    """
+    height, width = size
+    part = view.rows.length, view.columns.length
+    step = max(1, most_bytes // (4 * logits.shape[0] * logits.shape[1] * width))
+    down, across = view.rows.inside(height), torch.from_numpy(view.columns.inside(width))
+    for top in range(0, height, step):
+        places = down[top:top + step]
+        strip = resize_rows(logits, part, range(places[0], places[-1] + 1))
+        rows = torch.from_numpy(places - places[0]).to(logits.device)
+        yield slice(top, top + len(places)), strip[:, :, rows][..., across.to(logits.device)]
+
+
+def _with_edges(part, view, size):
+    """(..., h, w) of the pixels that a view shows, with its edges repeated to `size` (H, W)."""
+    if tuple(part.shape[-2:]) == tuple(size):
+        return part
+    rows, columns = (torch.from_numpy(span.inside(length)).to(part.device)
+                     for span, length in zip(view, size, strict=True))
+    return part.index_select(-2, rows).index_select(-1, columns)
 
 
 def unmirrored(view: Logits, classes: list[int]) -> Logits:

@@ -235,7 +235,7 @@ def _differences(old, new, path=""):
     """(key, old value, new value) for every key whose value differs between two configs."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            if path == "trainer" and key not in old:
+            if path in ("trainer", "predict") and key not in old:
                 continue               # a setting that an older version did not have
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
