@@ -8,7 +8,7 @@ import sys
 import time
 
 from utils.cli import console
-from utils.inference.arguments import parse
+from utils.inference.arguments import WORKERS, parse, require_inputs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,25 +24,26 @@ def segment(args: argparse.Namespace) -> int:
     from utils.cli.stop_signal import StopSignal
     from utils.images.image_list import prepare_folder
     from utils.inference.pipeline import open_pipeline
+    from utils.inference.prediction_files import wanted_outputs
     from utils.inference.report import InferenceReport
     from utils.inference.segment_images import segment_images
     from utils.inference.segment_videos import segment_videos
     from utils.machine.distributed import is_main
     pipeline = open_pipeline(args)
     prepare_folder(args.output)
-    report, start = InferenceReport(), time.perf_counter()
+    report, start = InferenceReport(pipeline.describe()), time.perf_counter()
     with StopSignal() as stop:
-        segment_images(images, pipeline, report, stop, batch=args.batch, workers=args.workers,
-                       skip_existing=args.skip_existing)
+        segment_images(images, pipeline, report, stop, batch=args.batch,
+                       workers=args.workers or WORKERS, skip_existing=args.skip_existing)
         segment_videos(videos, pipeline, report, stop, batch=args.batch,
                        with_original=args.side_by_side, most_frames=args.max_frames,
-                       skip_existing=args.skip_existing)
+                       of_frames=wanted_outputs(args), skip_existing=args.skip_existing)
     report.seconds = time.perf_counter() - start
     report = report.merged([source.path for source, _ in [*images, *videos]])
     console.notice(f"{report}; results in {args.output}")
     if args.json and is_main():
         print(json.dumps(report.as_dict(), indent=2))
-    return 3 if report.failed and not args.skip_bad else 0
+    return 0 if args.skip_bad else report.status
 
 
 def plan_jobs(args: argparse.Namespace) -> tuple[list, list]:
@@ -51,20 +52,18 @@ def plan_jobs(args: argparse.Namespace) -> tuple[list, list]:
     Raises DataError for inputs that do not exist, and for outputs that would overwrite them.
     """
     from utils.images.headers import allow_pixels
-    from utils.images.image_list import find_images, plan_outputs
-    from utils.inference.prediction_files import LABELS, MASKS, OVERLAY, PROBABILITIES, SIDE_BY_SIDE
-    from utils.inference.video_files import FILM, split_videos
+    from utils.images.image_list import find_images, plan_outputs, selects_images
+    from utils.inference.prediction_files import wanted_outputs
+    from utils.inference.video_files import FILM, FRAMES, split_videos
     if args.max_pixels:
         allow_pixels(args.max_pixels)
-    suffixes = [LABELS]
-    for suffix, wanted in ((OVERLAY, args.overlay), (SIDE_BY_SIDE, args.side_by_side),
-                           (PROBABILITIES, args.probabilities), (MASKS, args.masks)):
-        suffixes += [suffix] * wanted
     videos, others = split_videos(args.images)
     extensions = tuple(filter(None, args.extension.split(",")))
     images = find_images(others, extensions, args.output) if others else []
-    return (list(zip(images, plan_outputs(images, args.output, suffixes), strict=True)),
-            list(zip(videos, plan_outputs(videos, args.output, [FILM]), strict=True)))
+    require_inputs(args, bool(images), bool(videos), any(map(selects_images, others)))
+    of_videos = [FILM, FRAMES] if args.frames else [FILM]
+    return (list(zip(images, plan_outputs(images, args.output, wanted_outputs(args)), strict=True)),
+            list(zip(videos, plan_outputs(videos, args.output, of_videos), strict=True)))
 
 
 if __name__ == "__main__":

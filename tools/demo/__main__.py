@@ -14,6 +14,7 @@ from pathlib import Path
 
 from utils.cli import console
 from utils.cli.arguments import command_parser, device
+from utils.predict.arguments import add_base_size, add_rule_arguments, with_arguments
 
 PAGE = Path(__file__).with_name("demo.html")
 
@@ -32,8 +33,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--pixels", type=float, default=40, metavar="MILLION",
         help="largest image, checked in its header (default: 40)")
     add("--work-pixels", type=float, default=2, metavar="MILLION",
-        help="larger images are reduced to this size for the network (default: 2)")
+        help="larger images are reduced to this size (default: 2)")
     add("--seconds", type=float, default=20, help="time limit to receive a request (default: 20)")
+    add_base_size(parser)
+    add_rule_arguments(parser)
     add("-d", "--device", type=device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     args = parser.parse_args(argv)
     if min(args.upload, args.pixels, args.work_pixels, args.seconds) <= 0:
@@ -56,7 +59,8 @@ def main(argv: list[str] | None = None):
     checkpoint = with_config(read_checkpoint(path), args.config)
     opened = open_model(checkpoint, distributed.start(args.device), path)
     limits = Limits(upload=int(args.upload * 1e6), seconds=args.seconds)
-    segmenter = Segmenter(opened, int(args.pixels * 1e6), int(args.work_pixels * 1e6))
+    options = with_arguments(opened.config["predict"], args)
+    segmenter = Segmenter(opened, int(args.pixels * 1e6), int(args.work_pixels * 1e6), options)
     server = DemoServer(args.host, args.port, PAGE.read_text(encoding="utf-8"), segmenter.about(),
                         segmenter, limits)
     if not is_loopback(args.host):

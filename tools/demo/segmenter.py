@@ -1,5 +1,6 @@
 """Segments one uploaded image for the demo page."""
 import base64
+import math
 from collections.abc import Iterable
 
 import cv2
@@ -19,12 +20,15 @@ class Segmenter:
     """The function that the server calls for each image: segmenter(path, mode, rule).
 
     pixels: larger images are refused, by their header.
-    work_pixels: larger images are reduced to this number of pixels.
+    work_pixels: larger images are reduced to this number of pixels, or to the base size of the
+        predictor if that is larger.
+    options: the `predict` section; None: that of the checkpoint's config.
     """
 
-    def __init__(self, opened: OpenModel, pixels: int, work_pixels: int):
+    def __init__(self, opened: OpenModel, pixels: int, work_pixels: int,
+                 options: dict | None = None):
         self.opened, self.pixels, self.work_pixels = opened, pixels, work_pixels
-        options = opened.config["predict"]
+        options = opened.config["predict"] if options is None else options
         self.rules = {name: build_decision(name, opened.activation, options)
                       for name in _first(options["test"], RULES)}
         self.predictors = {}
@@ -47,9 +51,12 @@ class Segmenter:
         Raises DataError if the file is not an image or is too large.
         """
         image, (height, width) = self._read(path)
-        x = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous().to(self.opened.device)
+        predictor = self.predictors[mode]
+        x = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
         with torch.inference_mode():
-            labels = self.rules[rule].labels(self.predictors[mode](x))[0].cpu().numpy()
+            logits = predictor(x.to(predictor.takes(self.opened.device)))
+            predictor.require_finite(["the image"])
+            labels = self.rules[rule].labels(logits)[0].cpu().numpy()
         names, palette = self.opened.class_names, self.opened.palette
         counts = np.bincount(labels.ravel(), minlength=len(names)).tolist()
         shares = [{"name": name, "colour": list(color), "share": count / labels.size}
@@ -65,7 +72,9 @@ class Segmenter:
             raise DataError(f"the image has {width}x{height} pixels; at most {self.pixels:,} are "
                             "accepted")
         image = read_image(path)
-        share = (self.work_pixels / (height * width)) ** 0.5
+        view = next(iter(self.predictors.values())).view(height, width)
+        kept = max(self.work_pixels, math.prod(view.size) if view else 0)
+        share = (kept / (height * width)) ** 0.5
         if share < 1:
             reduced = (max(1, int(width * share)), max(1, int(height * share)))
             image = cv2.resize(image, reduced, interpolation=cv2.INTER_AREA)

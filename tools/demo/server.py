@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -156,9 +156,24 @@ class _Handler(BaseHTTPRequestHandler):
             if path != "/segment":
                 raise Refused(404, "not found")
             mode, rule = self._choice(query, "mode", "modes"), self._choice(query, "rule", "rules")
-            with tempfile.NamedTemporaryFile(prefix="segwright-") as file:
-                self._receive(file)
-                self._json(200, self._segment(file.name, mode, rule))
+            with self._uploaded() as path:
+                answer = self._segment(path, mode, rule)
+            self._json(200, answer)
+
+    @contextmanager
+    def _uploaded(self) -> Iterator[str]:
+        """The path of a temporary file with the body, for the block.
+
+        Where the folder of temporary files is full or gone, the sender and the log are told.
+        """
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="segwright-",
+                                                                       buffering=0))
+            except OSError as error:
+                raise _no_room(error) from None
+            self._receive(file)
+            yield file.name
 
     def _segment(self, path, mode, rule):
         server = self.server
@@ -218,12 +233,19 @@ class _Handler(BaseHTTPRequestHandler):
             if first and not block.startswith(SIGNATURES):
                 raise Refused(415, "not a PNG, JPEG, WebP, GIF or BMP image")
             first = False
-            file.write(block)
+            self._store(file, block)
             left -= len(block)
         if first:
             raise Refused(415, "the file is empty")
         self.deadline.cancel()
-        file.flush()
+
+    def _store(self, file, block):
+        """Write a block to the file: an error of the disk is none of the connection."""
+        try:
+            while block:        # a disk that is nearly full takes a part
+                block = block[file.write(block):]
+        except OSError as error:
+            raise _no_room(error) from None
 
     def _json(self, status, value):
         self._answer(status, json.dumps(value).encode(), "application/json")
@@ -260,6 +282,13 @@ class _Handler(BaseHTTPRequestHandler):
             with suppress(OSError):
                 while time.monotonic() < end and self.rfile.read1(1 << 16):
                     pass
+
+
+def _no_room(error):
+    """The refusal of an image that cannot be stored; also warns in the log."""
+    reason = f"the server cannot store the image: {error.strerror or error}"
+    warn(f"{reason} ({tempfile.gettempdir()})")
+    return Refused(507, reason)
 
 
 def is_loopback(host: str) -> bool:

@@ -67,6 +67,11 @@ def find_images(inputs: list[str], suffixes: tuple[str, ...] = (), leave_out: st
     return [Source(path, os.path.relpath(place, root)) for place, path in unique.items()]
 
 
+def selects_images(given: str) -> bool:
+    """Whether an input of `find_images` is a folder or a pattern, of which it takes a part."""
+    return os.path.isdir(given) or not os.path.isfile(given)
+
+
 def plan_outputs(sources: list[Source], folder: str, suffixes: list[str]) -> list[dict[str, str]]:
     """For each source, {suffix: path of that result below `folder`}.
 

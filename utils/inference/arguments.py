@@ -3,8 +3,10 @@ import argparse
 
 from utils.cli import console
 from utils.cli.arguments import at_least, command_parser
-from utils.predict.arguments import add_prediction_arguments
+from utils.errors import ConfigError
+from utils.predict.arguments import add_prediction_arguments, option_name
 
+WORKERS = 2
 EXAMPLES = """Segment images and videos with a trained checkpoint.
 
 examples:
@@ -43,18 +45,54 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="also write a folder NAME_masks with a 1-bit PNG per class; masks may overlap")
     add("--segfix", metavar="PATH",
         help="refine the labels with a SegFix checkpoint or a folder of offset files")
-    add("--segfix-scale", type=float, default=2.0, metavar="S",
+    add("--segfix-scale", type=float, metavar="S",
         help="factor for the SegFix offsets (default: 2)")
+    add("--frames", action="store_true",
+        help="also write a folder NAME_frames with the label map of each frame of a video, and the "
+             "other outputs that are asked for")
     add("--skip-existing", action="store_true", help="leave out images whose results exist")
     add("--skip-bad", action="store_true", help="exit status 0 even if some images failed")
     add("--batch", type=at_least(1), default=1, metavar="N",
         help="number of images of one size in one forward pass (default: 1)")
-    add("--workers", type=at_least(1), default=2, metavar="N",
-        help="number of threads that decode, and as many that encode (default: 2)")
+    add("--workers", type=at_least(1), metavar="N",
+        help=f"number of threads that decode, and as many that encode (default: {WORKERS})")
     add("--max-frames", type=at_least(1), metavar="N", help="stop a video or camera after N frames")
     add("--max-pixels", type=at_least(1), metavar="N",
         help="refuse larger images, checked in their header (default: 178956970)")
     add_prediction_arguments(parser)
     add("--json", action="store_true", help="print a report as JSON on stdout")
     add("--version", action=console.ShowVersion)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.segfix_scale is not None and not args.segfix:
+        parser.error("--segfix-scale has no effect without --segfix")
+    return args
+
+
+def require_inputs(args: argparse.Namespace, images: bool, videos: bool, folders: bool):
+    """Raise ConfigError for an option that has no effect on these kinds of inputs.
+
+    images, videos: whether there are any. folders: whether images come from folders or patterns.
+    Prints a notice where an option has an effect on a part of the inputs.
+    """
+    for name in ("frames", "max_frames"):
+        if getattr(args, name) and not videos:
+            _refuse(name, "there is no video among the inputs")
+    for name in ("workers", "max_pixels"):
+        if getattr(args, name) is not None and not images:
+            _refuse(name, "videos are read frame by frame")
+    if args.extension and not folders:
+        console.notice("--extension has no effect: it selects images from folders and patterns, "
+                       "and there is none")
+    if not videos or args.frames:
+        return
+    outputs = [name for name in ("masks", "probabilities") if getattr(args, name)]
+    if outputs and not images:
+        _refuse(outputs[0], "the result of a video is a film", "add --frames, or leave it out")
+    if outputs:
+        options = " and ".join(map(option_name, outputs))
+        console.notice(f"{options}: for images only; --frames writes them for videos too")
+
+
+def _refuse(name, reason, fix="leave it out"):
+    option = option_name(name)
+    raise ConfigError(f"{option} has no effect: {reason}", option, fix)

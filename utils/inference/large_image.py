@@ -6,7 +6,7 @@ strip of the result.
 """
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
@@ -34,10 +34,19 @@ LARGE_PIXELS = 1 << 25      # images of at least this size are streamed, if the 
 STRIP_PIXELS = 1 << 22      # pixels of the result that are colored and written at a time
 
 
-def is_streamed(height: int, width: int, predictor: Predictor) -> bool:
-    """Returns whether an image of this size is segmented by `segment_large`."""
-    return (height * width >= LARGE_PIXELS and predictor.mode == "sliding"
-            and predictor.scales == (1.0,) and predictor.crop_size is not None)
+def is_streamed(height: int, width: int, predictor: Predictor, possible: bool = True) -> bool:
+    """Returns whether an image of this size is segmented by `segment_large`.
+
+    possible: whether the outputs can be made from parts of the logits (`unstreamable`). Otherwise
+        an image that the network sees at another size is not streamed: its logits may fit into
+        memory.
+    """
+    if height * width < LARGE_PIXELS:
+        return False
+    if predictor.view(height, width) is not None:
+        return possible
+    return (predictor.mode == "sliding" and predictor.scales == (1.0,)
+            and predictor.crop_size is not None)
 
 
 def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
@@ -49,9 +58,12 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
     paths: suffix -> path, as in `write_prediction`.
     check_stop: called between windows and strips; if it raises, no file is left.
     Returns class name -> share of the pixels. Raises DataError for outputs and rules that need all
-    logits at once, and for a file that cannot be written.
+    logits at once, and for a file that cannot be written, NumericalError for logits that are not
+    finite.
     """
-    _require_streamable(paths, decision)
+    reason = unstreamable(paths, decision)
+    if reason:
+        raise DataError(reason)
     make_folders(paths)
     height, width = image.shape[:2]
     dtype = np.uint8 if len(opened.class_names) <= 256 else np.uint16
@@ -65,10 +77,23 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
                 with torch.inference_mode():
                     labels[rows, columns] = decision.labels(logits)[0].cpu().numpy()
             predictor.in_blocks(image, opened.device, store)
+            predictor.require_finite([folder])
             return _write(paths, image, labels, opened, check_stop)
     except OSError as error:
         raise DataError(f"cannot write: {error.strerror or error}", shown(folder or "."),
                         "check that the folder is writable and has room") from None
+
+
+def unstreamable(paths: Collection[str], decision: Decision) -> str | None:
+    """Returns why outputs or the rule need all logits of an image at once, or None."""
+    if decision.name not in ("max", "T"):
+        return (f"the rule {decision.name} needs all logits of an image at once, but this "
+                "image is streamed: use -p max")
+    if PROBABILITIES in paths or (MASKS in paths and decision.masks):
+        what = "--probabilities" if PROBABILITIES in paths else f"--masks of rule {decision.name}"
+        return (f"{what} of a streamed image would not fit into memory: leave it out, or "
+                "cut the image into parts")
+    return None
 
 
 def _write(paths, image, labels, opened, check_stop):
@@ -105,13 +130,3 @@ def _write(paths, image, labels, opened, check_stop):
         for file in files:
             file.discard()      # does nothing after finish
     return class_shares(counts, names)
-
-
-def _require_streamable(paths, decision):
-    if decision.name not in ("max", "T"):
-        raise DataError(f"the rule {decision.name} needs all logits of an image at once, but this "
-                        "image is streamed: use -p max")
-    if PROBABILITIES in paths or (MASKS in paths and decision.masks):
-        what = "--probabilities" if PROBABILITIES in paths else f"--masks of rule {decision.name}"
-        raise DataError(f"{what} of a streamed image would not fit into memory: leave it out, or "
-                        "cut the image into parts")

@@ -1,20 +1,40 @@
 """The stages that turn images into labels: network, predictor, decision rule, refinement."""
 import argparse
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
 
 from utils.checkpoint.find import find_checkpoint
 from utils.checkpoint.read import read_checkpoint
+from utils.cli.console import notice
 from utils.config.load import with_config
-from utils.decision.rules import Decision, build_decision, rule_of
+from utils.decision.rules import Decision, build_decision, probabilities, rule_of
+from utils.errors import ConfigError, DataError, NumericalError, UserError, shown
+from utils.images.base_size import base_size_text
 from utils.images.image_list import Source
+from utils.images.types import Image, Labels
+from utils.inference.prediction_files import MASKS, PROBABILITIES
 from utils.machine import distributed
-from utils.predict.arguments import with_arguments
+from utils.predict.arguments import require_rule_arguments, with_arguments
 from utils.predict.open_model import OpenModel, open_model
-from utils.predict.predictor import Predictor
+from utils.predict.predictor import NOT_FINITE, NOT_FINITE_FIX, Predictor
 from utils.segfix.refiner import Refiner, open_refiner
 
 Job: TypeAlias = tuple[Source, dict[str, str]]      # an input and its output files: suffix -> path
+
+
+class Prediction(NamedTuple):
+    """labels: class ids (H, W). probabilities: uint8 (C, H, W), 255 means 1. masks: bool (C, H, W).
+
+    The last two are None unless they are wanted.
+    """
+
+    labels: Labels
+    probabilities: np.ndarray | None = None
+    masks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -25,12 +45,73 @@ class Pipeline:
     predictor: images (N, 3, H, W) -> logits (N, C, H, W).
     decision: logits -> labels (N, H, W) or masks (N, C, H, W).
     refiner: labels -> labels with better borders (SegFix), or None.
+    temperature: divides the logits whose probabilities are written.
     """
 
     opened: OpenModel
     predictor: Predictor
     decision: Decision
     refiner: Refiner | None = None
+    temperature: float = 1.0
+
+    def predict(self, images: list[Image], names: list[str], wanted: Collection[str]) \
+            -> list[Prediction | UserError]:
+        """The prediction for each image of one size, uint8 (H, W, 3), or why there is none.
+
+        names: of the images, for messages and to find their offset files. wanted: suffixes of the
+        output files: PROBABILITIES and MASKS are made only if they are among these.
+        """
+        with_masks = MASKS in wanted and self.decision.masks
+        stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        x = stack.to(self.predictor.takes(self.opened.device))
+        probs: list[np.ndarray | None] = [None] * len(images)
+        masks: list[np.ndarray | None] = [None] * len(images)
+        with torch.inference_mode():
+            if self.decision.name == "max" and PROBABILITIES not in wanted:
+                labels = self.predictor.labels(x, self.decision)
+                finite = self.predictor.finite.tolist()
+            else:
+                logits, finite = self._finite_logits(x)
+                labels = self.decision.labels(logits)
+                if PROBABILITIES in wanted:
+                    shares = probabilities(logits, self.opened.activation, self.temperature)
+                    probs = list(shares.mul_(255).round_().to(torch.uint8).cpu().numpy())
+                if with_masks:
+                    masks = list(self.decision(logits).cpu().numpy())
+            results = []
+            for i, name in enumerate(names):
+                if not finite[i]:
+                    results.append(NumericalError(NOT_FINITE, shown(name), NOT_FINITE_FIX))
+                    continue
+                try:
+                    one = self._refined(labels[i], x[i], name)
+                except DataError as error:
+                    results.append(error)
+                    continue
+                if MASKS in wanted and not with_masks:
+                    masks[i] = one == np.arange(len(self.opened.class_names))[:, None, None]
+                results.append(Prediction(one, probs[i], masks[i]))
+        return results
+
+    def _finite_logits(self, x):
+        """Logits (N, C, H, W), and for each image whether they are finite; zeros if they are not.
+        """
+        logits = self.predictor(x)
+        finite = self.predictor.finite
+        if not finite.all():
+            logits = logits.where(finite.view(-1, 1, 1, 1), 0)
+        return logits, finite.tolist()
+
+    def _refined(self, labels, image, name):
+        """Labels (H, W) as an array, refined if there is a refiner."""
+        if self.refiner:
+            labels = self.refiner(labels, image, name)
+        return labels.cpu().numpy()
+
+    def describe(self) -> dict:
+        """How images are predicted, for reports."""
+        return {"checkpoint": str(self.opened.path), "procedure": self.decision.name,
+                **self.decision.describe(), **self.predictor.describe()}
 
 
 def open_pipeline(args: argparse.Namespace) -> Pipeline:
@@ -44,6 +125,18 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
     opened = open_model(checkpoint, device, path)
     options = with_arguments(opened.config["predict"], args)
     rule = rule_of(opened.model, args.predict or options["test"])
+    if args.predict not in (None, rule):
+        raise ConfigError(f"{type(opened.model).__name__} does not predict classes, so the rule "
+                          f"{args.predict} cannot decide on them", "--predict",
+                          "leave the rule out")
     decision = build_decision(rule, opened.activation, options)
-    refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
-    return Pipeline(opened, opened.predictor(options), decision, refiner)
+    require_rule_arguments(args, [rule], args.probabilities)
+    scale = 2.0 if args.segfix_scale is None else args.segfix_scale
+    refiner = open_refiner(args.segfix, scale, device) if args.segfix else None
+    predictor = opened.predictor(options)
+    if options["base_size"] == "val" and predictor.base_size is not None:
+        notice(f"images are predicted at {base_size_text(predictor.base_size)}, as in validation, "
+               "and labeled at their own size; --base-size none predicts at their own size")
+    if refiner and args.masks and decision.masks:
+        notice(f"--segfix refines the label maps; the masks of rule {rule} stay as they are")
+    return Pipeline(opened, predictor, decision, refiner, options["temperature"])

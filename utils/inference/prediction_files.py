@@ -2,6 +2,7 @@
 
 Each file is written completely or not at all, so a file that exists is finished.
 """
+import argparse
 import io
 import os
 import re
@@ -16,6 +17,13 @@ from utils.images.visualize import overlay, side_by_side
 
 LABELS, OVERLAY, SIDE_BY_SIDE = ".png", "_overlay.png", "_side_by_side.png"
 PROBABILITIES, MASKS = "_probabilities.npz", "_masks"
+
+
+def wanted_outputs(args: argparse.Namespace) -> list[str]:
+    """The suffixes of the output files that the arguments of inference.py ask for."""
+    return [LABELS] + [suffix for suffix, wanted in (
+        (OVERLAY, args.overlay), (SIDE_BY_SIDE, args.side_by_side),
+        (PROBABILITIES, args.probabilities), (MASKS, args.masks)) if wanted]
 
 
 def write_prediction(paths: dict[str, str], image: Image, labels: Labels,

@@ -1,7 +1,7 @@
 """The report of one run of inference.py."""
 from dataclasses import dataclass, field
 
-from utils.errors import listed, shown
+from utils.errors import DataError, UserError, listed, shown
 from utils.machine import distributed
 
 MOST_NAMED = 20             # failed images that the summary names
@@ -14,16 +14,22 @@ class InferenceReport:
     done: per image {"image", "size": [H, W], "files", "classes": {name: share}};
         per video "frames", "frames_expected", "frames_per_s" and "complete" in place of "classes".
     failed: (path, reason). skipped: number of inputs whose results existed already.
+    prediction: how images are predicted, as utils.inference.pipeline.Pipeline.describe returns it.
+    status: the exit status: 0, or the largest one of the failures.
     """
 
+    prediction: dict = field(default_factory=dict)
     done: list[dict] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     skipped: int = 0
     seconds: float = 0.0
+    status: int = 0
 
-    def fail(self, path: str, reason: str):
+    def fail(self, path: str, reason: str | UserError):
         """Record an image or video that failed."""
-        self.failed.append((path, reason))
+        known = isinstance(reason, UserError)
+        self.failed.append((path, reason.what if known else reason))
+        self.status = max(self.status, reason.exit_status if known else DataError.exit_status)
 
     def __str__(self):
         """Returns the summary: one line."""
@@ -42,7 +48,8 @@ class InferenceReport:
     def as_dict(self) -> dict:
         """Returns the report that --json prints."""
         speed = len(self.done) / self.seconds if self.seconds else 0.0
-        return {"schema": 1, "ok": len(self.done), "skipped": self.skipped,
+        return {"schema": 1, "prediction": self.prediction, "ok": len(self.done),
+                "skipped": self.skipped,
                 "failed": [{"image": path, "reason": reason} for path, reason in self.failed],
                 "seconds": self.seconds, "images_per_s": speed, "images": self.done}
 
@@ -54,6 +61,7 @@ class InferenceReport:
         reports = distributed.gather(self)
         place = {path: i for i, path in enumerate(order)}
         return InferenceReport(
+            self.prediction, status=max(report.status for report in reports),
             done=sorted((one for report in reports for one in report.done),
                         key=lambda one: place.get(one["image"], 0)),
             failed=sorted((one for report in reports for one in report.failed),

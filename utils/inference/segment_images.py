@@ -9,28 +9,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from utils.cli.console import Interrupted
 from utils.cli.stop_signal import StopSignal
-from utils.decision.rules import probabilities
-from utils.errors import DataError, first_line
+from utils.errors import DataError, NumericalError, UserError, first_line
 from utils.images.headers import read_header
 from utils.images.image_io import map_image, read_image
 from utils.images.types import Image
-from utils.inference.large_image import is_streamed, segment_large
+from utils.inference.large_image import is_streamed, segment_large, unstreamable
 from utils.inference.pipeline import Job, Pipeline
-from utils.inference.prediction_files import (
-    MASKS,
-    PROBABILITIES,
-    class_shares,
-    write_prediction,
-)
+from utils.inference.prediction_files import class_shares, write_prediction
 from utils.inference.report import InferenceReport
 from utils.machine import distributed
 from utils.machine.memory import free_memory
-from utils.predict.predictor import Predictor
 
 # The most maps of logits that exist at once, including what the network and the rule need.
 MAPS = 3
@@ -68,8 +60,7 @@ def segment_images(jobs: list[Job], pipeline: Pipeline, report: InferenceReport,
                disable=None if distributed.is_main() else True) as bar):
         results = _Writing(writers, pipeline, report)
         try:
-            images = _in_order(jobs, lambda job: _read(job[0].path, pipeline.predictor), readers,
-                               ahead)
+            images = _in_order(jobs, lambda job: _read(job, pipeline), readers, ahead)
             for group in _equal_sizes(images, report, batch, bar):
                 if group[0][1] is None:
                     network.stream(group[0][0])
@@ -97,8 +88,7 @@ class _NetworkStage:
     """Runs the network, the decision rule and the refinement on images that are in memory."""
 
     def __init__(self, pipeline: Pipeline, report: InferenceReport, check_stop: Callable[[], None]):
-        self.opened, self.predictor = pipeline.opened, pipeline.predictor
-        self.decision, self.refiner = pipeline.decision, pipeline.refiner
+        self.pipeline, self.opened = pipeline, pipeline.opened
         self.report, self.check_stop = report, check_stop
 
     def segment(self, group: Group) -> list[tuple]:
@@ -127,58 +117,33 @@ class _NetworkStage:
             self.report.fail(first_job[0].path,
                              f"the network fails on {width}x{height}: {reason}{fix}")
             return []
-        return [(job, image, *result) for (job, image), result in zip(group, results, strict=True)
-                if result is not None]
+        done = []
+        for (job, image), result in zip(group, results, strict=True):
+            if isinstance(result, UserError):
+                self.report.fail(job[0].path, result)
+            else:
+                done.append((job, image, *result))
+        return done
 
     def stream(self, job: Job):
         """Segment an image whose logits do not fit into memory, and write its output files."""
         source, outputs = job
         try:
-            if self.refiner:
+            if self.pipeline.refiner:
                 raise DataError("--segfix does not work on images that are streamed")
             image = map_image(source.path)
-            shares = segment_large(image, outputs, self.opened, self.predictor, self.decision,
-                                   self.check_stop)
-        except DataError as error:
-            self.report.fail(source.path, error.what)
+            shares = segment_large(image, outputs, self.opened, self.pipeline.predictor,
+                                   self.pipeline.decision, self.check_stop)
+        except (DataError, NumericalError) as error:
+            self.report.fail(source.path, error)
             return
         self.report.done.append(_report_entry(job, image, shares))
 
     def _run(self, group):
-        """Returns (labels, probabilities or None, masks or None), or None if refining failed."""
-        wanted = group[0][0][1]
-        stack = np.stack([image for _, image in group])
-        x = torch.from_numpy(stack).to(self.opened.device).permute(0, 3, 1, 2)
-        probs, masks = [None] * len(group), [None] * len(group)
-        with torch.inference_mode():
-            if PROBABILITIES not in wanted and not (MASKS in wanted and self.decision.masks):
-                labels = self.predictor.labels(x, self.decision)
-            else:
-                logits = self.predictor(x)
-                labels = self.decision.labels(logits)
-                if PROBABILITIES in wanted:
-                    temperature = self.opened.config["predict"]["temperature"]
-                    probs = probabilities(logits, self.opened.activation, temperature)
-                    probs = probs.mul_(255).round_().to(torch.uint8).cpu().numpy()
-                if MASKS in wanted and self.decision.masks:
-                    masks = self.decision(logits).cpu().numpy()
-            refined = [self._refine(job[0], one, image)
-                       for (job, _), one, image in zip(group, labels, x, strict=True)]
-            if MASKS in wanted and not self.decision.masks:
-                classes = np.arange(len(self.opened.class_names))[:, None, None]
-                masks = [None if one is None else one == classes for one in refined]
-        return [None if one is None else (one, probs[i], masks[i])
-                for i, one in enumerate(refined)]
-
-    def _refine(self, source, labels, image):
-        """Returns labels (H, W) as an array, refined if there is a refiner; None if that fails."""
-        if self.refiner:
-            try:
-                labels = self.refiner(labels, image, source.relative)
-            except DataError as error:
-                self.report.fail(source.path, error.what)
-                return None
-        return labels.cpu().numpy()
+        """Returns the Prediction of each image, or why there is none."""
+        (source, outputs), _ = group[0]
+        return self.pipeline.predict([image for _, image in group],
+                                     [job[0].relative for job, _ in group], outputs)
 
     def _too_large(self, images, height, width):
         """Returns why the logits of so many images do not fit into memory, or None if they do."""
@@ -188,9 +153,11 @@ class _NetworkStage:
         free = free_memory()
         if free is None or needed <= free:
             return None
+        fix = ("use -p max without further outputs, which streams large images"
+               if self.pipeline.predictor.view(height, width)
+               else "use --mode sliding --crop-size N, which streams large images")
         return (f"the logits of {width}x{height} pixels need {needed / 2**30:.1f} GiB of memory "
-                f"and {free / 2**30:.1f} are free: use --mode sliding --crop-size N, which "
-                "streams large images")
+                f"and {free / 2**30:.1f} are free: {fix}")
 
 
 class _Writing:
@@ -234,10 +201,12 @@ def _in_order(items: Iterable[Job], work: Callable[[Job], Image | str | None],
     yield from pending
 
 
-def _read(path: str, predictor: Predictor) -> Image | str | None:
+def _read(job: Job, pipeline: Pipeline) -> Image | str | None:
     """Returns the image (H, W, 3), None if it is to be streamed, or the reason why it is bad."""
+    path = job[0].path
     try:
-        if is_streamed(*read_header(path).size, predictor):
+        possible = not (pipeline.refiner or unstreamable(job[1], pipeline.decision))
+        if is_streamed(*read_header(path).size, pipeline.predictor, possible):
             return None
         return read_image(path)
     except DataError as error:

@@ -1,25 +1,26 @@
 """Segments video files and cameras. Each result is a film: the frames with their labels as colors.
 
+On request the label maps of the frames are written as well, each as a file.
+
 Reading, the network and writing run at the same time.
 """
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from utils.cli.console import Interrupted
+from utils.cli.console import Interrupted, warn
 from utils.cli.stop_signal import StopSignal
-from utils.errors import ConfigError, DataError, shown
+from utils.errors import ConfigError, DataError, NumericalError, UserError, shown
 from utils.images.types import Image
 from utils.images.visualize import overlay, side_by_side
-from utils.inference.pipeline import Job, Pipeline
+from utils.inference.pipeline import Job, Pipeline, Prediction
+from utils.inference.prediction_files import LABELS, write_prediction
 from utils.inference.report import InferenceReport
-from utils.inference.video_files import CHECK_VIDEO, FILM, VideoReader, VideoWriter
+from utils.inference.video_files import CHECK_VIDEO, FILM, FRAMES, VideoReader, VideoWriter
 from utils.machine import distributed
 
 MOST_PENDING = 2            # batches of frames that wait to be written
@@ -27,12 +28,13 @@ MOST_PENDING = 2            # batches of frames that wait to be written
 
 def segment_videos(jobs: list[Job], pipeline: Pipeline, report: InferenceReport,
                    stop: StopSignal, *, with_original: bool = False, batch: int = 1,
-                   most_frames: int | None = None, skip_existing: bool = False):
+                   most_frames: int | None = None, of_frames: Collection[str] = (LABELS,),
+                   skip_existing: bool = False):
     """Segment every video of `jobs` and record the results in `report`.
 
     In a process group each rank takes its share of the videos. A video that cannot be read is
     recorded as failed; the others are done.
-    with_original, batch, most_frames: see `segment_video`.
+    with_original, batch, most_frames, of_frames: see `segment_video`.
     skip_existing: leave out videos whose film exists.
     stop: after a signal the current film ends with the frames it has, then Interrupted is raised.
     """
@@ -44,9 +46,10 @@ def segment_videos(jobs: list[Job], pipeline: Pipeline, report: InferenceReport,
         try:
             done = segment_video(source.path, path, pipeline, with_original=with_original,
                                  batch=batch, most_frames=most_frames,
+                                 frames_folder=outputs.get(FRAMES), of_frames=of_frames,
                                  stopped=lambda: stop.signum is not None)
-        except DataError as error:
-            report.fail(source.path, error.what)
+        except (DataError, NumericalError) as error:
+            report.fail(source.path, error)
             continue
         report.done.append(done)
         if stop.signum is not None:
@@ -56,11 +59,14 @@ def segment_videos(jobs: list[Job], pipeline: Pipeline, report: InferenceReport,
 
 def segment_video(source: str, path: str, pipeline: Pipeline, *, with_original: bool = False,
                   batch: int = 1, most_frames: int | None = None,
+                  frames_folder: str | None = None, of_frames: Collection[str] = (LABELS,),
                   stopped: Callable[[], bool] = lambda: False) -> dict:
     """Segment the video file or camera `source` and write the film `path`.
 
     with_original: put the original frame to the left of the colored one.
     batch: number of frames in one forward pass. most_frames: stop after this many.
+    frames_folder: also write files of each frame there, named by its number: 000000.png, …
+    of_frames: suffixes of these files, as in utils.inference.prediction_files.
     stopped: called after every batch; when it returns True the film ends there, complete.
     Returns the entry for the report: {"image", "size", "files", "frames", "frames_expected",
     "complete", "frames_per_s"}. Raises DataError for a file that cannot be read or written.
@@ -69,6 +75,7 @@ def segment_video(source: str, path: str, pipeline: Pipeline, *, with_original: 
         raise ConfigError("a video cannot be refined with offset files", "--segfix",
                           "give a SegFix checkpoint")
     start, frames, complete = time.perf_counter(), 0, True
+    store = _FrameFiles(frames_folder, of_frames, pipeline)
     with VideoReader(source) as reader, ThreadPoolExecutor(1) as reading, \
             ThreadPoolExecutor(1) as writing, \
             VideoWriter(path, reader.frames_per_s) as writer, \
@@ -76,9 +83,14 @@ def segment_video(source: str, path: str, pipeline: Pipeline, *, with_original: 
                  disable=None if distributed.is_main() else True) as bar:
         pending = deque()
         for group in _groups(_read_ahead(reader, reading, 2 * batch), batch, most_frames):
-            labels = _labels(group, source, pipeline)
-            pending.append(writing.submit(_write, writer, group, labels, pipeline.opened.palette,
-                                          with_original))
+            names = [f"{source}, frame {frames + number}" for number in range(len(group))]
+            results = pipeline.predict(group, names, store.suffixes)
+            failed = next((one for one in results if isinstance(one, UserError)), None)
+            if failed:
+                raise type(failed)(f"frame {frames + results.index(failed)}: {failed.what}",
+                                   failed.where, failed.fix)
+            pending.append(writing.submit(_write, writer, group, results, pipeline.opened.palette,
+                                          with_original, store, frames))
             while len(pending) > MOST_PENDING:
                 pending.popleft().result()
             frames += len(group)
@@ -92,19 +104,9 @@ def segment_video(source: str, path: str, pipeline: Pipeline, *, with_original: 
         raise DataError("no frame could be read", shown(source), CHECK_VIDEO)
     if complete and not most_frames and reader.length - frames > 1:
         complete = False
-    return {"image": source, "size": reader.size, "files": [path], "frames": frames,
+    return {"image": source, "size": reader.size, "files": [path, *store.files], "frames": frames,
             "frames_expected": reader.length, "complete": complete,
             "frames_per_s": frames / (time.perf_counter() - start)}
-
-
-def _labels(frames: list[Image], source: str, pipeline: Pipeline) -> np.ndarray:
-    """Returns class ids (N, H, W) of frames of one size, refined if there is a refiner."""
-    x = torch.from_numpy(np.stack(frames)).to(pipeline.opened.device).permute(0, 3, 1, 2)
-    labels = pipeline.predictor.labels(x, pipeline.decision)
-    if pipeline.refiner:
-        labels = torch.stack([pipeline.refiner(one, image, source)
-                              for one, image in zip(labels, x, strict=True)])
-    return labels.cpu().numpy()
 
 
 def _read_ahead(reader: VideoReader, pool: ThreadPoolExecutor, ahead: int) -> Iterator[Image]:
@@ -133,7 +135,35 @@ def _groups(frames: Iterable[Image], size: int, most: int | None) -> Iterator[li
         yield group
 
 
-def _write(writer, frames, labels, palette, with_original):
-    for frame, label in zip(frames, labels, strict=True):
-        colored = overlay(frame, label, palette)
+def _write(writer, frames, results, palette, with_original, store, first):
+    for number, (frame, result) in enumerate(zip(frames, results, strict=True), first):
+        store.write(number, frame, result)
+        colored = overlay(frame, result.labels, palette)
         writer.write(side_by_side(frame, colored) if with_original else colored)
+
+
+class _FrameFiles:
+    """Writes the output files of single frames into a folder; without a folder, none.
+
+    files: the folder, once it is there. An earlier, longer film may have left files of later
+    frames; they stay, with a warning.
+    """
+
+    def __init__(self, folder: str | None, suffixes: Collection[str], pipeline: Pipeline):
+        self.folder, self.opened = folder, pipeline.opened
+        self.suffixes = list(suffixes) if folder else []
+        self.files: list[str] = []
+
+    def write(self, number: int, frame: Image, prediction: Prediction):
+        """Write the files of one frame, uint8 (H, W, 3)."""
+        if self.folder is None:
+            return
+        base = os.path.join(self.folder, f"{number:06d}")
+        paths = {suffix: base + suffix for suffix in self.suffixes}
+        if not self.files:
+            self.files.append(self.folder)
+            if os.path.isdir(self.folder) and os.listdir(self.folder):
+                warn(f"{shown(self.folder)} holds files already: those of the same frames are "
+                     "replaced, others stay")
+        write_prediction(paths, frame, prediction.labels, self.opened.class_names,
+                         self.opened.palette, prediction.probabilities, prediction.masks)

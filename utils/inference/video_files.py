@@ -5,13 +5,14 @@ that are not UTF-8, so it gets only symbolic links with plain names. Sound is no
 """
 import glob
 import os
+import struct
 import tempfile
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from utils.errors import DataError, shown
-from utils.files.whole_file import WholeFile
+from utils.files.whole_file import WholeFile, cannot_write
 from utils.images.image_list import Source
 from utils.images.types import Image
 
@@ -24,6 +25,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 CAMERA = "camera:"
 FILM = ".mp4"               # suffix of a result: MPEG-4, which every build of OpenCV can write
+FRAMES = "_frames"          # suffix of the folder with a label map per frame
 DEFAULT_RATE = 25.0         # frames/s, for a source that does not state its rate
 CHECK_VIDEO = "check that it plays; other formats: ffmpeg -i IN OUT.mp4"
 
@@ -97,11 +99,12 @@ class VideoWriter:
 
     The file appears when the `with` block ends, and it is complete and playable, even if a signal
     ended the block after some of the frames. If an exception ends the block, or no frame was
-    written, there is no new file and an older one stays.
+    written, there is no new file and an older one stays. OpenCV does not report a full disk, so the
+    file is examined before it gets its name; DataError if anything is missing.
     """
 
     def __init__(self, path: str, frames_per_s: float):
-        self.path, self.frames_per_s = path, frames_per_s
+        self.path, self.frames_per_s, self.frames = path, frames_per_s, 0
         self._encoder: cv2.VideoWriter | None = None        # both from the first frame on
         self._file: WholeFile | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="segwright-")
@@ -112,16 +115,16 @@ class VideoWriter:
         if self._encoder is None:
             self._encoder = self._open(*frame.shape[:2])
         self._encoder.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        self.frames += 1
 
     def _open(self, height, width) -> "cv2.VideoWriter":
         import cv2
         folder = os.path.dirname(os.path.abspath(self.path))
         try:
             os.makedirs(folder, exist_ok=True)
-            self._file = WholeFile(self.path, FILM)
+            self._file = WholeFile(self.path, FILM, durable=True)
         except OSError as error:
-            raise DataError(f"cannot write: {error.strerror or error}", shown(self.path),
-                            "choose another output folder with -o") from None
+            raise cannot_write(self.path, error) from None
         link = os.path.join(self._folder.name, "out")
         os.symlink(folder, link)
         codec = cv2.VideoWriter_fourcc(*"mp4v")         # pyright: ignore[reportAttributeAccessIssue]
@@ -141,8 +144,58 @@ class VideoWriter:
             if self._encoder is not None:
                 self._encoder.release()
             if self._file is not None and kind is None:
+                if frames_in_film(self._file.temporary) != self.frames:
+                    raise DataError(f"cannot write: not all {self.frames} frames are in the file",
+                                    shown(self.path), "is the disk full, or is there a quota? Free "
+                                                      "some space, or choose another disk with -o")
                 self._file.finish()
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
         finally:
             if self._file is not None:
                 self._file.discard()        # does nothing after `finish`
             self._folder.cleanup()
+
+
+def frames_in_film(path: str | os.PathLike) -> int:
+    """The number of frames in an MPEG-4 file of `VideoWriter`; 0 if bytes are missing.
+
+    The file is a row of boxes, each with its size and name (ISO/IEC 14496-12). The pictures lie in
+    "mdat", and "moov", written last, has their sizes. Where a disk was full, the positions that
+    were counted while writing are beyond those of the file, so the row does not end at its end.
+    """
+    with open(path, "rb") as file:
+        end = os.fstat(file.fileno()).st_size
+        outer = dict(_boxes(file, 0, end))
+        if not {b"mdat", b"moov"} <= set(outer) or max(last for _, last in outer.values()) != end:
+            return 0
+        place = outer[b"moov"]
+        for name in (b"trak", b"mdia", b"minf", b"stbl", b"stsz"):
+            place = dict(_boxes(file, *place)).get(name)
+            if place is None:
+                return 0
+        # Version and flags, the size of all samples or 0, their number, and the size of each.
+        file.seek(place[0])
+        table = file.read(place[1] - place[0])
+        common, count = struct.unpack(">4xII", table[:12])
+        sizes = [common] * count if common else struct.unpack(f">{count}I", table[12:])
+        start, stop = outer[b"mdat"]
+        return count if sum(sizes) <= stop - start and all(sizes) else 0
+
+
+def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
+    """(name, (first byte of the content, byte after it)) of the boxes from `start` to `stop`.
+
+    Ends at a box that does not fit.
+    """
+    while start + 8 <= stop:
+        file.seek(start)
+        header = file.read(16)
+        size, name = struct.unpack(">I4s", header[:8])
+        first = 8
+        if size == 1 and len(header) == 16:     # a size of 64 bits follows the name
+            size, first = struct.unpack(">8xQ", header)[0], 16
+        if size < first or start + size > stop:
+            return
+        yield name, (start + first, start + size)
+        start += size
