@@ -27,7 +27,9 @@ from utils.cli.arguments import (
     require_folder,
     size,
 )
+from utils.predict.arguments import add_base_size, option_name, with_arguments
 
+INT8_DEFAULTS = {"calibration_images": 100, "split": "val", "max_drop": 0.05}
 ATTEMPTS = 5        # images tried per size, if the network's logits may jump (export.graph.unpools)
 
 
@@ -47,16 +49,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                        help="any number of images of any size (default)")
     add("--uint8-input", action="store_true", help="input uint8; default: float32, also 0..255")
     add("--argmax", action="store_true", help="return labels instead of logits")
+    add_base_size(parser)
     add("--opset", type=at_least(1), metavar="N", help="ONNX opset (default: 18)")
     add("--images", nargs="+", metavar="PATH",
         help="also compare on these images (folders, files, .txt lists or patterns)")
     add("--int8", metavar="FOLDER",
         help="quantize to 8 bits, with ranges measured on the images in this folder")
-    add("--calibration-images", type=at_least(1), default=100, metavar="N",
+    add("--calibration-images", type=at_least(1), metavar="N",
         help="number of images to take from that folder, evenly spaced (default: 100)")
-    add("-s", "--split", choices=("val", "test", "train"), default="val",
+    add("-s", "--split", choices=("val", "test", "train"),
         help="labeled images on which --int8 is scored (default: val)")
-    add("--max-drop", type=float, default=0.05, metavar="SHARE",
+    add("--max-drop", type=float, metavar="SHARE",
         help="largest drop in mIoU by --int8; a larger one is an error (default: 0.05)")
     add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("--json", action="store_true", help="print one JSON object instead of text")
@@ -64,6 +67,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parse_with_overrides(parser, argv)
     if args.format != "onnx" and (args.int8 or args.opset is not None):
         parser.error(f"--int8 and --opset have no effect with --format {args.format}")
+    for name, default in INT8_DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif not args.int8:
+            parser.error(f"{option_name(name)} has no effect without --int8")
     return args
 
 
@@ -82,20 +90,21 @@ def main(argv: list[str] | None = None):
     path = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(path), args.config, args.overrides)
     opened = open_model(checkpoint, "cpu", path)
+    base_size = opened.predictor(with_arguments(opened.config["predict"], args)).base_size
     loader = None
     if args.int8:
         *_, loader = split_loader(opened.config, args.split)
         opened.require_classes(loader.dataset.class_names)
     with unfinished(args.output, os.path.splitext(args.output)[1]) as temporary:
-        report = _export(args, opened, temporary, opset)
+        report = _export(args, opened, temporary, opset, base_size)
         if loader:
-            report["int8"] = _quantize(args, opened, loader, temporary)
+            report["int8"] = _quantize(args, opened, loader, temporary, base_size)
         report["bytes"] = temporary.stat().st_size
     print(json.dumps(report) if args.json else _text(report))
     console.notice(f"written: {args.output}")
 
 
-def _export(args, opened, path, opset):
+def _export(args, opened, path, opset, base_size):
     """Write the graph to `path`, compare it, and return the report.
 
     Raises NumericalError if it differs from PyTorch.
@@ -111,7 +120,7 @@ def _export(args, opened, path, opset):
         write_graph,
     )
     options = dict(uint8_input=args.uint8_input, argmax=args.argmax)
-    metadata = graph_metadata(opened, size=args.size, opset=opset, **options)
+    metadata = graph_metadata(opened, size=args.size, opset=opset, base_size=base_size, **options)
     write_graph(graph_of(opened, args.argmax), path, args.format, metadata, size=args.size,
                 uint8_input=args.uint8_input, opset=opset)
     sizes = [(1, *args.size)] * 3 if args.size else CHECK_SIZES
@@ -129,7 +138,7 @@ def _export(args, opened, path, opset):
         checks.append(check)
     if args.images:
         results = [check_image(run, opened, image, name, **options)
-                   for name, image in _given_images(args)]
+                   for name, image in _given_images(args, base_size)]
         for check in results if not jumps else ():
             _require_passed(check, jumps, args.output)
         total = functools.reduce(operator.add, results)
@@ -138,18 +147,23 @@ def _export(args, opened, path, opset):
         checks.append(total)
     return {"format": args.format, "opset": opset, "image": metadata.image,
             "output": metadata.output, "architecture": metadata.architecture,
+            "base_size": metadata.base_size,
             "classes": len(metadata.class_names), "unpools": jumps, "replaced": replaced,
             "checks": [vars(check) for check in checks]}
 
 
-def _given_images(args):
+def _given_images(args, base_size):
     """Yields (path, uint8 (1, 3, H, W)) of --images. Raises DataError if the graph cannot take one.
     """
     from utils.errors import DataError, shown
+    from utils.images.base_size import whole_view
     from utils.images.image_io import read_image
     from utils.images.image_list import find_images
     for source in find_images(args.images):
         image = read_image(source.path)
+        height, width = image.shape[:2]
+        view = whole_view(height, width, base_size)
+        image = image if view is None else view.cut(image)
         if args.size and image.shape[:2] != args.size:
             raise DataError(f"the image is {image.shape[0]}x{image.shape[1]}, the graph takes "
                             f"{args.size[0]}x{args.size[1]}", shown(source.path),
@@ -173,7 +187,7 @@ def _require_passed(check, jumps, output):
                          "try another --opset, --size or --format; no file was written")
 
 
-def _quantize(args, opened, loader, path):
+def _quantize(args, opened, loader, path, base_size):
     """Replace the graph in `path` by its 8-bit form and return the report with mIoU of both.
 
     Raises NumericalError if the mIoU drops by more than --max-drop.
@@ -183,7 +197,7 @@ def _quantize(args, opened, loader, path):
     images = calibration_paths(args.int8, args.calibration_images)
     float_bytes = path.stat().st_size
     before = score(path, opened, loader, args.uint8_input, "float32")
-    quantize(path, images, args.size, args.uint8_input)
+    quantize(path, images, args.size, args.uint8_input, base_size)
     after = score(path, opened, loader, args.uint8_input, "int8")
     if not before - after <= args.max_drop:
         raise NumericalError(f"8 bits cost {100 * (before - after):.2f} points of mIoU "
@@ -197,10 +211,15 @@ def _quantize(args, opened, loader, path):
 
 def _text(report):
     """Returns the report as a table."""
+    from utils.images.base_size import base_size_text
     opset = f" opset {report['opset']}" if report["opset"] else ""
     lines = [f"{report['architecture']} as {report['format']}{opset}, "
              f"{report['bytes'] / 1e6:.1f} MB", f"image: {report['image']}",
-             f"output: {report['output']}, {report['classes']} classes", "",
+             f"output: {report['output']}, {report['classes']} classes"]
+    if report["base_size"]:
+        lines.append(f"validated at {base_size_text(report['base_size'])}: images are resized to "
+                     "it, and the output back, by the program that runs the graph (run_onnx does)")
+    lines += ["",
              f"{'compared with PyTorch on':<28}{'max |delta|':>12}{'max |logit|':>12}"
              f"{'labels that differ':>22}"]
     for check in report["checks"]:

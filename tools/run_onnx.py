@@ -16,7 +16,8 @@ import time
 
 from utils.cli import console
 from utils.cli.arguments import at_least, command_parser
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError, NumericalError
+from utils.predict.arguments import add_base_size
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -30,6 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--overlay", action="store_true", help="also write the image with the class colors over it")
     add("--resize", action="store_true",
         help="resize images to the size of a fixed graph, and the labels back; less accurate")
+    add_base_size(parser)
     add("--provider", default="CPU", metavar="NAME",
         help="execution provider of ONNX Runtime: CPU, CUDA, TensorRT … (default: CPU)")
     add("--threads", type=at_least(0), default=0, metavar="N",
@@ -47,14 +49,25 @@ def main(argv: list[str] | None = None) -> int:
 
     from utils.errors import listed, shown
     from utils.export.onnx_network import OnnxNetwork
+    from utils.images.base_size import base_size_text
     from utils.images.image_io import read_image
     from utils.images.image_list import find_images, plan_outputs, prepare_folder
     from utils.inference.prediction_files import LABELS, OVERLAY, write_prediction
     sources = find_images(args.images, leave_out=args.out)
     outputs = plan_outputs(sources, args.out, [LABELS, OVERLAY] if args.overlay else [LABELS])
     network = OnnxNetwork(args.model, args.provider, args.threads)
+    if args.resize and network.size is None:
+        raise ConfigError("--resize has no effect: the graph takes images of any size", "--resize",
+                          "leave it out")
+    if args.base_size is not None:
+        network.base_size = None if args.base_size == "none" else args.base_size
+    elif network.base_size is not None:
+        console.notice(f"images are predicted at {base_size_text(network.base_size)}, as in "
+                       "validation, and labeled at their own size; --base-size none predicts at "
+                       "their own size")
     prepare_folder(args.out)
-    about, done, failed, start = network.metadata, 0, [], time.perf_counter()
+    about, done, failed, status = network.metadata, 0, [], 0
+    start = time.perf_counter()
     with ThreadPoolExecutor(1) as pool:
         # The next image is decoded while the network runs.
         coming = pool.submit(_read, read_image, sources[0].path)
@@ -67,8 +80,9 @@ def main(argv: list[str] | None = None) -> int:
                 if isinstance(image, DataError):
                     raise image
                 labels = network.labels(image, args.resize)
-            except DataError as error:
+            except (DataError, NumericalError) as error:
                 failed.append({"image": source.path, "reason": error.what})
+                status = max(status, error.exit_status)
                 continue
             write_prediction(outputs[number], image, labels, about.class_names, about.palette)
             done += 1
@@ -78,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
                    + f"; results in {args.out}")
     if args.json:
         print(json.dumps(report, indent=2))
-    return 3 if failed and not args.skip_bad else 0
+    return 0 if args.skip_bad else status
 
 
 def _read(read_image, path):

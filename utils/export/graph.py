@@ -20,8 +20,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.errors import ConfigError, NumericalError, first_line
-from utils.export.metadata import GraphMetadata
+from utils.export.metadata import FORMAT, FORMAT_WITH_SIZE, GraphMetadata
 from utils.export.onnx_network import open_session
+from utils.images.base_size import BaseSize
 from utils.machine.tensors import Logits, label_dtype
 from utils.predict.largest_class import largest_class
 from utils.predict.open_model import OpenModel
@@ -148,15 +149,20 @@ def graph_of(opened: OpenModel, argmax: bool = False) -> Graph:
 
 
 def graph_metadata(opened: OpenModel, *, size: tuple[int, int] | None, uint8_input: bool,
-                   argmax: bool, opset: int | None) -> GraphMetadata:
-    """Returns the metadata of a graph with these options (see `write_graph`)."""
+                   argmax: bool, opset: int | None, base_size: BaseSize = None) -> GraphMetadata:
+    """Returns the metadata of a graph with these options (see `write_graph`).
+
+    base_size: the size to which the program that runs the graph resizes images.
+    """
     batch, height, width = (1, *size) if size else ("batch", "height", "width")
     kind = "uint8" if uint8_input else "float32"
     return GraphMetadata(class_names=opened.class_names, palette=opened.palette,
                          **opened.normalize.state(), activation=opened.activation,
                          architecture=opened.config["arch"]["type"],
                          image=f"{kind} RGB, 0..255, ({batch}, 3, {height}, {width})",
-                         output="labels" if argmax else "logits", opset=opset)
+                         output="labels" if argmax else "logits", opset=opset,
+                         format=FORMAT if base_size is None else FORMAT_WITH_SIZE,
+                         base_size=list(base_size) if isinstance(base_size, tuple) else base_size)
 
 
 def write_graph(graph: Graph, path: str | os.PathLike, file_format: str, metadata: GraphMetadata,

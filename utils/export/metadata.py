@@ -4,11 +4,16 @@ All values are text: ONNX stores nothing else, and torch's formats keep it in ex
 module does not import torch, so that programs without it can read the metadata.
 """
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, first_line, shown
 
+EXPORT = "export it with python -m tools.export"
 FORMAT = 1
+FORMAT_WITH_SIZE = 2        # of graphs that need their images resized
+SIDE_MOST = 1 << 16         # of a base size
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class GraphMetadata:
     activation: "softmax" or "sigmoid", the function from logits to probabilities.
     opset: the opset of an ONNX graph, otherwise None.
     format: the version of this metadata.
+    base_size: the size at which the network was validated (utils.images.base_size), or None. The
+        program that runs the graph resizes the image to it, and the output back.
     """
 
     class_names: list[str]
@@ -36,27 +43,65 @@ class GraphMetadata:
     output: str
     opset: int | None = None
     format: int = FORMAT
+    base_size: int | list[int] | None = None
 
     def as_strings(self) -> dict[str, str]:
-        """Returns one entry per field, as JSON."""
-        return {key: json.dumps(value, ensure_ascii=False) for key, value in asdict(self).items()}
+        """Returns one entry per field, as JSON; base_size only if there is one."""
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in asdict(self).items()
+                if key != "base_size" or value is not None}
 
 
-def read_metadata(strings: dict[str, str], where: str) -> GraphMetadata:
+def read_metadata(strings: Mapping[str, str], where: str) -> GraphMetadata:
     """Returns the metadata of a graph, from the entries that `as_strings` gave.
 
-    where: the file, for messages. Raises CheckpointError if tools.export did not write the graph.
+    where: the file, for messages. Raises CheckpointError if tools.export did not write the graph,
+    and for values that are not of the right kind.
     """
     known = GraphMetadata.__dataclass_fields__
     try:
-        values = {key: json.loads(strings[key]) for key in known}
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"the graph has no usable metadata ({error})", where,
-                              "export it with python -m tools.export") from None
-    if values["format"] != FORMAT:
-        raise CheckpointError(f"the metadata has format {values['format']}, this program reads "
-                              f"format {FORMAT}", where, "update Segwright")
+        values = {key: json.loads(strings[key]) for key in known
+                  if key != "base_size" or key in strings}
+    except (KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"the graph has no usable metadata ({type(error).__name__}: "
+                              f"{first_line(error)[:80]})", where, EXPORT) from None
+    if values["format"] not in (FORMAT, FORMAT_WITH_SIZE):
+        raise CheckpointError(f"the metadata has format {shown(repr(values['format']))[:40]}, this "
+                              f"program reads formats {FORMAT} and {FORMAT_WITH_SIZE}", where,
+                              "update Segwright")
+    problem = next(filter(None, (_problem(key, value) for key, value in values.items())), None)
+    if problem:
+        raise CheckpointError(f"the graph has no usable metadata: {problem}", where, EXPORT)
     if len(values["class_names"]) != len(values["palette"]):
         raise CheckpointError(f"{len(values['class_names'])} class names, but "
                               f"{len(values['palette'])} colors", where, "export the graph again")
     return GraphMetadata(**values)
+
+
+def _problem(key, value):
+    """What is wrong with a value of the metadata, or None."""
+    fits = {
+        "class_names": lambda: _all(value, lambda name: isinstance(name, str)),
+        "palette": lambda: _all(value, lambda color: _all(
+            color, lambda part: type(part) is int and 0 <= part <= 255) and len(color) == 3),
+        "mean": lambda: _all(value, _is_number), "std": lambda: _all(value, _is_number),
+        "scale": lambda: _is_number(value), "output": lambda: value in ("logits", "labels"),
+        "activation": lambda: value in ("softmax", "sigmoid"),
+        "opset": lambda: value is None or type(value) is int,
+        "format": lambda: type(value) is int,
+        "base_size": lambda: value is None or _is_side(value) or (
+            _all(value, _is_side) and len(value) == 2),
+    }.get(key, lambda: isinstance(value, str))()
+    return None if fits else f"{key} is {shown(repr(value))[:60]}"
+
+
+def _all(value, fits):
+    """Whether a value is a list that is not empty, all of whose entries fit."""
+    return isinstance(value, list) and bool(value) and all(map(fits, value))
+
+
+def _is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_side(value):
+    return type(value) is int and 1 <= value <= SIDE_MOST

@@ -14,6 +14,7 @@ import torch
 from utils.errors import DataError, NumericalError, first_line
 from utils.evaluation.evaluate import build_rules, evaluate
 from utils.export.graph import open_graph
+from utils.images.base_size import BaseSize, whole_view
 from utils.images.image_io import read_image
 from utils.images.image_list import find_images
 from utils.images.picture_files import evenly_spaced
@@ -28,11 +29,11 @@ def calibration_paths(folder: str, count: int) -> list[str]:
 
 
 def quantize(path: str | os.PathLike, images: list[str], size: tuple[int, int] | None,
-             uint8_input: bool):
+             uint8_input: bool, base_size: BaseSize = None):
     """Replace the ONNX graph in the file `path` by its 8-bit form; the metadata stays.
 
     images: paths of the images on which the ranges are measured. size: (H, W) of a graph for one
-    size; images of another size are resized.
+    size; images of another size are resized. base_size: to which they are resized otherwise.
     Raises NumericalError if ONNX Runtime cannot quantize the graph.
     """
     import onnx
@@ -52,7 +53,7 @@ def quantize(path: str | os.PathLike, images: list[str], size: tuple[int, int] |
 
         def get_next(self):
             image = next(self.remaining, None)
-            return None if image is None else {name: _image(image, size, uint8_input)}
+            return None if image is None else {name: _image(image, size, uint8_input, base_size)}
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, result = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
@@ -75,7 +76,7 @@ def quantize(path: str | os.PathLike, images: list[str], size: tuple[int, int] |
 
 def score(path: str | os.PathLike, opened: OpenModel, loader: Iterable, uint8_input: bool,
           title: str) -> float:
-    """Returns the Mean_IoU of the ONNX graph in `path`, computed as in test.py.
+    """Returns the Mean_IoU of the ONNX graph in `path`, computed as in validation.
 
     loader: batches as `dataloader.loader.build_loader` gives them. title: for the progress bar.
     """
@@ -97,10 +98,13 @@ def score(path: str | os.PathLike, opened: OpenModel, loader: Iterable, uint8_in
     return results["max"].dataset["Mean_IoU"]
 
 
-def _image(path, size, uint8_input):
+def _image(path, size, uint8_input, base_size):
     """Returns an image file as the input of the graph, (1, 3, H, W)."""
     import cv2
     image = read_image(path)
+    height, width = image.shape[:2]
+    view = whole_view(height, width, base_size)
+    image = image if view is None else view.cut(image)
     if size and image.shape[:2] != size:
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
     return image.transpose(2, 0, 1)[None].astype(np.uint8 if uint8_input else np.float32)

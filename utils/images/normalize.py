@@ -1,4 +1,5 @@
 """Turns the bytes of a picture into the input of a network, on the device."""
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,8 +25,9 @@ class Normalize(nn.Module):
         super().__init__()
         if sorted(order) != sorted("RGB") or order[1] != "G":
             raise ValueError(f"order must be RGB or BGR, got {order!r}")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or scale <= 0:
-            raise ValueError(f"mean and std are three numbers, std and scale positive; got "
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or scale <= 0 \
+                or not all(map(math.isfinite, (*mean, *std, scale))):
+            raise ValueError(f"mean and std are three finite numbers, std and scale positive; got "
                              f"{mean}, {std}, {scale}")
         self.order, self.scale = order, float(scale)
         self.mean, self.std = [float(m) for m in mean], [float(s) for s in std]
