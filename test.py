@@ -1,10 +1,6 @@
-"""Score a checkpoint. Its config names the data, so no other argument is needed.
+"""Score a checkpoint: every rule over a labeled split, as tables and as files.
 
-examples:
-  python test.py -r auto
-  python test.py -r model_best.pth -p all --split val --mode sliding --flip
-  python test.py -r model_best.pth --segfix segfix.pth     # with and without refinement
-  python test.py -r model_best.pth test_loader.args.data_dir=/data/camvid --json | jq .Mean_IoU
+Options: utils/evaluation/arguments.py.
 """
 import argparse
 import json
@@ -12,47 +8,9 @@ import os
 import sys
 
 from utils.cli import console
-from utils.cli.arguments import add_overrides, command_parser, parse_with_overrides
+from utils.evaluation.arguments import parse
 from utils.machine import distributed
-from utils.predict.arguments import (
-    add_prediction_arguments,
-    require_rule_arguments,
-    with_arguments,
-)
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments; `argv` defaults to the command line."""
-    parser = command_parser("test.py", __doc__)
-    add = parser.add_argument
-    add("-r", "-m", "--resume", "--model", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to score, or a folder, for the newest model_best.pth in it; "
-             "auto: saved/")
-    add("-c", "--config", help="config to use instead of the one in the checkpoint")
-    add("-p", "--predict", metavar="RULES",
-        help="max, T, rankdice, rankiou, several with commas, or all (default: from the config)")
-    add("-s", "--split", choices=("test", "val", "train"),
-        help="loader of the config (default: test_loader, or val_loader if there is none)")
-    add_prediction_arguments(parser)
-    add("--as-validation", action="store_true", help="score images and labels as validation in "
-        "training does, resized or cropped by the loader (default: labels at their own size)")
-    add("--segfix", metavar="PATH", help="also score the labels refined by SegFix: a folder of "
-        "offset files, or a SegFix checkpoint; boundary scores are added")
-    add("--segfix-scale", type=float, metavar="X",
-        help="how many times the offset is added (default 2)")
-    add("-o", "--output", metavar="DIR",
-        help="folder for results.json, results.txt and confusion_matrix.png "
-             "(default: the folder of the checkpoint)")
-    add("--json", action="store_true", help="print one JSON object per rule instead of tables")
-    add("--version", action=console.ShowVersion)
-    add_overrides(parser, "test_loader.args.batch_size=4")
-    args = parse_with_overrides(parser, argv)
-    if args.segfix_scale is not None and not args.segfix:
-        parser.error("--segfix-scale has no effect without --segfix")
-    if args.as_validation and args.base_size:
-        parser.error("--as-validation scores at the size of the loader: leave out --base-size")
-    args.segfix_scale = 2.0 if args.segfix_scale is None else args.segfix_scale
-    return args
+from utils.predict.arguments import require_rule_arguments, with_arguments
 
 
 def main(argv: list[str] | None = None):
