@@ -144,7 +144,7 @@ def network_within(state: Mapping[str, torch.Tensor], where: str) -> Iterator[No
 
 # Tables that a network computes while it is built, and does not store, count as well.
 ALLOWED_TIMES, ALLOWED_MORE = 8, 50_000_000
-LEAST_COUNTED = 1000        # numbers of a tensor, at least: millions of tiny layers take hours
+LEAST_COUNTED = 5000        # numbers of a tensor, at least: millions of tiny layers take hours
 _FILLED = frozenset((torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full))
 
 

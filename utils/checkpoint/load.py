@@ -15,6 +15,7 @@ from utils.errors import CheckpointError, listed
 
 # Starting from a file is refused if more than this share of the network's tensors is not in it.
 MAX_DROPPED = 0.5
+ENCODER = "encoder."
 
 
 def model_from_checkpoint(checkpoint: Mapping[str, Any], device: torch.device | str = "cpu",
@@ -115,9 +116,21 @@ def _check_kinds(dicts, expected):
 
 
 def load_foreign(model: Any, path: str | Path) -> "LoadReport":
-    """Start `model`, a BaseModel, from a checkpoint of any origin (`trainer.finetune_from`)."""
+    """Start `model`, a BaseModel, from a checkpoint of any origin (`trainer.finetune_from`).
+
+    If the file has tensors of an encoder below "encoder.", as those of
+    segmentation_models_pytorch, and more of the network is filled that way, they are taken as the
+    file of a bare encoder is. The report lists the rest of the file as not in the network.
+    """
     state = unwrap(read_weights(path), str(path))
-    return load_partial(model, model.rename_foreign(state), str(path))
+    forms = [model.rename_foreign(state)]
+    inner = {key.removeprefix(ENCODER): value for key, value in state.items()
+             if key.startswith(ENCODER)}
+    if inner:
+        rest = {key: value for key, value in state.items() if not key.startswith(ENCODER)}
+        forms.append({**rest, **model.rename_foreign(inner)})
+    state = max(forms, key=lambda form: len(match_tensors(model, form).loaded))
+    return load_partial(model, state, str(path))
 
 
 def load_partial(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> "LoadReport":

@@ -36,7 +36,7 @@ from utils.errors import CheckpointError, UserError, first_line, listed
 _SAFE_PACKAGES = ("torch", "collections", "numpy", "_codecs")
 _OLD_PICKLES = 5            # in a file of torch's old format: magic number, ..., list of storages
 MOST_CONFIG = 100_000       # values in the config of a checkpoint
-WAITS = (0.05, 0.4, 1.5)    # seconds before each further attempt to read a file
+WAITS = (0.0, 0.1, 0.5, 1.5)     # seconds before each further attempt to read a file
 
 _T = TypeVar("_T")
 
