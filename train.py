@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int | None:
         model = run.network(dataset.num_classes)
         criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
                               config["loss_weights"], dataset.num_classes)
-        normalize = Normalize(dataset.mean, dataset.std)
+        normalize = Normalize(dataset.mean, dataset.std, white=dataset.white)
         parts = model, criterion, normalize, train_loader, val_loader, config
         if args.dry_run:
             trainer = Trainer(*parts, run.intended_folder, device, run.checkpoint,

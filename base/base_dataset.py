@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 
 from base import dataset_files
 from base.dataset_files import Sample
-from utils.cli.console import warn
+from utils.cli.console import notice, warn
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.images.headers import Header, read_header
 from utils.images.image_io import read_image, read_label, read_pair
+from utils.images.partly_used import partly_used
 from utils.images.picture_files import LABEL_SUFFIXES, evenly_spaced
 from utils.images.types import IGNORE_INDICES, MOST_CLASSES, Image, Labels, train_id_type
 
@@ -69,6 +70,7 @@ class BaseDataset(Dataset, ABC):
     split_sizes: dict[str, int] = {}          # published number of images of each split
     flip_label_pairs: tuple = ()              # train ids that mirroring swaps: (left, right), ...
     label_palette: list | None = None         # colors of labels that are stored in color
+    white: float | None = None                # of pictures of more than 8 bits: see image_io
     label_suffixes: tuple[str, ...] = LABEL_SUFFIXES    # what pair_by_stem takes for a label
     encodings: int = 1                        # of labels; if several, the folder decides which
     cache: PixelSource | None = None          # replaces the files
@@ -133,9 +135,9 @@ class BaseDataset(Dataset, ABC):
         sample = self.samples[index]
         assert sample.image is not None, "a dataset of samples without files overrides load"
         if sample.label is None:
-            image = read_image(sample.image)
+            image = read_image(sample.image, self.white)
             return image, np.full(image.shape[:2], PADDING_16_BITS, np.uint16)
-        return read_pair(sample.image, sample.label, self.label_palette)
+        return read_pair(sample.image, sample.label, self.label_palette, white=self.white)
 
     def ignores_on_purpose(self, value: int) -> bool:
         """Whether the config, or the dataset's definition, ignores this stored value."""
@@ -339,7 +341,12 @@ class BaseDataset(Dataset, ABC):
                             + ("" if self.root.is_dir() else ": the folder does not exist"), place,
                             "set data_dir to the folder that contains the dataset")
         self._check_ids()
-        self._check_headers()
+        headers = self._check_headers()
+        if self.white is None:
+            for path, header in headers["images"]:
+                if header.bits > 16:
+                    self.problem(f"{shown(path)}: {header.bits} bits have no fixed range; say with "
+                                 "\"white\" (Folder) which value becomes 255")
         if self.problems:
             raise DataError(f"{name}: {len(self.problems)} "
                             f"{'file is' if len(self.problems) == 1 else 'files are'} wrong:\n    "
@@ -349,6 +356,8 @@ class BaseDataset(Dataset, ABC):
         if published and len(self.samples) != published:
             warn(f"{name}: {len(self.samples)} images in {place}, {published} in the published "
                  "split")
+        for line in self.unused_parts(headers):
+            notice(f"{name}: {line}")
 
     def _check_ids(self):
         """Add a problem for each sample whose id occurred before."""
@@ -360,18 +369,43 @@ class BaseDataset(Dataset, ABC):
             seen.add(sample.id)
 
     def _check_headers(self):
-        """Add a problem for each pair whose headers do not fit; see SKIP_UNREADABLE."""
+        """Add a problem for each pair whose headers do not fit; see SKIP_UNREADABLE.
+
+        Returns {"images": [(path, header)], "labels": the same} of the files that were read.
+        """
         pairs = [(sample.image, sample.label) for sample in self.samples
                  if sample.image is not None]
         count = len(pairs) if len(pairs) <= CHECK_ALL_BELOW else SPOT_CHECKS
-        replaced = []
+        replaced, headers = [], {"images": [], "labels": []}
+
+        def noted(read, kind):
+            def header(path):
+                headers[kind].append((path, read(path)))
+                return headers[kind][-1][1]
+            return header
+
         for image, label in evenly_spaced(pairs, count):
-            text, unreadable = dataset_files.header_problem(image, label, self.label_header)
+            text, unreadable = dataset_files.header_problem(
+                image, label, noted(self.label_header, "labels"), noted(read_header, "images"))
             if text:
                 (replaced if unreadable and SKIP_UNREADABLE.get() else self.problems).append(text)
         if replaced:
             warn(f"{len(replaced)} unreadable files will be replaced by others: "
                  f"{listed(replaced, SHOWN_PROBLEMS, '; ')}")
+        return headers
+
+    def unused_parts(self, headers: dict[str, list[tuple[Path, Header]]]) -> list[str]:
+        """Sentences on parts of the files that are not used.
+
+        headers: of "images" and "labels". Raises ConfigError if white has no effect.
+        """
+        images = headers["images"]
+        if self.white is not None and len(images) == len(self.samples) \
+                and all(header.bits <= 8 for _, header in images):
+            raise ConfigError(f"white has no effect: none of the {len(images)} images of "
+                              f"{type(self).__name__} {self.split} has more than 8 bits", "white",
+                              "remove it")
+        return [*partly_used(images, white=self.white), *partly_used(headers["labels"], "labels")]
 
     def _check_labels(self):
         """Read a few whole labels: a wrong id map affects nearly all of them."""

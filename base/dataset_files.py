@@ -124,14 +124,15 @@ def images_only(folder: Path, report: Callable[[str], None], ending: str = "",
             report(f"{place}: no image {shown(stem)} in {shown(folder)}")
 
 
-def header_problem(image: Path, label: Path | None,
-                   label_header: Callable[[Path], Header]) -> tuple[str | None, bool]:
+def header_problem(image: Path, label: Path | None, label_header: Callable[[Path], Header],
+                   image_header: Callable[[Path], Header] = read_header) \
+        -> tuple[str | None, bool]:
     """Check one pair by its headers. Returns (problem or None, whether a file is unreadable)."""
     try:
         for path in (image, label):
             if path is not None and not stat.S_ISREG(os.stat(path).st_mode):
                 return f"{shown(path)}: not a regular file", True
-        of_image = read_header(image)
+        of_image = image_header(image)
         if label is None:
             return None, False
         of_label = label_header(label)

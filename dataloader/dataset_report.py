@@ -1,10 +1,8 @@
 """Opens every image and label of a split and reports on all of them."""
 import hashlib
-import io
 import os
-import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +15,7 @@ from utils.config.schema import section_callables
 from utils.config.signature import fields, value_name
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.files.file_jobs import work_through
-from utils.images.headers import FORMATS, UnreadableFile, read_header
+from utils.images.headers import Header, UnreadableFile, pillow_open, read_header
 from utils.images.types import Labels
 
 SHOWN = 50             # problems in the text; the JSON has all of them
@@ -110,16 +108,14 @@ def open_unchecked(name: str, args: dict[str, Any], ignore_index: int) -> BaseDa
 class _Finding(NamedTuple):
     """What the files of one sample contain.
 
-    entry: the sample in the JSON, None if a file cannot be read. turned: whether the image has an
-    EXIF orientation. digest: of the bytes of the image file.
+    entry: the sample in the JSON, None if a file cannot be read. image, label: format and mode,
+    and header, of each file.
     """
 
     entry: dict[str, Any] | None
     problems: list[str]
-    image_mode: str | None
-    label_mode: str | None
-    turned: bool
-    digest: bytes | None
+    image: tuple[str, Header] | None
+    label: tuple[str, Header] | None
 
 
 def _examine(dataset, index):
@@ -138,8 +134,8 @@ def _examine(dataset, index):
                 dataset.read_label(sample.label)
             except DataError as second:
                 problems.append(second.in_one_line)
-    image_mode, turned, digest = _file_facts(sample.image)
-    return _Finding(entry, problems, image_mode, _file_facts(sample.label)[0], turned, digest)
+    return _Finding(entry, problems, _file_facts(sample.image, read_header),
+                    _file_facts(sample.label, dataset.label_header))
 
 
 def _histograms(dataset: BaseDataset, label: Labels) -> dict[str, dict[str, int]]:
@@ -155,29 +151,42 @@ def _histograms(dataset: BaseDataset, label: Labels) -> dict[str, dict[str, int]
     return {str(dataset.num_classes): named}
 
 
-def _file_facts(path: Path | None) -> tuple[str | None, bool, bytes | None]:
-    """(format and mode, whether it has an EXIF orientation, digest of the bytes)."""
-    from PIL import Image
+def _file_facts(path: Path | None, header: Callable[[Path], Header]) -> tuple[str, Header] | None:
+    """(format and mode, header) of a file, from its beginning; None if it cannot be read."""
     if path is None or not path.is_file():
-        return None, False, None
+        return None
     try:
-        data = path.read_bytes()
-        digest = hashlib.blake2b(data, digest_size=16).digest()
         if path.suffix.lower() == ".mat":
-            return "MATLAB", False, digest
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                mode = f"{image.format} {image.mode}"
-        return mode, read_header(path).orientation != 1, digest
-    except Exception:                   # any fault was reported when the sample was read
-        return None, False, None
+            return "MATLAB", header(path)
+        with pillow_open(path, path) as image:
+            return f"{image.format} {image.mode}", header(path)
+    except DataError:                   # was reported when the sample was read
+        return None
+
+
+def _same_content(paths: Iterable[Path]) -> list[list[str]]:
+    """The paths of files with the same content, together; only files of one size are read again."""
+    by_size: dict[int, set[Path]] = {}
+    for path in paths:
+        try:
+            by_size.setdefault(path.stat().st_size, set()).add(path)
+        except OSError:                 # was reported when the sample was read
+            continue
+    same: dict[bytes, list[str]] = {}
+    for group in by_size.values():
+        for path in sorted(group) if len(group) > 1 else ():
+            try:
+                digest = hashlib.blake2b(path.read_bytes()).digest()
+            except OSError:
+                continue
+            same.setdefault(digest, []).append(str(path))
+    return sorted(group for group in same.values() if len(group) > 1)
 
 
 def _summary(dataset, findings):
     entries = [finding.entry for finding in findings if finding.entry]
-    images = Counter(finding.image_mode for finding in findings if finding.image_mode)
-    labels = Counter(finding.label_mode for finding in findings if finding.label_mode)
+    images = Counter(finding.image[0] for finding in findings if finding.image)
+    labels = Counter(finding.label[0] for finding in findings if finding.label)
     result = {"samples": f"{len(dataset)}, {len(entries)} of them read whole",
               "images": _counted(images), "labels": _counted(labels)}
     if entries:
@@ -198,16 +207,15 @@ def _notes(dataset: BaseDataset, findings: list[_Finding]) -> Iterator[str]:
     published = dataset.split_sizes.get(dataset.split)
     if published and 0 < len(dataset) != published:
         yield f"{len(dataset)} samples, {published} in the published split"
-    turned = [finding.entry["image"] for finding in findings if finding.turned and finding.entry]
+    headers = {kind: [(getattr(sample, kind), getattr(finding, kind)[1]) for sample, finding
+                      in zip(dataset.samples, findings, strict=True) if getattr(finding, kind)]
+               for kind in ("image", "label")}
+    turned = [path for path, header in headers["image"] if header.orientation != 1]
     if turned:
         yield f"{len(turned)} images are turned by their EXIF tag: {_some(turned)}"
-    same = {}
-    for sample, finding in zip(dataset.samples, findings, strict=True):
-        if finding.digest:
-            same.setdefault(finding.digest, set()).add(str(sample.image))
-    for paths in same.values():
-        if len(paths) > 1:
-            yield f"{len(paths)} image files have the same content: {_some(sorted(paths))}"
+    yield from dataset.unused_parts({"images": headers["image"], "labels": headers["label"]})
+    for paths in _same_content(path for path, _ in headers["image"]):
+        yield f"{len(paths)} image files have the same content: {_some(paths)}"
     labeled = [finding.entry for finding in findings if finding.entry and finding.entry["hist"]]
     empty = [entry["label"] or entry["image"] for entry in labeled
              if set(_pixels([entry])) == {"ignore"}]

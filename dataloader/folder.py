@@ -18,7 +18,8 @@ from utils.files.jsonc import read_jsonc
 from utils.images.palette import voc_palette
 
 EVERYTHING = "all"
-_CLASS_KEYS = {"names", "palette", "label_ids", "ignore_ids", "ignore_colors", "mean", "std"}
+_CLASS_KEYS = {"names", "palette", "label_ids", "ignore_ids", "ignore_colors", "mean", "std",
+               "white"}
 _LAST_COLOR_ID = 254      # ignored colors are read as this id and the ones below
 
 
@@ -38,6 +39,8 @@ class Folder(BaseDataset):
         the extension, such as "_mask".
     list_file: the list of the split; tried like classes. null: SPLIT.txt in data_dir.
     mean, std: of the pixels, in 0..1; null uses those of the class file, or ImageNet's.
+    white: the value that becomes 255 in images of more than 8 bits, for example 4095 if 12
+        of 16 bits are used; null uses that of the class file, or the largest value of the type.
     """
 
     def __init__(self, data_dir: str, split: str = EVERYTHING, classes: str | None = None,
@@ -46,6 +49,7 @@ class Folder(BaseDataset):
                  image_dir: str = "images", label_dir: str = "labels", image_ending: str = "",
                  label_ending: str = "", list_file: str | None = None,
                  mean: list[float] | None = None, std: list[float] | None = None,
+                 white: float | None = None,
                  ignore_index: int = 255, seed: int = 0, augmentation: Callable | None = None):
         root = Path(data_dir).expanduser()
         class_file = _read_classes(classes, root) if classes else {}
@@ -66,6 +70,10 @@ class Folder(BaseDataset):
                               f"{self.num_classes} classes", "palette")
         self.mean = mean or class_file.get("mean") or self.mean
         self.std = std or class_file.get("std") or self.std
+        self.white = class_file.get("white") if white is None else white
+        if self.white is not None and not (type(self.white) in (int, float)
+                                           and 0 < self.white < float("inf")):
+            raise ConfigError(f"expected a number above 0, found {self.white!r}", "white")
         self.label_map = _label_map(label_map, class_file, self.num_classes)
         if self.label_palette and class_file.get("ignore_colors"):
             self._add_ignored_colors(self.label_palette, class_file["ignore_colors"])

@@ -45,7 +45,8 @@ class MatLabels(BaseDataset):
         if sample.label is None or sample.label.suffix.lower() != ".mat":
             return super().load(index)
         assert sample.image is not None, "a label file without an image is read by read_label"
-        return read_pair(sample.image, sample.label, label=self.read_label(sample.label))
+        return read_pair(sample.image, sample.label, label=self.read_label(sample.label),
+                         white=self.white)
 
 
 def read_mat_label(path: Path, variable: str) -> Labels:

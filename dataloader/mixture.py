@@ -70,6 +70,7 @@ class Mixture(BaseDataset):
                 raise DataError(f"{_name(part, number)} has no images")
         self.num_classes, self.class_names = first.num_classes, first.class_names
         self.palette, self.mean, self.std = first.palette, first.mean, first.std
+        self.white = first.white
         for part in self.parts:
             part.mean = self.mean       # pads images; all parts are normalized by this mean
         self._starts = np.cumsum([0, *map(len, self.parts)])

@@ -105,8 +105,8 @@ class PixelCache:
         reading = _reading(dataset)
         if any(shard.reading != reading for shard in shards):
             raise DataError("the cache was decoded in another way than this "
-                            f"{type(dataset).__name__} decodes its files (another palette, or "
-                            "labels of another kind)", shown(self.folder), _remedy())
+                            f"{type(dataset).__name__} decodes its files (another palette or "
+                            "\"white\", or labels of another kind)", shown(self.folder), _remedy())
         entries = {_key(entry): (number, entry) for number, shard in enumerate(shards)
                    for entry in shard.entries}
         rows, missing, changed = [], [], []
@@ -354,7 +354,8 @@ def _reading(dataset):
     return {"load": type(dataset).load.__qualname__,
             "palette": None if palette is None else
             [None if color is None else list(map(int, color)) for color in palette],
-            "variable": getattr(dataset, "mat_variable", None)}
+            "variable": getattr(dataset, "mat_variable", None),
+            **({} if dataset.white is None else {"white": dataset.white})}
 
 
 def _append(file, image, label):

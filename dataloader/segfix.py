@@ -73,6 +73,7 @@ class SegFixTargets(BaseDataset):
         self.class_names = offset_class_names(directions)
         self.palette = offset_colors(directions)
         self.mean, self.std = self.source.mean, self.source.std
+        self.white = self.source.white
         super().__init__("", self.source.split, ignore_index, seed, augmentation)
         self.root = self.source.root
 

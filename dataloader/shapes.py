@@ -16,7 +16,7 @@ import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
 from utils.errors import ConfigError
-from utils.images.headers import MAX_PIXELS
+from utils.images.headers import max_pixels
 from utils.images.types import Image, Labels
 
 ROAD, PAVEMENT, BUILDING, POLE, SIGN, TREE, SKY, PERSON, CAR = range(9)
@@ -49,9 +49,9 @@ class Shapes(BaseDataset):
         if min(size) < 16 or self.length < 0:
             raise ConfigError(f"size must be at least 16x16 and length positive, got {size}, "
                               f"{length}", "size")
-        if math.prod(size) > MAX_PIXELS or self.length > MAX_LENGTH:
+        if math.prod(size) > max_pixels() or self.length > MAX_LENGTH:
             raise ConfigError(f"{self.length:,} images of {size[0]} x {size[1]}; the limits are "
-                              f"{MAX_LENGTH:,} and {MAX_PIXELS:,} pixels", "size, length")
+                              f"{MAX_LENGTH:,} and {max_pixels():,} pixels", "size, length")
         super().__init__(data_dir, split, ignore_index, seed, augmentation)
         self._grain = _noise(self.height, self.width)
 

@@ -138,7 +138,7 @@ def _export(args, opened, path, opset, base_size):
         checks.append(check)
     if args.images:
         results = [check_image(run, opened, image, name, **options)
-                   for name, image in _given_images(args, base_size)]
+                   for name, image in _given_images(args, base_size, opened.normalize.white)]
         for check in results if not jumps else ():
             _require_passed(check, jumps, args.output)
         total = functools.reduce(operator.add, results)
@@ -152,7 +152,7 @@ def _export(args, opened, path, opset, base_size):
             "checks": [vars(check) for check in checks]}
 
 
-def _given_images(args, base_size):
+def _given_images(args, base_size, white):
     """Yields (path, uint8 (1, 3, H, W)) of --images. Raises DataError if the graph cannot take one.
     """
     from utils.errors import DataError, shown
@@ -160,7 +160,7 @@ def _given_images(args, base_size):
     from utils.images.image_io import read_image
     from utils.images.image_list import find_images
     for source in find_images(args.images):
-        image = read_image(source.path)
+        image = read_image(source.path, white)
         height, width = image.shape[:2]
         view = whole_view(height, width, base_size)
         image = image if view is None else view.cut(image)
@@ -197,7 +197,7 @@ def _quantize(args, opened, loader, path, base_size):
     images = calibration_paths(args.int8, args.calibration_images)
     float_bytes = path.stat().st_size
     before = score(path, opened, loader, args.uint8_input, "float32")
-    quantize(path, images, args.size, args.uint8_input, base_size)
+    quantize(path, images, args.size, args.uint8_input, base_size, opened.normalize.white)
     after = score(path, opened, loader, args.uint8_input, "int8")
     if not before - after <= args.max_drop:
         raise NumericalError(f"8 bits cost {100 * (before - after):.2f} points of mIoU "

@@ -44,6 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     from concurrent.futures import ThreadPoolExecutor
+    from functools import partial
 
     from tqdm import tqdm
 
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     from utils.images.base_size import base_size_text
     from utils.images.image_io import read_image
     from utils.images.image_list import find_images, plan_outputs, prepare_folder
+    from utils.images.partly_used import unused_in
     from utils.inference.prediction_files import LABELS, OVERLAY, write_prediction
     sources = find_images(args.images, leave_out=args.out)
     outputs = plan_outputs(sources, args.out, [LABELS, OVERLAY] if args.overlay else [LABELS])
@@ -68,14 +70,17 @@ def main(argv: list[str] | None = None) -> int:
     prepare_folder(args.out)
     about, done, failed, status = network.metadata, 0, [], 0
     start = time.perf_counter()
+    read = partial(read_image, white=about.white)
+    for line in unused_in([source.path for source in sources], about.white):
+        console.notice(line)
     with ThreadPoolExecutor(1) as pool:
         # The next image is decoded while the network runs.
-        coming = pool.submit(_read, read_image, sources[0].path)
+        coming = pool.submit(_read, read, sources[0].path)
         for number, source in enumerate(tqdm(sources, desc="segmenting", unit="image",
                                              leave=False, disable=None)):
             image = coming.result()
             if number + 1 < len(sources):
-                coming = pool.submit(_read, read_image, sources[number + 1].path)
+                coming = pool.submit(_read, read, sources[number + 1].path)
             try:
                 if isinstance(image, DataError):
                     raise image
@@ -95,10 +100,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if args.skip_bad else status
 
 
-def _read(read_image, path):
+def _read(read, path):
     """Returns the image, or the DataError if it cannot be read."""
     try:
-        return read_image(path)
+        return read(path)
     except DataError as error:
         return error
 

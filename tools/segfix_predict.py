@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def predict(job):
         source, path = job
-        image = torch.from_numpy(read_image(source)).permute(2, 0, 1)
+        image = torch.from_numpy(read_image(source, network.white)).permute(2, 0, 1)
         try:
             offset = network.predict(image)
         except RuntimeError as error:

@@ -27,7 +27,7 @@ from utils.images.base_size import (
     span,
     whole_view,
 )
-from utils.images.headers import MAX_PIXELS
+from utils.images.headers import max_pixels
 from utils.images.types import Image, Labels
 
 SCALE = (0.5, 2.0)       # of base_size
@@ -97,8 +97,8 @@ class Augmentation:
             raise ConfigError(f"base_size must be at least 1, got {base_size}", "base_size")
         self.base_size, self.crop_size = base_size, _size(crop_size)
         largest = max(math.prod(self.crop_size or (1,)), (base_size or 1) ** 2)
-        if largest > MAX_PIXELS:
-            raise ConfigError(f"images of {largest:,} pixels; the limit is {MAX_PIXELS:,}",
+        if largest > max_pixels():
+            raise ConfigError(f"images of {largest:,} pixels; the limit is {max_pixels():,}",
                               "base_size, crop_size")
         self.augment, self.val = augment, val
         self.scale = _factors(scale, SCALE, "scale") if augment else (1.0, 1.0)

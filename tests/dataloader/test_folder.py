@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dataloader.folder import Folder
+from tests.support.tiff import tiff
 from utils.errors import ConfigError, DataError
 from utils.images.image_io import write_image, write_label
 
@@ -179,3 +180,57 @@ def test_names_that_are_not_utf_8_can_be_trained_on(tmp_path):
         Folder(str(tmp_path), num_classes=2)
     str(caught.value).encode("utf-8")
     assert r"latin\udce9 \n1" in str(caught.value)
+
+
+def deep(root, bits=12, count=3):
+    """Pictures of a few bits in files of 16; returns their values by name."""
+    values = {}
+    for k in range(count):
+        put(root, str(k), label=1)
+        (root / "images" / f"{k}.jpg").unlink()
+        values[str(k)] = RNG.integers(0, 2 ** bits, (6, 8, 3)).astype(np.uint16)
+        values[str(k)][0, 0] = 2 ** bits - 1
+        write_image(root / "images" / f"{k}.png", values[str(k)])
+    return values
+
+
+def test_a_range_that_is_not_used_is_one_notice_and_white_uses_it(tmp_path, capsys):
+    values = deep(tmp_path)
+    dark = Folder(str(tmp_path), num_classes=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("Folder all: 3 images have more than 8 bits")
+    assert "reach only 4095 of 65535, which gives 17 of 256 gray levels" in lines[0]
+    bright = Folder(str(tmp_path), num_classes=2, white=4095)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "c.json").write_text(json.dumps({"names": ["a", "b"], "white": 4095}))
+    by_file = Folder(str(tmp_path), classes="c.json")
+    for name, stored in values.items():
+        index = int(name)
+        assert dark[index]["image"].max() == 16
+        expected = np.floor(stored.astype(float) * 255 / 4095 + 0.5).transpose(2, 0, 1)
+        np.testing.assert_array_equal(bright[index]["image"], expected)
+        np.testing.assert_array_equal(by_file[index]["image"], expected)
+
+
+def test_white_without_effect_or_sense_is_refused(tmp_path):
+    put(tmp_path, "a")
+    with pytest.raises(ConfigError, match="white has no effect: none of the 1 images") as caught:
+        Folder(str(tmp_path), num_classes=2, white=4095)
+    assert caught.value.where == "white"
+    for wrong in (0, -1.0, float("inf")):
+        with pytest.raises(ConfigError, match="expected a number above 0"):
+            Folder(str(tmp_path), num_classes=2, white=wrong)
+    (tmp_path / "c.json").write_text(json.dumps({"names": ["a", "b"], "white": "4095"}))
+    with pytest.raises(ConfigError, match="expected a number above 0, found '4095'"):
+        Folder(str(tmp_path), classes="c.json")
+
+
+def test_pictures_without_a_range_stop_the_program_at_the_start(tmp_path):
+    put(tmp_path, "a")
+    (tmp_path / "images" / "a.jpg").unlink()
+    values = RNG.random((6, 8)).astype(np.float32)
+    (tmp_path / "images" / "a.tif").write_bytes(tiff(values, kind=3))
+    with pytest.raises(DataError, match='32 bits have no fixed range; say with "white"'):
+        Folder(str(tmp_path), num_classes=2)
+    image = Folder(str(tmp_path), num_classes=2, white=1)[0]["image"]
+    assert abs(image[1].numpy() - values * 255).max() <= 0.51

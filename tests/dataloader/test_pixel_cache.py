@@ -458,3 +458,18 @@ def test_no_pickle_is_read():
     with open(module.__file__) as file:
         source = file.read()
     assert "import pickle" not in source and "allow_pickle" not in source
+
+
+def test_a_cache_belongs_to_the_range_it_was_decoded_with(tmp_path):
+    args = pictures(tmp_path / "data")
+    for path in (tmp_path / "data" / "images").iterdir():
+        write_image(path, np.random.default_rng(1).integers(0, 4096, (9, 9, 3)).astype(np.uint16))
+        write_label(tmp_path / "data" / "labels" / path.name, np.zeros((9, 9), np.uint8), [])
+    wide = {**args, "white": 4095}
+    assert packed(wide, tmp_path / "cache") == 0
+    dataset = Folder(**wide)
+    np.testing.assert_array_equal(PixelCache(tmp_path / "cache", dataset).load(0)[0],
+                                  dataset.load(0)[0])
+    for other in (args, {**args, "white": 2000}):
+        with pytest.raises(DataError, match="decoded in another way"):
+            PixelCache(tmp_path / "cache", Folder(**other))

@@ -23,6 +23,7 @@ from utils.config.schema import resolve_config
 from utils.decision.rules import build_decision
 from utils.errors import DataError
 from utils.images import headers, image_io
+from utils.images.image_io import read_label, write_image
 from utils.images.image_list import find_images, plan_outputs
 from utils.images.palette import voc_palette
 from utils.inference import large_image, segment_images
@@ -445,7 +446,7 @@ def test_k63_a_signal_leaves_whole_files_and_skip_existing_does_the_rest(
         picture(f"{tmp_path}/in/{i:02d}.png")
     read = segment_images.read_image
 
-    def and_then(path):
+    def and_then(path, white=None):
         if path.endswith("08.png"):
             os.kill(os.getpid(), signum)
         return read(path)
@@ -517,7 +518,7 @@ import inference
 from utils.cli import console
 from utils.inference import segment_images
 read, seen = segment_images.read_image, []
-def and_then(path):
+def and_then(path, white=None):
     seen.append(path)
     if len(seen) == 20 and os.environ["RANK"] == "0":
         os.kill(os.getppid(), signal.SIGTERM)
@@ -666,3 +667,32 @@ def test_labels_are_refined_by_segfix_offsets(checkpoint, tmp_path, capsys):
                                                               "rb").read()
     assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--segfix",
                tmp_path / "nothing") in (3, 4)
+
+
+@pytest.mark.parametrize("white", [None, 4095])
+def test_images_of_sixteen_bits_are_read_with_the_range_of_the_training(checkpoint, white, tmp_path,
+                                                                        capsys):
+    values = np.random.default_rng(7).integers(0, 4096, (24, 40, 3)).astype(np.uint16)
+    values[0, 0] = 4095
+    deep, same = tmp_path / "deep", tmp_path / "same"
+    for folder, pixels in ((deep, values),
+                           (same, np.floor(values.astype(float) * 255 / (white or 65535) + 0.5)
+                            .astype(np.uint8))):
+        folder.mkdir()
+        write_image(folder / "a.png", pixels)
+    content = dict(read_checkpoint(checkpoint))
+    content["normalization"] = {**content["normalization"], **({"white": white} if white else {})}
+    write_checkpoint(tmp_path / "c.pth", content)
+    for folder in (deep, same):
+        assert run(str(tmp_path / "c.pth"), "-i", folder, "-o", f"{folder}_out") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "more than 8 bits" in line]
+    assert len(said) == (0 if white else 1)
+    np.testing.assert_array_equal(read_label(tmp_path / "deep_out" / "a.png"),
+                                  read_label(tmp_path / "same_out" / "a.png"))
+
+
+def test_pages_that_are_not_segmented_are_one_notice(checkpoint, tmp_path, capsys):
+    frames = [Image.fromarray(np.full((24, 40, 3), 60 * k, np.uint8)) for k in range(3)]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    assert run(checkpoint, "-i", tmp_path / "a.tif", "-o", tmp_path / "out") == 0
+    assert "1 of 1 images have several pages or frames (3 in " in capsys.readouterr().err

@@ -245,7 +245,7 @@ def test_k42_cmyk_and_palettes_are_converted_as_pillow_does(tmp_path):
 
 def test_k42_a_picture_without_a_range_of_values_is_refused(tmp_path):
     Image.fromarray(RNG.random((4, 4), dtype=np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(DataError, match="mode F has no fixed range"):
+    with pytest.raises(DataError, match="floats has no fixed range"):
         read_image(tmp_path / "a.tif")
 
 

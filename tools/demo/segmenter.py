@@ -71,7 +71,7 @@ class Segmenter:
         if height * width > self.pixels:
             raise DataError(f"the image has {width}x{height} pixels; at most {self.pixels:,} are "
                             "accepted")
-        image = read_image(path)
+        image = read_image(path, self.opened.normalize.white)
         view = next(iter(self.predictors.values())).view(height, width)
         kept = max(self.work_pixels, math.prod(view.size) if view else 0)
         share = (kept / (height * width)) ** 0.5

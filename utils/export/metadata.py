@@ -14,6 +14,7 @@ EXPORT = "export it with python -m tools.export"
 FORMAT = 1
 FORMAT_WITH_SIZE = 2        # of graphs that need their images resized
 SIDE_MOST = 1 << 16         # of a base size
+_OPTIONAL = ("base_size", "white")       # entries that a graph may lack
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class GraphMetadata:
     output: "logits" (batch, classes, height, width) or "labels" (batch, height, width).
     mean, std, order, scale: the normalization inside the graph,
         (x / scale - mean) / std with the channels in `order`.
+    white: the value that becomes 255 in images of more than 8 bits; None: that of their type.
     activation: "softmax" or "sigmoid", the function from logits to probabilities.
     opset: the opset of an ONNX graph, otherwise None.
     format: the version of this metadata.
@@ -41,14 +43,15 @@ class GraphMetadata:
     architecture: str
     image: str
     output: str
+    white: float | None = None
     opset: int | None = None
     format: int = FORMAT
     base_size: int | list[int] | None = None
 
     def as_strings(self) -> dict[str, str]:
-        """Returns one entry per field, as JSON; base_size only if there is one."""
+        """Returns one entry per field, as JSON; base_size and white only if there is one."""
         return {key: json.dumps(value, ensure_ascii=False) for key, value in asdict(self).items()
-                if key != "base_size" or value is not None}
+                if key not in _OPTIONAL or value is not None}
 
 
 def read_metadata(strings: Mapping[str, str], where: str) -> GraphMetadata:
@@ -60,7 +63,7 @@ def read_metadata(strings: Mapping[str, str], where: str) -> GraphMetadata:
     known = GraphMetadata.__dataclass_fields__
     try:
         values = {key: json.loads(strings[key]) for key in known
-                  if key != "base_size" or key in strings}
+                  if key not in _OPTIONAL or key in strings}
     except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the graph has no usable metadata ({type(error).__name__}: "
                               f"{first_line(error)[:80]})", where, EXPORT) from None
@@ -84,7 +87,9 @@ def _problem(key, value):
         "palette": lambda: _all(value, lambda color: _all(
             color, lambda part: type(part) is int and 0 <= part <= 255) and len(color) == 3),
         "mean": lambda: _all(value, _is_number), "std": lambda: _all(value, _is_number),
-        "scale": lambda: _is_number(value), "output": lambda: value in ("logits", "labels"),
+        "scale": lambda: _is_number(value),
+        "white": lambda: value is None or (_is_number(value) and value > 0),
+        "output": lambda: value in ("logits", "labels"),
         "activation": lambda: value in ("softmax", "sigmoid"),
         "opset": lambda: value is None or type(value) is int,
         "format": lambda: type(value) is int,

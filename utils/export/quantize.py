@@ -29,11 +29,12 @@ def calibration_paths(folder: str, count: int) -> list[str]:
 
 
 def quantize(path: str | os.PathLike, images: list[str], size: tuple[int, int] | None,
-             uint8_input: bool, base_size: BaseSize = None):
+             uint8_input: bool, base_size: BaseSize = None, white: float | None = None):
     """Replace the ONNX graph in the file `path` by its 8-bit form; the metadata stays.
 
     images: paths of the images on which the ranges are measured. size: (H, W) of a graph for one
     size; images of another size are resized. base_size: to which they are resized otherwise.
+    white: of `read_image`.
     Raises NumericalError if ONNX Runtime cannot quantize the graph.
     """
     import onnx
@@ -53,7 +54,8 @@ def quantize(path: str | os.PathLike, images: list[str], size: tuple[int, int] |
 
         def get_next(self):
             image = next(self.remaining, None)
-            return None if image is None else {name: _image(image, size, uint8_input, base_size)}
+            return None if image is None else {
+                name: _image(image, size, uint8_input, base_size, white)}
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, result = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
@@ -98,10 +100,10 @@ def score(path: str | os.PathLike, opened: OpenModel, loader: Iterable, uint8_in
     return results["max"].dataset["Mean_IoU"]
 
 
-def _image(path, size, uint8_input, base_size):
+def _image(path, size, uint8_input, base_size, white):
     """Returns an image file as the input of the graph, (1, 3, H, W)."""
     import cv2
-    image = read_image(path)
+    image = read_image(path, white)
     height, width = image.shape[:2]
     view = whole_view(height, width, base_size)
     image = image if view is None else view.cut(image)

@@ -4,9 +4,13 @@ One function reads every image, for training and for inference, and one reads ev
 decodes the common kinds, because it is faster; Pillow decodes the rest. Both get bytes, never a
 file name: OpenCV crashes on names that are not UTF-8.
 
-Orientation. An image is turned by its EXIF tag, and so is a label that has a tag. A label without
-a tag stays as it is if it has the size of the displayed image, and is turned like the image if it
-has the size of the stored one.
+Orientation. An image is turned by its EXIF or TIFF tag, and so is a label that has a tag. A label
+without a tag stays as it is if it has the size of the displayed image, and is turned like the image
+if it has the size of the stored one.
+
+Range. A value of more than 8 bits becomes round(255 * value / white), at most 255. `white` is the
+largest value of the type where a caller gives none, and must be given for 32 bits and floats. It
+does not affect pictures of 8 bits.
 """
 import functools
 import io
@@ -25,9 +29,12 @@ from utils.images.headers import (
     UnreadableFile,
     orientation_of,
     pillow_open,
+    pnm_maximum,
     read_checked,
+    tags_of,
 )
 from utils.images.palette import palette_table
+from utils.images.tiff_tags import RGB, WHITE_IS_ZERO, TiffTags
 from utils.images.types import Image, Labels
 
 if TYPE_CHECKING:
@@ -37,19 +44,36 @@ Palette = Sequence[Sequence[int] | None]    # [r, g, b] of each value; None: no 
 
 _OPENCV_LOG_ERRORS = 2      # a level of OpenCV's log: errors only
 _SHOWN_COLORS = 5
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262     # tags of TIFF
 
 
-def read_image(path: str | os.PathLike) -> Image:
+def read_image(path: str | os.PathLike, white: float | None = None) -> Image:
     """Read any picture as uint8 (H, W, 3) RGB, turned by its EXIF tag.
 
-    Gray is repeated, alpha dropped, CMYK and palettes are converted, 16 bits scaled by 1/257; an
-    animation gives its first frame. Raises DataError, which names the file, for damaged, truncated
-    or huge files and for unknown formats.
+    Gray is repeated, alpha dropped, CMYK and palettes are converted; an animation gives its first
+    frame. white: see the module's head. Raises DataError, which names the file, for damaged,
+    truncated or huge files and for kinds that cannot be read.
     """
-    return _oriented(*_read_image(path))
+    return _read_image(path, white)[0]
 
 
-def map_image(path: str | os.PathLike) -> Image:
+def deep_values(path: str | os.PathLike) -> tuple[np.ndarray, float]:
+    """(the values of a picture as stored, the largest value of their type; 0 for 32 bits).
+
+    The values are those that `read_image` scales by `white`. Raises DataError as it does.
+    """
+    values, _, top = _decoded(path, deep=True)
+    return values, top
+
+
+def alpha_varies(path: str | os.PathLike) -> bool:
+    """Whether a pixel of a picture is not opaque."""
+    data, _ = read_checked(path)
+    image, _ = _pillow_load(data, path)
+    return image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+
+
+def map_image(path: str | os.PathLike, white: float | None = None) -> Image:
     """Like `read_image`, but maps uncompressed RGB files (.ppm, TIFF) from disk, as needed.
 
     So a file larger than memory can be segmented after
@@ -59,7 +83,7 @@ def map_image(path: str | os.PathLike) -> Image:
         offset = _raw_offset(image)
         (width, height), turned = image.size, orientation_of(image) != 1
     if offset is None or turned or os.path.getsize(path) < offset + 3 * width * height:
-        return read_image(path)
+        return read_image(path, white)
     return np.memmap(path, np.uint8, "r", offset, (height, width, 3))
 
 
@@ -69,33 +93,31 @@ def read_label(path: str | os.PathLike, palette: Palette | None = None) -> Label
     Gray and palette files contain the values. A color file needs `palette`: the value of a pixel
     is the index of its color. Raises DataError, which names the file, if it cannot be read.
     """
-    return _oriented(*_read_label(path, palette))
+    return _read_label(path, palette)[0]
 
 
 def read_pair(image_path: str | os.PathLike, label_path: str | os.PathLike,
-              palette: Palette | None = None, label: Labels | None = None) \
-        -> tuple[Image, Labels]:
+              palette: Palette | None = None, label: Labels | None = None,
+              white: float | None = None) -> tuple[Image, Labels]:
     """Read an image (H, W, 3) and its label (H, W), both oriented as the module's head describes.
 
-    label: the values of a label file that is not a picture, already read.
+    label: the values of a label file that is not a picture, already read. white: see there.
     Raises DataError if the sizes differ, and as `read_image` and `read_label`.
     """
-    image, turn = _read_image(image_path)
-    label, label_turn = _read_label(label_path, palette) if label is None else (label, 1)
-    image = _oriented(image, turn)
-    label = _oriented(label, label_turn)
-    if label_turn == 1 and turn >= 5 and label.shape != image.shape[:2]:
-        label = _oriented(label, turn)
-    if label.shape != image.shape[:2]:
+    image, turn = _read_image(image_path, white)
+    values, label_turn = (label, 1) if label is not None else _read_label(label_path, palette)
+    if label_turn == 1 and turn >= 5 and values.shape != image.shape[:2]:
+        values = _oriented(values, turn)
+    if values.shape != image.shape[:2]:
         raise DataError(f"image {shown(image_path)} is {_size(image)} but its label is "
-                        f"{_size(label)}", shown(label_path),
+                        f"{_size(values)}", shown(label_path),
                         "give image and label the same size")
-    return image, label
+    return image, values
 
 
 def read_label_colors(path: str | os.PathLike) -> dict[tuple[int, int, int], int] | None:
     """{(r, g, b): number of pixels} of a label stored in color; None for one that stores ids."""
-    image, _ = _open_label(path)
+    image, *_ = _open_label(path)
     if isinstance(image, np.ndarray) or image.mode not in ("RGB", "RGBA"):
         return None
     rgb = np.array(image.convert("RGB"))
@@ -143,8 +165,18 @@ def write_image(path: str | os.PathLike, rgb: np.ndarray):
     write_bytes(path, encoded.data)
 
 
-def _read_image(path):
-    """Returns (uint8 (H, W, 3) as stored, orientation)."""
+def _read_image(path, white):
+    """Returns (uint8 (H, W, 3) as displayed, orientation)."""
+    image, turn, top = _decoded(path, deep=white is not None)
+    image = _eight_bits(image, white, top, path)
+    return (image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)), turn
+
+
+def _decoded(path, deep=False):
+    """(values (H, W) or (H, W, 3) as displayed, orientation, largest value of their type or 0).
+
+    deep: refuse a picture of more than 8 bits that can only be decoded to 8.
+    """
     import cv2
     data, probe = read_checked(path)
     if probe and probe.for_opencv:
@@ -154,38 +186,54 @@ def _read_image(path):
         image = _cv2_decode(data, flags)
         if image is not None:
             turn = orientation_of(pillow_open(io.BytesIO(data), path)) if probe.has_exif else 1
-            return _eight_bits(image), turn
-    return _pillow_image(data, path)
+            return _oriented(image, turn), turn, 65535 if probe.bits == 16 else 255
+    if probe and probe.bits == 16:
+        raise UnreadableFile(f"damaged PNG ({len(data)} bytes)", shown(path),
+                             "copy or download the file again")
+    values, turn, top = _pillow_image(data, path, deep)
+    return np.ascontiguousarray(values), turn, top
 
 
 def _read_label(path, palette):
-    """Returns (stored values (H, W), orientation)."""
-    image, probe = _open_label(path)
+    """Returns (stored values (H, W) as displayed, orientation)."""
+    image, probe, turn = _open_label(path)
     if isinstance(image, np.ndarray):
-        return image, 1
-    return _label_values(image, probe, palette, path), orientation_of(image)
+        return image, turn
+    values = _label_values(image, probe, palette, path)
+    return (values if image.format == "TIFF" else _oriented(values, turn)), turn
 
 
-def _open_label(path: str | os.PathLike) -> "tuple[Labels | PillowImage, Probe | None]":
-    """(the label as stored, its probe): values (H, W) of a gray PNG, else a loaded Pillow image."""
+def _open_label(path: str | os.PathLike) -> "tuple[Labels | PillowImage, Probe | None, int]":
+    """(the label, its probe, its orientation).
+
+    The label is the values (H, W) of a gray PNG or PGM, else a loaded Pillow image.
+    """
     import cv2
     data, probe = read_checked(path)
+    if data[:2] == b"P5" and pnm_maximum(data) != 255:
+        pillow_open(io.BytesIO(data), path)
+        return _whole_pnm(data, path), probe, 1     # Pillow scales the values to 255 or 65535
     if probe and probe.kind == "png" and probe.gray and probe.bits >= 8 and not probe.has_exif:
         values = _cv2_decode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
         if values is not None:
-            return values, probe
-    return _pillow_load(data, path), probe
+            return values, probe, 1
+    image, turn = _pillow_load(data, path)
+    return image, probe, turn
 
 
 def _label_values(image, probe, palette, path):
     if image.mode in ("P", "L"):
         values = np.array(image)
-        if image.mode == "L" and probe and probe.kind == "png" and probe.bits < 8:
-            values //= 255 // (2 ** probe.bits - 1)      # Pillow scales few bits to 0..255
+        bits = probe.bits if probe and probe.kind == "png" else _few_bits(image)
+        if image.mode == "L" and bits < 8:
+            values //= 255 // (2 ** bits - 1)       # Pillow scales few bits to 0..255
         return values
     if image.mode == "1":
         return np.array(image).astype(np.uint8)
     if image.mode.startswith("I"):
+        if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == WHITE_IS_ZERO:
+            raise DataError("a label of 16 bits where 0 is white", shown(path),
+                            "write it so that 0 is black")
         values = np.array(image)
         if values.size and not 0 <= values.min() <= values.max() < 65536:
             raise DataError(f"label values {values.min()}..{values.max()} do not fit 16 bits",
@@ -245,7 +293,7 @@ def _color_table(palette):
     return table, missing
 
 
-def _cv2_decode(data, flags):
+def _cv2_decode(data: bytes, flags: int) -> np.ndarray | None:
     """The decoded picture, or None if OpenCV cannot decode it."""
     cv2 = _quiet_opencv()
     try:
@@ -266,20 +314,93 @@ def _quiet_opencv():
     return cv2
 
 
-def _pillow_image(data, path):
-    """(uint8 (H, W, 3) as stored, orientation), decoded by Pillow."""
-    image = _pillow_load(data, path)
-    turn = orientation_of(image)
+def _pillow_image(data, path, deep):
+    """What `_decoded` returns, for a file that Pillow reads."""
+    image, turn = _pillow_load(data, path)
+    if image.format == "TIFF":
+        values, top = _tiff_values(image, data, path, deep)
+        return values, turn, top                # Pillow has turned it
+    most = pnm_maximum(data)
+    if most > 255 and data[:2] in (b"P5", b"P6"):
+        return _whole_pnm(data, path), turn, most
+    if most > 255 and deep:
+        raise _only_eight_bits("a PGM or PPM written as text", path)
+    if image.mode == "I":                       # Pillow has scaled it
+        return np.array(image).astype(np.uint16), turn, 65535
+    return _oriented(_rgb(image, path), turn), turn, 255
+
+
+def _tiff_values(image, data, path, deep):
+    """(values (H, W) or (H, W, 3), largest value of their type) of a loaded TIFF."""
+    tags = tags_of(io.BytesIO(data)) or TiffTags(8, 1, 1, 1, False, 0, False, 1)
+    dark = tags.photometric == WHITE_IS_ZERO
+    if (tags.planar and tags.bits > 8 and tags.samples > 1) or \
+            (tags.kind == 2 and tags.bits == 8) or (image.mode == "F" and dark):
+        raise _unusual(tags, path)
     if image.mode.startswith("I;16"):
-        gray = _eight_bits(np.array(image).astype(np.uint16))
-        return np.repeat(gray[..., None], 3, axis=2), turn
+        values, top = np.array(image).astype(np.uint16), 2 ** tags.bits - 1
+        return (top - values if dark else values), top
+    if image.mode == "I" and tags.kind == 1:
+        return np.array(image).view(np.uint32), 0
     if image.mode in ("I", "F"):
-        raise DataError(f"a picture of mode {image.mode} has no fixed range of values",
-                        shown(path), "convert it to 8 or 16 bits per channel")
+        return np.array(image), 0
+    if tags.bits <= 8:
+        return _rgb(image, path), 255
+    # Pillow drops the lower half of the bits. What it gives shows whether OpenCV is right.
+    high, whole = _rgb(image, path), _cv2_decode(data, _unchanged())
+    if whole is not None and whole.dtype == np.uint16 and whole.shape[:2] == high.shape[:2] \
+            and whole.ndim == 3 and tags.photometric == RGB and (whole[..., 2::-1] >> 8
+                                                                 == high).all():
+        return whole[..., 2::-1], 65535
+    if deep:
+        raise _only_eight_bits(f"a TIFF with {tags.text}", path)
+    return high, 255
+
+
+def _rgb(image, path):
+    """A loaded Pillow image of 8 bits per channel as uint8 (H, W, 3)."""
+    if image.mode in ("P", "PA"):
+        colors, used = len(image.getpalette() or ()) // 3, np.array(image.getchannel(0)).max()
+        if used >= colors:
+            raise UnreadableFile(f"a pixel has color {used} of a palette of {colors}", shown(path),
+                                 "write the picture again with its whole palette")
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())
     with warnings.catch_warnings():
         # Pillow advises RGBA for palettes with transparency; alpha is dropped here.
         warnings.simplefilter("ignore")
-        return np.array(image.convert("RGB")), turn
+        return np.array(image.convert("RGB"))
+
+
+def _whole_pnm(data, path):
+    """The stored values, (H, W) or (H, W, 3), of a binary PGM or PPM."""
+    values = _cv2_decode(data, _unchanged())
+    if values is None:
+        raise UnreadableFile(f"damaged PGM or PPM ({len(data)} bytes)", shown(path),
+                             "copy or download the file again")
+    return values if values.ndim == 2 else values[..., ::-1]
+
+
+def _unchanged():
+    import cv2
+    return cv2.IMREAD_UNCHANGED
+
+
+def _few_bits(image):
+    """The bits of a gray picture of Pillow."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+    return bits[0] if isinstance(bits, tuple) else bits
+
+
+def _unusual(tags, path):
+    return DataError(f"a TIFF with {tags.text} cannot be read" + (
+        ", where 0 is white" if tags.photometric == WHITE_IS_ZERO else ""), shown(path),
+        "write it as unsigned integers of 8 or 16 bits, pixel by pixel, where 0 is black")
+
+
+def _only_eight_bits(what, path):
+    return DataError(f"{what} is read with 8 bits, so \"white\" cannot be applied", shown(path),
+                     "write it as PNG with 16 bits per channel")
 
 
 def _raw_offset(image):
@@ -298,14 +419,15 @@ def _raw_offset(image):
 
 
 def _pillow_load(data, path):
-    """The Pillow image in the bytes of the file `path`, decoded."""
+    """(the Pillow image in the bytes of the file `path`, decoded, its orientation)."""
     image = pillow_open(io.BytesIO(data), path)
+    turn = orientation_of(image) if image.format == "TIFF" else 1
     try:
         image.load()
     except Exception as error:                  # of any type: the file is damaged
         raise UnreadableFile(f"damaged {image.format} ({len(data)} bytes): {error}", shown(path),
                              "copy or download the file again") from None
-    return image
+    return image, turn if image.format == "TIFF" else orientation_of(image)
 
 
 def _oriented(array, turn):
@@ -319,11 +441,28 @@ def _oriented(array, turn):
     return np.ascontiguousarray(array)
 
 
-def _eight_bits(array):
-    """16 bits to 8: 65535 becomes 255, rounded to nearest."""
+def _eight_bits(array, white, top, path):
+    """uint8 of values of any type; white and top as in the module's head and `_decoded`."""
     if array.dtype == np.uint8:
         return array
-    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    white = white or top
+    if not white:
+        kind = "floats" if array.dtype.kind == "f" else "32-bit integers"
+        raise DataError(f"a picture of {kind} has no fixed range of values", shown(path),
+                        "say which value is white, \"white\" in the args of Folder, or convert it "
+                        "to 8 or 16 bits per channel")
+    if array.dtype == np.uint16:
+        return _table_of_range(white)[array]
+    if not np.isfinite(array).all():
+        raise DataError("the picture has values that are not finite", shown(path),
+                        "replace them by numbers")
+    return np.rint((array * (255 / white)).clip(0, 255)).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=8)
+def _table_of_range(white):
+    """uint8 (65536,): what each 16-bit value becomes."""
+    return np.rint((np.arange(65536) * (255 / white)).clip(0, 255)).astype(np.uint8)
 
 
 def _size(array):

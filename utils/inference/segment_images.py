@@ -11,11 +11,12 @@ from typing import TypeAlias
 import numpy as np
 from tqdm import tqdm
 
-from utils.cli.console import Interrupted
+from utils.cli.console import Interrupted, notice
 from utils.cli.stop_signal import StopSignal
 from utils.errors import DataError, NumericalError, UserError, first_line
 from utils.images.headers import read_header
 from utils.images.image_io import map_image, read_image
+from utils.images.partly_used import unused_in
 from utils.images.types import Image
 from utils.inference.large_image import is_streamed, segment_large, unstreamable
 from utils.inference.pipeline import Job, Pipeline
@@ -48,6 +49,8 @@ def segment_images(jobs: list[Job], pipeline: Pipeline, report: InferenceReport,
         remaining = [job for job in jobs if not all(map(os.path.exists, job[1].values()))]
         report.skipped += len(jobs) - len(remaining)
         jobs = remaining
+    for line in unused_in([source.path for source, _ in jobs], pipeline.opened.normalize.white):
+        notice(line)
 
     def check_stop():
         if stop.signum is not None:
@@ -131,7 +134,7 @@ class _NetworkStage:
         try:
             if self.pipeline.refiner:
                 raise DataError("--segfix does not work on images that are streamed")
-            image = map_image(source.path)
+            image = map_image(source.path, self.opened.normalize.white)
             shares = segment_large(image, outputs, self.opened, self.pipeline.predictor,
                                    self.pipeline.decision, self.check_stop)
         except (DataError, NumericalError) as error:
@@ -208,7 +211,7 @@ def _read(job: Job, pipeline: Pipeline) -> Image | str | None:
         possible = not (pipeline.refiner or unstreamable(job[1], pipeline.decision))
         if is_streamed(*read_header(path).size, pipeline.predictor, possible):
             return None
-        return read_image(path)
+        return read_image(path, pipeline.opened.normalize.white)
     except DataError as error:
         return error.what
 

@@ -94,16 +94,17 @@ class NetworkOffsets:
     """Offsets that a SegFix network predicts from the image.
 
     model: its method `heads(x)` returns mask logits (N, 2, h, w) and direction logits (N, D, h, w).
-    normalize: uint8 (N, 3, H, W) -> float. crop, stride: see `predict_offsets`.
+    normalize: uint8 (N, 3, H, W) -> float. crop, stride: see `predict_offsets`. white: of
+    `read_image`, for its images.
     """
 
     needs_image = True
 
     def __init__(self, model: torch.nn.Module, normalize: Callable[[ImageBatch], ImageBatch],
-                 path: str = "network",
-                 crop: int | None = None, stride: int | None = None):
+                 path: str = "network", crop: int | None = None, stride: int | None = None,
+                 white: float | None = None):
         self.model, self.normalize, self.path = model, normalize, path
-        self.crop, self.stride = crop, stride
+        self.crop, self.stride, self.white = crop, stride, white
 
     @classmethod
     def open(cls, path: str | os.PathLike, device: torch.device | str = "cpu",
@@ -119,7 +120,8 @@ class NetworkOffsets:
             raise CheckpointError(f"{type(opened.model).__name__} predicts classes, not offsets",
                                   shown(path), "give a SegFix checkpoint, or a folder of offset "
                                   "files")
-        return cls(opened.model, opened.normalize, str(path), crop, stride)
+        return cls(opened.model, opened.normalize, str(path), crop, stride,
+                   opened.normalize.white)
 
     def __call__(self, image: torch.Tensor | None, name: str, size: tuple[int, int]) -> np.ndarray:
         """Offsets int8 (H, W, 2) of an image, uint8 (3, H, W) RGB, for labels of `size` (H, W)."""

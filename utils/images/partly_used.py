@@ -1,0 +1,91 @@
+"""Says which parts of pictures are not used: pages, bands, most of the range of their values."""
+import os
+from collections.abc import Callable, Sequence
+
+from utils.errors import UserError, shown
+from utils.images.headers import Header, read_header
+from utils.images.image_io import alpha_varies, deep_values
+from utils.images.picture_files import evenly_spaced
+
+HEADERS = 500       # pictures of a folder without a dataset whose headers are read
+DECODED = 8         # pictures that are decoded to see how far their values reach, and their alpha
+
+
+def partly_used(files: Sequence[tuple[str | os.PathLike, Header]], what: str = "images",
+                white: float | None = None) -> list[str]:
+    """One sentence with numbers for each part of the files that `read_image` leaves out.
+
+    files: each with its header. what: they are, in the sentences. white: see utils.images.image_io;
+    a number also tells that a range is meant on purpose. Decodes at most DECODED files of each
+    kind; those that cannot be read are left out.
+    """
+    parts = [_frames(files, what), _bands(files, what), _alpha(files, what)]
+    if what == "images":
+        parts.append(_range([file for file in files if file[1].bits > 8], white))
+    return [part for part in parts if part]
+
+
+def unused_in(paths: Sequence[str | os.PathLike], white: float | None = None) -> list[str]:
+    """`partly_used` of picture files, of which at most HEADERS are looked at."""
+    return partly_used(_of_some(paths, read_header, HEADERS), white=white)
+
+
+def _frames(files, what):
+    many = [file for file in files if file[1].frames > 1]
+    if not many:
+        return None
+    path, header = max(many, key=lambda file: file[1].frames)
+    return (f"{len(many)} of {len(files)} {what} have several pages or frames ({header.frames} in "
+            f"{shown(path)}): only the first is used")
+
+
+def _bands(files, what):
+    many = [file for file in files if file[1].unused_bands]
+    if not many:
+        return None
+    path, header = max(many, key=lambda file: file[1].unused_bands)
+    return (f"{len(many)} of {len(files)} {what} have more bands than gray or RGB (up to "
+            f"{header.unused_bands} more, in {shown(path)}): these are not used")
+
+
+def _alpha(files, what):
+    some = [path for path, header in files if header.alpha]
+    answers = _of_some(some, alpha_varies)
+    varying = [path for path, varies in answers if varies]
+    if not varying:
+        return None
+    return (f"{len(some)} of {len(files)} {what} have a band of alpha, which is not used; it is "
+            f"not 1 everywhere in {len(varying)} of the {len(answers)} that were read, for example "
+            f"{shown(varying[0])}")
+
+
+def _range(files, white):
+    """About pictures of 16 bits, and of 32 if white says how they are scaled."""
+    answers = _of_some([path for path, _ in files], deep_values)
+    answers = [(path, values, white or top) for path, (values, top) in answers
+               if values.size and values.itemsize > 1 and (white or top)]
+    if not answers:
+        return None
+    path, highest, top = max(((path, values.max().item(), top) for path, values, top in answers),
+                             key=lambda answer: answer[1])
+    read = (f"{len(files)} images have more than 8 bits; of the {len(answers)} that were read the "
+            "values")
+    if highest > top:
+        return f"{read} reach {highest}, in {shown(path)}: those above {top:g} (white) become 255"
+    if 2 * highest > top:
+        return None
+    used = round(255 * highest / top) + 1
+    fitting = 2 ** int(highest).bit_length() - 1 if isinstance(highest, int) else f"{highest:g}"
+    return (f"{read} reach only {highest} of {top:g}, which gives {used} of 256 gray levels; "
+            f"\"white\": {fitting} in the args of Folder would use all")
+
+
+def _of_some(paths: Sequence, question: Callable, most: int = DECODED) -> list[tuple]:
+    """(path, answer) of at most `most` of the paths."""
+    answers = []
+    for path in evenly_spaced(paths, most):
+        try:
+            answers.append((path, question(path)))
+        except UserError:           # reported, or replaced, when it is read
+            continue
+    return answers

@@ -1,0 +1,103 @@
+"""Reads from the tags of a TIFF file how its pixels are stored, and how many pages it has.
+
+Pillow opens a fixed list of kinds and drops bands and bits of some without saying so; the tags
+(Adobe, TIFF 6.0, 1992; BigTIFF, 2007) tell before a pixel is decoded.
+"""
+import struct
+from typing import BinaryIO, NamedTuple
+
+_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}      # bytes and unsigned integers
+_MOST_VALUES = 64
+_MOST_PAGES = 10_000
+_REDUCED_OR_MASK = 0b101        # of NewSubfileType: a smaller copy, or a transparency mask
+_FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
+WHITE_IS_ZERO, RGB = 0, 2
+
+
+class TiffTags(NamedTuple):
+    """How the first page of a TIFF file is stored.
+
+    bits: of each band. kind: 1 unsigned, 2 signed, 3 float. photometric: see TIFF 6.0.
+    planar: whether the bands lie one after the other. extra: bands beyond those of the color
+    space; alpha: whether the first of them is declared as alpha. pages: without smaller copies.
+    """
+
+    bits: int
+    kind: int
+    samples: int
+    photometric: int
+    planar: bool
+    extra: int
+    alpha: bool
+    pages: int
+
+    @property
+    def text(self) -> str:
+        """The bands and bits in words."""
+        bands = "one band" if self.samples == 1 else f"{self.samples} bands"
+        apart = ", stored one after the other," if self.planar and self.samples > 1 else ""
+        return f"{bands}{apart} of {self.bits} bits, {_FORMATS.get(self.kind, 'of another kind')}"
+
+
+def tiff_tags(file: BinaryIO) -> TiffTags | None:
+    """The tags of an open file; None if it is not a TIFF file, or is damaged."""
+    try:
+        file.seek(0)
+        start = file.read(16)
+        order = {b"II": "<", b"MM": ">"}.get(start[:2])
+        if order is None:
+            return None
+        number, = struct.unpack(order + "H", start[2:4])
+        if number not in (42, 43):
+            return None
+        big = number == 43
+        place, = struct.unpack(order + "Q", start[8:16]) if big else \
+            struct.unpack(order + "I", start[4:8])
+        first, place = _directory(file, place, order, big)
+        return _described(first, 1 + _further_pages(file, place, order, big))
+    except (struct.error, ValueError, OSError, OverflowError):
+        return None
+
+
+def _described(tags, pages):
+    samples = tags.get(277, (1,))[0]
+    extra = tags.get(338, ())
+    photometric = tags.get(262, (0,))[0]
+    colors = {2: 3, 5: 4, 6: 3, 8: 3}.get(photometric, 1)
+    return TiffTags(max(tags.get(258, (1,))), tags.get(339, (1,))[0], samples, photometric,
+                    tags.get(284, (1,))[0] == 2, max(samples - colors, 0),
+                    bool(extra) and extra[0] in (1, 2) or samples == 4 == colors + 1 and not extra,
+                    pages)
+
+
+def _further_pages(file, place, order, big):
+    seen, pages = set(), 0
+    while place and place not in seen and len(seen) < _MOST_PAGES:
+        seen.add(place)
+        tags, place = _directory(file, place, order, big)
+        pages += not tags.get(254, (0,))[0] & _REDUCED_OR_MASK
+    return pages
+
+
+def _directory(file, place, order, big):
+    """({tag: values}, place of the next directory): the short lists of integers."""
+    file.seek(place)
+    wide = "Q" if big else "I"
+    size, step, room = (8, 20, 8) if big else (2, 12, 4)
+    count, = struct.unpack(order + ("Q" if big else "H"), file.read(size))
+    if count > 4096:
+        raise ValueError("not a directory of tags")
+    table = file.read(count * step)
+    following, = struct.unpack(order + wide, file.read(room))
+    tags = {}
+    for start in range(0, len(table), step):
+        tag, kind, length = struct.unpack_from(order + "HH" + wide, table, start)
+        if kind not in _TYPES or not 0 < length <= _MOST_VALUES:
+            continue
+        form = order + str(length) + _TYPES[kind]
+        value = table[start + step - room:start + step]
+        if struct.calcsize(form) > room:
+            file.seek(struct.unpack(order + wide, value)[0])
+            value = file.read(struct.calcsize(form))
+        tags[tag] = struct.unpack_from(form, value)
+    return tags, following
