@@ -211,7 +211,7 @@ class BaseDataset(Dataset, ABC):
                center: tuple[int, int] | None = None) -> dict[str, Any]:
         """One sample, as __getitem__ returns it; `rng` makes its random draws."""
         image, stored = (self.cache or self).load(index)
-        label, flipped = stored, False
+        label, mirrored = stored, False
         if self.augmentation is not None:
             table = self._label_table(label.dtype)
             if table.border is None:
@@ -219,11 +219,11 @@ class BaseDataset(Dataset, ABC):
                 label = label.astype(np.uint16)
                 table = self._label_table(label.dtype)
             anchor = {} if center is None else {"center": center}
-            image, label, flipped = self.augmentation(
+            image, label, mirrored, *_ = self.augmentation(
                 image, label, rng, image_border=self.border_color, label_border=table.border,
                 train_ids=table.ids, **anchor)
         ids = self.label_to_train_ids(label, stored, self.samples[index].label)
-        if flipped and self.flip_label_pairs:
+        if mirrored and self.flip_label_pairs:
             ids = _swap_classes(ids, self.flip_label_pairs)
         image = np.require(image, requirements=["C", "W"])    # the arrays of a cache are read-only
         return {"image": torch.from_numpy(image).permute(2, 0, 1),

@@ -18,7 +18,7 @@ from utils.images.types import Image, Labels, train_id_type
 from utils.segfix.mat_files import MatFolder, read_distance_maps
 from utils.segfix.offsets import (
     DIRECTIONS,
-    mirrored_directions,
+    moved_directions,
     offset_class_names,
     offset_colors,
 )
@@ -43,7 +43,7 @@ class SegFixTargets(BaseDataset):
     min_pixels: as published, a class with fewer pixels in the image has no borders: all
         its pixels are border, with the inside to the right. No effect on files.
 
-    Targets are computed for the whole image, and cut and mirrored with it. If the
+    Targets are computed for the whole image, and cut, mirrored and turned with it. If the
     augmentation scales or rotates, unlike the paper's, they are computed from the
     crop (without min_pixels); this is not possible with files.
     """
@@ -127,16 +127,16 @@ class SegFixTargets(BaseDataset):
         label = _without_sign(ids, self.ignore_index)
         if self.cuts_targets:
             label = _packed(label, *self._targets(label, index))
-        flipped = False
+        moves = ()
         if self.augmentation is not None:
             anchor = {} if center is None else {"center": center}
-            image, label, flipped = self.augmentation(
+            image, label, _, *moves = self.augmentation(
                 image, label, rng, image_border=self.border_color, label_border=_VOID,
                 train_ids=np.arange(1 << 16, dtype=np.uint16) & _VOID, **anchor)
         if self.cuts_targets:
             label, boundary, direction = _unpacked(label)
-            if flipped:
-                direction = mirrored_directions(self.directions)[direction]
+            if any(moves):
+                direction = moved_directions(self.directions, *moves)[direction]
         else:
             boundary, direction = self._computed_targets(label, 0)
         void = label == _VOID
@@ -181,7 +181,7 @@ def _opened(section, ignore_index, seed):
 
 
 def _keeps_shapes(augmentation):
-    """Whether an augmentation only cuts and mirrors labels."""
+    """Whether an augmentation only cuts labels, mirrors them and turns them by quarters."""
     return augmentation is None or not (
         augmentation.scale != (1.0, 1.0) or augmentation.aspect != (1.0, 1.0)
         or augmentation.max_angle or augmentation.base_size or augmentation.val

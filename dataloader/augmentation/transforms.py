@@ -39,11 +39,18 @@ PROBE = 8                # that share is measured at every 8th row and column of
 
 
 class Crop(NamedTuple):
-    """image uint8 (h, w, 3), label (h, w); flipped: mirrored left to right."""
+    """image uint8 (h, w, 3), label (h, w), and how the part of the source was moved.
+
+    mirrored: by an odd number of flips, so that left and right body parts are exchanged.
+    flip, vflip: left to right, then top to bottom; turns: then by 90 degrees counterclockwise.
+    """
 
     image: Image
     label: Labels
-    flipped: bool = False
+    mirrored: bool = False
+    flip: bool = False
+    vflip: bool = False
+    turns: int = 0
 
 
 class Augmentation:
@@ -57,6 +64,10 @@ class Augmentation:
     crop_size: side of a square, or [height, width]; None gives crops of the size
         that the image has at base_size. With val and crop_size, base_size has no effect.
     scale: false, true for 0.5 to 2, or [smallest, largest] factor.
+    flip: half of the samples are mirrored left to right. vflip: half of them top to bottom.
+    rot90: turned by 0, 90, 180 or 270 degrees, each equally often. A quarter turn of a crop that
+        is not square is cut with height and width exchanged, so the crop keeps its size; without
+        a crop_size, images that are not square are only turned by 0 or 180 degrees.
     rotate: false, true for up to 10 degrees, or the largest angle in degrees.
     blur: false, true for a Gaussian of sigma up to 1 pixel, or the largest sigma.
     aspect: false, true for 0.9 to 1.1, or [smallest, largest] factor by which the
@@ -66,18 +77,19 @@ class Augmentation:
         classes and none exceeds the share (0.75 is common). 1: off.
     transforms: further operations on the crop, in order (`--list transforms`).
 
-    scale, flip, rotate and blur have no effect without `augment`.
+    scale, flip, vflip, rot90, rotate and blur have no effect without `augment`.
     """
 
     def __init__(self, base_size: int | None = None, crop_size: int | list[int] | None = None,
                  augment: bool = False, scale: bool | list[float] = True, flip: bool = False,
                  rotate: bool | float = False, blur: bool | float = False, val: bool = False,
                  aspect: bool | tuple[float, float] = False, cat_max_ratio: float = 1.0,
-                 transforms: Annotated[Sequence, Components("transforms")] = ()):
+                 transforms: Annotated[Sequence, Components("transforms")] = (),
+                 vflip: bool = False, rot90: bool = False):
         self.options = {"base_size": base_size, "crop_size": crop_size, "augment": augment,
                         "scale": scale, "flip": flip, "rotate": rotate, "blur": blur, "val": val,
                         "aspect": aspect, "cat_max_ratio": cat_max_ratio,
-                        "transforms": transforms}
+                        "transforms": transforms, "vflip": vflip, "rot90": rot90}
         if augment and val:
             raise ConfigError("augment and val are both true: crops are either random or central",
                               "augment", "set one of them to false")
@@ -104,7 +116,7 @@ class Augmentation:
         self.scale = _factors(scale, SCALE, "scale") if augment else (1.0, 1.0)
         self.aspect = _factors(aspect, ASPECT, "aspect")
         self.cat_max_ratio = cat_max_ratio
-        self.flip = augment and flip
+        self.flip, self.vflip, self.rot90 = (augment and one for one in (flip, vflip, rot90))
         self.max_angle = _amount(rotate, ANGLE, "rotate") if augment else 0.0
         max_sigma = _amount(blur, SIGMA, "blur") if augment else 0.0
         self.pixel_transforms = [GaussianBlur(max_sigma)] if max_sigma else []
@@ -130,7 +142,7 @@ class Augmentation:
         for transform in self.pixel_transforms:
             image, label = transform(image, label, rng, image_border=image_border,
                                      label_border=label_border)
-        return Crop(image, label, view.flip)
+        return Crop(image, label, view.flip != view.vflip, view.flip, view.vflip, view.turns)
 
     def draw_view(self, label: Labels, rng: np.random.Generator, label_border: int = 255,
                   train_ids: np.ndarray | None = None,
@@ -155,12 +167,19 @@ class Augmentation:
         down, right, mirrored = rng.random(3)
         narrowest, widest = self.aspect
         stretch = math.sqrt(rng.uniform(narrowest, widest)) if self.aspect != (1.0, 1.0) else 1.0
+        # Drawn only if they are used, so that the other draws of a sample stay the same.
+        upside_down = bool(self.vflip and rng.random() < 0.5)
+        turns = int(rng.integers(4)) if self.rot90 else 0
+        if self.crop_size is None and height != width:
+            turns -= turns % 2
+        if turns % 2:
+            crop_height, crop_width = crop_width, crop_height
         tries = REDRAWS if self.cat_max_ratio < 1 else 0
         while True:
             rows = span(height, crop_height, zoom / stretch, down)
             columns = span(width, crop_width, zoom * stretch, right)
             view = View(rows, columns, (crop_height, crop_width), angle,
-                        bool(self.flip and mirrored < 0.5))
+                        bool(self.flip and mirrored < 0.5), upside_down, turns)
             if center is not None:
                 view = view.around(center, label.shape, (down, right))
             if not tries or self._is_mixed(view.probe(label), label_border, train_ids):
@@ -183,7 +202,9 @@ class View(NamedTuple):
 
     Without an angle, rows x columns of the source fill the top left of the
     crop and the rest is border. With an angle (degrees, counterclockwise), the
-    image is first rotated about its center.
+    image is first rotated about its center. The crop is then mirrored left to
+    right (flip) and top to bottom (vflip), and turned by 90 degrees
+    counterclockwise, `turns` times; an odd number exchanges its height and width.
     """
 
     rows: Span
@@ -191,13 +212,20 @@ class View(NamedTuple):
     size: tuple[int, int]
     angle: float = 0.0
     flip: bool = False
+    vflip: bool = False
+    turns: int = 0
 
     def cut(self, image: Image, label: Labels, image_border: tuple,
             label_border: int) -> tuple[Image, Labels]:
         """The crops of image (H, W, 3) and label (H, W), sampled once, in the same geometry."""
-        if self.angle:
-            return self._warp(image, label, image_border, label_border)
-        return self._resize(image, label, image_border, label_border)
+        cut = self._warp if self.angle else self._resize
+        image, label = cut(image, label, image_border, label_border)
+        if self.vflip:
+            image, label = cv2.flip(image, 0), cv2.flip(label, 0)
+        if self.turns:
+            image, label = (np.ascontiguousarray(np.rot90(each, self.turns))
+                            for each in (image, label))
+        return image, label
 
     def around(self, center: tuple[int, int], shape: tuple[int, int],
                place: tuple[float, float]) -> "View":

@@ -163,6 +163,14 @@ def test_mirroring_swaps_left_and_right_classes(ignore, tmp_path):
     assert seen == {(0, 1, 2, 3, 4, ignore), (ignore, 3, 4, 1, 2, 0)}
 
 
+def test_two_flips_are_a_turn_which_leaves_left_and_right_as_they_are(tmp_path):
+    root = fill(tmp_path, {n: np.array([[0, 1], [2, 3]], np.uint8) for n in "abc"})
+    data = People(root, "train", augmentation=Augmentation(
+        augment=True, scale=False, flip=True, vflip=True, crop_size=2))
+    seen = {tuple(data[e, 0]["label"].flatten().tolist()) for e in range(40)}
+    assert seen == {(0, 1, 2, 3), (2, 0, 4, 1), (1, 4, 0, 2), (3, 2, 1, 0)}
+
+
 def test_a_value_out_of_range_names_file_values_and_counts(tmp_path):
     label = np.zeros((4, 4), np.uint8)
     label[0, :3], label[1, 0] = 200, 77

@@ -81,6 +81,39 @@ def test_a_mirrored_sample_has_mirrored_directions(directions):
     assert torch.equal(back[known], vectors[plain["direction"].long().flip(-1) % directions][known])
 
 
+@pytest.mark.parametrize("directions", [4, 8, 32])
+def test_a_turned_sample_has_turned_directions(directions):
+    shared = {"augment": True, "scale": False, "crop_size": 64}
+    data = dataset(Augmentation(**shared, flip=True, vflip=True, rot90=True), directions=directions)
+    plain = dataset(Augmentation(**shared), directions=directions)
+    vectors = torch.from_numpy(direction_vectors(directions)).long()
+    seen = set()
+    for epoch in range(24):
+        before, after = plain[epoch, 0], data[epoch, 0]
+        moves = [(flip, vflip, turns) for flip in (0, 1) for vflip in (0, 1) for turns in range(4)
+                 if torch.equal(moved(before["image"], flip, vflip, turns), after["image"])]
+        flip, vflip, turns = moves[0]
+        assert torch.equal(moved(before["boundary"], *moves[0]), after["boundary"])
+        expected = vectors[before["direction"].long() % directions].movedim(-1, 0)
+        expected = expected * torch.tensor([1 - 2 * vflip, 1 - 2 * flip])[:, None, None]
+        for _ in range(turns):
+            expected = torch.stack([-expected[1], expected[0]])
+        expected = moved(expected, *moves[0])
+        known = after["boundary"] != 255
+        found = vectors[after["direction"].long() % directions].movedim(-1, 0)
+        assert torch.equal(found[:, known], expected[:, known])
+        border = after["boundary"] == 1
+        assert torch.equal(after["label"][border], after["direction"][border] + 2)
+        seen.add(turns + vflip)
+    assert len(seen) > 2
+
+
+def moved(x, flip, vflip, turns):
+    """A tensor (..., H, W) mirrored left to right, then top to bottom, then turned."""
+    x = x.flip(-1) if flip else x
+    return (x.flip(-2) if vflip else x).rot90(turns, (-2, -1))
+
+
 def test_padding_is_ignored():
     data = dataset(Augmentation(augment=True, scale=False, crop_size=[100, 150]))
     sample = data[1, 0]

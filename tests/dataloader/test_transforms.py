@@ -67,7 +67,7 @@ def test_a_warp_by_a_tiny_angle_returns_the_input():
 def test_without_options_whole_images_are_unchanged():
     image, label = scene()
     crop = Augmentation()(image, label, np.random.default_rng(0), **BORDERS)
-    assert crop.image.tobytes() == image.tobytes() and not crop.flipped
+    assert crop.image.tobytes() == image.tobytes() and not crop.flip
 
 
 @pytest.mark.parametrize("rotate", [False, 10.0])
@@ -179,15 +179,87 @@ def test_a_flip_mirrors_image_and_label_and_is_reported():
     chain = Augmentation(augment=True, scale=False, flip=True)
     crops = [chain(image, label, np.random.default_rng(i), **BORDERS) for i in range(40)]
     for crop in crops:
-        expected = label[:, ::-1] if crop.flipped else label
+        expected = label[:, ::-1] if crop.flip else label
         np.testing.assert_array_equal(crop.label, expected)
-        np.testing.assert_array_equal(crop.image, image[:, ::-1] if crop.flipped else image)
-    assert 8 < sum(crop.flipped for crop in crops) < 32
+        np.testing.assert_array_equal(crop.image, image[:, ::-1] if crop.flip else image)
+    assert 8 < sum(crop.flip for crop in crops) < 32
+
+
+def undone(array, crop):
+    """An array (H, W, ...) of a crop before it was mirrored and turned."""
+    array = np.rot90(array, -crop.turns)
+    array = array[::-1] if crop.vflip else array
+    return array[:, ::-1] if crop.flip else array
+
+
+def coordinates(height, width):
+    """An image whose pixels name their place, with a label that follows from the image."""
+    y, x = np.mgrid[:height, :width].astype(np.uint8)
+    return np.stack([y, x, y ^ x], 2), (y + x) % 200
+
+
+@pytest.mark.parametrize("options", [{"vflip": True}, {"rot90": True},
+                                     {"flip": True, "vflip": True, "rot90": True}], ids=str)
+def test_a_vertical_flip_and_quarter_turns_only_move_the_crop_that_is_cut_without_them(options):
+    # So the other draws are the same with and without them, and labels are exact.
+    image, label = coordinates(120, 200)
+    shared = {"augment": True, "crop_size": 64, "scale": [0.5, 2.0], "rotate": True,
+              "flip": options.get("flip", False)}
+    with_them, without = Augmentation(**{**shared, **options}), Augmentation(**shared)
+    seen = set()
+    for i in range(60):
+        moved = with_them(image, label, np.random.default_rng(i), **BORDERS)
+        plain = without(image, label, np.random.default_rng(i), **BORDERS)
+        assert moved.flip == plain.flip and moved.mirrored == (moved.flip != moved.vflip)
+        back = moved._replace(flip=False)
+        np.testing.assert_array_equal(undone(moved.image, back), plain.image)
+        np.testing.assert_array_equal(undone(moved.label, back), plain.label)
+        seen.add((moved.vflip, moved.turns))
+    assert seen == {(v, t) for v in {False, options.get("vflip", False)}
+                    for t in (range(4) if options.get("rot90") else [0])}
+
+
+def test_a_turned_crop_that_is_not_square_keeps_its_size_and_is_a_part_of_the_image():
+    image, label = coordinates(120, 200)
+    chain = Augmentation(augment=True, crop_size=[40, 90], scale=False, flip=True, vflip=True,
+                         rot90=True)
+    turns = []
+    for i in range(200):
+        crop = chain(image, label, np.random.default_rng(i), **BORDERS)
+        assert crop.label.shape == (40, 90) and crop.image.shape == (40, 90, 3)
+        back, ids = undone(crop.image, crop), undone(crop.label, crop)
+        y, x = back[0, 0, :2]
+        height, width = ids.shape
+        np.testing.assert_array_equal(back, image[y:y + height, x:x + width])
+        np.testing.assert_array_equal(ids, label[y:y + height, x:x + width])
+        turns.append(crop.turns)
+    assert all(30 < turns.count(k) < 70 for k in range(4))
+
+
+@pytest.mark.parametrize("width, turns", [(50, {0, 1, 2, 3}), (60, {0, 2})])
+def test_whole_images_that_are_not_square_are_turned_by_0_or_180_degrees(width, turns):
+    image, label = coordinates(50, width)
+    chain = Augmentation(augment=True, scale=False, rot90=True)
+    crops = [chain(image, label, np.random.default_rng(i), **BORDERS) for i in range(40)]
+    assert {crop.turns for crop in crops} == turns
+    for crop in crops:
+        np.testing.assert_array_equal(undone(crop.label, crop), label)
+
+
+@pytest.mark.parametrize("rotate", [False, 10.0])
+def test_a_crop_shows_its_center_however_it_is_moved(rotate):
+    image, label = np.zeros((120, 200, 3), np.uint8), np.zeros((120, 200), np.uint8)
+    label[58:63, 140:145] = 7
+    chain = Augmentation(augment=True, crop_size=[40, 60], rotate=rotate, scale=[1.0, 1.5],
+                         vflip=True, rot90=True)
+    for i in range(40):
+        assert 7 in chain(image, label, np.random.default_rng(i), center=(60, 142),
+                          **BORDERS).label
 
 
 def test_the_options_of_augment_have_no_effect_without_it():
     image, label = scene()
-    chain = Augmentation(scale=True, flip=True, rotate=True, blur=True)
+    chain = Augmentation(scale=True, flip=True, rotate=True, blur=True, vflip=True, rot90=True)
     crops = {chain(image, label, np.random.default_rng(i), **BORDERS).image.tobytes()
              for i in range(10)}
     assert crops == {image.tobytes()}

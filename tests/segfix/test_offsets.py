@@ -1,4 +1,6 @@
 """SegFix's directions, and the refinement of label maps by offsets."""
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from utils.segfix.offsets import (
     Refinement,
     direction_vectors,
     mirrored_directions,
+    moved_directions,
     offset_class_names,
     offset_colors,
     refine,
@@ -47,6 +50,17 @@ def test_a_direction_points_along_its_angle(directions):
 def test_mirrored_directions_have_the_opposite_dx(directions):
     vectors = direction_vectors(directions)
     np.testing.assert_array_equal(vectors[mirrored_directions(directions)], vectors * [1, -1])
+
+
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_moved_directions_are_the_vectors_of_the_moved_image(directions):
+    vectors = direction_vectors(directions).astype(int)
+    for flip, vflip, turns in itertools.product((False, True), (False, True), range(4)):
+        expected = vectors * [-1 if vflip else 1, -1 if flip else 1]
+        for _ in range(turns):      # counterclockwise: right becomes up
+            expected = np.stack([-expected[:, 1], expected[:, 0]], 1)
+        np.testing.assert_array_equal(
+            vectors[moved_directions(directions, flip, vflip, turns)], expected)
 
 
 def test_an_unknown_number_of_directions_is_an_error():

@@ -72,6 +72,19 @@ def test_a_change_of_the_order_of_samples_must_be_allowed(place):
     assert opened(place, "seed=1", resume=str(last(place)), allow=True).config["seed"] == 1
 
 
+def test_settings_that_the_checkpoints_version_did_not_have_are_no_difference(place, capsys):
+    before = torch.load(last(place), weights_only=True)
+    for section, key in ((before["config"]["train_loader"]["args"], "vflip"),
+                         (before["config"]["loss"]["args"], "label_smoothing"),
+                         (before["config"]["trainer"], "ema")):
+        del section[key]
+    write_checkpoint(last(place), before)
+    assert opened(place, resume=str(last(place))).config["train_loader"]["args"]["vflip"] is False
+    assert "differs" not in capsys.readouterr().err
+    opened(place, "train_loader.args.vflip=true", resume=str(last(place)))
+    assert "train_loader.args.vflip was False, is True" in capsys.readouterr().err
+
+
 def test_other_data_than_the_checkpoints_is_refused(place):
     run = opened(place, resume=str(last(place)))
     run.require_same_data(Data([1, 2]))

@@ -40,7 +40,8 @@ _OF_TRAINER = (
 )
 _OF_LOADER = (
     _Condition(("prefetch_factor", "timeout"), lambda s: s["num_workers"], "num_workers is 0"),
-    _Condition(("scale", "flip", "rotate", "blur"), lambda s: s["augment"], "augment is false"),
+    _Condition(("scale", "flip", "vflip", "rot90", "rotate", "blur"), lambda s: s["augment"],
+               "augment is false"),
     _Condition(("base_size",), lambda s: not (s["val"] and s["crop_size"]),
                "val cuts the crop out of the image resized to crop_size"),
 )

@@ -54,7 +54,20 @@ def offset_colors(directions: int = 8) -> list[list[int]]:
 
 def mirrored_directions(directions: int = 8) -> np.ndarray:
     """Returns the direction class after mirroring the image left to right, uint8 (directions,)."""
-    return ((directions // 2 - np.arange(directions)) % directions).astype(np.uint8)
+    return moved_directions(directions, flip=True)
+
+
+def moved_directions(directions: int = 8, flip: bool = False, vflip: bool = False,
+                     turns: int = 0) -> np.ndarray:
+    """Returns the direction class after moving the image, uint8 (directions,).
+
+    flip: mirrored left to right; vflip: then top to bottom; turns: then turned by 90 degrees
+    counterclockwise, so often.
+    """
+    index = np.arange(directions)
+    index = directions // 2 - index if flip else index
+    index = -index if vflip else index
+    return ((index - turns * directions // 4) % directions).astype(np.uint8)
 
 
 def offset_map(mask_probs: torch.Tensor, direction_scores: torch.Tensor) -> torch.Tensor:

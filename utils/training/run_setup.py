@@ -216,7 +216,7 @@ def _compare_configs(saved, config, allow_changes):
     Raises ConfigError if the order of samples changes and that is not allowed.
     """
     refused = []
-    for key, old, new in _differences(saved, config):
+    for key, old, new in _differences(_with_defaults(saved), config):
         line = f"{key} was {old!r}, is {new!r}"
         if _ORDER.fullmatch(key):
             refused.append(line)
@@ -231,12 +231,18 @@ def _compare_configs(saved, config, allow_changes):
         notice(f"differs from the checkpoint: {line}")
 
 
+def _with_defaults(saved):
+    """A saved config with the settings that were added since, whose defaults change nothing."""
+    try:
+        return resolve_config(saved, "the checkpoint's config")
+    except ConfigError:
+        return saved           # it names what no longer exists: compare it as it is
+
+
 def _differences(old, new, path=""):
     """(key, old value, new value) for every key whose value differs between two configs."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            if path in ("trainer", "predict") and key not in old:
-                continue               # a setting that an older version did not have
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, old, new
