@@ -3,9 +3,9 @@
 Options: utils/evaluation/arguments.py.
 """
 import argparse
-import json
 import os
 import sys
+from pathlib import Path
 
 from utils.cli import console
 from utils.evaluation.arguments import parse
@@ -21,26 +21,30 @@ def main(argv: list[str] | None = None):
 
 
 def score(args: argparse.Namespace):
-    """Score the checkpoint, print the scores, and write the files."""
+    """Score the checkpoint, write the files, and print the scores."""
     from dataloader.loader import split_loader
     from utils.checkpoint.find import find_checkpoint
-    from utils.checkpoint.read import read_checkpoint
+    from utils.checkpoint.read import read_checkpoint_and_digest
     from utils.config.load import with_config
     from utils.config.loader_section import read_size
     from utils.decision.rules import rule_of
     from utils.errors import ConfigError
     from utils.evaluation.evaluate import build_rules, evaluate
-    from utils.evaluation.score_report import score_entries, score_text, write_scores
+    from utils.evaluation.results_file import check_results
+    from utils.evaluation.score_report import Scored, deliver, score_entries
     from utils.images.image_list import prepare_folder
     from utils.predict.open_model import open_model
     from utils.predict.predictor import build_predictor
     from utils.segfix.refiner import open_refiner
     args.checkpoint = find_checkpoint(args.checkpoint)
-    checkpoint = with_config(read_checkpoint(args.checkpoint), args.config, args.overrides)
+    stored, digest = read_checkpoint_and_digest(args.checkpoint)
+    checkpoint = with_config(stored, args.config, args.overrides)
     config = checkpoint["config"]
     options = with_arguments(config["predict"], args)
     folder = args.output or os.path.dirname(os.path.abspath(args.checkpoint))
     prepare_folder(folder)
+    if distributed.is_main():
+        check_results(Path(folder))
     device = distributed.start(args.device)
     opened = open_model(checkpoint, device, args.checkpoint)
     # The targets of a network that predicts no classes are made at the size of validation.
@@ -57,20 +61,17 @@ def score(args: argparse.Namespace):
     rules = build_rules(args.predict or options["test"], opened.activation, options, opened.model)
     require_rule_arguments(args, [rule.name for rule in rules])
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
+    options = {**options, "boundary": options["boundary"] or refiner is not None}
     results = evaluate(predictor, loader, rules, num_classes=len(opened.class_names),
                        ignore_index=config["ignore_index"], classes_of_interest=options["CoI"],
-                       published=options["published"],
-                       boundary=options["boundary"] or refiner is not None, loss=opened.loss(),
-                       device=device, progress=key, refiner=refiner)
+                       published=options["published"], boundary=options["boundary"],
+                       loss=opened.loss(), device=device, progress=key, refiner=refiner)
     if distributed.is_main():
         names = loader.dataset.class_names
-        entries = score_entries(results, opened, predictor, key, section, names, options["CoI"],
-                                refiner, rules, read)
-        print("\n".join(map(json.dumps, entries)) if args.json
-              else score_text(results, entries, names))
+        scored = Scored(opened, digest, predictor, rules, key, section, names, options, refiner,
+                        read)
         ids = [sample.id for sample in loader.dataset.samples]
-        written = write_scores(folder, results, entries, names, ids)
-        console.notice("written: " + ", ".join(written))
+        deliver(folder, results, score_entries(results, scored), names, ids, args.json)
 
 
 if __name__ == "__main__":

@@ -79,9 +79,9 @@ def main(argv: list[str] | None = None):
         predict = {**stored["config"].get("predict", {}), "temperature": temperature}
         write_checkpoint(args.write, {**stored, "config": {**stored["config"],
                                                            "predict": predict}})
-    print(json.dumps(result) if args.json else _text(result))
     console.notice(f"the reliability diagram is in {output}"
                    + (f", the calibrated checkpoint in {args.write}" if args.write else ""))
+    console.output(json.dumps(result) if args.json else _text(result))
 
 
 def _sample(args, checkpoint):

@@ -48,7 +48,6 @@ def main(argv: list[str] | None = None):
     section, config = dataset_config(args)
     dataset = whole_images(section, config)
     result = statistics(dataset, args.workers)
-    print(as_text(result))
     if args.json:
         write_bytes(args.json, json.dumps(result, indent=1).encode() + b"\n")
     if args.png:
@@ -56,6 +55,7 @@ def main(argv: list[str] | None = None):
         write_image(args.png, class_chart(result["class_names"], dataset.palette,
                                           result["pixels"], result["images_with"],
                                           result["images"]))
+    console.output(as_text(result))
 
 
 def statistics(dataset: "BaseDataset", workers: int = 0) -> dict[str, Any]:
@@ -97,22 +97,23 @@ def statistics(dataset: "BaseDataset", workers: int = 0) -> dict[str, Any]:
 
 def as_text(result: dict) -> str:
     """The table, and the numbers that a config can use."""
+    from utils.metrics.table import cell
     rules = [rule for rule, values in result["weights"].items() if values]
-    width = max(map(len, ["class", *result["class_names"]]))
+    names = list(map(cell, result["class_names"]))
+    width = max(map(len, ["class", *names]))
     digits = max(6, *(len(str(n)) for n in result["pixels"]))
     images = max(1, result["images"])
     lines = [f"{result['dataset']} {result['split']}: {result['images']} images",
              f" id  {'class':<{width}}  {'pixels':>{digits}}  {'share':>8}  images  {'share':>7}"
              + "".join(f"  {rule:>7}" for rule in rules)]
-    for k, name in enumerate(result["class_names"]):
+    for k, name in enumerate(names):
         weights = "".join(f"  {result['weights'][rule][k]:7.4f}" for rule in rules)
         lines.append(f"{k:3}  {name:<{width}}  {result['pixels'][k]:>{digits}}  "
                      f"{100 * result['share'][k]:7.3f}%  {result['images_with'][k]:6}  "
                      f"{100 * result['images_with'][k] / images:6.1f}%{weights}")
     counted = sum(result["pixels"]) + result["ignored_pixels"]
     share = 100 * result["ignored_pixels"] / counted if counted else 0.0
-    absent = [name for name, n in zip(result["class_names"], result["pixels"],
-                                       strict=True) if not n]
+    absent = [name for name, n in zip(names, result["pixels"], strict=True) if not n]
     lines.append(f"ignored: {result['ignored_pixels']} pixels, {share:.2f}% of all")
     if absent:
         lines.append(f"without a single pixel: {', '.join(absent)}")

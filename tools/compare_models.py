@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.cli import console
 from utils.cli.arguments import at_least, command_parser, require_folder, size
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -77,20 +77,48 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     require_folder(args.json, args.png)
     jobs = _jobs(args)
-    print("  ".join([f"{'network':<34}", *(f"{heading:>12}" for _, heading, _ in COLUMNS)]))
-    rows = []
+    rows, show = [], _Printer(goes_on=bool(args.json or args.png))
+    show("  ".join([f"{'network':<34}", *(f"{heading:>12}" for _, heading, _ in COLUMNS)]))
     try:
         for number, job in enumerate(jobs, start=1):
             if sys.stderr.isatty():
                 console.notice(f"{number} of {len(jobs)}: {job.title}")
             rows.append(_in_a_process(job))
-            print("  ".join([f"{rows[-1]['name']:<34}", *_cells(rows[-1])]), flush=True)
+            show("  ".join([f"{rows[-1]['name']:<34}", *_cells(rows[-1])]))
             if "error" in rows[-1]:
                 console.warn(f"{rows[-1]['name']}: {rows[-1]['error']}")
     finally:            # after an interrupt too, what was measured is written
         if rows:
             _write(args, rows)
+    show.end()
     return 1 if any("error" in row and not row.get("refused") for row in rows) else 0
+
+
+class _Printer:
+    """Prints lines while the work goes on.
+
+    goes_on: a stdout that can no longer be written (its reader has left, the disk is full) does
+        not stop the work, because files are wanted too: `end` raises the error.
+    """
+
+    def __init__(self, goes_on: bool):
+        self.goes_on = goes_on
+        self.error: BrokenPipeError | DataError | None = None
+
+    def __call__(self, line: str):
+        if self.error:
+            return
+        try:
+            console.output(line)
+        except (BrokenPipeError, DataError) as error:
+            if not self.goes_on:
+                raise
+            self.error = error
+
+    def end(self):
+        """Raise the error that a line met, if any."""
+        if self.error:
+            raise self.error
 
 
 def _jobs(args) -> "list[CostJob]":

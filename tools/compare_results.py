@@ -1,40 +1,57 @@
-"""Test whether two results differ, by a paired bootstrap over the images.
+"""Test whether two results differ by more than chance, from the scores of the single images.
 
 examples:
   python -m tools.compare_results saved/a/results.json saved/b/results.json
   python -m tools.compare_results saved/a/results.json saved/a/results.json --rule max rankdice
+  python -m tools.compare_results saved/a/results.json --list
+  python -m tools.compare_results saved/a/results.json saved/a/results.json --run 1 3
   python -m tools.compare_results a_image_scores.csv b_image_scores.csv --json
 
 Reads results.json, which names a CSV file of image scores in the same folder, or such a CSV file.
-The two results must share images; only those count.
+The two results must share images; only those count. p comes from a paired randomization test, the
+interval from the jackknife (docs/metrics.md); few images cannot show a difference.
 """
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.cli import console
 from utils.cli.arguments import at_least, command_parser
 
 if TYPE_CHECKING:
+    from utils.evaluation.results_file import Entry
+    from utils.metrics.confidence import Difference
     from utils.metrics.image_scores import ImageScores
+
+SHOWN = 8           # differences between the settings of two results
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.compare_results", __doc__)
     add = parser.add_argument
     add("first", help="results.json or image scores (CSV)")
-    add("second", help="the result to compare with it")
+    add("second", nargs="?", help="the result to compare with it")
+    add("--list", action="store_true", help="print the results that the files hold, with numbers")
     add("--rule", nargs="+", metavar="RULE",
         help="rule to take from each results.json (one for both, or two)")
+    add("--run", nargs="+", metavar="N", type=at_least(1),
+        help="number of the result to take from each results.json, as --list prints it "
+             "(one for both, or two; default: the newest)")
     add("--level", type=float, default=0.95, help="of the intervals (default 0.95)")
-    add("--draws", type=at_least(100), default=2000, help="bootstrap samples (default 2000)")
+    add("--draws", type=at_least(100), default=2000,
+        help="random exchanges for p, if there are too many to try all (default 2000)")
     add("--seed", type=int, default=0)
     add("--json", action="store_true", help="print one JSON object instead of a table")
-    args = parser.parse_args(argv)
-    if args.rule and len(args.rule) > 2:
-        parser.error("--rule takes one or two rules")
+    args = parser.parse_intermixed_args(argv)
+    if args.second is None and not args.list:
+        parser.error("two results are needed to compare (or --list)")
+    if args.rule and args.run:
+        parser.error("--rule and --run both choose a result: give one of them")
+    for option in ("rule", "run"):
+        if len(getattr(args, option) or ()) > 2:
+            parser.error(f"--{option} takes one or two values")
     if not 0 < args.level < 1:
         parser.error("--level must lie between 0 and 1")
     return args
@@ -42,67 +59,131 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None):
     args = parse(argv)
-    from utils.metrics.bootstrap import paired_bootstrap
-    rules = args.rule or [None]
-    first, first_title = open_scores(args.first, rules[0])
-    second, second_title = open_scores(args.second, rules[-1])
-    table = paired_bootstrap(first, second, args.level, args.draws, args.seed)
+    if args.list:
+        console.output("\n".join(line for path in (args.first, args.second) if path
+                                 for line in _listed(path)))
+        return
+    from utils.errors import listed
+    from utils.evaluation.results_file import differences
+    from utils.metrics.confidence import compare
+    rules, numbers = args.rule or [None], args.run or [None]
+    first, first_entry = open_scores(args.first, rules[0], numbers[0])
+    second, second_entry = open_scores(args.second, rules[-1], numbers[-1])
+    table = compare(first, second, args.level, args.draws, args.seed)
     images = len(set(first.ids) & set(second.ids))
     if images < max(len(first.ids), len(second.ids)):
         console.warn(f"only the {images} images in both results are compared "
                      f"(they have {len(first.ids)} and {len(second.ids)})")
-    print(json.dumps(_as_json(table, images), allow_nan=False) if args.json
-          else _as_text(table, images, first_title, second_title, args.level))
+    _warn_of_few_images(table, images, args.level)
+    apart = differences(first_entry, second_entry) if first_entry and second_entry else []
+    if args.json:
+        console.output(json.dumps(_as_json(table, images, apart), allow_nan=False))
+        return
+    lines = [f"first:  {_title(args.first, first_entry)}",
+             f"second: {_title(args.second, second_entry)}",
+             *([f"they differ in {listed(apart, SHOWN, '; ')}"] if apart else []),
+             f"{images} images, percent, difference = second - first", "",
+             *_rows(table, args.level)]
+    console.output("\n".join(lines))
 
 
-def open_scores(path: str | Path, rule: str | None = None) -> "tuple[ImageScores, str]":
-    """(image scores, title) of a results.json or CSV file. Raises DataError if it has none.
+def open_scores(path: str | Path, rule: str | None = None, number: int | None = None) \
+        -> "tuple[ImageScores, Entry | None]":
+    """(image scores, entry) of a results.json, or (image scores, None) of a CSV file.
 
-    rule: the rule to take from a results.json; None takes the latest result.
+    rule: the newest result of this rule in a results.json. number: of the result, from 1; None
+    takes the newest. Raises DataError if the file has no such result.
     """
-    from utils.errors import DataError
+    from utils.errors import DataError, shown
     from utils.metrics.image_scores import read_image_scores
     path = Path(path)
     if path.suffix.lower() != ".json":
-        return read_image_scores(path), str(path)
+        return read_image_scores(path), None
+    newest, runs = _results(path)
+    chosen = [run for run in [newest, *reversed(runs)]
+              if rule in (None, run.get("procedure"))]
+    if number is not None:
+        chosen = runs[number - 1:number]
+    if not chosen:
+        known = ", ".join(sorted({str(run.get("procedure")) for run in [newest, *runs]}))
+        raise DataError(f"has no result of rule {rule!r}; it has {known}" if number is None else
+                        f"has no result {number}; it has {len(runs)}", shown(path),
+                        "see --list")
+    entry = chosen[0]
+    if not isinstance(entry.get("image_scores"), str):
+        raise DataError("does not name a file of image scores", shown(path), "run test.py again")
+    if number is None and len(chosen) > 2:      # the newest is also among the runs
+        console.notice(f"{shown(path)} holds {len(chosen) - 1} results"
+                       + (f" of rule {rule}" if rule else "")
+                       + "; the newest is taken (--list shows them, --run chooses)")
+    scores = read_image_scores(path.parent / entry["image_scores"])
+    if entry.get("classes_of_interest"):
+        scores.classes_of_interest = list(entry["classes_of_interest"])
+    return scores, entry
+
+
+def _results(path: Path) -> "tuple[Entry, list[Entry]]":
+    """(the newest result, all results in their order) of a results.json."""
+    from utils.errors import DataError, shown
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        runs = [document] if rule is None else [
-            run for run in [document, *reversed(document.get("runs", []))]
-            if run.get("procedure") == rule]
-        known = sorted({run["procedure"] for run in [document, *document.get("runs", [])]})
+        document: Any = json.loads(path.read_bytes())
+        runs = document.get("runs", [document])
+        if not all(isinstance(run, dict) for run in runs) or "procedure" not in document:
+            raise ValueError("it has no \"procedure\", or its \"runs\" are not results")
     except OSError as error:
-        raise DataError(f"cannot read: {error.strerror or error}", str(path)) from None
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"is not a results file: {error!r}", str(path)) from None
-    if not runs:
-        raise DataError(f"has no result of rule {rule!r}; it has {', '.join(known)}", str(path))
-    if not runs[0].get("image_scores"):
-        raise DataError("does not name a file of image scores", str(path), "run test.py again")
-    scores = read_image_scores(path.parent / runs[0]["image_scores"])
-    if runs[0].get("classes_of_interest"):
-        scores.classes_of_interest = list(runs[0]["classes_of_interest"])
-    return scores, f"{path} ({runs[0]['procedure']})"
+        raise DataError(f"cannot read: {error.strerror or error}", shown(path)) from None
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DataError(f"is not a results file: {error!r}", shown(path)) from None
+    return document, runs
 
 
-def _as_json(table, images):
-    return {"images": images, "metrics": {
-        name: {"first": a, "second": b, "difference": interval.value, "low": interval.low,
-               "high": interval.high, "p": interval.p}
-        for name, (a, b, interval) in table.items()}}
+def _listed(path):
+    from utils.evaluation.results_file import title_of
+    from utils.metrics.table import percent
+    yield path
+    for number, run in enumerate(_results(Path(path))[1], start=1):
+        score = run.get("Mean_IoU")
+        yield f"  {number}  mean IoU {percent(score):>6}  {title_of(run)}"
 
 
-def _as_text(table, images, first, second, level):
+def _title(path, entry):
+    from utils.errors import shown
+    from utils.evaluation.results_file import title_of
+    return f"{shown(path)}: {title_of(entry)}" if entry else shown(path)
+
+
+def _warn_of_few_images(table: "dict[str, Difference]", images: int, level: float):
+    from utils.metrics.confidence import least_images
+    least = least_images(level)
+    if images < least:
+        console.warn(f"{images} images are too few to tell whether two results differ: at level "
+                     f"{level:g} at least {least} are needed, and some dozens to find a small "
+                     "difference")
+        return
+    few = [name for name, one in table.items() if not one.enough]
+    if few:
+        console.warn(f"fewer than {least} images have a value of {', '.join(few)}: too few to tell")
+
+
+def _as_json(table: "dict[str, Difference]", images: int, apart: list[str]) -> dict[str, Any]:
+    from utils.files.json_values import plain_json
+    return plain_json({"images": images, "settings": apart, "metrics": {
+        name: {"first": one.first, "second": one.second, "difference": one.value, "low": one.low,
+               "high": one.high, "p": one.p, "enough_images": one.enough, "differs": one.differs}
+        for name, one in table.items()}})
+
+
+def _rows(table: "dict[str, Difference]", level: float) -> list[str]:
+    """The lines of the table."""
     from utils.metrics.table import aligned, percent
     rows = [("", "first", "second", "difference", f"{100 * level:g} % interval", "p", "")]
-    for name, (a, b, interval) in table.items():
-        clear = interval.low > 0 or interval.high < 0
-        rows.append((name, percent(a), percent(b), f"{100 * interval.value:+.2f}",
-                     f"{100 * interval.low:+.2f} .. {100 * interval.high:+.2f}",
-                     f"{interval.p:.3f}", "differ" if clear else "no clear difference"))
-    lines = [f"first:  {first}", f"second: {second}",
-             f"{images} images, percent, difference = second - first", ""]
-    return "\n".join([*lines, *aligned(rows, (0, 6))])
+    for name, one in table.items():
+        bounds = f"{100 * one.low:+.2f} .. {100 * one.high:+.2f}" if one.low == one.low else "-"
+        verdict = ("too few images to tell" if not one.enough else
+                   "differ" if one.differs else "no clear difference")
+        rows.append((name, percent(one.first), percent(one.second), f"{100 * one.value:+.2f}",
+                     bounds, f"{one.p:.3f}" if one.p >= 0.0005 else "<0.001", verdict))
+    return aligned(rows, (0, 6))
 
 
 if __name__ == "__main__":

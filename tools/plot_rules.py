@@ -57,18 +57,20 @@ def main(argv: list[str] | None = None):
     """Run the program with `argv`, by default the command line."""
     args = parse(argv)
     require_folder(args.output)
+    from utils.errors import shown
     from utils.images.image_io import write_image
     from utils.images.visualize import legend, side_by_side, stacked
     gain, loss, names = differences(args)
-    rows = []
+    rows, lines = [], []
     for case in (gain, loss):
         rows.append(side_by_side(case.image, *(painted(case, mask) for mask in case.masks)))
         first, second = (f"{rule} {100 * score:.1f}" for rule, score
                          in zip(args.predict.split(","), case.dice, strict=True))
-        print(f"{case.id}: {names[case.label_class]}, Dice {first}, {second}")
+        lines.append(f"{case.id}: {names[case.label_class]}, Dice {first}, {second}")
     rows.append(legend(list(COLORS), list(COLORS.values()), width=rows[0].shape[1]))
     write_image(args.output, stacked(*rows))
     console.notice(f"the picture is in {args.output}")
+    console.output("\n".join(map(shown, lines)))
 
 
 def differences(args: argparse.Namespace) -> tuple["Case", "Case", list[str]]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from utils.checkpoint.find import newest_best
+from utils.checkpoint.format import epochs_finished
 from utils.checkpoint.load import load_exact, load_partial, match_tensors, unwrap
 from utils.checkpoint.read import read_checkpoint, read_state
 from utils.checkpoint.write import write_checkpoint
@@ -149,3 +150,9 @@ def test_the_newest_undamaged_checkpoint_is_found(tmp_path):
     (tmp_path / "c" / "model_best.pth").write_bytes(b"PK broken")
     assert newest_best(tmp_path) == tmp_path / "b" / "model_best.pth"
     assert newest_best(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("stored, finished", [(1, 0), (2, 1), (9, 8), (None, None)])
+def test_the_epoch_of_weights_is_the_number_of_finished_epochs(stored, finished):
+    """A checkpoint stores the epoch in training, or the next one."""
+    assert epochs_finished({"epoch": stored}) == finished

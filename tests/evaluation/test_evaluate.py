@@ -150,14 +150,6 @@ def test_an_empty_loader_gives_nan_and_no_images():
     assert got.images == 0 and math.isnan(got.dataset["Mean_IoU"]) and math.isnan(got.loss)
 
 
-def test_on_batch_gets_every_image_with_the_prediction_of_every_rule():
-    calls = []
-    scores([(6, 6), (3, 4), (6, 6)], 3, rules=("max", "T"),
-           on_batch=lambda ids, image, label, prediction: calls.append(
-               (ids, image.shape[0], label.shape[0], prediction.keys())))
-    assert calls == [(["0", "2"], 2, 2, {"max", "T"}), (["1"], 1, 1, {"max", "T"})]
-
-
 def test_two_rules_with_one_name_are_an_error():
     with pytest.raises(ValueError, match="different"):
         scores([(4, 4)], 1, rules=("max", "max"))

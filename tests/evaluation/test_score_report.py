@@ -2,38 +2,48 @@
 import json
 import types
 
+import numpy as np
 import pytest
 import torch
 
+from utils.decision.rules import build_decision
 from utils.errors import DataError
-from utils.evaluation.score_report import score_entries, score_text, write_scores
+from utils.evaluation.score_report import (
+    Scored,
+    score_entries,
+    score_text,
+    table_of,
+    write_scores,
+)
 from utils.metrics import DatasetMetrics, ImageMetrics, Scores
+from utils.metrics.image_scores import read_image_scores
+from utils.metrics.table import format_table
 from utils.predict.predictor import Predictor
 
 NAMES = ["road", "car", "never there"]
 SECTION = {"type": "Shapes", "args": {"split": "val"}}
 
 
-def measured(error=0.2):
-    """The Scores of two images in which about `error` of the pixels are wrong."""
+def measured(error=0.2, images=2):
+    """The Scores of some images in which about `error` of the pixels are wrong."""
     generator = torch.Generator().manual_seed(0)
-    target = torch.randint(0, 2, (2, 8, 8), generator=generator)
+    target = torch.randint(0, 2, (images, 8, 8), generator=generator)
     wrong = torch.rand(target.shape, generator=generator) < error
     dataset, image = DatasetMetrics(3), ImageMetrics(3)
     for metrics in (dataset, image):
         metrics.update(torch.where(wrong, 1 - target, target), target)
-    return Scores(dataset.compute(), image.compute(), loss=0.5, images=2)
+    return Scores(dataset.compute(), image.compute(), loss=0.5, images=images)
 
 
-def write(folder, results, refiner=None, **options):
+def write(folder, results, refiner=None, ids=None, **options):
     """The entries of `results`, written into `folder` as for a checkpoint in it."""
-    path = folder / "model.pth"
-    path.write_bytes(b"weights")
-    opened = types.SimpleNamespace(path=path, epoch=3, device="cpu")
+    opened = types.SimpleNamespace(path=folder / "model.pth", epoch=3, device="cpu",
+                                   config={"ignore_index": 255})
     predictor = Predictor(torch.nn.Identity(), torch.nn.Identity(), **options)
-    entries = score_entries(results, opened, predictor, "val_loader", SECTION, NAMES,
-                            refiner=refiner)
-    write_scores(folder, results, entries, NAMES, ["a", "b"])
+    rules = [build_decision(name) for name in results if not name.endswith("_segfix")]
+    scored = Scored(opened, "0" * 64, predictor, rules, "val_loader", SECTION, NAMES, {}, refiner)
+    entries = score_entries(results, scored)
+    write_scores(folder, results, entries, NAMES, ids or ["a", "b"])
     return entries
 
 
@@ -68,8 +78,51 @@ def test_the_text_has_a_table_per_rule_and_one_of_all_rules(tmp_path):
     assert "IoU of the class, all images together" in text
 
 
-def test_another_programs_results_file_is_an_error_and_stays(tmp_path):
-    (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(DataError, match="not a results file"):
-        write(tmp_path, {"max": measured()})
-    assert (tmp_path / "results.json").read_text() == "[]"
+def test_a_table_from_results_json_is_that_of_the_scores(tmp_path):
+    """Also with undefined scores, which JSON stores as null."""
+    scores = measured()
+    entry, = write(tmp_path, {"max": scores})
+    stored = json.loads((tmp_path / "results.json").read_text())["runs"][0]
+    assert table_of(stored) == table_of(entry) == format_table(scores, NAMES)
+
+
+def test_the_settings_of_a_rule_are_in_its_entry(tmp_path):
+    plain, threshold, rank = write(tmp_path, dict.fromkeys(("max", "T", "rankdice"), measured()))
+    assert "temperature" not in plain
+    assert (threshold["threshold"], threshold["temperature"]) == (0.5, 1.0)
+    assert rank["temperature"] == 1.0
+
+
+def test_enough_images_have_intervals_and_few_have_none(tmp_path):
+    few, = write(tmp_path, {"max": measured()})
+    assert few["intervals"] == {} and "interval" not in table_of(few)
+    scores, ids = measured(images=60), [str(i) for i in range(60)]
+    entry, = write(tmp_path, {"max": scores}, ids=ids)
+    bounds = entry["intervals"]["Mean_IoU"]
+    assert bounds["low"] < entry["Mean_IoU"] < bounds["high"]
+    line = table_of(entry).splitlines()[-1]
+    assert line.startswith(f"95 % intervals for other images: mean IoU {100 * bounds['low']:.2f} "
+                           f".. {100 * bounds['high']:.2f}, mean Dice ")
+
+
+def test_nothing_to_score_is_an_error_that_says_why(tmp_path):
+    dataset, image = DatasetMetrics(3), ImageMetrics(3)
+    for metrics in (dataset, image):
+        metrics.update(torch.zeros(2, 4, 4, dtype=torch.uint8), torch.full((2, 4, 4), 255))
+    with pytest.raises(DataError, match="not one pixel of 2 images has a label"):
+        write(tmp_path, {"max": Scores(dataset.compute(), image.compute(), images=2)})
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_odd_names_of_classes_and_files_are_written_and_read_again(tmp_path, monkeypatch):
+    names = ["a\ud800\r\n== b", "=1+1, \"c\"", "x" * 200_000]
+    monkeypatch.setattr("tests.evaluation.test_score_report.NAMES", names)
+    monkeypatch.setattr("utils.evaluation.score_report.confusion_picture",
+                        lambda *_: np.zeros((4, 4, 3), np.uint8))
+    entry, = write(tmp_path, {"max": measured()}, ids=["i\udc80\n", "=x"])
+    assert entry["classes"][0]["name"] == names[0]
+    read = read_image_scores(tmp_path / entry["image_scores"])
+    assert read.ids == ["i\\udc80\\n", "=x"] and read.class_names[1] == names[1]
+    assert read.pixels[:, 2].sum() == 2 * 64        # labeled pixels
+    text = (tmp_path / "results.txt").read_text()
+    assert max(map(len, text.splitlines())) < 300 and text.count("\n== ") == 0

@@ -11,9 +11,9 @@ from tests.support.places import SHARED
 from tests.support.ranks import on_ranks
 from utils.errors import ConfigError, DataError
 from utils.metrics import BoundaryMetrics, DatasetMetrics, ImageMetrics, Scores, count_pixels
-from utils.metrics.bootstrap import intervals, paired_bootstrap
+from utils.metrics.confidence import compare
 from utils.metrics.image_scores import image_scores, read_image_scores, write_image_scores
-from utils.metrics.table import format_intervals, format_rules, format_table
+from utils.metrics.table import format_rules, format_table
 
 GOLDEN = SHARED / "metrics" / "cases.npz"
 CASES = 15
@@ -363,40 +363,10 @@ def test_the_error_names_a_file_without_image_scores(tmp_path):
         read_image_scores(tmp_path / "other.csv")
 
 
-def test_intervals_contain_the_scores_of_all_images():
-    results = results_of(0.2)
-    table = intervals(image_scores(results.image, IDS, NAMES), draws=200)
-    assert table["Mean_IoU"].value == pytest.approx(results.dataset["Mean_IoU"], abs=1e-12)
-    assert table["mDice_I"].value == pytest.approx(results.image["Mean_Dice"], abs=1e-12)
-    assert all(i.low < i.value < i.high for i in table.values())
-
-
-def test_intervals_are_printed_in_percent():
-    table = intervals(image_scores(results_of(0.2).image, IDS, NAMES), draws=200)
-    assert format_intervals(table).splitlines()[0].split()[0] == "Mean_IoU"
-    assert f"{100 * table['mIoU_I'].low:.2f} .. " in format_intervals(table)
-
-
-def test_a_large_difference_is_significant_and_no_difference_is_not():
-    a, b, c = (image_scores(results_of(e).image, IDS, NAMES) for e in (0.1, 0.3, 0.1))
-    worse, same = paired_bootstrap(a, b, draws=200), paired_bootstrap(a, c, draws=200)
-    assert worse["Mean_IoU"][2].high < 0
-    assert same["Mean_IoU"][2].value == 0
-    assert same["Mean_IoU"][2].p == 1
-
-
-def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
-    scores = image_scores(results_of(0.3).image, IDS, NAMES)
-    values = scores.image[:, 0]
-    interval = intervals(scores, draws=4000)["mIoU_I"]
-    expected = 2 * 1.96 * values.std() / np.sqrt(len(values))
-    assert interval.high - interval.low == pytest.approx(expected, rel=0.08)
-
-
 def test_pixel_accuracy_of_masks_is_not_compared():
     a = image_scores(results_of(0.1).image, IDS, NAMES)
     b = image_scores(results_of(0.1, masks=True).image, IDS, NAMES)
-    table = paired_bootstrap(a, b, draws=100)
+    table = compare(a, b, draws=100)
     assert "Pixel_Accuracy" not in table
     assert "Binary_Accuracy" in table
 

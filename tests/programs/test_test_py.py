@@ -1,7 +1,11 @@
 """test.py: the score of the training, from nothing but the checkpoint."""
+import hashlib
 import json
 import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +21,9 @@ from utils.config.build import build
 from utils.config.load import load_config
 from utils.config.schema import resolve_config
 from utils.decision.rules import build_decision
+from utils.errors import DataError
 from utils.evaluation.evaluate import evaluate
+from utils.images.image_io import write_image
 from utils.images.normalize import Normalize
 from utils.predict.predictor import build_predictor
 from utils.training.criterion import Criterion
@@ -79,7 +85,9 @@ def test_the_table_is_printed_and_four_files_are_written_next_to_the_checkpoint(
     assert results["split"] == "val" and results["n_images"] == 5
     assert results["procedure"] == "max" and results["mode"] == "whole"
     assert [c["name"] for c in results["classes"]][:2] == ["road", "pavement"]
-    assert results["checkpoint"]["epoch"] == 3 and len(results["checkpoint"]["sha256"]) == 64
+    assert results["checkpoint"]["epoch"] == 2      # it was saved at the start of epoch 3
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert results["checkpoint"]["sha256"] == digest
     assert "mean IoU" in (checkpoint.parent / "results.txt").read_text()
 
 
@@ -156,11 +164,76 @@ def test_a_damaged_checkpoint_ends_with_status_4(checkpoint, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
-def test_a_foreign_results_file_is_not_replaced(checkpoint, capsys):
-    (checkpoint.parent / "results.json").write_text("{}")
+def test_a_foreign_results_file_is_kept_before_the_evaluation(checkpoint, capsys, monkeypatch):
+    folder = checkpoint.parent
+    (folder / "results.json").write_text("{}")
+    monkeypatch.setattr("utils.evaluation.evaluate._numbered", stopped)
+    assert run(checkpoint) == 130       # stopped at the first image
+    assert "results.json is not a results file" in capsys.readouterr().err
+    assert (folder / "results.json.old").read_text() == "{}"
+    monkeypatch.undo()
+    assert run(checkpoint) == 0
+    assert json.loads((folder / "results.json").read_text())["n_images"] == 5
+
+
+def stopped(*_):
+    raise KeyboardInterrupt
+
+
+def test_the_hash_is_that_of_the_file_that_was_loaded(checkpoint, capsys, monkeypatch):
+    """A training that goes on replaces the checkpoint during the evaluation."""
+    from utils.evaluation import evaluate as module
+    loaded, whole = checkpoint.read_bytes(), module._numbered
+
+    def replaced(*arguments):
+        changed(checkpoint, epoch=9)
+        return whole(*arguments)
+
+    monkeypatch.setattr(module, "_numbered", replaced)
+    assert run(checkpoint, "--json") == 0
+    entry = json.loads(capsys.readouterr().out)
+    assert entry["checkpoint"]["sha256"] == hashlib.sha256(loaded).hexdigest()
+    assert entry["checkpoint"]["epoch"] == 2 and checkpoint.read_bytes() != loaded
+
+
+@pytest.mark.slow       # two programs that import torch
+@pytest.mark.parametrize("shell, status", [("| true; exit ${PIPESTATUS[0]}", 0),
+                                           ("> /dev/full", 3)])
+def test_scores_are_written_whatever_happens_to_the_output(checkpoint, shell, status):
+    """The reader has left, or the disk of stdout is full."""
+    command = f"{sys.executable} test.py -r {checkpoint} -d cpu {shell}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True,
+                          timeout=200, env=run_program.environment())
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((checkpoint.parent / "results.json").read_text())["n_images"] == 5
+
+
+def test_scores_that_cannot_be_written_are_still_printed(checkpoint, capsys, monkeypatch):
+    def full(*_):
+        raise DataError("cannot write: no space")
+    monkeypatch.setattr("utils.evaluation.results_file.change_file", full)
     assert run(checkpoint) == 3
-    assert "results.json" in capsys.readouterr().err
-    assert (checkpoint.parent / "results.json").read_text() == "{}"
+    out, err = capsys.readouterr()
+    assert "mean IoU" in out and "no space" in err
+
+
+def test_data_without_a_labeled_pixel_is_an_error(checkpoint, capsys, tmp_path):
+    write_labels(tmp_path / "void", np.full((32, 48), 255, np.uint8))
+    section = {"type": "Folder", "args": {
+        "data_dir": str(tmp_path / "void"), "num_workers": 0,
+        "class_names": read_checkpoint(checkpoint)["class_names"]}}
+    assert run(checkpoint, f"val_loader={json.dumps(section)}") == 3
+    assert "not one pixel of 2 images has a label" in capsys.readouterr().err
+
+
+def write_labels(folder, label):
+    """Two images with the same label."""
+    for name in "ab":
+        for place, picture in (("images", np.zeros((*label.shape, 3), np.uint8)),
+                               ("labels", label)):
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            write_image(folder / place / f"{name}.png", picture)
 
 
 def test_without_arguments_the_usage_is_printed_and_the_status_is_2(capsys):

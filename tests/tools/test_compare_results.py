@@ -97,6 +97,52 @@ def test_files_that_cannot_be_compared_give_one_message(tmp_path, capsys, break_
     assert message in capsys.readouterr().err
 
 
+def test_few_images_cannot_tell_and_a_warning_says_so(tmp_path, capsys):
+    a, b = (write(tmp_path / name, error, images=5) for name, error in (("a.csv", 0.1),
+                                                                        ("b.csv", 0.9)))
+    main([a, b])
+    out, err = capsys.readouterr()
+    assert "5 images are too few" in err and "at least 6 are needed" in err
+    lines = out.splitlines()[5:]
+    assert lines and all(line.endswith("too few images to tell") for line in lines)
+    scores = compared(capsys, a, b)["metrics"]["mIoU_I"]
+    assert scores["low"] is None and not scores["differs"] and scores["p"] == 2 / 2 ** 5
+
+
+def test_a_result_without_images_is_an_error(tmp_path, capsys):
+    a, b = write(tmp_path / "a.csv", 0.1), write(tmp_path / "b.csv", 0.1, images=0)
+    assert run(main, [a, b]) == 3
+    assert "no scored image" in capsys.readouterr().err
+
+
+def test_what_two_results_do_not_share_is_said(tmp_path, capsys):
+    path = write_json(tmp_path, ["max", "rankdice"])
+    document = json.loads((tmp_path / "results.json").read_text())
+    document["runs"][1]["scales"] = [0.5, 1.0]
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    main([path, path, "--run", "1", "2"])
+    assert "they differ in procedure: max / rankdice; scales: null / [0.5, 1.0]\n" \
+        in capsys.readouterr().out
+
+
+def test_a_result_of_several_is_chosen_by_its_number(tmp_path, capsys):
+    path = write_json(tmp_path, ["max", "max"], Mean_IoU=0.5)
+    main([path, "--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == path and [line.split()[0] for line in lines[1:]] == ["1", "2"]
+    main([path, path, "--rule", "max"])
+    assert "holds 2 results of rule max; the newest is taken" in capsys.readouterr().err
+    assert run(main, [path, path, "--run", "3"]) == 3
+    assert "has no result 3; it has 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["a.json"], ["a", "b", "--rule", "max", "--run", "1"],
+                                  ["a", "b", "--run", "1", "2", "3"]])
+def test_choices_that_make_no_sense_are_refused(argv):
+    with pytest.raises(SystemExit):
+        main(argv)
+
+
 def test_a_rule_that_was_not_measured_is_named(tmp_path, capsys):
     path = write_json(tmp_path, ["max", "rankdice"])
     assert run(main, [path, path, "--rule", "T"]) == 3

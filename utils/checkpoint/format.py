@@ -46,6 +46,16 @@ ADDED_LATER = ("steps_per_epoch", "skipped", "dataset", "lineage", "activation",
                "versions")
 
 
+def epochs_finished(checkpoint: Mapping[str, Any]) -> int | None:
+    """How many epochs the weights of a checkpoint were trained; None for a converted file.
+
+    An epoch that was interrupted, or that trainer.iterations cut short, counts when the training
+    has left it.
+    """
+    epoch = checkpoint.get("epoch")
+    return None if epoch is None else epoch - 1
+
+
 def can_resume(checkpoint: Mapping[str, Any]) -> TypeGuard[TrainingCheckpoint]:
     """Whether a checkpoint contains the state of a training, not only weights."""
     return bool(checkpoint.get("optimizer"))

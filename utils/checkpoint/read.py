@@ -5,6 +5,7 @@ tensor would otherwise load silently. Then torch's safe loader (weights_only) re
 is no fallback to unpickling arbitrary objects. The keys are listed in utils.checkpoint.format.
 """
 import contextlib
+import hashlib
 import io
 import math
 import os
@@ -51,6 +52,7 @@ class MissingCheckpoint(CheckpointError):
 
 class UnreadableCheckpoint(CheckpointError):
     """A file could not be read; that says nothing about its content."""
+READ_TRIES = 5          # of a file that another program replaces while it is read
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -111,6 +113,39 @@ def require_training(checkpoint: Checkpoint, where: str) -> TrainingCheckpoint:
         raise DamagedCheckpoint(f"checkpoint is damaged: it lacks {', '.join(missing)}", where,
                                 "use another checkpoint of the run")
     return cast(TrainingCheckpoint, checkpoint)
+
+
+def read_checkpoint_and_digest(path: str | os.PathLike) -> tuple[Checkpoint, str]:
+    """(checkpoint, SHA-256 of the file from which it was read, as hex digits).
+
+    A training may replace the file at any time. Raises CheckpointError as read_checkpoint, and if
+    the file is replaced again and again.
+    """
+    for _ in range(READ_TRIES):
+        before = _same_file(path)
+        digest = _digest(path) if before else ""
+        checkpoint = read_checkpoint(path)
+        if before == _same_file(path):
+            return checkpoint, digest
+    raise CheckpointError("the checkpoint changes while it is read", str(path),
+                          "wait until it is complete, or score a copy")
+
+
+def _same_file(path):
+    """What changes if another file gets the name or the file is written; None without a file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None         # read_checkpoint reports it
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _digest(path):
+    sha = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while part := stream.read(2 ** 20):
+            sha.update(part)
+    return sha.hexdigest()
 
 
 def read_weights(path: str | os.PathLike) -> Any:

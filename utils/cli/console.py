@@ -5,6 +5,7 @@ Results go to stdout, messages to stderr.
 import argparse
 import contextlib
 import functools
+import io
 import os
 import re
 import select
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import Callable
 
 from utils.cli.stop_signal import StopNow, StopSignal
-from utils.errors import UserError
+from utils.errors import DataError, UserError
 
 VERSION = "0.1.0"
 EXIT_STATUSES = ("exit status: 0 success; 1 unexpected; 2 usage or config; 3 data; 4 checkpoint; "
@@ -76,7 +77,8 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     try:
         with _ending_on_signals():
             status = main(argv) or 0
-        sys.stdout.flush()
+        with _output_errors():
+            sys.stdout.flush()
         return status
     except (Exception, KeyboardInterrupt, Interrupted) as error:
         if isinstance(error, BrokenPipeError) and _reader_has_ended(sys.stdout):
@@ -118,6 +120,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is short, of Python, torch or OpenCV."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" \
         or bool(re.search(_NO_MEMORY, str(error)))
+
+
+def output(text: str):
+    """Print a result to stdout. Call it after the results are in their files.
+
+    Raises DataError if it cannot be written (a full disk). That the reader of a pipe has left is
+    no error: BrokenPipeError ends the program with status 0 (see `run`).
+    """
+    with _output_errors():
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _output_errors():
+    """Report what the system says about stdout in the block as a DataError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _silence(sys.stdout)        # else Python tries once more at its end
+        raise DataError(f"cannot write the output: {error.strerror or error}",
+                        "standard output", "free some space; files that were written are "
+                                           "complete") from None
 
 
 def notice(text: str):
@@ -172,6 +198,9 @@ def _open_standard_streams():
             os.open(os.devnull, os.O_RDWR)      # gets the lowest free number, which is this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(descriptor, mode, closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A class name that the terminal cannot show is printed escaped; stderr does so anyway.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _reader_has_ended(stream):

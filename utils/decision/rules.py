@@ -191,8 +191,9 @@ class RankDecision(Decision):
                          overlap=False, **self.settings)
 
     def describe(self) -> dict[str, Any]:
-        """temperature."""
-        return {"temperature": self.temperature}
+        """temperature, and the settings of `rank_dice` that were given."""
+        settings = {key: value for key, value in self.settings.items() if key != "metric"}
+        return {"temperature": self.temperature, **settings}
 
 
 def probabilities(logits: torch.Tensor, activation: str = "softmax",

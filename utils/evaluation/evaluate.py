@@ -48,8 +48,7 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
              classes_of_interest: list[int] | str | None = None,
              loss: Callable[[Logits, LabelBatch], torch.Tensor] | None = None,
              device: torch.device | str, progress: str | None = None, published: bool = False,
-             boundary: bool = False, on_batch: Callable | None = None,
-             refiner: Refiner | None = None,
+             boundary: bool = False, refiner: Refiner | None = None,
              nonfinite: Literal["error", "warn"] = "error") -> dict[str, Scores]:
     """Score every decision rule over the whole loader: rule name -> Scores.
 
@@ -64,8 +63,6 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
     progress: text before a bar on stderr; the bar is only shown in a terminal.
     published: image-level scores as the RankDice code computes them (see ImageMetrics).
     boundary: also boundary IoU and boundary F; every prediction is then copied to the CPU.
-    on_batch: called as on_batch(ids, images, labels, {rule: prediction}) after
-        each forward, for pictures, with tensors on the device.
     refiner: every rule is scored twice: as it is, and refined, under RULE_segfix.
     nonfinite: what to do about an image whose logits are not finite: raise a NumericalError with
         its id, or warn once and count its logits as zeros. (On a GPU this is found at the end.)
@@ -103,13 +100,8 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
                     predictions = _decided(decisions, logits, refiner, images, ids)
                     if loss is not None:
                         loss_sum += loss(logits, labels.long()) * len(ids)
-                kept = {}
                 for name, prediction in predictions:
                     counters[name].add(prediction, labels, [positions[i] for i in members])
-                    if on_batch:
-                        kept[name] = prediction
-                if on_batch:
-                    on_batch(ids, images, labels, kept)
             losses.append(loss_sum)
             sizes.append(len(batch["id"]))
     finite.check()

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import DataError
+from utils.errors import DataError, shown
 from utils.files.whole_file import write_bytes
 from utils.metrics.counts import checked_classes
 
 OF_IMAGE = ("mIoU_I", "mDice_I", "Pixel_Accuracy", "Binary_Accuracy")
 OF_CLASS = ("IoU", "Dice", "hits", "predicted", "labelled")
+LONGEST_NAME = 200      # characters of a class name in the first line; readers refuse long fields
 
 
 @dataclasses.dataclass
@@ -60,6 +61,9 @@ def write_image_scores(path: str | Path, image: dict, ids: Sequence[str],
                        class_names: Sequence[str]):
     """Writes the CSV of one rule to `path`; the other arguments are those of `image_scores`."""
     kept = OF_CLASS[:2] if image["published"] else OF_CLASS
+    # Names on one line, of characters that every program can read: a class or a file may have any.
+    ids = [shown(name) for name in ids]
+    class_names = [shown(name)[:LONGEST_NAME] for name in class_names]
     columns = [np.array(image[f"img_{name.lower()}"]).reshape(-1, len(class_names))
                for name in kept]
     text = io.StringIO()
@@ -90,9 +94,11 @@ def read_image_scores(path: str | Path) -> ImageScores:
         by_class = values[:, len(OF_IMAGE):].reshape(len(rows), len(names), len(kept))
         pixels = by_class[:, :, 2:].astype(np.int64).transpose(0, 2, 1) \
             if kept == OF_CLASS else None
+        if kept == OF_CLASS and not (by_class[:, :, 2:] >= 0).all():
+            raise ValueError("a number of pixels is missing or negative")
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror or error}", str(path)) from None
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, csv.Error) as error:
         raise DataError(f"not a table of image scores: {error}", str(path),
                         "give a CSV or results.json that test.py has written") from None
     return ImageScores([row[0] for row in rows], values[:, :len(OF_IMAGE)], pixels,

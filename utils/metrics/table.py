@@ -2,7 +2,10 @@
 import math
 from collections.abc import Collection, Sequence
 
+from utils.errors import shown
 from utils.metrics.scores import Scores
+
+LONGEST_NAME = 40       # characters of a class name in a table
 
 
 def format_table(scores: Scores, class_names: list[str], title: str | None = None) -> str:
@@ -19,7 +22,7 @@ def format_table(scores: Scores, class_names: list[str], title: str | None = Non
     if image:
         columns |= {"IoU_I": image["Class_IoU"], "Dice_I": image["Class_Dice"]}
     rows = [["id", "class", *columns]]
-    rows += [[str(k), str(name), *(percent(values[k]) for values in columns.values())]
+    rows += [[str(k), cell(name), *(percent(values[k]) for values in columns.values())]
              for k, name in enumerate(class_names)]
     lines = [title] if title else []
     if image and image["published"]:
@@ -67,17 +70,19 @@ def format_rules(results: dict[str, Scores], class_names: list[str]) -> str:
                        [image["Class_Dice"] for image in images]))
     for title, columns in blocks:
         rows = [["id", "class", *rules]]
-        rows += [[str(k), str(label), *(percent(values[k]) for values in columns)]
+        rows += [[str(k), cell(label), *(percent(values[k]) for values in columns)]
                  for k, label in enumerate(class_names)]
         lines += ["", title, *aligned(rows, (1,))]
     return "\n".join(lines)
 
 
-def format_intervals(table: dict) -> str:
-    """Scores with their bounds, one per line; table: from `utils.metrics.bootstrap.intervals`."""
-    rows = [[name, percent(one.value), f"{percent(one.low)} .. {percent(one.high)}"]
-            for name, one in table.items() if not math.isnan(one.value)]
-    return "\n".join(aligned(rows, (0,))) if rows else ""
+def format_intervals(table: dict[str, dict[str, float]]) -> str:
+    """One line with the bounds of the main scores; table: metric -> {"low", "high"}."""
+    titles = {"Mean_IoU": "mean IoU", "Mean_Dice": "mean Dice", "mIoU_I": "mIoU_I",
+              "mDice_I": "mDice_I"}
+    parts = [f"{title} {percent(table[name]['low'])} .. {percent(table[name]['high'])}"
+             for name, title in titles.items() if name in table]
+    return f"95 % intervals for other images: {', '.join(parts)}" if parts else ""
 
 
 def percent(value: float | None) -> str:
@@ -85,8 +90,14 @@ def percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
+def cell(name: object) -> str:
+    """A class name for a table: on one line, printable, at most 40 characters."""
+    text = shown(name)
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME - 3]}..."
+
+
 def _accuracy(dataset):
-    if not math.isnan(dataset["Pixel_Accuracy"]):
+    if percent(dataset["Pixel_Accuracy"]) != "-":
         return f"pixel accuracy {percent(dataset['Pixel_Accuracy'])}"
     return f"binary accuracy {percent(dataset['Binary_Accuracy'])}"
 

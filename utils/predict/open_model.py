@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from utils.checkpoint.format import epochs_finished
 from utils.checkpoint.load import model_from_checkpoint
 from utils.checkpoint.read import as_checkpoint_errors
 from utils.cli.console import warn
@@ -26,7 +27,7 @@ class OpenModel:
     model: on its device, in eval mode, in the memory layout it was trained in.
     class_names, palette: by class id; a color is [r, g, b], 0 to 255.
     activation: "softmax" or "sigmoid", as the loss of the network needs it.
-    epoch: of the weights, if known.
+    epoch: number of finished epochs of the weights, if known.
     base_size: the size at which the network was validated (utils.images.base_size).
     """
 
@@ -110,5 +111,5 @@ def open_model(checkpoint: Mapping[str, Any], device: torch.device | str,
         return OpenModel(Path(path), model, Normalize(**checkpoint["normalization"]).to(device),
                          config, list(checkpoint["class_names"]),
                          [list(color) for color in checkpoint["palette"]],
-                         checkpoint.get("activation", "softmax"), checkpoint.get("epoch"),
+                         checkpoint.get("activation", "softmax"), epochs_finished(checkpoint),
                          checkpoint.get("base_size", validated_size(config)))

@@ -280,6 +280,10 @@ class Predictor:
         if self.mode == "sliding":
             settings |= {"crop_size": list(self.crop_size) if self.crop_size else None,
                          "overlap": self.overlap, "tiling": self.tiling}
+        if self.align_corners:
+            settings["align_corners"] = True
+        if self.flip and self.label_pairs:
+            settings["label_pairs"] = [list(pair) for pair in self.label_pairs]
         return settings
 
     def windows(self, height: int, width: int) -> Windows:
