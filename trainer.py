@@ -120,6 +120,8 @@ class Trainer(BaseTrainer):
         Returns True after an overflow under loss scaling, although the weights did not change.
         """
         assert self.guard, "_train_epoch sets it"
+        # Those of this step: a schedule then goes on to the next ones.
+        self.window.rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -281,7 +283,8 @@ class Trainer(BaseTrainer):
         what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
         if math.isfinite(loss) and bad_names:
             what = "loss of another rank is not finite"
-        details = [f"{name} {value.item():.4g}" for name, value in parts.items()]
+        details = [*(f"{name} {value.item():.4g}" for name, value in parts.items()),
+                   f"lr {next(iter(self.window.rates.values())):.3g}"]
         progress, most = self.progress, self.settings.max_skipped
         message = self._nonfinite_message(what, progress.step, bad_names or names, details)
         progress.skipped += 1
@@ -290,7 +293,7 @@ class Trainer(BaseTrainer):
         if progress.skipped >= most:
             raise self._nonfinite_error(f"{message}; {progress.skipped} steps were not finite "
                                         "(trainer.max_skipped)")
-        warn(f"step skipped ({progress.skipped} of at most {most}): {message}")
+        warn(f"step skipped ({progress.skipped}; the run ends at {most}): {message}")
         self.optimizer.zero_grad(set_to_none=True)
         self._update_scale()
 
@@ -302,19 +305,23 @@ class Trainer(BaseTrainer):
                                                                 *bad))
 
     def _nonfinite_message(self, what, step, names, details=()):
-        details = [*details, f"lr {self.optimizer.param_groups[0]['lr']:.3g}"]
         if self.scaler.is_enabled():
-            details.append(f"loss scale {self.window.loss_scale:.4g}")
+            details = [*details, f"loss scale {self.window.loss_scale:.4g}"]
+        about = f" ({', '.join(details)})" if details else ""
         images = f", images {listed(names, MAX_NAMES)}" if names else ""
-        return f"{what} at epoch {self.progress.epoch} step {step} ({', '.join(details)}){images}"
+        return f"{what} at epoch {self.progress.epoch} step {step}{about}{images}"
 
     def _nonfinite_error(self, message):
         last = self.folder / "last.pth"
         resume = f"; resume from {last} with -r" if last.is_file() else ""
+        settings, skips = self.settings, self.settings.nonfinite == "skip"
+        remedies = ["lower optimizer.args.lr",
+                    "set trainer.amp to false" if self.autocast_dtype else "",
+                    "" if 0 < settings.clip_grad_norm <= 1 else "set trainer.clip_grad_norm to 1",
+                    "raise trainer.max_skipped" if skips else 'set trainer.nonfinite to "skip"']
         return NumericalError(message, str(self.folder),
-                              "lower optimizer.args.lr, or set trainer.amp to false, "
-                              "trainer.clip_grad_norm to 1 or trainer.nonfinite to \"skip\"; no "
-                              f"weight was changed by this step{resume}")
+                              f"{', or '.join(filter(None, remedies))}; no weight was changed by "
+                              f"this step{resume}")
 
     def save(self, *names: str, required: bool = False):
         self._raise_if_bad()
@@ -331,7 +338,7 @@ class Trainer(BaseTrainer):
         loss, norm = window.means()
         speed, waited = window.clock.lap()
         memory = memory_in_use(self.device)
-        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        rates = window.rates
         values = {"train/loss": loss, "train/grad_norm": norm,
                   "train/images_per_s": speed, "train/data_time_share": waited,
                   "train/memory_GB": memory}

@@ -74,14 +74,14 @@ class BaseTrainer(ABC):
 
         self.progress = Progress.start(settings.epochs, settings.iterations,
                                        math.ceil(len(train_loader) / settings.accumulate))
+        self.monitor = Monitor(settings.monitor if settings.val else "off", settings.early_stop)
         self.optimizer = build_optimizer(config["optimizer"], self.model)
         self.scheduler: Any = build_scheduler(config["lr_scheduler"], self.optimizer,
                                               self.progress.total_steps,
-                                              self.progress.steps_per_epoch)
+                                              self.progress.steps_per_epoch, self.monitor.mode)
         self.autocast_dtype = autocast_dtype(settings.amp, device)
         self.scaler = torch.amp.GradScaler(device.type,
                                            enabled=self.autocast_dtype is torch.float16)
-        self.monitor = Monitor(settings.monitor if settings.val else "off", settings.early_stop)
         self.checkpoints = RunCheckpoints(folder, settings.keep, settings.save_async)
         self.rewrite_last = False       # resumed, but last.pth is damaged or too old
         if checkpoint:
@@ -114,6 +114,9 @@ class BaseTrainer(ABC):
         self.logger.say(f"training {type(self.model).__name__} to epoch {progress.epochs} "
                         f"({progress.total_steps} steps) on {self.device}, from {progress}; "
                         f"run folder {self.folder}")
+        if self._finished:
+            self.logger.say("nothing is left to train: trainer."
+                            f"{'epochs' if self.settings.epochs else 'iterations'} is reached")
         with contextlib.closing(self.logger), self.stop_signal:
             try:
                 with self._explained_errors():
@@ -166,9 +169,12 @@ class BaseTrainer(ABC):
         due = epoch % settings.val_per_epochs == 0 or epoch == progress.epochs
         better = False
         if self.val_loader is not None and due:
-            better = self.monitor.update(self._valid_epoch(epoch), epoch)
+            results = self._valid_epoch(epoch)
+            better = self.monitor.update(results, epoch)
+            if self.scheduler.per_validation:
+                self._step_on_score(results[self.monitor.metric])
         progress.next_epoch()
-        if not self.scheduler.per_iteration:
+        if not (self.scheduler.per_iteration or self.scheduler.per_validation):
             # Only now: a run stopped during the validation repeats the validation when resumed.
             with warnings.catch_warnings():
                 # The epoch may have no step: it was resumed at its end, or all were skipped.
@@ -178,6 +184,15 @@ class BaseTrainer(ABC):
         if settings.save_period and epoch % settings.save_period == 0:
             names.append(PERIODIC.format(epoch))
         self.save(*names, "last.pth", required=self._finished)
+
+    def _step_on_score(self, score):
+        """Let a schedule that depends on the validations see the newest, and say what it does."""
+        before = self.optimizer.param_groups[0]["lr"]
+        self.scheduler.step(score)
+        rate = self.optimizer.param_groups[0]["lr"]
+        if rate != before:
+            self.logger.say(f"{self.monitor.metric} stopped getting better: lr {before:.3g} is now "
+                            f"{rate:.3g}")
 
     @property
     def _finished(self) -> bool:
@@ -200,6 +215,10 @@ class BaseTrainer(ABC):
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory() from error
         except Exception as error:
+            if "deterministic implementation" in str(error):
+                raise ConfigError(f"deterministic is true, but {first_line(error).split()[0]} has "
+                                  f"no deterministic form on {self.device}", "deterministic",
+                                  "set it to false, or use another network or loss") from error
             if not self.settings.compile or not _is_of_compiler(error):
                 raise
             raise ConfigError(f"torch.compile cannot compile this network here: "

@@ -19,6 +19,7 @@ from torch import nn
 
 from base.base_model import BaseModel
 from models.layers.norm import activation, norm_layer
+from models.layers.resize import max_unpool
 from models.weights.published import Published
 from utils.machine.tensors import ImageBatch, Logits
 
@@ -153,7 +154,7 @@ class _Up(_Branch):
         self.bn_up = norm_layer(norm)(channels, linear=True)
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        main = F.max_unpool2d(self.bn_up(self.spatil_conv(x)), positions, [2, 2])
+        main = max_unpool(self.bn_up(self.spatil_conv(x)), positions)
         return self.prelu_out(self.branch(x) + main)
 
 

@@ -19,6 +19,7 @@ from models.backbones import build_backbone
 from models.backbones.resnet import Bottleneck, ResNet
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
+from models.layers.resize import max_unpool
 from models.weights.published import Published
 from models.weights.start_weights import StartsFromFiles
 from utils.errors import ConfigError
@@ -72,7 +73,7 @@ class SegResNet(StartsFromFiles):
         x = x[..., top:top + rows, left:left + columns].contiguous()
         if self.source_unpooling:
             size = 2 * rows, 2 * columns
-        x = self.last_conv(F.max_unpool2d(x, positions, [2, 2], output_size=size))
+        x = self.last_conv(max_unpool(x, positions, size))
         top, left = 0, 0
         if self.source_unpooling:
             top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2

@@ -17,6 +17,7 @@ from models.backbones import build_backbone
 from models.backbones.vgg import VGG, WIDTHS
 from models.layers.init import he_init
 from models.layers.norm import activation, norm_layer
+from models.layers.resize import max_unpool
 from models.weights.published import Published
 from models.weights.rename_keys import State
 from models.weights.start_weights import StartsFromFiles
@@ -77,7 +78,7 @@ class SegNet(StartsFromFiles):
             stored.append((positions, size))
         for stage in self.decoder:
             positions, size = stored.pop()
-            x = stage(F.max_unpool2d(x, positions, [2, 2], output_size=size))
+            x = stage(max_unpool(x, positions, size))
         out = x[..., :height, :width]
         return {"out": out} if self.training else out
 

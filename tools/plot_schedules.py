@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -52,19 +52,25 @@ def main(argv: list[str] | None = None):
 
 
 def curve(section: dict, steps: int, epochs: int) -> tuple[list[float], list[float]]:
-    """(learning rates, momentums) at every optimizer step, for a base rate of 1."""
+    """(learning rates, momentums) at every optimizer step, for a base rate of 1.
+
+    Raises ConfigError for a schedule whose rates depend on a validation.
+    """
     import torch
 
+    from utils.errors import ConfigError
     from utils.training.lr_scheduler import build_scheduler
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
     per_epoch = steps // epochs
-    scheduler = build_scheduler(section, optimizer, steps, per_epoch)
+    scheduler: Any = build_scheduler(section, optimizer, steps, per_epoch, "max")
+    if scheduler.per_validation:
+        raise ConfigError(f"{section['type']} cannot be drawn: its rates depend on validations")
     rates, momentums = [], []
     for step in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         momentums.append(optimizer.param_groups[0]["momentum"])
         optimizer.step()
-        if getattr(scheduler, "per_iteration", False) or (step + 1) % per_epoch == 0:
+        if scheduler.per_iteration or (step + 1) % per_epoch == 0:
             scheduler.step()
     return rates, momentums
 

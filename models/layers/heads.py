@@ -50,13 +50,15 @@ class RegionMeans(nn.AdaptiveAvgPool2d):
 
     float (N, C, H, W) -> (N, C, bins, bins). Graph formats have no pooling with windows that
     depend on the input size, and exporters write the windows of their one example instead.
-    The mean over regions is therefore computed as two matrix products during an export.
+    The mean over regions is therefore computed as two matrix products during an export, and on a
+    GPU with `deterministic`: the gradient of torch's pooling has no deterministic form there.
     """
 
     output_size: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not torch.compiler.is_exporting():
+        if not (torch.compiler.is_exporting()
+                or x.is_cuda and torch.are_deterministic_algorithms_enabled()):
             return super().forward(x)
         rows, columns = (_region_weights(length, self.output_size, x) for length in x.shape[2:])
         return rows @ x @ columns.transpose(0, 1)

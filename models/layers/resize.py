@@ -25,5 +25,20 @@ def resize_to(x: torch.Tensor, like_or_size: torch.Tensor | Sequence[int],
     return _bilinear(x, size, align_corners)
 
 
+def max_unpool(x: torch.Tensor, positions: torch.Tensor,
+               size: Sequence[int] | None = None) -> torch.Tensor:
+    """Put each value of `x`, float (N, C, h, w), at the position its maximum had before pooling.
+
+    positions: int64 (N, C, h, w), of F.max_pool2d with windows of 2x2. size: (H, W) of the result;
+    None: twice that of `x`. The other values are 0. torch's unpooling has no deterministic form,
+    so with `deterministic` the same is computed as a scatter.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.max_unpool2d(x, positions, [2, 2], output_size=None if size is None else [*size])
+    height, width = size or (2 * x.shape[2], 2 * x.shape[3])
+    flat = x.new_zeros(*x.shape[:2], height * width)
+    return flat.scatter(2, positions.flatten(2), x.flatten(2)).view(*x.shape[:2], height, width)
+
+
 def _bilinear(x: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)

@@ -4,10 +4,13 @@ import inspect
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from base.base_model import BaseModel
 from models.layers.norm import NORMS
+from models.layers.resize import max_unpool
 from utils.config.registry import components
 from utils.errors import ConfigError
 
@@ -300,3 +303,77 @@ def test_segnet_of_the_fork_shares_weights_between_encoder_and_decoder():
     count = [sum(p.numel() for p in model.parameters()) for model in (shared, separate)]
     assert count[0] < 0.75 * count[1]
     assert any(shared.decoder[0][0] is module for module in shared.backbone.features)
+
+
+# With `deterministic`
+
+# Gradients for which torch.use_deterministic_algorithms lists no deterministic form on a GPU.
+NOT_DETERMINISTIC = {f"{name}Backward" for name in (
+    "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AdaptiveMaxPool2D", "AvgPool3D",
+    "FractionalMaxPool2D", "FractionalMaxPool3D", "MaxUnpool2D", "MaxUnpool3D", "UpsampleLinear1D",
+    "UpsampleBilinear2D", "UpsampleBicubic2D", "UpsampleTrilinear3D", "ReflectionPad1D",
+    "ReflectionPad2D", "ReflectionPad3D", "NllLoss", "NllLoss2D", "CtcLoss", "EmbeddingBag", "Put",
+    "GridSampler2D", "GridSampler3D", "ScatterReduce", "Median")}
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def gradients_in(outputs):
+    """The names of torch's gradients behind the outputs, without the number at their end."""
+    found, left = set(), [output.grad_fn for output in outputs]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            left += [before for before, _ in node.next_functions]
+    return {node.name().rstrip("0123456789") for node in found}
+
+
+@pytest.mark.parametrize("height, width, stride", [(8, 10, 2), (9, 7, 2), (8, 10, 1)])
+def test_unpooling_with_deterministic_equals_torchs(height, width, stride, deterministic):
+    torch.manual_seed(0)
+    pooled, positions = F.max_pool2d(torch.randn(2, 3, height, width), 2, stride,
+                                     return_indices=True)
+    if stride == 1:       # positions of several windows: the last one counts
+        pooled, positions = (x[..., ::2, ::2].contiguous() for x in (pooled, positions))
+    values = pooled.clone().requires_grad_()
+    found = max_unpool(values, positions, (height, width))
+    weight = torch.randn_like(found)
+    (found * weight).sum().backward()
+    torch.use_deterministic_algorithms(False)
+    expected_of = pooled.clone().requires_grad_()
+    expected = F.max_unpool2d(expected_of, positions, 2, output_size=(height, width))
+    (expected * weight).sum().backward()
+    assert torch.equal(found, expected) and torch.equal(values.grad, expected_of.grad)
+    assert torch.equal(found, max_unpool(pooled, positions, (height, width)))
+
+
+@pytest.mark.slow      # half a minute for all networks
+@every_architecture
+def test_every_gradient_has_a_deterministic_form_on_a_gpu(name, deterministic):
+    """The GPU is simulated: only shapes are computed."""
+    with FakeTensorMode(), torch.device("cuda"):
+        model, _ = construct(name)
+        outputs = model.train()(torch.empty(2, 3, 65, 97))
+    assert not gradients_in(outputs.values()) & NOT_DETERMINISTIC
+
+
+@pytest.mark.slow      # two steps of every network at full size, twice
+@every_architecture
+def test_two_deterministic_steps_can_be_repeated(name, deterministic):
+    def steps():
+        torch.manual_seed(1)
+        model, _ = construct(name)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        images = torch.randn(2, 3, 65, 97)
+        for _ in range(2):
+            scalar(model.train()(images)).backward()
+            optimizer.step()
+        return model.state_dict()
+    first, second = steps(), steps()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())

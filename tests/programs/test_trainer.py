@@ -225,6 +225,43 @@ def test_a_schedule_per_epoch_goes_on_as_if_never_stopped(tmp_path, stop):
     assert whole.scheduler.state_dict() == second.scheduler.state_dict()
 
 
+@pytest.mark.parametrize("section", [
+    {"type": "Poly", "args": {}}, {"type": "OneCycleLR", "args": {}},
+    {"type": "StepLR", "args": {"step_size": 1, "gamma": 0.5}}])
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_rate_of_a_log_line_is_that_of_its_step(tmp_path, section, every):
+    trainer = make(tmp_path, f"lr_scheduler={json.dumps(section)}", f"trainer.log_per_iter={every}")
+    used, events = [], {}
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    trainer.logger.scalars = lambda values, at: events.setdefault(at, {}).update(values)
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    logged = {line["step"]: line["train/lr/all"] for line in lines if line["kind"] == "train"}
+    assert len(used) == 12 and logged.keys() >= {12, every, 4}
+    assert logged == {number: used[number - 1] for number in logged}
+    assert {at: values["train/lr/all"] for at, values in events.items()
+            if "train/lr/all" in values} == logged
+    text = (tmp_path / "log.txt").read_text()
+    assert all(f"step {number}/12  loss" in text for number in logged)
+    assert [part.split()[0] for part in text.split(" lr ")[1:]] == [
+        f"{rate:.3g}" for rate in logged.values()]
+
+
+def test_an_operation_without_a_deterministic_form_is_named(tmp_path):
+    class Unpooling(Net):
+        def forward(self, x):
+            pooled, positions = F.max_pool2d(super().forward(x)["out"], 2, return_indices=True)
+            return {"out": F.max_unpool2d(pooled, positions, 2)}
+    trainer = make(tmp_path, "deterministic=true", model=Unpooling)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(ConfigError, match="deterministic is true, but max_unpooling2d"):
+            trainer.train()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_checkpoints_of_an_epochs_end_hold_the_schedule_of_the_next_epoch(tmp_path):
     make(tmp_path, STEP_LR, "trainer.save_period=1").train()
     for epoch in (1, 2, 3):

@@ -458,11 +458,12 @@ def test_k15_a_checkpoint_that_watched_another_metric_starts_the_best_anew(tmp_p
 
 
 def test_k16_differences_are_listed_and_harmless_ones_are_not(finished, capsys):
-    assert run("-r", finished / "last.pth", "--dry-run", "optimizer.args.lr=0.5",
-               "trainer.log_per_iter=7", "train_loader.args.num_workers=1") == 0
+    assert run("-r", finished / "last.pth", "--dry-run", "trainer.clip_grad_norm=0.5",
+               "trainer.log_per_iter=7", "train_loader.args.num_workers=1",
+               "optimizer.args.foreach=false") == 0
     said = capsys.readouterr().err
-    assert "optimizer.args.lr was 0.004, is 0.5; a resumed optimizer keeps the checkpoint's" in said
-    assert "log_per_iter" not in said and "num_workers" not in said
+    assert "differs from the checkpoint: trainer.clip_grad_norm was 0.0, is 0.5\n" in said
+    assert not any(part in said for part in ("log_per_iter", "num_workers", "foreach"))
 
 
 @pytest.mark.parametrize("change, said", [
@@ -470,12 +471,20 @@ def test_k16_differences_are_listed_and_harmless_ones_are_not(finished, capsys):
     ("seed=5", "seed was 0, is 5"), ("trainer.accumulate=2", "trainer.accumulate was 1, is 2"),
     ('train_loader.args.sampler={"type": "ClassUniform", "args": {"classes": [0]}}',
      "train_loader.args.sampler was None, is"),
+    ("optimizer.args.lr=0.5", "optimizer.args.lr was 0.004, is 0.5"),
+    ("optimizer.args.weight_decay=0.5", "optimizer.args.weight_decay was 0.01, is 0.5"),
+    ('optimizer={"type": "SGD", "args": {"lr": 0.1, "momentum": 0.9}}',
+     "optimizer.type was 'AdamW', is 'SGD'"),
     ("train_loader.args.length=6", "8 samples when the checkpoint was saved, 6 now")])
-def test_k16_what_changes_the_order_needs_to_be_allowed(finished, capsys, change, said):
+def test_k16_what_changes_the_order_or_the_optimizer_needs_to_be_allowed(finished, capsys, change,
+                                                                         said):
     assert run("-r", finished / "last.pth", "--dry-run", change) == 2
     text = capsys.readouterr().err
     assert said in text and "--resume-allow-changes" in text
+    assert f"trainer.finetune_from={finished / 'last.pth'}" in text or "8 samples when" in said
     assert run("-r", finished / "last.pth", "--dry-run", change, "--resume-allow-changes") == 0
+    text = capsys.readouterr().err
+    assert "8 samples when" in said or f"{said[:30]}" in text and "holds from here on" in text
 
 
 def test_the_last_checkpoint_of_a_finished_training_is_read_once_when_it_resumes(

@@ -86,16 +86,32 @@ def test_k32_skip_leaves_out_the_step_counts_it_and_goes_on(tmp_path, capsys):
     assert trainer.scheduler.last_epoch == rate + 3
     assert all(value.isfinite().all() for value in weights(trainer).values())
     said = capsys.readouterr().err
-    assert "step skipped (1 of at most 10): loss is nan at epoch 1 step 2" in said
+    assert "step skipped (1; the run ends at 10): loss is nan at epoch 1 step 2" in said
     assert read_checkpoint(tmp_path / "last.pth")["skipped"] == 1
 
 
 def test_k32_too_many_skipped_steps_end_the_run(tmp_path):
     trainer = make(tmp_path, "trainer.nonfinite=skip", "trainer.max_skipped=3")
     trainer.criterion.forward = lambda outputs, batch: (outputs["out"].sum() * float("nan"), {})
-    with pytest.raises(NumericalError, match="3 steps were not finite .*max_skipped"):
+    with pytest.raises(NumericalError, match="3 steps were not finite .*max_skipped") as error:
         trainer.train()
     assert trainer.progress.step == 2
+    assert "raise trainer.max_skipped" in error.value.fix
+    assert "skip\"" not in error.value.fix         # it is set
+
+
+def test_k32_only_remedies_that_are_left_are_advised(tmp_path):
+    trainer = poison(make(tmp_path, "trainer.clip_grad_norm=1"), 2)
+    with pytest.raises(NumericalError) as error:
+        trainer.train()
+    assert error.value.fix.startswith('lower optimizer.args.lr, or set trainer.nonfinite to "skip"')
+    assert "trainer.amp" not in error.value.fix
+
+
+def test_k32_the_rate_in_the_message_is_that_of_the_step(tmp_path):
+    trainer = poison(make(tmp_path), 2)
+    with pytest.raises(NumericalError, match=f"lr {0.1 * (1 - 3 / 12) ** 0.9:.3g}"):
+        trainer.train()
 
 
 class FusedOnDevice:

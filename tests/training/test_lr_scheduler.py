@@ -9,12 +9,17 @@ import torch
 from tests.support.places import SHARED
 from utils.config.registry import components
 from utils.errors import ConfigError
-from utils.training.lr_scheduler import build_scheduler
+from utils.training.lr_scheduler import advance, build_scheduler
 
 GOLDEN = SHARED / "losses/schedules.json"
+ON_SCORES = "ReduceLROnPlateau"
 OURS = {name: cls for name, cls in components("schedulers").items()
-        if hasattr(cls, "per_iteration")}
-ARGS = {"Step": {"milestones": [2, 4]}}
+        if getattr(cls, "per_iteration", False)}
+BY_STEPS = sorted(components("schedulers").keys() - {ON_SCORES})
+ARGS = {"Step": {"milestones": [2, 4]}, "StepLR": {"step_size": 2},
+        "MultiStepLR": {"milestones": [2, 4]}, "ExponentialLR": {"gamma": 0.9},
+        "CosineAnnealingWarmRestarts": {"T_0": 2},
+        "CyclicLR": {"base_lr": [1e-4, 1e-5], "max_lr": [0.01, 0.001], "step_size_up": 7}}
 CURVES = {
     "poly_reference": ("Poly", {}, 0.01),
     "poly_from_zero": ("Poly", {"from_zero": True}, 0.01),
@@ -43,8 +48,13 @@ def curve(section, rate=0.01, steps=100, per_epoch=20):
     """(lr of group 0, lr of group 1, momentum) at every step."""
     optimizer = optimizer_of(rate)
     scheduler = build_scheduler(section, optimizer, steps, per_epoch)
+    return stepped(scheduler, optimizer, 0, steps, per_epoch)
+
+
+def stepped(scheduler, optimizer, first, steps, per_epoch=20):
+    """(lr of group 0, lr of group 1, momentum) at the steps from `first` on."""
     rows = []
-    for step in range(steps):
+    for step in range(first, steps):
         rows.append((*(group["lr"] for group in optimizer.param_groups),
                      optimizer.param_groups[0]["momentum"]))
         optimizer.step()
@@ -112,28 +122,25 @@ def test_one_cycle_moves_beta1_of_adam():
     assert optimizer.param_groups[0]["betas"] == (0.95, 0.999)
 
 
-@pytest.mark.parametrize("name", sorted(OURS))
-def test_a_resumed_schedule_continues_as_if_never_stopped(name):
+@pytest.mark.parametrize("name", BY_STEPS)
+@pytest.mark.parametrize("first", [0, 1, 37, 40, 99])
+def test_an_advanced_schedule_goes_on_as_one_that_never_stopped(name, first):
     section = {"type": name, "args": ARGS.get(name, {})}
     whole = curve(section)
     optimizer = optimizer_of()
     scheduler = build_scheduler(section, optimizer, 100, 20)
-    for _ in range(37):
-        optimizer.step()
-        scheduler.step()
-    state = json.loads(json.dumps(scheduler.state_dict()))      # plain types only
-    again = optimizer_of()
-    resumed = build_scheduler(section, again, 100, 20)
-    resumed.load_state_dict(state)
-    rates = []
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for _ in range(37, 100):
-            rates.append((again.param_groups[0]["lr"], again.param_groups[0]["momentum"]))
-            again.step()
-            resumed.step()
-    assert [lr for lr, _ in rates] == pytest.approx(whole[0][37:], rel=1e-12)
-    assert [m for _, m in rates] == pytest.approx(whole[2][37:], rel=1e-12)
+        warnings.simplefilter("error")       # torch warns if a schedule steps before the optimizer
+        advance(scheduler, first if scheduler.per_iteration else first // 20)
+        assert stepped(scheduler, optimizer, first, 100) == [row[first:] for row in whole]
+
+
+@pytest.mark.parametrize("name", BY_STEPS)
+def test_the_state_of_a_schedule_holds_the_number_of_its_steps(name):
+    optimizer = optimizer_of()
+    scheduler = build_scheduler({"type": name, "args": ARGS.get(name, {})}, optimizer, 100, 20)
+    advance(scheduler, 3)
+    assert scheduler.state_dict()["last_epoch"] == 3
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
@@ -180,11 +187,124 @@ def test_missing_lengths_are_filled_in_and_given_ones_kept():
     assert build_scheduler(section, optimizer_of(), 100, 20).T_max == 5
 
 
-def test_the_state_can_be_loaded_into_a_run_of_another_length():
+def test_a_linear_decay_of_torch_lasts_as_long_as_the_run():
+    rates = curve("PolynomialLR", steps=8, per_epoch=1)[0]
+    assert rates == pytest.approx([0.01 * (1 - epoch / 8) for epoch in range(8)])
+
+
+@pytest.mark.parametrize("section, words", [
+    ({"type": "PolynomialLR", "args": {"total_iters": 2}},
+     "PolynomialLR: total_iters is 2, the run has 5 epochs: the learning rate is 0.01 in the "
+     "first, 0 in epoch 3 and 0 in the last"),
+    ({"type": "LinearLR", "args": {"start_factor": 0.5, "total_iters": 2}},
+     "LinearLR: total_iters is 2, the run has 5 epochs: the learning rate is 0.005 in the first, "
+     "0.01 in epoch 3 and 0.01 in the last"),
+    ({"type": "CosineAnnealingLR", "args": {"T_max": 2}}, "T_max is 2, the run has 5 epochs"),
+    ({"type": "CosineAnnealingLR", "args": {"T_max": 8}}, "T_max is 8, the run has 5 epochs"),
+    ({"type": "StepLR", "args": {"step_size": 3, "gamma": 0.0}},
+     "StepLR: the learning rate is 0 in 2 of 5 epochs, first in epoch 4"),
+    ({"type": "Step", "args": {"milestones": [2], "gamma": 0}},
+     "Step: the learning rate is 0 in 3 of 5 epochs, first in epoch 3"),
+])
+def test_another_length_than_the_runs_and_epochs_without_a_rate_are_told(section, words, capsys):
+    build_scheduler(section, optimizer_of(), 100, 20)
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", BY_STEPS)
+@pytest.mark.parametrize("per_epoch", [1, 20])
+def test_a_schedule_of_the_runs_length_tells_nothing(name, per_epoch, capsys):
+    build_scheduler({"type": name, "args": ARGS.get(name, {})}, optimizer_of(), 5 * per_epoch,
+                    per_epoch)
+    assert not capsys.readouterr().err
+
+
+def test_a_constant_rate_tells_nothing(capsys):
+    args = {"factor": 1.0, "total_iters": 0}
+    build_scheduler({"type": "ConstantLR", "args": args}, optimizer_of(), 100, 20)
+    assert not capsys.readouterr().err
+
+
+def test_one_cycle_of_torch_takes_its_length_from_epochs_and_steps_if_they_are_given():
+    args = {"max_lr": [0.1, 0.01], "total_steps": None, "epochs": 8, "steps_per_epoch": 20}
+    section = {"type": "OneCycleLR", "args": args}
+    assert build_scheduler(section, optimizer_of(), 100, 20).total_steps == 160
+    with pytest.raises(ConfigError, match="ends after 80 steps, the run has 100"):
+        build_scheduler({"type": "OneCycleLR", "args": {**args, "epochs": 4}}, optimizer_of(), 100,
+                        20)
+
+
+# A schedule on validated values
+
+
+def plateau(optimizer, better="max", **args):
+    return build_scheduler({"type": ON_SCORES, "args": args}, optimizer, 100, 20, better)
+
+
+@pytest.mark.parametrize("better, scores", [("max", [0.1, 0.3, 0.2, 0.3, 0.4, 0.1, 0.1, 0.1]),
+                                            ("min", [0.4, 0.2, 0.3, 0.2, 0.1, 0.4, 0.4, 0.4])])
+def test_the_rate_falls_when_more_than_patience_validations_were_not_better(better, scores):
     optimizer = optimizer_of()
-    scheduler = build_scheduler({"type": "Poly", "args": {"from_zero": True}}, optimizer, 200, 20)
-    scheduler.load_state_dict({"last_epoch": 100, "base_lrs": [0.01, 0.001]})
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.5 ** 0.9)
+    scheduler = plateau(optimizer, better, patience=1, factor=0.5)
+    rates = []
+    for score in scores:
+        scheduler.step(score)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [0.01, 0.01, 0.01, 0.005, 0.005, 0.005, 0.0025, 0.0025]
+    assert optimizer.param_groups[1]["lr"] == 0.00025
+
+
+def test_a_validation_that_is_not_a_number_counts_as_not_better():
+    optimizer = optimizer_of()
+    scheduler = plateau(optimizer, patience=0)
+    for score in (0.5, math.nan):
+        scheduler.step(score)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+def test_the_lowest_rate_keeps_the_ratio_of_the_groups():
+    optimizer = optimizer_of()
+    scheduler = plateau(optimizer, patience=0, min_lr=0.004)
+    for _ in range(4):
+        scheduler.step(0.0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.004, 0.0004])
+
+
+def test_a_resumed_plateau_goes_on_as_if_never_stopped():
+    scores = [0.1, 0.3, 0.2, 0.3, 0.2, 0.1, 0.4, 0.1, 0.1, 0.1]
+
+    def rates_of(scheduler, optimizer, scores):
+        rates = []
+        for score in scores:
+            scheduler.step(score)
+            rates.append([group["lr"] for group in optimizer.param_groups])
+        return rates
+    optimizer = optimizer_of()
+    whole = rates_of(plateau(optimizer, patience=1, cooldown=1), optimizer, scores)
+    for stop in range(len(scores)):
+        optimizer = optimizer_of()
+        first = plateau(optimizer, patience=1, cooldown=1)
+        begun = rates_of(first, optimizer, scores[:stop])
+        state = json.loads(json.dumps(first.state_dict()))      # plain types only
+        optimizer = optimizer_of()
+        second = plateau(optimizer, patience=1, cooldown=1)
+        second.load_state_dict(state)
+        assert begun + rates_of(second, optimizer, scores[stop:]) == whole
+
+
+def test_reductions_of_a_plateau_apply_to_a_new_rate():
+    scheduler = plateau(optimizer_of(), patience=0, factor=0.5)
+    for score in (0.5, 0.5, 0.5):
+        scheduler.step(score)
+    optimizer = optimizer_of(rate=0.08)
+    plateau(optimizer, patience=0, factor=0.5).load_state_dict(scheduler.state_dict())
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.002])
+
+
+def test_a_schedule_on_validated_values_needs_them():
+    with pytest.raises(ConfigError, match="nothing is validated or monitored"):
+        plateau(optimizer_of(), "off")
 
 
 @pytest.mark.parametrize("section, text", [
@@ -195,6 +315,16 @@ def test_the_state_can_be_loaded_into_a_run_of_another_length():
     ({"type": "Poly", "args": {"warmup_power": 2}}, "no effect|has an effect"),
     ({"type": "OneCycle", "args": {"pct": 1.5}}, "pct"),
     ({"type": "StepLR"}, "step_size"),
+    ({"type": "StepLR", "args": {"step_size": 0}}, "StepLR: .* in epoch 2"),
+    ({"type": "CosineAnnealingLR", "args": {"T_max": 0}}, "CosineAnnealingLR: .*zero"),
+    ({"type": "ExponentialLR", "args": {"gamma": -1.0}},
+     "the learning rate would be -0.01 in epoch 2"),
+    ({"type": "OneCycleLR", "args": {"pct_start": 0.01}}, "OneCycleLR: .*zero"),
+    ({"type": "OneCycleLR", "args": {"total_steps": 50}},
+     "ends after 50 steps, the run has 100"),
+    ({"type": "OneCycleLR", "args": {"max_lr": 0.1}}, "differential_lr has no effect"),
+    ({"type": "CyclicLR", "args": {"base_lr": 0.0, "max_lr": 1.0, "step_size_up": 0}},
+     "CyclicLR: .*zero"),
 ])
 def test_mistakes_are_config_errors(section, text):
     with pytest.raises(ConfigError, match=text):

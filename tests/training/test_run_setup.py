@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from utils.checkpoint.read import read_checkpoint
 from utils.checkpoint.write import write_checkpoint
 from utils.config.load import load_config
 from utils.config.schema import resolve_config
@@ -97,3 +98,45 @@ def test_pretrained_weights_are_not_loaded_when_a_checkpoint_replaces_them():
     assert Run(config).arch["args"]["pretrained"]
     checkpoint = {"format": 1}
     assert Run(config, checkpoint).arch["args"] == {"backbone": "resnet18"}
+
+
+@pytest.fixture
+def of_an_older_version(place):
+    """The checkpoint of a run that was resumed with another rate and recorded it, but kept 0.1."""
+    checkpoint = read_checkpoint(last(place))
+    checkpoint["config"]["optimizer"]["args"] |= {"lr": 0.7, "weight_decay": 0.3}
+    checkpoint["optimizer"] = {"state": {}, "param_groups": [
+        {"params": [0], "name": "all", "lr": 0.02, "initial_lr": 0.1, "weight_decay": 0.0,
+         "momentum": 0.8}]}
+    checkpoint["scheduler"] = {"last_epoch": 3, "base_lrs": [0.1]}
+    write_checkpoint(last(place), checkpoint)
+    return place
+
+
+def test_a_rate_that_an_older_version_recorded_and_did_not_use_is_corrected(of_an_older_version):
+    for options in ({"resume": str(last(of_an_older_version))},
+                    {"resume": "auto", "config": str(of_an_older_version / "tiny.json")}):
+        run = opened(of_an_older_version, **options)
+        args = run.config["optimizer"]["args"]
+        assert args["lr"] == 0.1 and args["weight_decay"] == 0.0 and args["momentum"] == 0
+
+
+def test_what_this_version_recorded_is_not_changed(of_an_older_version):
+    write_checkpoint(last(of_an_older_version),
+                     {**read_checkpoint(last(of_an_older_version)), "averaged": 0})
+    run = opened(of_an_older_version, resume=str(last(of_an_older_version)))
+    assert run.config["optimizer"]["args"]["lr"] == 0.7
+
+
+def test_an_argument_that_an_older_torch_did_not_have_is_no_difference(place):
+    checkpoint = read_checkpoint(last(place))
+    del checkpoint["config"]["optimizer"]["args"]["dampening"]
+    write_checkpoint(last(place), checkpoint)
+    assert opened(place, config=str(place / "tiny.json"), resume=str(last(place))).checkpoint
+
+
+def test_another_type_is_one_line(place, capsys):
+    opened(place, 'lr_scheduler={"type": "StepLR", "args": {"step_size": 2}}',
+           resume=str(last(place)))
+    said = [line for line in capsys.readouterr().err.splitlines() if "lr_scheduler" in line]
+    assert said == ["differs from the checkpoint: lr_scheduler.type was 'Poly', is 'StepLR'"]

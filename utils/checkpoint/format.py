@@ -35,15 +35,17 @@ class TrainingCheckpoint(Checkpoint):
     monitor: dict[str, Any]
     step: int                       # optimizer steps taken
     samples: int                    # trained in this epoch, over all ranks
-    steps_per_epoch: int            # absent in files of older versions, like the next three
+    steps_per_epoch: int            # absent in files of older versions, like the next five
     skipped: int                    # steps without an update: loss or gradient not finite
+    overflows: int                  # steps without an update: the scaled gradient overflowed
+    averaged: int                   # steps that are in `ema`
     dataset: dict[str, Any]         # length and hash of the training data
     lineage: list[list[int]]        # [number, step] of each time the run was taken back to a step
 
 
 # Entries that files of older versions lack.
-ADDED_LATER = ("steps_per_epoch", "skipped", "dataset", "lineage", "activation",
-               "versions")
+ADDED_LATER = ("steps_per_epoch", "skipped", "overflows", "averaged", "dataset", "lineage",
+               "activation", "versions")
 
 
 def epochs_finished(checkpoint: Mapping[str, Any]) -> int | None:

@@ -1,4 +1,5 @@
 """Loads the tensors of a checkpoint into a network and its optimizer."""
+import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,61 +59,59 @@ def load_exact(model: nn.Module, state: Mapping[str, torch.Tensor], saved_arch: 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], where: str):
-    """Load the state of an optimizer over the same parameters.
+    """Load what an optimizer of the same class has kept for the same parameters.
 
-    Shapes are compared before anything is copied: a file of a kilobyte can contain a view that
-    would fill the memory. Raises CheckpointError if the state does not fit.
+    The settings of its groups (rates, momentum, ...) stay those of `optimizer`. What it keeps for a
+    parameter is compared with what `optimizer` would keep before anything is copied: a file of a
+    kilobyte can contain a view that would fill the memory. Raises CheckpointError if the state
+    does not fit.
     """
     try:
-        _check_parameters(optimizer, state)
-        _check_groups(optimizer, state)
-        # This machine and version of torch decide how a step is computed, not the checkpoint.
-        implementations = [{key: group[key] for key in STEP_IMPLEMENTATION if key in group}
-                           for group in optimizer.param_groups]
-        optimizer.load_state_dict(state)
-        for group, implementation in zip(optimizer.param_groups, implementations, strict=True):
-            group.update(implementation)
+        keys = [key for group in state["param_groups"] for key in group["params"]]
+        parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        if len(keys) != len(parameters):
+            raise ValueError(f"it has {len(keys)} parameters, the network trains "
+                             f"{len(parameters)}")
+        own, known = optimizer.state_dict(), {}
+        for number, (key, (parameter, group)) in enumerate(zip(keys, parameters, strict=True)):
+            saved = state["state"].get(key, {})
+            if all(value is None for value in saved.values()):
+                continue        # no step has used this parameter
+            shape = (id(group), parameter.shape)
+            if shape not in known:
+                known[shape] = _kept_for(parameter, group, type(optimizer))
+            own["state"][number] = {
+                name: _checked(saved, name, example, f"{name} of parameter {key}")
+                for name, example in known[shape].items()}
+        optimizer.load_state_dict(own)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"the optimizer's state does not fit: {error}", where,
                               "use the checkpoint's own config, or start from its weights with "
                               "trainer.finetune_from") from None
 
 
-def _check_parameters(optimizer, state):
-    """ValueError unless a saved optimizer state has the shapes of the optimizer's parameters."""
-    if not all(isinstance(group, dict) for group in state["param_groups"]):
-        raise ValueError("param_groups contains an entry that is not a group")
-    saved = [key for group in state["param_groups"] for key in group["params"]]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if len(saved) != len(parameters):
-        raise ValueError(f"it has {len(saved)} parameters, the network trains {len(parameters)}")
-    for key, parameter in zip(saved, parameters, strict=True):
-        for name, value in state["state"].get(key, {}).items():
-            if isinstance(value, torch.Tensor) and value.numel() > 1 \
-                    and value.shape != parameter.shape:
-                raise ValueError(f"{name} of parameter {key} is {tuple(value.shape)}, the "
-                                 f"parameter {tuple(parameter.shape)}")
+def _kept_for(parameter, group, cls):
+    """What an optimizer of this class and settings keeps for such a parameter, after one step."""
+    declared = inspect.signature(cls).parameters.keys() - {"params", *STEP_IMPLEMENTATION}
+    weight = nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype))
+    weight.grad = torch.zeros_like(weight)
+    scratch = cls([weight], **{name: value for name, value in group.items() if name in declared})
+    scratch.step()
+    return {name: value.to("meta") if isinstance(value, torch.Tensor) else value
+            for name, value in scratch.state[weight].items()}
 
 
-def _check_groups(optimizer, state):
-    """ValueError unless the values in a saved optimizer state have the right kinds."""
-    # A key of a group that only this version of torch has keeps its default. torch itself
-    # compares the numbers of groups.
-    expected = [{key: value for key, value in group.items() if key in saved or key == "lr"}
-                for saved, group in zip(state["param_groups"], optimizer.param_groups,
-                                        strict=False)]
-    _check_kinds(state["param_groups"], expected)
-    entries = list(state["state"].values())
-    _check_kinds(entries, [entries[0]] * len(entries) if entries else [])
-
-
-def _check_kinds(dicts, expected):
-    """ValueError unless the dicts contain tensors and numbers where the expected ones do."""
-    for values, wanted in zip(dicts, expected, strict=False):
-        for key, value in wanted.items():
-            for kind in (torch.Tensor, (bool, int, float)):
-                if key not in values or isinstance(value, kind) != isinstance(values[key], kind):
-                    raise ValueError(f"{key} is {values.get(key)!r:.60}")
+def _checked(saved, name, example, what):
+    """saved[name] if it is of the same kind and shape as the example, else ValueError."""
+    value = saved.get(name)
+    if isinstance(value, torch.Tensor) and isinstance(example, torch.Tensor):
+        if value.shape != example.shape:
+            raise ValueError(f"{what} is {tuple(value.shape)}, expected {tuple(example.shape)}")
+        if value.is_complex() or value.layout is not torch.strided:
+            raise ValueError(f"{what} is {value.dtype} {value.layout}")
+    elif type(value) is not type(example):
+        raise ValueError(f"{what} is missing" if name not in saved else f"{what} is {value!r:.60}")
+    return value
 
 
 def load_foreign(model: Any, path: str | Path) -> "LoadReport":

@@ -20,6 +20,7 @@ class LogWindow:
         self.steps = 0
         self.grad_norm = torch.full((), math.nan, device=device)
         self.loss_scale = loss_scale
+        self.rates: dict[str, float] = {}       # of the newest step: group name -> learning rate
         self.clock = StepClock(batch_size)
 
     def add(self, loss: torch.Tensor):

@@ -4,35 +4,56 @@ The classes below step once per optimizer step (`per_iteration` is True): the ra
 counted from 0, is the initial rate of the parameter group times a factor that depends on k alone.
 So resuming and gradient accumulation need only the count, and parameter groups keep their ratio.
 Torch's schedulers can also be used. They step once per epoch, except OneCycleLR and CyclicLR, which
-are defined per step.
+are defined per step, and ReduceLROnPlateau, which steps at each validation.
 
 Call order: `optimizer.step()`, then `scheduler.step()`. If the gradient scaler skipped the step,
 call neither. Per-epoch schedules always step at the end of an epoch. A schedule that has reached
 its last step stays there.
+
+Except for ReduceLROnPlateau, a rate is a function of the config, the length of the run and the
+number of steps. So a run that resumes with other ones builds a new schedule and calls `advance`:
+its rates are those of one run that had them from its start.
 """
 import math
-from typing import Literal
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
+from torch.optim import lr_scheduler as torchs
 from torch.optim.lr_scheduler import LRScheduler
 
+from utils.cli.console import notice
 from utils.config import registry
 from utils.config.build import construct
 from utils.errors import ConfigError
 
-# Arguments that torch requires and `build_scheduler` fills in.
-FILLED_IN = {"CosineAnnealingLR": ("T_max",), "OneCycleLR": ("max_lr", "total_steps")}
+# Arguments of torch's schedules that `build_scheduler` fills in from the length of the run.
+FILLED_IN = {"CosineAnnealingLR": ("T_max",), "PolynomialLR": ("total_iters",),
+             "OneCycleLR": ("max_lr", "total_steps")}
 _PER_ITERATION = ("OneCycleLR", "CyclicLR")
+# The arguments that set the length of torch's schedules, in epochs.
+_LENGTHS = {"ConstantLR": "total_iters", "LinearLR": "total_iters", "PolynomialLR": "total_iters",
+            "CosineAnnealingLR": "T_max"}
+# The error of a schedule that steps on a monitored value if there is none.
+NEEDS_MONITOR = ("the schedule steps on the validated value that trainer.monitor names, but "
+                 "nothing is validated or monitored", "lr_scheduler.type",
+                 "set trainer.val to true and trainer.monitor to a value, or use another schedule")
+_MAX_CHECKED = 1000     # epochs of a run whose rates are computed before it starts
 
 
 def build_scheduler(section: str | dict, optimizer: torch.optim.Optimizer, total_steps: int,
-                    steps_per_epoch: int) -> LRScheduler:
+                    steps_per_epoch: int, better: str = "off") -> LRScheduler:
     """Build the schedule of a config; its `per_iteration` is whether it steps per optimizer step.
 
     section: NAME or {"type": NAME, "args": {...}}. total_steps: optimizer steps of the whole run;
-    steps_per_epoch: of one epoch. For torch's classes T_max (in epochs), total_steps and max_lr
-    (the rate of each group) are filled in if the config leaves them out or null. Raises ConfigError
-    for wrong arguments or a run without a step.
+    steps_per_epoch: of one epoch. better: whether a monitored value is better if it is larger
+    ("max") or smaller ("min"); "off": nothing is monitored. For torch's classes T_max and
+    total_iters of PolynomialLR (in epochs), total_steps and max_lr (the rate of each group) are
+    filled in if the config leaves them out or null.
+
+    A notice tells of a length that is not the run's, and of epochs whose rate is 0. Raises
+    ConfigError for wrong arguments, rates that are negative or infinite, or a run without a step.
     """
     if isinstance(section, str):
         section = {"type": section}
@@ -43,19 +64,109 @@ def build_scheduler(section: str | dict, optimizer: torch.optim.Optimizer, total
                           f"{steps_per_epoch} per epoch", "lr_scheduler",
                           fix="the training set holds fewer images than one batch: lower "
                               "batch_size, or set drop_last to false")
-    provided = {"optimizer": optimizer}
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    provided: dict[str, Any] = {}
     if hasattr(scheduler, "per_iteration"):
         provided |= {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+        if "mode" in getattr(scheduler, "provided", ()):
+            provided["mode"] = better
     else:
-        known = {"T_max": math.ceil(total_steps / steps_per_epoch), "total_steps": total_steps,
-                 "max_lr": [group["lr"] for group in optimizer.param_groups]}
-        for key in FILLED_IN.get(name, ()):
-            if args.get(key) is None:
-                args[key] = known[key]
-    built = construct(scheduler, args, "lr_scheduler.args", provided,
-                      (TypeError, ValueError, KeyError))
-    built.per_iteration = getattr(scheduler, "per_iteration", name in _PER_ITERATION)
+        args = _filled_in(name, args, rates, total_steps, math.ceil(total_steps / steps_per_epoch))
+
+    def over(groups: torch.optim.Optimizer) -> Any:
+        built: Any = construct(scheduler, args, "lr_scheduler.args",
+                               {"optimizer": groups, **provided},
+                               (TypeError, ValueError, KeyError, ArithmeticError))
+        built.per_iteration = getattr(scheduler, "per_iteration", name in _PER_ITERATION)
+        built.per_validation = getattr(scheduler, "per_validation", False)
+        return built
+
+    built = over(optimizer)
+    now = [float(group["lr"]) for group in optimizer.param_groups]
+    if len(set(rates)) > 1 and len(set(now)) == 1 and now[0]:
+        raise ConfigError(f"{name} gives all parameters one rate, so that differential_lr has no "
+                          "effect", "lr_scheduler.args",
+                          f"list {len(rates)} rates, or set optimizer.differential_lr to false")
+    if not built.per_validation:
+        _check_rates(name, args, over(_scratch(rates)), total_steps, steps_per_epoch)
     return built
+
+
+def advance(scheduler: Any, steps: int):
+    """Let a schedule of `build_scheduler` take `steps` further steps, without optimizer steps.
+
+    One that steps per iteration goes to the last of them at once: its rate depends on nothing but
+    their number.
+    """
+    if scheduler.per_iteration and steps:
+        scheduler.last_epoch += steps - 1
+        scheduler._step_count += steps - 1
+        steps = 1
+    with warnings.catch_warnings():
+        # Torch expects an optimizer step in between.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        for _ in range(steps):
+            scheduler.step()
+
+
+def _filled_in(name, args, rates, total_steps, epochs):
+    """The arguments of one of torch's schedules, with those that the run decides."""
+    known = {"T_max": epochs, "total_iters": epochs, "total_steps": total_steps, "max_lr": rates}
+    args = dict(args)
+    own_length = name == "OneCycleLR" and args.get("epochs") and args.get("steps_per_epoch")
+    for key in FILLED_IN.get(name, ()):
+        if args.get(key) is None and not (own_length and key == "total_steps"):
+            args[key] = known[key]
+    return args
+
+
+def _scratch(rates):
+    """An optimizer with these rates that trains nothing."""
+    return torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate}
+                            for rate in rates], momentum=0.9)
+
+
+def _check_rates(name, args, scheduler, total_steps, steps_per_epoch):
+    """Raise ConfigError for rates that cannot be; tell of a length that is not the run's."""
+    epochs = math.ceil(total_steps / steps_per_epoch)
+    length = getattr(scheduler, "total_steps", total_steps)
+    if length < total_steps:
+        raise ConfigError(f"{name} ends after {length} steps, the run has {total_steps}",
+                          "lr_scheduler.args", "leave out the length: it is then the run's")
+    rates = []      # in the middle of each epoch, of the group with the largest
+    middle = steps_per_epoch // 2 if scheduler.per_iteration else 0
+    for epoch in range(min(epochs, _MAX_CHECKED)):
+        try:
+            if scheduler.per_iteration:
+                step = min(epoch * steps_per_epoch + middle, total_steps - 1)
+                advance(scheduler, step - scheduler.last_epoch)
+            elif epoch:
+                advance(scheduler, 1)
+        except (ValueError, ArithmeticError) as error:
+            raise ConfigError(f"{name}: {error} in epoch {epoch + 1}",
+                              "lr_scheduler.args") from error
+        now = [float(rate) for rate in scheduler.get_last_lr()]
+        if not all(math.isfinite(rate) and rate >= 0 for rate in now):
+            raise ConfigError(f"{name}: the learning rate would be {min(now):.3g} in epoch "
+                              f"{epoch + 1}", "lr_scheduler.args")
+        rates.append(max(now))
+    if _tell_length(name, args.get(_LENGTHS.get(name)), rates, epochs):
+        return
+    last_step = scheduler.per_iteration and steps_per_epoch == 1 and epochs <= _MAX_CHECKED
+    idle = [epoch for epoch, rate in enumerate(rates[:-1] if last_step else rates, 1) if not rate]
+    if idle and any(rates):
+        notice(f"{name}: the learning rate is 0 in {len(idle)} of {epochs} epochs, first in epoch "
+               f"{idle[0]}")
+
+
+def _tell_length(name, length, rates, epochs):
+    """Tell of a schedule that is shorter or longer than the run; returns whether it is."""
+    if length in (None, 0, epochs) or len(set(rates)) == 1:
+        return False
+    after = f", {rates[length]:.3g} in epoch {length + 1}" if length < len(rates) - 1 else ""
+    notice(f"{name}: {_LENGTHS[name]} is {length}, the run has {epochs} epochs: the learning rate "
+           f"is {rates[0]:.3g} in the first{after} and {rates[-1]:.3g} in the last")
+    return True
 
 
 class _StepSchedule(LRScheduler):
@@ -81,21 +192,6 @@ class _StepSchedule(LRScheduler):
     def state_dict(self) -> dict:
         """The steps taken and the initial rates of the groups, as plain numbers."""
         return {"last_epoch": self.last_epoch, "base_lrs": [float(lr) for lr in self.base_lrs]}
-
-    def load_state_dict(self, state_dict: dict):
-        """Continue after `state_dict["last_epoch"]` steps; also sets the optimizer's rates."""
-        self.base_lrs = list(state_dict["base_lrs"])
-        if len(self.base_lrs) != len(self.optimizer.param_groups):
-            raise ValueError(f"the schedule was saved with {len(self.base_lrs)} parameter groups, "
-                             f"the optimizer has {len(self.optimizer.param_groups)}")
-        self.last_epoch = state_dict["last_epoch"]
-        self._step_count = self.last_epoch + 1      # torch's own, counted from the constructor
-        self._last_lr = self.get_lr()
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
 
     def _of_largest_rate(self, rate):
         """An absolute rate as a share of the largest initial rate of a group."""
@@ -210,10 +306,6 @@ class OneCycle(_StepSchedule):
         super().step(epoch)
         self._write_momentum()
 
-    def load_state_dict(self, state_dict: dict):
-        super().load_state_dict(state_dict)
-        self._write_momentum()
-
     def _phase(self, step):
         """(in the rising phase, height between 0 and 1) at `step`."""
         done = step + self.first
@@ -299,3 +391,57 @@ class SWAPoly(_StepSchedule):
             return (1 - step / self.normal_steps) ** self.power
         position = (step - self.normal_steps) % self.cycle_steps
         return self.restart * (1 - position / self.cycle_steps) ** self.power
+
+
+class ReduceLROnPlateau(torchs.ReduceLROnPlateau):
+    """Torch's schedule: the rate times `factor` where the validations stop getting better.
+
+    It steps at each validation, on the value that `trainer.monitor` names; whether more or less of
+    it is better also comes from there. patience and cooldown count validations.
+    min_lr: of the group with the largest rate.
+    """
+
+    per_iteration = False
+    per_validation = True
+    provided = ("mode",)    # an argument that the program sets
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int,
+                 mode: Literal["max", "min", "off"], factor: float = 0.1, patience: int = 10,
+                 threshold: float = 1e-4, threshold_mode: Literal["rel", "abs"] = "rel",
+                 cooldown: int = 0, min_lr: float = 0.0, eps: float = 1e-8):
+        if mode == "off":
+            raise ConfigError(*NEEDS_MONITOR)
+        if factor <= 0 or patience < 0 or cooldown < 0 or min_lr < 0:
+            raise ValueError("factor must be positive, and patience, cooldown and min_lr not "
+                             f"negative, found {factor}, {patience}, {cooldown} and {min_lr}")
+        rates: list[Any] = [float(group["lr"]) for group in optimizer.param_groups]
+        largest = max(rates) or 1.0
+        super().__init__(optimizer, mode, factor, patience, threshold, threshold_mode, cooldown,
+                         [min_lr * rate / largest for rate in rates], eps)
+        self.base_lrs = list(rates)
+
+    def state_dict(self) -> dict:
+        """The best value, the validations since then, and the rates, as plain numbers."""
+        kept = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "base_lrs")
+        return {**{name: getattr(self, name) for name in kept},
+                "rates": [float(rate) for rate in self.get_last_lr()]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]):
+        """Continue from the saved state; also sets the optimizer's rates.
+
+        If the initial rates are others now, the reductions so far apply to them.
+        """
+        for name in ("best", "num_bad_epochs", "cooldown_counter", "last_epoch"):
+            setattr(self, name, state_dict[name])
+        rates, bases = state_dict["rates"], state_dict["base_lrs"]
+        if bases != self.base_lrs:
+            share = rates[0] / bases[0] if bases[0] else 1.0
+            rates = [max(base * share, least)
+                     for base, least in zip(self.base_lrs, self.min_lrs, strict=True)]
+        self._last_lr = list(rates)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def forget_best(self):
+        """Let the next validation be the best so far, because it measures something else."""
+        self.best, self.num_bad_epochs = self.mode_worse, 0

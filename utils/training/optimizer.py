@@ -21,7 +21,7 @@ def build_optimizer(section: dict, model: Any) -> torch.optim.Optimizer:
 
     The fused step is used if the optimizer has one: on CPUs it is two to four times faster than
     the default loop; foreach is slower than the loop there. Raises ConfigError for arguments that
-    the optimizer refuses, or if there is nothing to train.
+    the optimizer refuses, at once or in its first step, or if there is nothing to train.
     """
     cls = lookup(section["type"], components("optimizers"), "optimizer.type")
     args = dict(section.get("args") or {})
@@ -46,4 +46,14 @@ def build_optimizer(section: dict, model: Any) -> torch.optim.Optimizer:
     parameters = inspect.signature(cls).parameters
     if "fused" in parameters and not {"fused", "foreach", "differentiable"} & set(args):
         args["fused"] = all(p.is_floating_point() for p in head + backbone)
-    return construct(cls, args, "optimizer.args", {"params": groups})
+    # Some parameters and flags are refused by other errors, or only when a step is taken.
+    refusals = (ValueError, OverflowError, RuntimeError, TypeError, AssertionError)
+    optimizer = construct(cls, args, "optimizer.args", {"params": groups}, refusals)
+    weight = torch.nn.Parameter(torch.zeros(2, 2, device=(head + backbone)[0].device))
+    weight.grad = torch.zeros_like(weight)
+    try:
+        cls([weight], **args).step()
+    except refusals as error:
+        raise ConfigError(f"{cls.__name__} cannot take a step on {weight.device}: "
+                          f"{error or type(error).__name__}", "optimizer.args") from error
+    return optimizer

@@ -36,6 +36,11 @@ class Progress:
     def __str__(self) -> str:
         return f"epoch {self.epoch} step {self.step}"
 
+    @property
+    def updates(self) -> int:
+        """The steps that changed the weights."""
+        return self.step - self.skipped - self.overflows
+
     def next_epoch(self):
         """Move to the start of the next epoch."""
         self.epoch, self.batches_done, self.into_batch = self.epoch + 1, 0, 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from utils.cli.console import notice, warn
 from utils.config.cross_checks import settings_without_effect
 from utils.config.load import apply_overrides, load_config, save_config
+from utils.config.registry import STEP_IMPLEMENTATION
 from utils.config.schema import resolve_config
 from utils.errors import ConfigError
 from utils.machine import distributed
@@ -37,13 +38,14 @@ ALLOW = "--resume-allow-changes"
 # Keys that may differ on resume because they do not affect the result.
 _HARMLESS = re.compile(r"name|n_gpu|test_loader.*|"
                        r"(train|val)_loader\.args\.(num_workers|pin_memory|prefetch_factor|timeout)|"
+                       rf"optimizer\.args\.({'|'.join(STEP_IMPLEMENTATION)})|"
                        r"trainer\.(save_dir|save_period|save_every|keep|save_async|requeue|"
                        r"rank_timeout|tensorboard|log_dir|log_per_iter)")
 # Keys that determine which samples a step uses: a difference must be allowed with ALLOW.
 _ORDER = re.compile(r"seed|trainer\.accumulate|train_loader\.(type|args\.("
                     r"batch_size|shuffle|drop_last|split|sampler(\..*)?))")
-# Keys whose values come from the saved optimizer and scheduler state.
-_STATE = re.compile(r"optimizer\b.*")
+# Keys of the steps themselves: a difference must be allowed with ALLOW as well.
+_UPDATE = re.compile(r"optimizer\..*")
 
 
 @dataclass
@@ -142,6 +144,7 @@ def open_run(args: argparse.Namespace) -> Run:
     checkpoint, path = _of_previous_attempt() or (None, None)
     if not path and args.resume and args.resume != "auto":
         checkpoint, path = _read(args.resume)
+    _correct_record(checkpoint)
     if args.config or not checkpoint:
         source = args.config or DEFAULT_CONFIG
         config = load_config(source, args.overrides)
@@ -159,10 +162,11 @@ def open_run(args: argparse.Namespace) -> Run:
                                            partial(is_run_of, name)) or (None, None)
         if path:
             notice(f"resuming from {path}")
+            _correct_record(checkpoint)
         else:
             notice(f"no checkpoint of {name!r} to resume from: starting fresh")
     if checkpoint:
-        _compare_configs(checkpoint["config"], config, args.resume_allow_changes)
+        _compare_configs(checkpoint["config"], config, path, args.resume_allow_changes)
     return Run(config, checkpoint, path, args.resume_allow_changes)
 
 
@@ -210,25 +214,45 @@ def _of_previous_attempt():
     return newest
 
 
-def _compare_configs(saved, config, allow_changes):
+def _correct_record(checkpoint):
+    """Write the optimizer's settings that were used into the config of an older checkpoint.
+
+    A resumed run recorded what its command line asked for, but went on with the saved settings.
+    """
+    if not checkpoint or "averaged" in checkpoint:
+        return              # nothing to correct: this version uses what it records
+    with contextlib.suppress(KeyError, IndexError, TypeError, AttributeError):
+        group, args = checkpoint["optimizer"]["param_groups"][0], \
+            checkpoint["config"]["optimizer"]["args"]
+        used = dict(group)
+        # A cyclic schedule of torch has rates of its own; a schedule may change the momentum.
+        if "max_lrs" not in checkpoint["scheduler"] and group["name"] != "backbone":
+            used["initial_lr"] = used.get("max_lr", used["initial_lr"])
+            args["lr"] = used["initial_lr"]
+        for key in args.keys() & used.keys() - {"lr", "betas", "momentum"}:
+            if type(args[key]) in (int, float):
+                args[key] = used[key]
+
+
+def _compare_configs(saved, config, path, allow_changes):
     """Print what differs from the checkpoint's config.
 
-    Raises ConfigError if the order of samples changes and that is not allowed.
+    Raises ConfigError if the order of samples or the optimizer changes and that is not allowed.
     """
     refused = []
     for key, old, new in _differences(_with_defaults(saved), config):
         line = f"{key} was {old!r}, is {new!r}"
-        if _ORDER.fullmatch(key):
+        if _ORDER.fullmatch(key) or _UPDATE.fullmatch(key) and not _HARMLESS.fullmatch(key):
             refused.append(line)
         elif not _HARMLESS.fullmatch(key):
-            kept = "; a resumed optimizer keeps the checkpoint's" if _STATE.fullmatch(key) else ""
-            notice(f"differs from the checkpoint: {line}{kept}")
+            notice(f"differs from the checkpoint: {line}")
     if refused and not allow_changes:
         raise ConfigError("the run would not continue where it stopped:\n  " + "\n  ".join(refused),
-                          "config", f"use the checkpoint's values, or accept other batches with "
-                                    f"{ALLOW}")
+                          "config", "use the checkpoint's values, or go on with the new ones and "
+                                    f"{ALLOW}, or start a training from its weights: without -r, "
+                                    f"with trainer.finetune_from={path}")
     for line in refused:
-        notice(f"differs from the checkpoint: {line}")
+        notice(f"differs from the checkpoint: {line}; the new value holds from here on")
 
 
 def _with_defaults(saved):
@@ -242,7 +266,10 @@ def _with_defaults(saved):
 def _differences(old, new, path=""):
     """(key, old value, new value) for every key whose value differs between two configs."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
+        keys = sorted(old.keys() | new.keys())
+        if path in ("optimizer", "lr_scheduler") and old.get("type") != new.get("type"):
+            keys = ["type"]            # the arguments of two classes cannot be compared
+        for key in keys:
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, old, new

@@ -22,6 +22,7 @@ from utils.errors import CheckpointError, listed
 from utils.images.normalize import Normalize
 from utils.machine import distributed
 from utils.training.criterion import Criterion
+from utils.training.lr_scheduler import advance
 from utils.training.monitor import Monitor
 from utils.training.progress import Progress
 from utils.training.run_folder import run_facts
@@ -57,6 +58,8 @@ def state_of(trainer: Resumable) -> TrainingCheckpoint:
         # Counted in samples over all ranks, so that another number of ranks can resume.
         "samples": progress.batches_done * _samples_per_batch(trainer) + progress.into_batch,
         "steps_per_epoch": progress.steps_per_epoch, "skipped": progress.skipped,
+        "overflows": progress.overflows,
+        "averaged": int(trainer.ema.n_averaged) if trainer.ema else 0,
         "dataset": trainer.dataset_facts, "lineage": progress.lineage,
         "monitor": trainer.monitor.state_dict(), "config": trainer.config,
         "class_names": list(dataset.class_names),
@@ -73,19 +76,24 @@ def restore(trainer: Resumable, saved: Checkpoint):
         checkpoint = require_training(saved, where)
         arch = checkpoint["config"]["arch"]["type"]
         load_exact(trainer.model, checkpoint["model"], arch, where)
-        if trainer.ema:
-            load_exact(trainer.ema.module, checkpoint["ema"] or checkpoint["model"], arch, where)
-            trainer.ema.n_averaged.fill_(checkpoint["step"])
-        load_optimizer(trainer.optimizer, checkpoint["optimizer"], where)
-        trainer.scaler.load_state_dict(checkpoint["scaler"])
         progress = trainer.progress
         assert checkpoint["epoch"] is not None      # of every training
         progress.epoch, progress.step = checkpoint["epoch"], checkpoint["step"]
         progress.skipped = checkpoint.get("skipped", 0)
+        progress.overflows = checkpoint.get("overflows", 0)
+        if trainer.ema:
+            load_exact(trainer.ema.module, checkpoint["ema"] or checkpoint["model"], arch, where)
+            # Without an update the average is not an average yet: the first one replaces it.
+            trainer.ema.n_averaged.fill_(checkpoint.get("averaged", progress.updates)
+                                         if checkpoint["ema"] else 1)
+        _restore_optimizer(trainer, checkpoint, where)
+        if checkpoint["scaler"]:        # empty: the run did not scale its loss
+            trainer.scaler.load_state_dict(checkpoint["scaler"])
         progress.batches_done, progress.into_batch = divmod(checkpoint["samples"],
                                                             _samples_per_batch(trainer))
-        trainer.scheduler.load_state_dict(_scheduler_state(trainer, checkpoint))
+        recounted = _recount_steps(trainer, checkpoint)
         _restore_monitor(trainer, checkpoint)
+        _restore_schedule(trainer, checkpoint, recounted)
         progress.lineage = _lineage(trainer, checkpoint)
     monitor = trainer.monitor
     best = "none yet" if monitor.best is None else f"{monitor.best:.4f}"
@@ -140,12 +148,46 @@ def _samples_per_batch(trainer):
     return trainer.train_loader.batch_size * distributed.world_size()
 
 
-def _scheduler_state(trainer, checkpoint):
-    """The saved state of the scheduler, adapted if an epoch now has another number of steps."""
-    state, before = checkpoint["scheduler"], checkpoint.get("steps_per_epoch")
+def _restore_optimizer(trainer, checkpoint, where):
+    """Load what the optimizer has kept, unless the run goes on with another optimizer."""
+    before, now = (config["optimizer"]["type"] for config in (checkpoint["config"],
+                                                              trainer.config))
+    if before == now:
+        load_optimizer(trainer.optimizer, checkpoint["optimizer"], where)
+    else:
+        notice(f"{now} starts without what {before} has kept of the steps before")
+
+
+def _restore_schedule(trainer, checkpoint, recounted):
+    """Move the new schedule to where the run stands. recounted: whether steps are counted anew.
+
+    Its rates are those of the present config and length of the run, as if it had had them from its
+    start. The schedule of an unchanged run thus goes on as if it had never stopped.
+    """
+    schedule, progress, saved = trainer.scheduler, trainer.progress, checkpoint["scheduler"]
+    configs = checkpoint["config"], trainer.config
+    same_type = len({config["lr_scheduler"]["type"] for config in configs}) == 1
+    if schedule.per_validation:
+        if not same_type:
+            return
+        schedule.load_state_dict(saved)
+        if len({config["trainer"]["monitor"] for config in configs}) > 1:
+            schedule.forget_best()
+    elif not schedule.per_iteration:
+        advance(schedule, max(0, min(progress.epoch - 1, progress.epochs)))
+    else:
+        taken = progress.step if recounted else progress.updates
+        if same_type and not recounted:
+            taken = saved["last_epoch"]     # files of older versions do not count overflows
+        advance(schedule, max(0, min(taken, progress.total_steps)))
+
+
+def _recount_steps(trainer, checkpoint):
+    """Count the steps anew if an epoch now has another number of them; returns whether it has."""
+    before = checkpoint.get("steps_per_epoch")
     progress, settings = trainer.progress, trainer.config["trainer"]
     if before in (None, progress.steps_per_epoch):
-        return state
+        return False
     done = math.ceil(progress.batches_done / settings["accumulate"])    # steps of this epoch
     if settings["iterations"]:
         left = progress.total_steps - progress.step + done
@@ -158,12 +200,7 @@ def _scheduler_state(trainer, checkpoint):
     repeated = -(_samples_per_batch(trainer) - progress.into_batch) % distributed.world_size()
     if progress.into_batch and repeated:
         notice(f"{repeated} of them are used twice, so that every process gets the same number")
-    if not trainer.scheduler.per_iteration:
-        return state
-    # torch's OneCycleLR computes these entries from the length of the run: keep the new ones.
-    derived = ("total_steps", "_schedule_phases", "last_epoch", "_step_count")
-    return {**{key: value for key, value in state.items() if key not in derived},
-            "last_epoch": progress.step, "_step_count": progress.step + 1}
+    return True
 
 
 def _restore_monitor(trainer, checkpoint):
