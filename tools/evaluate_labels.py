@@ -9,8 +9,9 @@ examples:
 cityscapes and minicity are scored as the official Cityscapes script does, from *_labelIds.png and
 *_instanceIds.png: IoU and iIoU (nIoU) of classes and categories. Every other dataset gets
 dataset-level and image-level scores; --gt is a folder of its labels or, with --split, the data_dir
-of a config. The name of a prediction must begin with the name of its true label. If predictions
-are missing, surplus or wrong, all of them are listed and no score is given.
+of a config. The name of a prediction must begin with the name of its true label; x_overlay.png next
+to x.png is left out, and so are predictions of other splits. If predictions are missing or wrong,
+all of them are listed and no score is given.
 """
 import argparse
 import json
@@ -42,7 +43,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="further arguments of the dataset, e.g. '{\"num_classes\": 171}'")
     add("--ids", choices=("label", "train"),
         help="what predictions contain: label ids as the truth (default for cityscapes), or "
-             "train ids 0, 1, ... as inference.py writes (default for others)")
+             "train ids 0, 1, ... as inference.py writes (default for others, unless the "
+             "values can only be those of the truth)")
     add("--json", metavar="FILE", help="write the scores as JSON")
     add("--results", metavar="FILE", default="results.txt",
         help="write a short text of the scores (default: results.txt; '' writes none)")
@@ -65,12 +67,12 @@ def main(argv: list[str] | None = None):
         if not folder.is_dir():
             raise DataError("no such folder", f"{option} {shown(folder)}")
     scores, text, summary = _score(args)
-    print(text)
     if args.json:
         document = json.dumps(plain_json(scores), indent=1, allow_nan=False)
         write_bytes(args.json, document.encode() + b"\n")
     if args.results:
-        write_bytes(args.results, summary.encode() + b"\n")
+        write_bytes(args.results, summary.encode("utf-8", "backslashreplace") + b"\n")
+    console.output(text)
 
 
 def _score(args) -> "LabelFileScores":

@@ -35,6 +35,27 @@ def test_missing_surplus_and_ambiguous_predictions_are_problems(tmp_path):
     assert "bc.png: a prediction without truth" in text and "no prediction x/a" in text
 
 
+def test_files_that_continue_the_name_of_a_prediction_are_left_out_with_a_notice(tmp_path, capsys):
+    """As inference.py writes them beside the labels."""
+    found, problems = pairs(tmp_path, ["a", "b"], [
+        "a.png", "a_overlay.png", "a_masks/00_road.png", "a_masks/01_car.png", "b_x.png",
+        "b_x_overlay.png"])
+    assert found == {"a": "a.png", "b": "b_x.png"} and not problems
+    assert "left out: 4 files whose names continue that of a prediction (_masks/...: 2, " \
+        "_overlay: 2)" in capsys.readouterr().err
+
+
+def test_two_files_of_which_none_continues_the_other_are_a_problem(tmp_path):
+    _, problems = pairs(tmp_path, ["a"], ["a_1.png", "a_2.png"])
+    assert len(problems) == 1 and "a_2.png: a second prediction of a; the first is" in problems[0]
+
+
+def test_predictions_of_other_splits_are_left_out_with_a_notice(tmp_path, capsys):
+    found, problems = pairs(tmp_path, ["a"], ["a.png", "b.png", "c.png"])
+    assert found == {"a": "a.png"} and not problems
+    assert "left out: 2 predictions without truth (b.png, c.png)" in capsys.readouterr().err
+
+
 def test_all_problems_are_one_error_with_the_remedies_once():
     def count(name):
         if name != "good":

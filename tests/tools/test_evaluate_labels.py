@@ -9,6 +9,7 @@ from dataloader.cityscapes import CLASS_NAMES, LABEL_IDS
 from tests.support.places import SHARED
 from tools.evaluate_labels import main
 from utils.cli.console import run
+from utils.errors import DataError
 from utils.images.image_io import read_label, write_image, write_label
 from utils.metrics.cityscapes_metrics import LABELS, MEAN_SIZE, CityscapesMetrics, count_pair
 
@@ -132,7 +133,6 @@ def test_every_wrong_prediction_is_listed_and_nothing_is_scored(tmp_path, capsys
     write_image(pred / "ulm_000002_000019.png", np.full((4, 6), 255, np.uint8))
     (pred / "ulm_000003_000019.png").write_bytes(b"")
     write_image(pred / "ulm_000004_000019.png", np.zeros((4, 6, 3), np.uint8))
-    write_image(pred / "ulm_000005_000019_again.png", np.full((4, 6), 7, np.uint8))
     assert scored(*argv, "--json", tmp_path / "s.json") == 3
     err = capsys.readouterr().err
     for text in ("ulm_000000_000019_gtFine_labelIds.png: no prediction",
@@ -140,8 +140,8 @@ def test_every_wrong_prediction_is_listed_and_nothing_is_scored(tmp_path, capsys
                  "ulm_000001_000019.png: is 5x4, the truth",
                  "ulm_000002_000019.png: holds 255 (24 pixels)",
                  "ulm_000003_000019.png: the file is empty",
-                 "ulm_000004_000019.png: the label is a color picture",
-                 "a second prediction of ulm_000005_000019", "7 files are wrong"):
+                 "ulm_000004_000019.png: is a color picture", "6 files are wrong",
+                 "write label ids or train ids as a gray or palette PNG"):
         assert text in err
     assert not (tmp_path / "s.json").exists()
 
@@ -243,6 +243,134 @@ def test_a_value_that_is_not_a_class_is_an_error_with_its_pixels(tmp_path, capsy
     assert scored("--dataset", "ADE20K", *argv) == 3
     err = capsys.readouterr().err
     assert "a.png: holds 150 (1 pixels), 151 (1 pixels)" in err and "--ids label" in err
+
+
+def folder_scored(tmp_path, truth, guess, args, *more):
+    """(status, the JSON file) of predictions of one image against its label, by Folder."""
+    for folder, values in (("gt", truth), ("pred", guess)):
+        values = np.asarray(values)
+        kind = np.uint16 if values.max() > 255 else np.uint8
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write_image(tmp_path / folder / "a.png", values.astype(kind))
+    status = scored("--dataset", "Folder", "--gt", tmp_path / "gt", "--pred", tmp_path / "pred",
+                    "--args", json.dumps(args), "--results", "", "--json", tmp_path / "s.json",
+                    *more)
+    file = tmp_path / "s.json"
+    return status, json.loads(file.read_text()) if file.exists() else None
+
+
+BINARY = {"num_classes": 2, "label_map": {"255": 1}}
+
+
+@pytest.mark.parametrize("truth, guess, args, scores", [
+    ([[0, 255, 255, 0]], [[0, 255, 0, 0]], BINARY, [2 / 3, 1 / 2]),
+    ([[0, 128, 255, 0]], [[0, 128, 255, 255]], {"num_classes": 3, "label_map": {"128": 1,
+                                                                              "255": 2}},
+     [1 / 2, 1, 1 / 2]),
+    ([[0, 500, 0, 500]], [[500, 500, 0, 500]], {"num_classes": 2, "label_map": {"500": 1}},
+     [1 / 2, 2 / 3])])
+def test_values_that_only_the_truth_has_are_read_as_in_the_truth(tmp_path, capsys, truth, guess,
+                                                                 args, scores):
+    """A mask of 0 and 255 has no train id but 0: 255 is its other class."""
+    status, document = folder_scored(tmp_path, truth, guess, args)
+    assert status == 0 and document["Class_IoU"] == scores and document["ids"] == "label"
+    assert "read as the truth is (--ids label" in capsys.readouterr().err
+
+
+def test_255_means_no_class_where_the_train_id_of_its_class_is_predicted(tmp_path, capsys):
+    status, document = folder_scored(tmp_path, [[0, 255, 255, 255]], [[0, 1, 1, 255]],
+                                     {"num_classes": 2, "label_map": {"0": 0, "1": 0, "255": 1}})
+    assert status == 0 and document["ids"] == "train"
+    assert document["Class_IoU"] == [1, 2 / 3] and document["pixels_without_prediction"] == 1
+    assert "1 of 4 labeled pixels (25.00%) are predicted as no class (value 255)" \
+        in capsys.readouterr().err
+
+
+def test_two_readings_of_which_the_other_fits_better_are_refused(tmp_path, capsys):
+    """Values of ADE20K's truth are its train ids plus 1: both readings are possible."""
+    argv = make_two_folders(tmp_path, {"a": [1, 1, 2, 0]}, {"a": [1, 1, 2, 2]})
+    assert scored("--dataset", "ADE20K", *argv) == 3
+    err = capsys.readouterr().err
+    assert "read as train ids 0.00 % of the pixels are right" in err
+    assert "read as values of the truth 100.00 %" in err and "--ids train or --ids label" in err
+    assert not (tmp_path / "s.json").exists()
+    for ids, score in (("train", 0), ("label", 1)):
+        assert scored("--dataset", "ADE20K", "--ids", ids, *argv) == 0
+        assert json.loads((tmp_path / "s.json").read_text())["Mean_IoU"] == score
+
+
+def test_one_wrong_pixel_does_not_change_the_reading(tmp_path, capsys):
+    """150 is no train id of ADE20K, but its last class in the truth."""
+    argv = make_two_folders(tmp_path, {"a": [1, 1, 2, 3]}, {"a": [0, 0, 1, 150]})
+    assert scored("--dataset", "ADE20K", *argv) == 3
+    assert "holds 150 (1 pixels)" in capsys.readouterr().err
+
+
+def test_an_explicit_reading_counts_void_pixels_and_says_so(tmp_path, capsys):
+    status, document = folder_scored(tmp_path, [[0, 255, 255, 0]], [[0, 255, 255, 0]], BINARY,
+                                     "--ids", "train")
+    assert status == 0 and document["Class_IoU"] == [1, 0]
+    assert "2 of 4 labeled pixels (50.00%)" in capsys.readouterr().err
+
+
+def test_predictions_in_the_colors_of_the_palette_are_read(tmp_path, capsys):
+    palette = [[0, 0, 0], [255, 0, 0]]
+    truth, guess = np.array([[0, 1, 1, 0]]), np.array([[0, 1, 0, 0]])
+    for folder, ids in (("gt", truth), ("pred", guess)):
+        (tmp_path / folder).mkdir()
+        write_image(tmp_path / folder / "a.png", np.array(palette, np.uint8)[ids])
+    argv = ["--dataset", "Folder", "--gt", tmp_path / "gt", "--pred", tmp_path / "pred", "--args",
+            json.dumps({"num_classes": 2, "palette": palette}), "--results", "",
+            "--json", tmp_path / "s.json"]
+    assert scored(*argv) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["Class_IoU"] == [2 / 3, 1 / 2]
+    assert "color pictures" in capsys.readouterr().err
+    assert scored(*argv, "--ids", "train") == 3
+    assert "--ids label reads the colors" in capsys.readouterr().err
+    write_label(tmp_path / "pred" / "a.png", guess, [])
+    assert scored(*argv) == 0           # ids, against a truth in colors
+    assert json.loads((tmp_path / "s.json").read_text())["Class_IoU"] == [2 / 3, 1 / 2]
+
+
+def test_colors_without_a_palette_are_refused_with_a_remedy_of_this_command(tmp_path, capsys):
+    status, _ = folder_scored(tmp_path, [[0, 1]], np.zeros((1, 2, 3), np.uint8) + 9,
+                              {"num_classes": 2})
+    assert status == 3
+    assert "--args '{\"palette\"" in capsys.readouterr().err
+
+
+def test_predictions_as_jpeg_are_named_for_what_is_wrong(tmp_path, capsys):
+    argv = make_two_folders(tmp_path, {"a": [1, 0], "sub/b": [1, 0]}, {"a": [1, 0]})
+    (tmp_path / "pred" / "sub").mkdir()
+    write_image(tmp_path / "pred" / "sub" / "b.jpg", np.zeros((1, 2), np.uint8))
+    assert scored("--dataset", "Folder", "--args", '{"num_classes": 2}', *argv) == 3
+    err = capsys.readouterr().err
+    assert "b.jpg: a .jpg file; predictions are label files" in err
+    assert "no prediction" not in err
+
+
+def test_a_truth_without_a_labeled_pixel_is_an_error(tmp_path, capsys):
+    status, document = folder_scored(tmp_path, [[255, 255]], [[0, 1]], {"num_classes": 2})
+    assert status == 3 and document is None
+    assert "nothing to score: all pixels of 1 labels are ignored" in capsys.readouterr().err
+
+
+def test_scores_are_in_their_files_before_they_are_printed(tmp_path, monkeypatch):
+    def gone(*_):
+        raise DataError("cannot write the output")
+    monkeypatch.setattr("utils.cli.console.output", gone)
+    argv = make_two_folders(tmp_path, {"a": [1, 0]}, {"a": [1, 0]})
+    assert scored("--dataset", "Folder", "--args", '{"num_classes": 2}', *argv) == 3
+    assert (tmp_path / "s.json").exists() and (tmp_path / "r.txt").exists()
+
+
+def test_ids_that_are_not_evaluated_are_told_by_the_official_rules(tmp_path, capsys):
+    argv = make_city(tmp_path, ["ulm_000000_000019"])
+    truth = read_label(tmp_path / "gt" / "ulm" / "ulm_000000_000019_gtFine_labelIds.png")
+    write_image(tmp_path / "pred" / "ulm_000000_000019.png", np.zeros_like(truth))
+    assert scored(*argv) == 0
+    evaluated = int((truth != 0).sum())
+    assert f"{evaluated} of {evaluated} evaluated pixels" in capsys.readouterr().err
 
 
 def test_a_split_of_a_whole_dataset_is_scored_by_its_list(tmp_path):

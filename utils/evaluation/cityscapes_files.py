@@ -9,6 +9,7 @@ from utils.evaluation.label_pairs import (
     LabelFileScores,
     count_all,
     pair_files,
+    read_prediction,
     require_below,
     require_size,
 )
@@ -41,8 +42,9 @@ def score_cityscapes(folder: Path, predictions: Path, ids: str | None = None,
         instances = {}
 
     def count(name):
-        truth = _read_ids(truths[name], "label")
-        prediction = _read_ids(paths[name], ids or "label")
+        truth = _read_ids(truths[name], "label", read_label(truths[name]))
+        prediction = _read_ids(paths[name], ids or "label", read_prediction(
+            paths[name], "write label ids or train ids as a gray or palette PNG"))
         require_size(prediction, paths[name], truth, truths[name])
         return count_pair(prediction, truth, _read_instances(instances.get(name), truth))
 
@@ -53,6 +55,11 @@ def score_cityscapes(folder: Path, predictions: Path, ids: str | None = None,
     predicted = metrics.confusion.sum(0)
     if ids is None and predicted[:7].any() and not predicted[19:].any():
         warn("no prediction holds an id above 18: if they are train ids, use --ids train")
+    evaluated = metrics.confusion[list(EVALUATED_IDS)]
+    void = int(evaluated.sum() - evaluated[:, list(EVALUATED_IDS)].sum())
+    if void:
+        warn(f"{void} of {int(evaluated.sum())} evaluated pixels are predicted as ids that are not "
+             "evaluated, and count as wrong")
     return _report(metrics)
 
 
@@ -70,9 +77,8 @@ def _truths(folder):
     return truths, problems
 
 
-def _read_ids(path: Path, ids: str) -> Labels:
-    """A map of label ids 0..33, (H, W)."""
-    values = read_label(path)
+def _read_ids(path: Path, ids: str, values: Labels) -> Labels:
+    """A map of label ids 0..33, (H, W), of the values that the file stores."""
     if ids == "train":
         table = np.full(int(values.max(initial=255)) + 1, 255, np.uint8)
         table[:len(EVALUATED_IDS)] = EVALUATED_IDS

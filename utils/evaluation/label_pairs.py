@@ -1,15 +1,18 @@
 """Pairs predicted label files with true ones, and counts them all or reports all that is wrong."""
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from utils.cli.console import notice
 from utils.errors import DataError, listed, shown
 from utils.files.file_jobs import work_through
-from utils.images.picture_files import picture_files
+from utils.images.image_io import read_label, read_label_colors
+from utils.images.picture_files import IMAGE_SUFFIXES, picture_files
 from utils.images.types import Labels
 
 SHOWN = 20             # problems in a message
@@ -29,9 +32,45 @@ def pair_files(truths: dict[str, Path], folder: Path, suffixes: tuple[str, ...])
     """({name: prediction}, problems): for each name of `truths` the file that begins with it.
 
     After the name comes the extension, or anything that begins with neither a letter nor a digit.
-    Names that contain folders are compared as a whole first, then by their last part.
+    Names that contain folders are compared as a whole first, then by their last part. Of several
+    files that begin with a name, the one whose name the others continue is the prediction
+    (x.png, and not x_overlay.png). The others, and predictions of nothing in `truths`, are left
+    out with a notice; but if a prediction is missing, the latter are problems too.
     """
-    found, problems = {}, []
+    found, problems, strangers, extra = {}, [], [], []
+    for name, paths in _by_name(truths, folder, suffixes, problems, strangers).items():
+        stems = [os.path.splitext(path)[0] for path in paths]
+        stem_of_first, first = min(zip(stems, paths, strict=True), key=_shortest)
+        found[name] = first
+        for path, stem in zip(paths, stems, strict=True):
+            if stem.startswith(stem_of_first) and stem != stem_of_first:
+                extra.append(stem[len(stem_of_first):])
+            elif path != first:
+                problems.append(f"{shown(path)}: a second prediction of {shown(name)}; the first "
+                                f"is {shown(first)}")
+    missing = [name for name in truths if name not in found]
+    if missing:
+        problems += [f"{shown(path)}: a prediction without truth" for path in strangers]
+        problems += _missing(truths, missing, folder, suffixes)
+        return found, problems
+    if strangers:
+        notice(f"left out: {len(strangers)} predictions without truth ("
+               + listed(strangers, SHOWN_VALUES, text=lambda path: shown(path.name)) + ")")
+    if extra:
+        endings = Counter(re.sub(r"/.*", "/...", ending) for ending in extra)
+        notice(f"left out: {len(extra)} files whose names continue that of a prediction ("
+               + listed(endings.most_common(), SHOWN_VALUES,
+                        text=lambda pair: f"{shown(pair[0])}: {pair[1]}") + ")")
+    return found, problems
+
+
+def _shortest(pair):
+    return len(pair[0]), pair
+
+
+def _by_name(truths, folder, suffixes, problems, strangers):
+    """name -> the files that begin with it."""
+    found: dict[str, list[Path]] = {}
     by_last_part = {}
     for name in truths:
         by_last_part.setdefault(name.rpartition("/")[2], []).append(name)
@@ -42,19 +81,32 @@ def pair_files(truths: dict[str, Path], folder: Path, suffixes: tuple[str, ...])
             last = next((start for start in _prefixes(relative.rpartition("/")[2])
                          if start in by_last_part), None)
             candidates = by_last_part.get(last, ())
-            if len(candidates) != 1:
-                problems.append(f"{shown(path)}: a prediction without truth" if not candidates else
-                                f"{shown(path)}: may belong to {len(candidates)} files of the "
+            if not candidates:
+                strangers.append(path)
+                continue
+            if len(candidates) > 1:
+                problems.append(f"{shown(path)}: may belong to {len(candidates)} files of the "
                                 "truth")
                 continue
             name = candidates[0]
-        if name in found:
-            problems.append(f"{shown(path)}: a second prediction of {shown(name)}; the first is "
-                            f"{shown(found[name])}")
-        found.setdefault(name, path)
-    problems += [f"{shown(truths[name])}: no prediction {shown(name)} in {shown(folder)}"
-                 for name in truths if name not in found]
-    return found, problems
+        found.setdefault(name, []).append(path)
+    return found
+
+
+def _missing(truths, missing, folder, suffixes):
+    """A line for each name without a prediction; says if there is one in another format."""
+    others = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in suffixes)
+    formats: dict[str, Path] = {}
+    for path in picture_files(folder, others):
+        for start in _prefixes(os.path.splitext(path.relative_to(folder).as_posix())[0]):
+            formats.setdefault(start, path)
+    for name in missing:
+        other = formats.get(name) or formats.get(name.rpartition("/")[2])
+        if other:
+            yield (f"{shown(other)}: a {other.suffix} file; predictions are label files "
+                   f"({', '.join(suffixes)}), because JPEG, for example, changes class ids")
+        else:
+            yield f"{shown(truths[name])}: no prediction {shown(name)} in {shown(folder)}"
 
 
 def count_all(count: Callable[[str], Any], names: Collection[str], workers: int,
@@ -64,13 +116,18 @@ def count_all(count: Callable[[str], Any], names: Collection[str], workers: int,
     Raises one DataError for `problems` and for every DataError of `count`.
     """
     outcome = work_through(names, count, workers, "scoring")
-    problems = [*problems, *(error.in_one_line for error in outcome.failed)]
+    require_none(problems, outcome.failed)
+    return outcome.done
+
+
+def require_none(problems: Iterable[str], errors: Collection[DataError]):
+    """Raises one DataError that lists the problems and errors, if there are any."""
+    problems = [*problems, *(error.in_one_line for error in errors)]
     if problems:
         raise DataError(f"{len(problems)} {'file is' if len(problems) == 1 else 'files are'} "
                         "wrong, no score is given:\n    " + listed(problems, SHOWN, "\n    "),
                         fix="; ".join(dict.fromkeys(
-                            error.fix for error in outcome.failed if error.fix)) or None)
-    return outcome.done
+                            error.fix for error in errors if error.fix)) or None)
 
 
 def require_below(ids: Labels, end: int, stored: Labels, path: Path, expected: str,
@@ -86,6 +143,19 @@ def require_below(ids: Labels, end: int, stored: Labels, path: Path, expected: s
                        text=lambda pair: f"{pair[0]} ({pair[1]} pixels)")
         raise DataError(f"holds {found}; expected {expected}", shown(path), fix)
     return ids
+
+
+def read_prediction(path: Path, fix: str) -> Labels:
+    """The stored values of a predicted label file, (H, W). Raises DataError if it cannot be read.
+
+    fix: what to do about a color picture.
+    """
+    try:
+        return read_label(path)
+    except DataError as error:
+        if read_label_colors(path) is None:
+            raise
+        raise DataError("is a color picture, not a map of class ids", error.where, fix) from None
 
 
 def require_size(ids: Labels, path: Path, truth: Labels, truth_path: Path):
