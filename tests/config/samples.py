@@ -32,12 +32,14 @@ README = """{
 }"""
 
 
+# NUL and surrogates are refused.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT
     | st.sampled_from(["CE", "PSPNet", "MixedLoss", "max", "auto", "type", "args", "~", "${X"]),
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(st.sampled_from(["type", "args", "losses", "out", "aux", "lr", "weight"])
-                      | st.text(max_size=3), inner, max_size=3), max_leaves=8)
+                      | TEXT, inner, max_size=3), max_leaves=8)
 
 
 class VOC:

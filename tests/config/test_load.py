@@ -232,3 +232,72 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def chain_of(folder, count, parents):
+    """A config that is extended by `count` files in a row, each `parents` times; the last file."""
+    last = write(folder / "c0.json", {"seed": 5, "trainer": {"epochs": 3}})
+    for k in range(1, count + 1):
+        last = write(folder / f"c{k}.json", {"extends": [f"c{k - 1}.json"] * parents})
+    return last
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_file_that_is_extended_over_many_ways_is_read_once(tmp_path):
+    # Read at every mention these would be 2 ** 40 files.
+    config = load_config(chain_of(tmp_path, 40, 2))
+    assert config == {"seed": 5, "trainer": {"epochs": 3}}
+    assert config.places["trainer", "epochs"] == f"{tmp_path / 'c0.json'}:1"
+
+
+def test_files_that_extend_each_other_without_end_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="more than 100 files extend each other"):
+        load_config(chain_of(tmp_path, 150, 1))
+    write(tmp_path / "wide.json", {f"k{k}": k for k in range(20000)})
+    path = write(tmp_path / "many.json", {"extends": ["wide.json"] * 1000})
+    with pytest.raises(ConfigError, match="hold more than 300000 values"):
+        load_config(path)
+
+
+def test_two_wide_files_are_merged_in_the_time_of_two(tmp_path):
+    # With a search over all keys for each key it took hours.
+    wide = {f"k{k}": k for k in range(20000)}
+    write(tmp_path / "wide.json", wide)
+    path = write(tmp_path / "child.json", {"extends": "wide.json", **{k: -1 for k in wide}})
+    config = load_config(path)
+    assert set(config.values()) == {-1} and len(config) == 20000
+    assert config.places["k7",] == f"{path}:1"
+
+
+def test_a_parent_that_is_used_twice_is_not_changed_by_the_first_use(tmp_path):
+    write(tmp_path / "base.json", {"loss": {"type": "CE", "args": {"weight": [1, 2]}}})
+    write(tmp_path / "other.json", {"extends": "base.json", "loss": {"type": "DC"}})
+    path = write(tmp_path / "child.json", {"extends": ["other.json", "base.json"]})
+    assert load_config(path) == {"loss": {"type": "CE", "args": {"weight": [1, 2]}}}
+    path = write(tmp_path / "child.json", {"extends": ["base.json", "other.json"]})
+    assert load_config(path) == {"loss": {"type": "DC"}}
+
+
+def test_an_override_of_a_hundred_keys_is_no_path(tmp_path):
+    with pytest.raises(ConfigError, match="is not a path of keys"):
+        apply_overrides({}, [".".join("a" * 5000) + "=1"])
+
+
+@pytest.mark.parametrize("text, words", [
+    ('{"extends": "a\\u0000b"}', "NUL"), ('{"name": "a\\ud800"}', "a lone surrogate"),
+    ('{"trainer": {"save_dir": "x\\u0000"}}', "NUL")])
+def test_texts_that_no_path_can_contain_are_refused_with_their_line(tmp_path, text, words):
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"the string contains .*{words}(.|\n)*c.json:1:"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=f"{words}(.|\n)*command line"):
+        apply_overrides({}, ["name=" + text.partition(": ")[2].rpartition("}")[0]])
+
+
+def test_a_file_name_that_is_not_utf_8_can_be_given(tmp_path):
+    assert apply_overrides({}, ["name=a\udcff"]) == {"name": "a\udcff"}

@@ -271,3 +271,17 @@ def test_a_mutated_config_resolves_or_is_a_config_error(data):
         return
     assert json.loads(json.dumps(resolved, allow_nan=False)) == resolved
     assert resolve_config(resolved) == resolved
+
+
+def test_of_very_many_mistakes_the_first_are_listed_and_the_others_counted():
+    with pytest.raises(ConfigError) as caught:
+        resolve_config(small(**{f"k{k}": 1 for k in range(300)}))
+    header, *lines = str(caught.value).splitlines()
+    assert header == "300 mistakes in config"
+    assert len(lines) == 51 and lines[-1] == "  and 250 more"
+
+
+def test_a_text_of_a_checkpoints_config_that_no_path_can_contain_is_a_mistake():
+    config = small(name="a\0b", trainer={"epochs": 2, "val": False, "save_dir": "\ud800"})
+    assert mistakes(config) == ["name: the text contains a NUL character",
+                                "trainer.save_dir: the text contains a lone surrogate"]

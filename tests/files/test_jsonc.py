@@ -24,10 +24,14 @@ def test_comments_and_trailing_commas_are_accepted():
     assert parse_jsonc(text) == {"a": [1, 2], "b": {"c": "//no comment", "d": "/* nor this */"}}
 
 
+# NUL and surrogates are refused.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+
+
 @given(st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text()
+    st.none() | st.booleans() | st.integers() | TEXT
     | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20),
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=20),
     st.sampled_from([None, 2]), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_every_json_value_is_read_as_python_reads_it(value, indent, ascii_only):

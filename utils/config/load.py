@@ -14,11 +14,12 @@ from utils.config.cross_checks import names_outputs
 from utils.config.loader_section import validated_size
 from utils.config.schema import path_name, resolve_config
 from utils.config.signature import KeyPath, value_name
-from utils.errors import ConfigError
-from utils.files.jsonc import parse_jsonc, read_jsonc
+from utils.errors import ConfigError, shown
+from utils.files.jsonc import MAX_DEPTH, parse_jsonc, read_jsonc
 from utils.files.whole_file import WholeFile, remedy
 
 COMMAND_LINE = "command line"
+MAX_VALUES = 300_000      # of all files that a config extends together
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _OVERRIDE = re.compile(r"(?P<path>[^=]+?)(?P<add>\+?)=(?P<value>.*)", re.DOTALL)
 
@@ -43,7 +44,8 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     environment variable and a leading ~ by the home folder. Keys and values are not checked: see
     resolve_config. Raises ConfigError for a file, an override or a variable that is wrong.
     """
-    config = LoadedConfig(*_load(os.fspath(path), ()), {})
+    values, places = _Files().load(os.fspath(path))
+    config = LoadedConfig(values, _flat(places), {})
     config = apply_overrides(config, overrides)
     problems = []
     values = _expanded(config, (), config.places, problems)
@@ -102,57 +104,115 @@ def save_config(config: dict, path: str | os.PathLike[str]):
                           remedy(error)) from None
 
 
-def _load(path: str, chain: tuple[str, ...]) -> tuple[dict, dict[KeyPath, str]]:
-    """(values, places) of a file merged with its parents. chain: the files that extend it."""
-    identity = os.path.realpath(path)
-    if identity in [os.path.realpath(one) for one in chain]:
-        raise ConfigError(f'"extends" forms a circle: {" -> ".join([*chain, path])}', path,
-                          "remove one of the links")
-    lines = {}
-    if chain and not os.path.isfile(path):
-        raise ConfigError(f"{path} does not exist", f"extends: {' -> '.join([*chain, path])}",
-                          'a path in "extends" is relative to the file that contains it')
-    child = read_jsonc(path, lines)
-    if not isinstance(child, dict):
-        raise ConfigError(f"a config is an object {{...}}, found {value_name(child)}",
-                          path)
-    places = {where: f"{path}:{line}" for where, line in lines.items() if where}
-    child.pop("$schema", None)      # only editors use it
-    parents = child.pop("extends", [])
+class _Node:
+    """The place of a value, and the nodes of the values inside it."""
+
+    def __init__(self, place: str):
+        self.place, self.below = place, {}
+
+
+_Tree = dict[str | int, _Node]      # the places of a dict or list: one level of a config
+
+
+class _Files:
+    """Reads config files with the files they extend, each file once.
+
+    Files that extend the same file several times would otherwise be read 2^n times.
+    """
+
+    def __init__(self):
+        self.read: dict[str, tuple[dict, _Tree]] = {}
+        self.merged = 0         # values that were merged so far
+
+    def load(self, path: str, chain: tuple[str, ...] = ()) -> tuple[dict, _Tree]:
+        """(values, places) of a file merged with its parents. chain: the files that extend it."""
+        name = _real_path(path)
+        if name in map(_real_path, chain):
+            raise ConfigError(f'"extends" forms a circle: {" -> ".join([*chain, path])}', path,
+                              "remove one of the links")
+        if len(chain) > MAX_DEPTH:
+            raise ConfigError(f"more than {MAX_DEPTH} files extend each other in a row", chain[0])
+        if name not in self.read:
+            self.read[name] = self._merged(path, chain)
+        return self.read[name]
+
+    def _merged(self, path, chain):
+        lines = {}
+        if chain and not os.path.isfile(path):
+            raise ConfigError(f"{path} does not exist", f"extends: {' -> '.join([*chain, path])}",
+                              'a path in "extends" is relative to the file that contains it')
+        child = read_jsonc(path, lines)
+        if not isinstance(child, dict):
+            raise ConfigError(f"a config is an object {{...}}, found {value_name(child)}",
+                              path)
+        places = _tree({where: f"{path}:{line}" for where, line in lines.items() if where})
+        child.pop("$schema", None)      # only editors use it
+        parents = child.pop("extends", [])
+        values, merged_places = {}, {}
+        for parent in _parents(parents, path, places):
+            inherited, inherited_places = self.load(parent, (*chain, path))
+            self.merged += len(_flat(inherited_places))
+            if self.merged > MAX_VALUES:
+                raise ConfigError(f"the files that extend each other hold more than {MAX_VALUES} "
+                                  "values; are they configs?", path)
+            _merge(values, merged_places, inherited, inherited_places)
+        _merge(values, merged_places, child, places)
+        return values, merged_places
+
+
+def _parents(parents, path, places):
+    """The paths that "extends" of the file at `path` names."""
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(one, str) for one in parents):
         raise ConfigError('"extends" must be a path or a list of paths, found '
-                          f"{value_name(parents)}", places[("extends",)])
-    if not parents:
-        return child, places
-    values: dict = {}
-    merged_places: dict[KeyPath, str] = {}
+                          f"{value_name(parents)}", places["extends"].place)
     for parent in parents:
         problems: list[str] = []
         parent = _expand_text(parent, "extends", problems)
         if problems:
-            raise ConfigError(problems[0], places[("extends",)])
-        parent = os.path.normpath(os.path.join(os.path.dirname(path), parent))
-        _merge(values, merged_places, *_load(parent, (*chain, path)))
-    _merge(values, merged_places, child, places)
-    return values, merged_places
+            raise ConfigError(problems[0], places["extends"].place)
+        yield os.path.normpath(os.path.join(os.path.dirname(path), parent))
 
 
-def _merge(values: dict, places: dict, child: dict, child_places: dict, path: KeyPath = ()):
+def _real_path(path):
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the path cannot be used: {error}", shown(path)) from None
+
+
+def _tree(places: dict[KeyPath, str]) -> _Tree:
+    """Nested places from flat ones."""
+    top = _Node("")
+    for path, place in sorted(places.items(), key=lambda item: len(item[0])):
+        node = top
+        for key in path[:-1]:
+            node = node.below[key]
+        node.below[path[-1]] = _Node(place)
+    return top.below
+
+
+def _flat(tree: _Tree, path: KeyPath = ()) -> dict[KeyPath, str]:
+    """Flat places from nested ones."""
+    places = {}
+    for key, node in tree.items():
+        places[(*path, key)] = node.place
+        places |= _flat(node.below, (*path, key))
+    return places
+
+
+def _merge(values: dict, places: _Tree, child: dict, child_places: _Tree, path: KeyPath = ()):
     """Merge `child` into `values` and its places into `places`, both in place."""
     if "type" in child and "type" in values and child["type"] != values["type"]:
         values.pop("args", None)
-        _forget(places, (*path, "args"))
+        places.pop("args", None)
     for key, value in child.items():
         old, here = values.get(key), (*path, key)
         if isinstance(value, dict) and isinstance(old, dict) and not _other_form(here, old, value):
-            _merge(old, places, value, child_places, here)
-            places[here] = child_places[here]
+            places[key].place = child_places[key].place
+            _merge(old, places[key].below, value, child_places[key].below, here)
         else:
-            values[key] = copy.deepcopy(value)
-            _forget(places, here)
-            places.update({where: place for where, place in child_places.items()
-                           if where[:len(here)] == here})
+            values[key], places[key] = copy.deepcopy(value), copy.deepcopy(child_places[key])
 
 
 def _forget(places: dict, path: KeyPath):
@@ -221,8 +281,8 @@ def _holder(values: Any, keys: list[str], override: str) -> tuple[Any, KeyPath]:
 def _override_path(text, override):
     """The keys and indices of "loss.losses[0].type" or "loss.losses.0.type"."""
     parts = re.sub(r"\[(\d+)\]", r".\1", text).split(".")
-    if not all(parts) or re.search(r"[][]", "".join(parts)):
-        raise ConfigError(f"{override!r}: {text!r} is not a path of keys", COMMAND_LINE,
+    if not all(parts) or re.search(r"[][]", "".join(parts)) or len(parts) > MAX_DEPTH:
+        raise ConfigError(f"{override[:100]!r}: {text[:100]!r} is not a path of keys", COMMAND_LINE,
                           "write KEY=VALUE, e.g. trainer.epochs=5")
     return parts
 

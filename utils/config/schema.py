@@ -22,7 +22,8 @@ from utils.config.signature import (
     provided_by,
     value_name,
 )
-from utils.errors import ConfigError, nearest, unknown
+from utils.errors import ConfigError, listed, nearest, unknown
+from utils.files.jsonc import unusable_character
 
 # kind -> parameters that come from the program and must not occur in a config.
 PROVIDED = {
@@ -47,6 +48,7 @@ SHARED = {
 }
 # The meaning of "lr_scheduler": null.
 CONSTANT = {"type": "ConstantLR", "args": {"factor": 1.0, "total_iters": 0}}
+MOST_MISTAKES = 50      # lines of a message
 # The default of a key that a resolved config contains only if it was given.
 _UNSET: Any = object()
 
@@ -321,7 +323,7 @@ class Mistakes:
         if self.mistakes:
             count = len(self.mistakes)
             header = f"{count} mistake{'s' if count > 1 else ''} in {self.source}"
-            raise ConfigError("\n".join([header, *(f"  {line}" for line in self.mistakes)]))
+            raise ConfigError(f"{header}\n  " + listed(self.mistakes, MOST_MISTAKES, "\n  "))
 
     def is_object(self, value: Any, path: KeyPath, expected: str) -> bool:
         """Whether `value` is a dict; otherwise a mistake is added."""
@@ -340,7 +342,9 @@ class Mistakes:
             if key in hidden:
                 self.note((*path, key), "is set by the program; remove it from the config")
             elif key not in schema:
-                self.note((*path, key), _unknown_key(key, [*schema, *also]))
+                # Of a file that is no config every key is unknown: the later ones are only counted.
+                self.note((*path, key), _unknown_key(key, [*schema, *also])
+                          if len(self.mistakes) < MOST_MISTAKES else "unknown key")
         resolved = {}
         for name, field in schema.items():
             if name in values:
@@ -359,7 +363,10 @@ class Mistakes:
                 return section.resolve(value, path, self)
         if not field.fits(value) and path in self.typed and field.fits(self.typed[path]):
             value = self.typed[path]        # digits for a text key, such as name=50
-        if not field.fits(value):
+        wrong = isinstance(value, str) and unusable_character(value)
+        if wrong:       # the config of a checkpoint is no JSON text, where this was found before
+            self.note(path, f"the text contains {wrong}")
+        elif not field.fits(value):
             self.note(path, f"expected {field.expected}, found {value_name(value)}"
                             f"{_hint(value, field)}")
         return copy.deepcopy(value)

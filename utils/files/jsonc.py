@@ -1,8 +1,8 @@
 """Reads JSON with comments, the format of configs and class-name files.
 
 Allowed beyond RFC 8259: `//` and `/* */` comments, one trailing comma, a byte-order mark. Stricter
-than Python's json: a duplicate key, NaN and Infinity are errors. Every error names file, line and
-column and shows the line.
+than Python's json: a duplicate key, NaN, Infinity, a NUL character and a lone surrogate are errors.
+Every error names file, line and column and shows the line.
 """
 import bisect
 import json
@@ -59,6 +59,20 @@ def read_jsonc(path: str | os.PathLike, lines: Lines | None = None) -> Any:
 def parse_jsonc(text: str, source: str = "config", lines: Lines | None = None) -> Any:
     """The value in `text`. source: the name of the text in errors. lines: see read_jsonc."""
     return _Parser(text, source, {} if lines is None else lines).document()
+
+
+def unusable_character(text: str) -> str | None:
+    """What no name, path or text can contain: "a NUL character" or "a lone surrogate"; or None.
+
+    Bytes of a file name that are not UTF-8 are allowed (Python's surrogateescape).
+    """
+    if "\0" in text:
+        return "a NUL character"
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return "a lone surrogate"
+    return None
 
 
 class _Parser:
@@ -144,6 +158,9 @@ class _Parser:
         except json.JSONDecodeError as error:
             self.fail(f"{error.msg.lower()} in a string (a backslash is written \\\\)",
                       self.at + error.pos)
+        wrong = unusable_character(value)
+        if wrong:
+            self.fail(f"the string contains {wrong}")
         self.at = match.end()
         return value
 
