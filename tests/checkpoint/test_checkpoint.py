@@ -10,7 +10,7 @@ from torch import nn
 
 from utils.checkpoint.find import newest_best
 from utils.checkpoint.format import epochs_finished
-from utils.checkpoint.load import load_exact, load_partial, match_tensors, unwrap
+from utils.checkpoint.load import load_exact, load_foreign, load_partial, match_tensors, unwrap
 from utils.checkpoint.read import read_checkpoint, read_state
 from utils.checkpoint.write import write_checkpoint
 from utils.errors import CheckpointError
@@ -122,6 +122,24 @@ def test_fine_tuning_loads_the_fitting_tensors_and_lists_the_others():
     assert torch.equal(target.body[0].weight, source.body[0].weight)
     assert {key for key, *_ in report.mismatched} == {"head.weight", "head.bias"}
     assert "(19, 8, 1, 1)" in str(report) and "(5, 8, 1, 1)" in str(report)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: state, lambda state: {f"encoder.{k}": v for k, v in state.items()},
+    lambda state: {"state_dict": {f"model.encoder.{k}": v for k, v in state.items()} | {
+        "model.decoder.blocks.0.weight": torch.zeros(1),
+        "model.segmentation_head.0.weight": torch.zeros(1)}}])
+def test_the_encoder_of_segmentation_models_pytorch_is_taken_like_a_bare_one(tmp_path, wrap):
+    from torchvision.models import resnet18
+
+    from models.pspnet import PSPNet
+    source = resnet18(num_classes=3).state_dict()
+    torch.save(wrap(source), tmp_path / "w.pth")
+    network = PSPNet(3, backbone="resnet18")
+    report = load_foreign(network, tmp_path / "w.pth")
+    assert len(report.loaded) == len(source) - 2        # all but its classifier
+    assert torch.equal(network.state_dict()["backbone.layer4.1.conv2.weight"],
+                       source["layer4.1.conv2.weight"])
 
 
 def test_fine_tuning_from_an_unrelated_file_is_refused():

@@ -487,6 +487,45 @@ def test_k16_what_changes_the_order_or_the_optimizer_needs_to_be_allowed(finishe
     assert "8 samples when" in said or f"{said[:30]}" in text and "holds from here on" in text
 
 
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("place", ["auto", "path", "best"])
+def test_a_stop_while_a_checkpoint_is_read_is_no_damage(trained, monkeypatch, number, status, place,
+                                                        capsys):
+    """Seconds: a training starts, up to the reading of its best checkpoint."""
+    before = {path: path.read_bytes() for path in trained.iterdir()}
+    load, seen = torch.load, []
+
+    def stopped(path, **options):
+        seen.append(path)
+        if place != "best" or path.name == "model_best.pth":
+            os.kill(os.getpid(), number)
+        return load(path, **options)
+    monkeypatch.setattr(torch, "load", stopped)
+    how = ["-r", trained / "last.pth"] if place != "auto" else [
+        *TINY, "-r", "auto", f"trainer.save_dir={trained.parents[1]}"]
+    assert run(*how) == status
+    said = capsys.readouterr().err
+    assert seen and "interrupted: " in said and "skipping" not in said
+    assert {path: path.read_bytes() for path in trained.iterdir()} == before
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_newest_checkpoint_that_cannot_be_read_is_neither_left_out_nor_overwritten(
+        trained, monkeypatch, capsys, error):
+    before = {path: path.read_bytes() for path in trained.iterdir()}
+    monkeypatch.setattr(read, "WAITS", (0, 0))
+    load = torch.load
+
+    def failing(path, **options):
+        if path.name == "last.pth":
+            raise error
+        return load(path, **options)
+    monkeypatch.setattr(torch, "load", failing)
+    assert resume(trained) == 4
+    assert "error: the checkpoint could not be read" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in trained.iterdir()} == before
+
+
 def test_the_last_checkpoint_of_a_finished_training_is_read_once_when_it_resumes(
         trained, monkeypatch):
     opened, verify = [], read.verify_archive

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 import train
 from tests.programs.test_train_py import camvid, on_camvid  # noqa: F401   a fixture
@@ -19,6 +20,7 @@ from utils.checkpoint.read import read_checkpoint
 from utils.cli import console
 from utils.cli.console import Interrupted
 from utils.cli.stop_signal import StopNow, StopSignal
+from utils.images.image_io import read_image
 
 TINY = ["-c", "config.json", *SMALL, "train_loader.args.size=[24,32]", "trainer.log_per_iter=1",
         "train_loader.args.batch_size=2", "train_loader.args.length=8", "trainer.amp=false",
@@ -171,6 +173,15 @@ def test_several_ranks_are_not_torn_from_a_wait():
     with StopSignal() as stop, pytest.raises(StopNow), stop.idle():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
+
+
+@pytest.mark.parametrize("method", ["load", "getexif"])
+def test_a_stop_while_pillow_reads_a_picture_is_no_damage(tmp_path, monkeypatch, method):
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (8, 8)).save(path, compression="tiff_lzw")
+    monkeypatch.setattr(Image.Image, method, wait)
+    with StopSignal() as stop, pytest.raises(StopNow), stop.idle():
+        read_image(path)
 
 
 def test_k21_a_pipe_in_place_of_an_image_is_named(camvid, capsys):     # noqa: F811

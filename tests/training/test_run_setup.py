@@ -1,16 +1,18 @@
 """open_run: the config and the checkpoint that train.py starts with."""
 import argparse
+import errno
 import json
 
 import pytest
 import torch
 
+from utils.checkpoint import read
 from utils.checkpoint.read import read_checkpoint
 from utils.checkpoint.write import write_checkpoint
 from utils.config.load import load_config
 from utils.config.schema import resolve_config
-from utils.errors import ConfigError
-from utils.training.run_folder import dataset_facts
+from utils.errors import CheckpointError, ConfigError
+from utils.training.run_folder import create_run_folder, dataset_facts
 from utils.training.run_setup import Run, open_run
 
 CONFIG = {"name": "tiny", "arch": {"type": "ENet"}, "loss": "CE",
@@ -65,6 +67,64 @@ def test_auto_resumes_from_the_newest_checkpoint_of_the_run_name(place, capsys):
     run = opened(place, config=str(place / "tiny.json"), resume="auto")
     assert run.checkpoint_path == last(place)
     assert f"resuming from {last(place)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["exp:1", "group/exp", ".hidden", "trailing.", "x" * 120,
+                                  "\u65e5" * 90, "a\ud800b", "..", ""])
+def test_auto_finds_the_runs_of_a_name_that_is_no_file_name(place, name):
+    folder = create_run_folder(str(place), name)
+    saved = read_checkpoint(last(place))
+    write_checkpoint(folder / "last.pth", {**saved, "config": {**saved["config"], "name": name}})
+    run = opened(place, f"name={json.dumps(name)}", config=str(place / "tiny.json"), resume="auto")
+    assert run.checkpoint_path == folder / "last.pth"
+
+
+def test_auto_does_not_take_the_run_of_another_name_that_is_cleaned_to_the_same(place, capsys):
+    folder = create_run_folder(str(place), "exp:1")
+    saved = read_checkpoint(last(place))
+    write_checkpoint(folder / "last.pth", {**saved, "config": {**saved["config"],
+                                                               "name": "exp:1"}})
+    run = opened(place, "name=exp_1", config=str(place / "tiny.json"), resume="auto")
+    assert run.checkpoint is None
+    assert "no checkpoint of 'exp_1' to resume from" in capsys.readouterr().err
+
+
+def test_auto_takes_the_runs_of_a_folder_that_was_renamed(place):
+    (place / "tiny").rename(place / "other")
+    run = opened(place, "name=other", config=str(place / "tiny.json"), resume="auto")
+    assert run.checkpoint_path == place / "other" / "11-21_09-00-00" / "last.pth"
+
+
+def test_a_folder_means_its_last_checkpoint(place, capsys):
+    run = opened(place, resume=str(last(place).parent))
+    assert run.checkpoint_path == last(place)
+    assert f"resuming from {last(place)}" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_names_the_newest_sound_one_and_an_unreadable_one_does_not(
+        place, monkeypatch):
+    other = last(place).with_name("checkpoint-epoch1.pth")
+    other.write_bytes(last(place).read_bytes())
+    last(place).write_bytes(b"PK\3\4")
+    with pytest.raises(CheckpointError, match="damaged") as error:
+        opened(place, resume=str(last(place)))
+    assert f"resume from {other}" in error.value.fix
+    monkeypatch.setattr(read, "WAITS", ())
+    monkeypatch.setattr(read, "verify_archive", fail)
+    with pytest.raises(CheckpointError, match="could not be read: Input/output error") as error:
+        opened(place, resume=str(last(place)))
+    assert str(other) not in error.value.fix
+
+
+def fail(path):
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_the_network_of_a_resumed_run_may_not_be_far_larger_than_its_weights(place):
+    run = opened(place, resume=str(last(place)))
+    run.network(3)
+    with pytest.raises(CheckpointError, match="describes a network of at least"):
+        run.network(10 ** 7)
 
 
 def test_a_change_of_the_order_of_samples_must_be_allowed(place):

@@ -52,6 +52,8 @@ class MissingCheckpoint(CheckpointError):
 
 class UnreadableCheckpoint(CheckpointError):
     """A file could not be read; that says nothing about its content."""
+
+
 READ_TRIES = 5          # of a file that another program replaces while it is read
 
 

@@ -170,6 +170,9 @@ def _restore_schedule(trainer, checkpoint, recounted):
     if schedule.per_validation:
         if not same_type:
             return
+        if any(hasattr(type(schedule), key) for key in saved):      # torch sets every key
+            raise CheckpointError("the schedule's state does not fit", str(trainer.folder),
+                                  "use another checkpoint of the run")
         schedule.load_state_dict(saved)
         if len({config["trainer"]["monitor"] for config in configs}) > 1:
             schedule.forget_best()
