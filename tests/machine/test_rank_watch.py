@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from tests.support.ranks import free_port
-from utils.machine import rank_watch
+from utils.machine import rank_watch, running_time
 from utils.machine.rank_watch import RankWatch
 
 
@@ -68,3 +68,59 @@ def test_the_first_failure_is_the_one_that_every_rank_reports(store, capsys):
     status, printed = report(capsys, ValueError("later, and of another kind"))
     assert status == 1 and "[rank 0] stopped because rank 1 failed: on fire" in printed
     assert "later" not in printed
+
+
+def beating(monkeypatch, store, **line):
+    """Rank 1 writes new status lines whenever it is looked at."""
+    beats = iter(range(1000))
+    lines = RankWatch._lines
+
+    def written(watch):
+        status_of_rank_1(store, beat=next(beats), **line)
+        return lines(watch)
+    monkeypatch.setattr(RankWatch, "_lines", written)
+
+
+def at_the_timeout(watch):
+    """What the watch finds when its main thread has stood at its place for longer than 4 s."""
+    watch.timeout, watch._clock.seconds = 4.0, 9.0
+    lines = watch._lines()
+    return watch._late(lines) or watch._silent(lines) or watch._standing(lines)
+
+
+def test_a_rank_at_the_same_place_without_new_lines_is_gone_after_a_while(store):
+    watch = RankWatch(0, 2)
+    watch.mark("step 3")
+    status_of_rank_1(store)
+    assert at_the_timeout(watch) is None         # seen for the first time
+    watch._clock.seconds += 3 * rank_watch.SILENCE
+    lines = watch._lines()
+    assert "rank 1 is gone" in watch._silent(lines)["text"]
+
+
+def test_ranks_that_stand_at_the_same_place_are_a_hang(store, monkeypatch):
+    watch = RankWatch(0, 2)
+    watch.mark("step 3")
+    watch._since = 0.0
+    beating(monkeypatch, store, stands=5.0, line="in recv (c10d.py:9)")
+    found = at_the_timeout(watch)
+    assert found["text"].startswith("no rank has moved from step 3 for 4 s")
+    assert "rank 1 in recv (c10d.py:9)" in found["text"] and found["rank"] is None
+
+
+@pytest.mark.parametrize("line", [{"stands": 1.0}, {"stands": 5.0, "passed": 0}])
+def test_ranks_that_compute_or_have_not_begun_are_no_hang(store, monkeypatch, line):
+    watch = RankWatch(0, 2)
+    if "passed" not in line:
+        watch.mark("step 3")
+    beating(monkeypatch, store, **{"line": "in conv2d (conv.py:9)", **line})
+    assert at_the_timeout(watch) is None
+
+
+def test_the_clock_of_a_watch_knows_the_processes_of_its_machine(store):
+    watch = RankWatch(0, 2)
+    watch._find_neighbors()
+    assert watch._neighbors is None
+    store.set("segwright/0/process/1", json.dumps([running_time.machine(), 4711]))
+    watch._find_neighbors()
+    assert watch._neighbors == [4711]

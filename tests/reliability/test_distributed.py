@@ -3,7 +3,9 @@
 All slow: most start two or more processes that import torch, and some wait for a time-out.
 """
 import json
+import os
 import re
+import signal
 import socket
 import time
 
@@ -119,6 +121,61 @@ def test_k26_a_rank_that_stands_still_is_named_with_collective_and_step(warm, tm
              "labeled pixels within 4 s (trainer.rank_timeout)" in error]
     assert named and len(told) == 2, told
     assert re.search(r"rank 1 is still at epoch 1 step 3: \w+ data, in faulty", named[0])
+
+
+def test_ranks_that_are_suspended_together_for_longer_than_the_timeout_go_on(warm, tmp_path):
+    """Suspended for two timeouts of three seconds."""
+    ranks = Ranks(warm, tmp_path, "trainer.rank_timeout=3", "trainer.epochs=8")
+    until(ranks.logs[0], "step 3/")
+    signal_all(ranks, signal.SIGSTOP)
+    time.sleep(7)
+    signal_all(ranks, signal.SIGCONT)
+    statuses, said = ranks.wait()
+    assert statuses == [0, 0], said
+    assert not errors_of(said[0] + said[1])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_suspended_alone_is_waited_for_and_named(warm, tmp_path, rank):
+    """Suspended for two timeouts of three seconds."""
+    ranks = Ranks(warm, tmp_path, "trainer.rank_timeout=3", "trainer.epochs=8")
+    until(ranks.logs[0], "step 3/")
+    os.kill(ranks.processes[rank], signal.SIGSTOP)
+    time.sleep(7)
+    os.kill(ranks.processes[rank], signal.SIGCONT)
+    statuses, said = ranks.wait()
+    assert statuses == [0, 0], said
+    if rank == 1:               # notices are of rank 0
+        assert f"rank {ranks.processes[1]} is suspended" in said[0]
+
+
+def test_ranks_that_wait_for_each_other_at_the_same_place_are_a_hang(warm, tmp_path):
+    """Each receives from the other and none sends. Waits for a timeout of four seconds."""
+    fault = AT_STEP_3.format("import torch; torch.distributed.recv(torch.zeros(1), "
+                             "1 - int(os.environ['RANK']))")
+    ranks = Ranks(warm, tmp_path, "trainer.rank_timeout=4", faults={0: fault, 1: fault})
+    until(ranks.logs[0], "step 3/")
+    hung = time.monotonic()
+    statuses, said = ranks.wait()
+    assert time.monotonic() - hung < 2 * END and statuses == [1, 1]
+    told = errors_of(said[0] + said[1])
+    assert any(re.search(r"no rank has moved from epoch 1 step \d.* for 4 s \(trainer.rank_timeout"
+                         r"\): rank 0 in recv .*; rank 1 in recv", error) for error in told), told
+
+
+def test_a_rank_that_never_starts_is_named(warm, tmp_path):
+    """Waits for a timeout of three seconds."""
+    process = warm.start(tmp_path / "log", *TINY, f"trainer.save_dir={tmp_path}",
+                         "trainer.rank_timeout=3", RANK="0", LOCAL_RANK="0", WORLD_SIZE="2",
+                         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    assert warm.wait(process) == 2
+    said = (tmp_path / "log").read_text()
+    assert "rank 1 did not start within 3 s (trainer.rank_timeout)" in said
+
+
+def signal_all(ranks, number):
+    for process in ranks.processes:
+        os.killpg(process, number)
 
 
 def test_k27_a_port_in_use_is_named_with_what_to_do(warm, tmp_path):

@@ -13,10 +13,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line, listed
 
 TYPE_CHECKING = False     # of typing, whose import would take a sixteenth of the time of --help
 if TYPE_CHECKING:         # at run time only the functions that need torch import it
@@ -27,6 +28,8 @@ if TYPE_CHECKING:         # at run time only the functions that need torch impor
     from utils.machine.rank_watch import RankWatch
 
 RANK_TIMEOUT = 600.0      # seconds
+_NO_TIMEOUT = 365         # days
+_PAUSE = 0.05             # seconds between two looks whether all ranks have started
 _watcher: RankWatch | None = None
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -95,7 +98,8 @@ def choose_processes(n_gpu: int | None) -> int:
 def start(device: str | None = None, timeout: float = RANK_TIMEOUT) -> torch.device:
     """Join the process group, if there is one, and return the device of this process.
 
-    timeout: seconds that a rank waits in a collective for the other ranks before it fails.
+    timeout: seconds that a rank waits for the other ranks before it fails, without those in which
+        the job was suspended.
     """
     import torch
     if device is None:
@@ -110,14 +114,15 @@ def start(device: str | None = None, timeout: float = RANK_TIMEOUT) -> torch.dev
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
-        if os.environ["RANK"] == "0" and not _store_of_launcher():
-            _require_free(int(os.environ["MASTER_PORT"]))
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = _meet(timeout, rank, world)
+        if world > 1:
+            _watch(timeout, rank, world)
         with _stdout_to_stderr():
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo",
-                                    timeout=timedelta(seconds=timeout),
-                                    **_store_of_attempt(timeout))
-    if world_size() > 1:
-        _watch(timeout)
+            # The watch finds hangs. Torch would count time in which the job was suspended.
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store,
+                                    rank=rank, world_size=world,
+                                    timeout=timedelta(days=_NO_TIMEOUT))
     return chosen
 
 
@@ -215,18 +220,42 @@ def _store_of_launcher():
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launched()
 
 
-def _store_of_attempt(timeout):
-    """The arguments of init_process_group that give each restart its own part of the store.
-
-    In the same part torch would find the addresses of the ranks that have ended.
-    """
-    if not _store_of_launcher():
-        return {}
+def _meet(timeout, rank, world_size):
+    """The store of the ranks, as soon as all have started. Raises ConfigError if one has not."""
     import torch.distributed as dist
 
-    from utils.machine.rank_watch import connect
-    return {"store": dist.PrefixStore(f"segwright/attempt {restarts()}", connect(timeout)),
-            "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    from utils.machine.rank_watch import STORE_TIMEOUT, connect
+    from utils.machine.running_time import RunningClock
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    limit = f"within {timeout:.0f} s (trainer.rank_timeout)"
+    clock, store = RunningClock("rank"), None
+    if rank == 0 and not _store_of_launcher():
+        _require_free(port)
+        store = dist.TCPStore(address, port, world_size, is_master=True, wait_for_workers=False,
+                              multi_tenant=True)
+    while store is None:
+        try:
+            store = connect(STORE_TIMEOUT)
+        except RuntimeError as error:
+            clock.advance(2 * STORE_TIMEOUT)
+            if clock.seconds > timeout:
+                raise ConfigError(f"rank {rank} did not reach rank 0 at {address}:{port} {limit}: "
+                                  f"{first_line(error)}", "MASTER_ADDR, MASTER_PORT",
+                                  "start rank 0, and let the machines reach each other") from None
+    store.set_timeout(timedelta(seconds=timeout))
+    # Each restart has its own part of the store: in the same part torch would find the addresses
+    # of the ranks that have ended.
+    store = dist.PrefixStore(f"segwright/attempt {restarts()}", store)
+    keys = [f"started/{r}" for r in range(world_size)]
+    store.set(keys[rank], "")
+    while not store.check(keys):
+        time.sleep(_PAUSE)
+        clock.advance(_PAUSE)
+        if clock.seconds > timeout:
+            missing = [r for r, key in enumerate(keys) if not store.check([key])]
+            raise ConfigError(f"rank {listed(missing, 8)} did not start {limit}", "WORLD_SIZE",
+                              f"start {world_size} ranks in all, each with its own RANK")
+    return store
 
 
 def _require_free(port):
@@ -241,11 +270,11 @@ def _require_free(port):
                           "a free one") from None
 
 
-def _watch(timeout):
+def _watch(timeout, rank, world_size):
     global _watcher
     from utils.machine.rank_watch import RankWatch
     if _watcher is None:
-        _watcher = RankWatch(rank(), world_size(), timeout)
+        _watcher = RankWatch(rank, world_size, timeout)
 
 
 def _report(error):

@@ -4,6 +4,10 @@ The errors of torch's collectives ("connection closed by peer", "timed out") do 
 every rank keeps a status line in the store of the process group: a counter that rises every half
 second, and the step it is at. A daemon thread writes this line, checks whether another rank has
 failed, and ends the process if the main thread is stuck in a collective.
+
+Torch's own timeouts go on while a job is suspended and would end it when it is continued. So
+torch gets none (utils.machine.distributed.start), and this watch finds every hang: it counts only
+the time in which the ranks of this machine ran.
 """
 import contextlib
 import json
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from utils.cli import console
 from utils.errors import first_line
+from utils.machine.running_time import RunningClock, machine
 
 if TYPE_CHECKING:   # at run time only the functions that need torch import it
     from torch.distributed import TCPStore
@@ -25,6 +30,9 @@ BEAT = 0.5          # seconds between two status lines
 SILENCE = 2.5       # seconds without a new status line after which a rank counts as gone
 LAST_WORDS = 4.0    # seconds that a main thread gets to end by itself
 STORE_TIMEOUT = 5.0     # seconds
+# The files of Python in which a main thread waits for other processes, such as compilers.
+_WAITS_FOR_PROCESSES = ("threading.py", "subprocess.py", "selectors.py", "connection.py",
+                        "_base.py", "popen_fork.py")
 
 
 def connect(timeout: float = STORE_TIMEOUT) -> "TCPStore":
@@ -38,21 +46,26 @@ def connect(timeout: float = STORE_TIMEOUT) -> "TCPStore":
 class RankWatch:
     """The watch of one rank.
 
-    timeout: seconds that the other ranks wait for a rank that does not move; None starts no
-        thread (before there is a process group).
+    timeout: seconds that the other ranks wait for a rank that does not move, without those in
+        which the job was suspended; None starts no thread.
     store: whether there is a store to write to.
     """
 
     def __init__(self, rank: int, world: int, timeout: float | None = None, store: bool = True):
         self.rank, self.world, self.timeout = rank, world, timeout
         self._prefix = f"segwright/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        self._passed, self._place, self._since = 0, "start", time.monotonic()
+        self._clock = RunningClock("rank")
+        self._passed, self._place, self._since = 0, "start", 0.0
+        self._instruction, self._stands_since = None, 0.0       # of the main thread
+        self._heard: dict[int, tuple] = {}      # rank -> (its last beat, when it was new)
+        self._neighbors: list[int] | None = None    # processes of the other ranks of this machine
         self._main = threading.main_thread().ident or 0     # None only before the thread starts
         self._ended = threading.Event()
         self._reporting = threading.Lock()    # only one of main thread and watch thread reports
         self._store = None
         if store:
-            with contextlib.suppress(Exception):   # without a store only this rank is reported
+            # To report an error, this rank alone is enough; to find a hang it is not.
+            with contextlib.suppress(*([Exception] if timeout is None else [])):
                 self._store = connect()
         self._thread = None
         if timeout is not None and self._store:
@@ -62,7 +75,7 @@ class RankWatch:
     def mark(self, place: str):
         """Record that this rank has reached `place`."""
         self._passed += 1
-        self._place, self._since = place, time.monotonic()
+        self._place, self._since = place, self._clock.seconds
 
     def close(self):
         """Record that this rank has ended normally, so that it counts as neither gone nor late."""
@@ -109,20 +122,44 @@ class RankWatch:
         assert self._store and self.timeout is not None, "the thread needs a store and a timeout"
         beats = 0
         while not self._ended.wait(BEAT):
+            self._clock.advance(BEAT, self._neighbors or ())
+            self._look_at_main_thread()
             beats += 1
+            late = self._clock.seconds - self._since > self.timeout
             try:
+                self._find_neighbors()
                 self._store.set(self._key("line", self.rank),
                                 json.dumps({"beat": beats, **self._own_line()}))
                 first = self._failure()
-                if first is None and time.monotonic() - self._since > self.timeout:
-                    first = self._late()
-            except Exception:       # the store has ended, and with it rank 0
-                continue
+                if first is None and late:
+                    lines = self._lines()
+                    first = self._late(lines) or self._silent(lines) or self._standing(lines)
+            except RuntimeError:    # the store has ended, and with it rank 0
+                first = self._claim(None, self._without_store()) if late else None
+            self._clock.advance(2 * STORE_TIMEOUT, self._neighbors or ())
             if first and not self._ended.wait(LAST_WORDS):
                 with self._reporting:
                     if not self._ended.is_set():
                         self._print(first)
                         os._exit(1)
+
+    def _find_neighbors(self):
+        """Learn which ranks are on this machine, as soon as all have told."""
+        assert self._store, "there is no store"
+        if self._neighbors is None:
+            keys = [self._key("process", r) for r in range(self.world)]
+            self._store.set(keys[self.rank], json.dumps([machine(), os.getpid()]))
+            if self._store.check(keys):
+                known = [json.loads(self._store.get(key)) for key in keys]
+                self._neighbors = [process for place, process in known
+                                   if place == machine() and process != os.getpid()]
+
+    def _look_at_main_thread(self):
+        """Notice how long the main thread has been in one call."""
+        frame = sys._current_frames().get(self._main)
+        instruction = (id(frame), frame and frame.f_lasti, self._passed)
+        if instruction != self._instruction:
+            self._instruction, self._stands_since = instruction, self._clock.seconds
 
     def _print(self, first):
         text = first["text"] if first["rank"] is None else \
@@ -166,23 +203,56 @@ class RankWatch:
 
     def _blame(self):
         """The failure of a rank that is gone or late; None if all are where this rank is."""
-        text = f"rank 0, which holds the store of the ranks, is gone; rank {self.rank} was at " \
-               f"{self._place}"
         try:
             before = self._lines()
-            time.sleep(SILENCE)
+            self._let_pass(SILENCE)
             first = self._failure()
             after = self._lines()
         except Exception:       # the store has ended
-            return self._claim(None, text)
+            return self._claim(None, self._without_store())
         if first:
             return first
         gone = [r for r in range(self.world) if r != self.rank and not after[r].get("ended")
                 and before[r].get("beat") == after[r].get("beat")]
-        if gone:
-            return self._claim(None, f"rank {_and(gone)} is gone (killed? short of memory?); "
-                                     f"rank {self.rank} was at {self._place}")
-        return self._late(after)
+        return self._gone(gone) or self._late(after)
+
+    def _without_store(self):
+        return f"rank 0, which holds the store of the ranks, is gone; rank {self.rank} was at " \
+               f"{self._place}"
+
+    def _gone(self, ranks):
+        """The failure of ranks that have disappeared; None if there are none."""
+        return self._claim(None, f"rank {_and(ranks)} is gone (killed? short of memory?); rank "
+                                 f"{self.rank} was at {self._place}") if ranks else None
+
+    def _let_pass(self, seconds):
+        """Wait for `seconds` in which the ranks of this machine run."""
+        clock = RunningClock("rank")
+        while clock.seconds < seconds:
+            time.sleep(min(BEAT, seconds))
+            clock.advance(BEAT, self._neighbors or ())
+
+    def _silent(self, lines):
+        """The failure of the ranks without a new status line, which are where the others are."""
+        now = self._clock.seconds
+        others = {r: line for r, line in enumerate(lines) if r != self.rank}
+        for r, line in others.items():
+            if r not in self._heard or self._heard[r][0] != line.get("beat"):
+                self._heard[r] = (line.get("beat"), now)
+        return self._gone([r for r, line in others.items() if not line.get("ended")
+                           and now - self._heard[r][1] > 2 * SILENCE])
+
+    def _standing(self, lines):
+        """The failure if no rank moves, although none is behind; None if any does.
+
+        So is it if a network between machines loses what the ranks exchange. Phases before the
+        first recorded step, and waits for other programs, take as long as they take.
+        """
+        if not all(line.get("passed") and line.get("stands", 0) > self.timeout for line in lines):
+            return None
+        where = "; ".join(f"rank {r} {line['line']}" for r, line in enumerate(lines))
+        return self._claim(None, f"no rank has moved from {self._place} for {self.timeout:.0f} s "
+                                 f"(trainer.rank_timeout): {where}")
 
     def _late(self, lines=None):
         """The failure of the ranks that are behind the others; None if there are none."""
@@ -208,11 +278,13 @@ class RankWatch:
                 for key in keys]
 
     def _own_line(self):
-        return {"passed": self._passed, "place": self._place, "line": self._current_line(),
-                "still": time.monotonic() - self._since}
-
-    def _current_line(self):
         frame = sys._current_frames().get(self._main)
+        waits = frame and os.path.basename(frame.f_code.co_filename) in _WAITS_FOR_PROCESSES
+        now = self._clock.seconds
+        return {"passed": self._passed, "place": self._place, "line": self._current_line(frame),
+                "still": now - self._since, "stands": 0 if waits else now - self._stands_since}
+
+    def _current_line(self, frame):
         if frame is None:
             return ""
         return f"in {frame.f_code.co_name} ({os.path.basename(frame.f_code.co_filename)}:" \
