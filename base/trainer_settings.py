@@ -20,7 +20,8 @@ class TrainerSettings:
     save_dir: each run gets the folder save_dir/<name>/<date>.
     save_period: keep checkpoint-epochN.pth every N epochs; 0: only model_best.pth and last.pth.
     save_every: also write last.pth every N optimizer steps; 0: only at the end of an epoch.
-    keep: how many of the checkpoint-epochN.pth stay; 0: all.
+    keep: how many of the checkpoint-epochN.pth stay; 0: all. Those of later epochs than a
+        run that goes back are left alone.
     save_async: write checkpoints in the background while the training continues.
     requeue: after SIGUSR1 save and exit with status 75, so that the cluster starts the run
         again; without it SIGUSR1 only saves.

@@ -54,9 +54,6 @@ class UnreadableCheckpoint(CheckpointError):
     """A file could not be read; that says nothing about its content."""
 
 
-READ_TRIES = 5          # of a file that another program replaces while it is read
-
-
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Read and verify a Segwright checkpoint.
 
@@ -120,26 +117,14 @@ def require_training(checkpoint: Checkpoint, where: str) -> TrainingCheckpoint:
 def read_checkpoint_and_digest(path: str | os.PathLike) -> tuple[Checkpoint, str]:
     """(checkpoint, SHA-256 of the file from which it was read, as hex digits).
 
-    A training may replace the file at any time. Raises CheckpointError as read_checkpoint, and if
-    the file is replaced again and again.
+    A training may replace the file at any time. Raises CheckpointError as read_checkpoint does.
     """
-    for _ in range(READ_TRIES):
-        before = _same_file(path)
-        digest = _digest(path) if before else ""
-        checkpoint = read_checkpoint(path)
-        if before == _same_file(path):
-            return checkpoint, digest
-    raise CheckpointError("the checkpoint changes while it is read", str(path),
-                          "wait until it is complete, or score a copy")
-
-
-def _same_file(path):
-    """What changes if another file gets the name or the file is written; None without a file."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None         # read_checkpoint reports it
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    def read(path):
+        digest = _digest(path)
+        verify_archive(path)
+        return _load(path), digest
+    state, digest = settled(Path(path), read)
+    return cast(Checkpoint, _checked(state, path)), digest
 
 
 def _digest(path):
