@@ -208,6 +208,10 @@ class Trainer(BaseTrainer):
         for phase in ("train", "val", "test"):
             self._decision(phase)(torch.zeros(1, self.num_classes, 1, 1))
         progress = self.progress
+        batches, wanted = len(self.train_loader), self.settings.accumulate
+        if batches < wanted:
+            notice(f"an epoch has {batches} batches: a step adds up {batches}, not {wanted} "
+                   "(trainer.accumulate)")
         self.train_loader.set_epoch(progress.epoch, progress.batches_done, progress.into_batch)
         if self.train_loader.smallest_batch == 1:
             self._check_single_image()

@@ -410,14 +410,18 @@ class BaseDataset(Dataset, ABC):
     def _check_labels(self):
         """Read a few whole labels: a wrong id map affects nearly all of them."""
         labels = [sample.label for sample in self.samples if sample.label is not None]
-        values = set()
+        values, ignored_labels = set(), []
         for path in evenly_spaced(labels, LABELS_READ_AT_START):
             try:
                 stored = self.read_label(path)
             except DataError:
                 continue            # reported, or replaced, when the sample is read
-            self.label_to_train_ids(stored, stored, path)
+            ids = self.label_to_train_ids(stored, stored, path)
             values.update(np.unique(stored).tolist())
+            ignored_labels.append(bool((ids == self.ignore_index).all()))
+        if ignored_labels and all(ignored_labels):
+            warn(f"{type(self).__name__} {self.split}: none of the {len(ignored_labels)} labels "
+                 f"that were read has a pixel of a class; all are ignored ({shown(self.root)})")
         ignored = self._label_table(np.dtype(np.uint8)).ids[255] == self.ignore_index
         if values == {0, 255} and ignored and not self.ignores_on_purpose(255):
             raise DataError("the labels contain only 0 and 255, and 255 is ignored: the network "

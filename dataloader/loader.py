@@ -185,6 +185,10 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
         _refuse_training_options(drop_last, on_corrupt, batch_transforms, sampler)
     transforms = [build("batch_transforms", section, num_classes=dataset.num_classes)
                   for section in batch_transforms]
+    for transform in transforms:
+        if batch_size < transform.least_images:
+            notice(f"{type(transform).__name__} has no effect: it mixes the images of a batch, and "
+                   f"batch_size is {batch_size}")
     draw = _epoch_draw(dataset, sampler, shuffle, seed) if training else len(dataset)
     order = EpochOrder(draw, shuffle, seed)
     images = len(order(1))

@@ -24,6 +24,8 @@ class BatchTransform(ABC):
     Other tensors of shape (N, ..., H, W), such as a dataset's targets, move with the label.
     """
 
+    least_images: int = 1       # that a batch must have for the operation to change it
+
     @abstractmethod
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A new batch; the tensors of the given one are not changed."""
@@ -37,6 +39,8 @@ class CutMix(BatchTransform):
     share 1 - λ of the area, λ from Beta(alpha, alpha); its center is uniform, and it is
     cut off at the edges of the image. p: probability that a batch is mixed.
     """
+
+    least_images = 2
 
     def __init__(self, alpha: float = 1.0, p: float = 1.0):
         if alpha <= 0 or not 0 <= p <= 1:

@@ -171,6 +171,14 @@ def test_two_flips_are_a_turn_which_leaves_left_and_right_as_they_are(tmp_path):
     assert seen == {(0, 1, 2, 3), (2, 0, 4, 1), (1, 4, 0, 2), (3, 2, 1, 0)}
 
 
+def test_labels_that_are_all_ignored_are_said_once(tmp_path, capfd):
+    Plain(fill(tmp_path / "void", dict.fromkeys("abc", 255)), "train")
+    assert "Plain train: none of the 3 labels that were read has a pixel of a class" \
+        in capfd.readouterr().err
+    Plain(fill(tmp_path / "some", {"a": 255, "b": 1}), "train")
+    assert "none of" not in capfd.readouterr().err
+
+
 def test_a_value_out_of_range_names_file_values_and_counts(tmp_path):
     label = np.zeros((4, 4), np.uint8)
     label[0, :3], label[1, 0] = 200, 77

@@ -48,6 +48,8 @@ def test_an_unknown_name_or_kind_is_reported_with_the_nearest():
         list_text("model")
     with pytest.raises(ConfigError, match="Did you mean 'PSPNet'"):
         list_text("models", "pspnet")
+    with pytest.raises(ConfigError, match="fix: --list models PSPNet"):
+        list_text("PSPNet")
 
 
 def test_the_schema_is_valid_and_accepts_what_the_program_accepts():

@@ -354,3 +354,13 @@ def test_the_figures_of_the_documentation_can_be_drawn():
     assert plot_augmentation.transforms_picture(0).shape[2] == 3
     for section in plot_augmentation.BATCH.values():
         assert plot_augmentation.batch_picture(section, 0).dtype == np.uint8
+
+
+def test_a_transform_that_needs_several_images_says_that_one_is_not_enough(capfd):
+    section = {"type": "Shapes", "args": {"length": 4, "size": [32, 32], "num_workers": 0,
+                                          "batch_transforms": [{"type": "CutMix"}]}}
+    for size, said in ((1, True), (2, False)):
+        section["args"]["batch_size"] = size
+        make_loader(section, ignore_index=255, training=True)
+        assert ("CutMix has no effect: it mixes the images of a batch" in capfd.readouterr().err) \
+            == said

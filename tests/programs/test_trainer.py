@@ -463,6 +463,13 @@ def test_a_slower_rate_for_a_frozen_backbone_is_said_to_have_no_effect(tmp_path,
     assert "differential_lr has no effect: the backbone is frozen" in capfd.readouterr().err
 
 
+def test_an_epoch_with_fewer_batches_than_a_step_adds_up_is_said(tmp_path, capfd):
+    make(tmp_path, "trainer.accumulate=5")._check()
+    assert "an epoch has 4 batches: a step adds up 4, not 5" in capfd.readouterr().err
+    make(tmp_path, "trainer.accumulate=4")._check()
+    assert "adds up" not in capfd.readouterr().err
+
+
 def test_event_files_are_whole_when_the_training_ends_with_an_error(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -43,7 +43,9 @@ def list_text(kind: str | None = None, name: str | None = None) -> str:
     if kind in _SECTIONS:
         return _describe_section(kind)
     if kind not in KINDS:
-        raise ConfigError(unknown("kind", kind, [*KINDS, *_SECTIONS]), "--list")
+        of = [one for one in KINDS if kind in _classes(one)]
+        raise ConfigError(unknown("kind", kind, [*KINDS, *_SECTIONS]), "--list",
+                          f"--list {of[0]} {kind}" if of else None)
     if name is not None:
         classes = _classes(kind)
         if name not in classes:

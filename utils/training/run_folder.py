@@ -55,16 +55,19 @@ def is_run_of(name: str, checkpoint: Mapping[str, Any]) -> bool:
     return stored == name or not isinstance(stored, str) or _safe(stored) != _safe(name)
 
 
-def check_save_dir(save_dir: str):
-    """Raise ConfigError, before any work is done, if no run folder can be created in `save_dir`."""
-    existing = Path(save_dir).absolute()
-    while not existing.exists() and existing != existing.parent:
+def check_save_dir(save_dir: str, name: str):
+    """Raise ConfigError, before any work is done, if no folder for a run can be created."""
+    existing = runs_folder(save_dir, name).absolute()
+    # A link to nowhere exists, and no folder can be made in its place.
+    while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
     try:
         # os.access is no help: root has every permission, also on a read-only file system.
         os.rmdir(tempfile.mkdtemp(prefix=".writable", dir=existing))
     except OSError as error:
-        reason = "is a file" if existing.is_file() else f"cannot be written ({error.strerror})"
+        reason = ("is a file" if existing.is_file() else "is a link to nowhere"
+                  if existing.is_symlink() and not existing.exists()
+                  else f"cannot be written ({error.strerror})")
         raise ConfigError(f"cannot keep runs in {save_dir!r}: {existing} {reason}",
                           "trainer.save_dir", "choose a folder that can be written") from None
 

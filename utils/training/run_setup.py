@@ -154,7 +154,7 @@ def open_run(args: argparse.Namespace) -> Run:
     config = resolve_config(config, source)
     for line in settings_without_effect(config):
         notice(line)
-    check_save_dir(config["trainer"]["save_dir"])
+    check_save_dir(config["trainer"]["save_dir"], config["name"])
     if args.resume == "auto" and not path:
         from utils.checkpoint.find import newest_training
         name = config["name"]
