@@ -54,13 +54,14 @@ def main(argv: list[str] | None = None):
     from utils.checkpoint.read import read_checkpoint
     from utils.config.load import with_config
     from utils.machine import distributed
-    from utils.predict.open_model import open_model
+    from utils.predict.open_model import open_model, tell_base_size
     path = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(path), args.config)
     opened = open_model(checkpoint, distributed.start(args.device), path)
     limits = Limits(upload=int(args.upload * 1e6), seconds=args.seconds)
     options = with_arguments(opened.config["predict"], args)
     segmenter = Segmenter(opened, int(args.pixels * 1e6), int(args.work_pixels * 1e6), options)
+    tell_base_size(segmenter.base_size, options)
     server = DemoServer(args.host, args.port, PAGE.read_text(encoding="utf-8"), segmenter.about(),
                         segmenter, limits)
     if not is_loopback(args.host):

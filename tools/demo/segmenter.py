@@ -9,6 +9,7 @@ import torch
 
 from utils.decision.rules import RULES, build_decision
 from utils.errors import DataError
+from utils.images.base_size import BaseSize, whole_view
 from utils.images.headers import read_header
 from utils.images.image_io import read_image
 from utils.images.palette import colorize
@@ -36,6 +37,11 @@ class Segmenter:
             # The scales in the config are meant for its mode only.
             scales = {} if mode == options["mode"] else {"scales": None}
             self.predictors[mode] = opened.predictor({**options, "mode": mode, **scales})
+
+    @property
+    def base_size(self) -> BaseSize:
+        """The size at which the network sees images."""
+        return next(iter(self.predictors.values())).base_size
 
     def about(self) -> dict:
         """Returns what the page shows before the first image, and its choices."""
@@ -72,7 +78,7 @@ class Segmenter:
             raise DataError(f"the image has {width}x{height} pixels; at most {self.pixels:,} are "
                             "accepted")
         image = read_image(path, self.opened.normalize.white)
-        view = next(iter(self.predictors.values())).view(height, width)
+        view = whole_view(height, width, self.base_size)
         kept = max(self.work_pixels, math.prod(view.size) if view else 0)
         share = (kept / (height * width)) ** 0.5
         if share < 1:

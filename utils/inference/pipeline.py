@@ -13,13 +13,12 @@ from utils.cli.console import notice
 from utils.config.load import with_config
 from utils.decision.rules import Decision, build_decision, probabilities, rule_of
 from utils.errors import ConfigError, DataError, NumericalError, UserError, shown
-from utils.images.base_size import base_size_text
 from utils.images.image_list import Source
 from utils.images.types import Image, Labels
 from utils.inference.prediction_files import MASKS, PROBABILITIES
 from utils.machine import distributed
 from utils.predict.arguments import require_rule_arguments, with_arguments
-from utils.predict.open_model import OpenModel, open_model
+from utils.predict.open_model import OpenModel, open_model, tell_base_size
 from utils.predict.predictor import NOT_FINITE, NOT_FINITE_FIX, Predictor
 from utils.segfix.refiner import Refiner, open_refiner
 
@@ -134,9 +133,7 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
     scale = 2.0 if args.segfix_scale is None else args.segfix_scale
     refiner = open_refiner(args.segfix, scale, device) if args.segfix else None
     predictor = opened.predictor(options)
-    if options["base_size"] == "val" and predictor.base_size is not None:
-        notice(f"images are predicted at {base_size_text(predictor.base_size)}, as in validation, "
-               "and labeled at their own size; --base-size none predicts at their own size")
+    tell_base_size(predictor.base_size, options)
     if refiner and args.masks and decision.masks:
         notice(f"--segfix refines the label maps; the masks of rule {rule} stay as they are")
     return Pipeline(opened, predictor, decision, refiner, options["temperature"])

@@ -11,7 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from utils.errors import CheckpointError, ConfigError, DataError, shown
+from utils.images.base_size import BaseSize, whole_view
 from utils.machine.tensors import ImageBatch
+from utils.predict.resizing import at_base_size, at_own_size
 from utils.predict.windows import mean_of_windows, strided_windows
 from utils.segfix.mat_files import MatFolder, read_offsets
 from utils.segfix.offsets import Refinement, offset_map
@@ -94,22 +96,22 @@ class NetworkOffsets:
     """Offsets that a SegFix network predicts from the image.
 
     model: its method `heads(x)` returns mask logits (N, 2, h, w) and direction logits (N, D, h, w).
-    normalize: uint8 (N, 3, H, W) -> float. crop, stride: see `predict_offsets`. white: of
-    `read_image`, for its images.
+    normalize: uint8 (N, 3, H, W) -> float. crop, stride, base_size: see `predict_offsets`. white:
+    of `read_image`, for its images.
     """
 
     needs_image = True
 
     def __init__(self, model: torch.nn.Module, normalize: Callable[[ImageBatch], ImageBatch],
                  path: str = "network", crop: int | None = None, stride: int | None = None,
-                 white: float | None = None):
+                 white: float | None = None, base_size: BaseSize = None):
         self.model, self.normalize, self.path = model, normalize, path
-        self.crop, self.stride, self.white = crop, stride, white
+        self.crop, self.stride, self.white, self.base_size = crop, stride, white, base_size
 
     @classmethod
     def open(cls, path: str | os.PathLike, device: torch.device | str = "cpu",
              crop: int | None = None, stride: int | None = None) -> "NetworkOffsets":
-        """The offsets of the network in a checkpoint.
+        """The offsets of the network in a checkpoint, at the size of its validation.
 
         Raises CheckpointError if the network is not a SegFix network.
         """
@@ -121,7 +123,7 @@ class NetworkOffsets:
                                   shown(path), "give a SegFix checkpoint, or a folder of offset "
                                   "files")
         return cls(opened.model, opened.normalize, str(path), crop, stride,
-                   opened.normalize.white)
+                   opened.normalize.white, opened.predictor().base_size)
 
     def __call__(self, image: torch.Tensor | None, name: str, size: tuple[int, int]) -> np.ndarray:
         """Offsets int8 (H, W, 2) of an image, uint8 (3, H, W) RGB, for labels of `size` (H, W)."""
@@ -134,7 +136,8 @@ class NetworkOffsets:
 
     def predict(self, image: torch.Tensor) -> np.ndarray:
         """Offsets int8 (H, W, 2) of one image, uint8 (3, H, W) RGB."""
-        return predict_offsets(self.model, self.normalize, image, self.crop, self.stride)
+        return predict_offsets(self.model, self.normalize, image, self.crop, self.stride,
+                               self.base_size)
 
     def describe(self) -> str:
         """For reports: the path of the checkpoint."""
@@ -143,7 +146,7 @@ class NetworkOffsets:
 
 def predict_offsets(model: torch.nn.Module, normalize: Callable[[ImageBatch], ImageBatch],
                     image: torch.Tensor, crop: int | None = None,
-                    stride: int | None = None) -> np.ndarray:
+                    stride: int | None = None, base_size: BaseSize = None) -> np.ndarray:
     """Offsets int8 (H, W, 2), (dy, dx), of one image, uint8 (3, H, W) RGB.
 
     crop: None runs on the whole image. A number runs on square windows of this size that start
@@ -151,22 +154,28 @@ def predict_offsets(model: torch.nn.Module, normalize: Callable[[ImageBatch], Im
         (utils.predict.windows), and averages their predictions. The published script uses 512
         and 170. As published, the softmax over the mask is computed before the upsampling
         (bilinear, align_corners), and directions are averaged as logits.
+    base_size: the size at which the network sees the image (utils.images.base_size); border and
+        directions are resized back.
     """
     device = next(model.parameters()).device
-    size = image.shape[-2], image.shape[-1]
+    own = image.shape[-2], image.shape[-1]
+    view = whole_view(*own, base_size)
+    images = image[None] if view is None else at_base_size(image[None], view)
+    size = images.shape[-2], images.shape[-1]
     if crop is None:
         windows = strided_windows(size, size, size)
     else:
         step = stride or max(1, crop // 3)
         windows = strided_windows(size, (crop, crop), (step, step))
     with torch.inference_mode():
-        x = normalize(image[None].to(device))
-        if len(windows.places) == 1:
+        x = normalize(images.to(device))
+        if len(windows.places) == 1 and view is None:
             mask, direction = _full_size(model, x)
             return offset_map(mask, direction)[0].cpu().numpy()
         views = ((*place, torch.cat(_full_size(model, x[(..., *windows.area(*place))]), dim=1))
                  for place in windows.places)
         mean = mean_of_windows(windows, views)
+        mean = mean if view is None else at_own_size(mean, view, own)
         return offset_map(mean[:, :2], mean[:, 2:])[0].cpu().numpy()
 
 
