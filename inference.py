@@ -30,7 +30,7 @@ def segment(args: argparse.Namespace) -> int:
     from utils.inference.segment_videos import segment_videos
     from utils.machine.distributed import is_main
     pipeline = open_pipeline(args)
-    prepare_folder(args.output)
+    prepare_folder(args.output, args.images)
     report, start = InferenceReport(pipeline.describe()), time.perf_counter()
     with StopSignal() as stop:
         segment_images(images, pipeline, report, stop, batch=args.batch,
@@ -52,13 +52,19 @@ def plan_jobs(args: argparse.Namespace) -> tuple[list, list]:
     Raises DataError for inputs that do not exist, and for outputs that would overwrite them.
     """
     from utils.images.headers import allow_pixels
-    from utils.images.image_list import find_images, plan_outputs, selects_images
+    from utils.images.image_list import (
+        find_images,
+        plan_outputs,
+        refuse_among_images,
+        selects_images,
+    )
     from utils.inference.prediction_files import wanted_outputs
     from utils.inference.video_files import FILM, FRAMES, split_videos
     if args.max_pixels:
         allow_pixels(args.max_pixels)
     videos, others = split_videos(args.images)
     extensions = tuple(filter(None, args.extension.split(",")))
+    refuse_among_images(others, args.output)
     images = find_images(others, extensions, args.output) if others else []
     require_inputs(args, bool(images), bool(videos), any(map(selects_images, others)))
     of_videos = [FILM, FRAMES] if args.frames else [FILM]

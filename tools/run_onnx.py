@@ -52,9 +52,15 @@ def main(argv: list[str] | None = None) -> int:
     from utils.export.onnx_network import OnnxNetwork
     from utils.images.base_size import base_size_text
     from utils.images.image_io import read_image
-    from utils.images.image_list import find_images, plan_outputs, prepare_folder
+    from utils.images.image_list import (
+        find_images,
+        plan_outputs,
+        prepare_folder,
+        refuse_among_images,
+    )
     from utils.images.partly_used import unused_in
     from utils.inference.prediction_files import LABELS, OVERLAY, write_prediction
+    refuse_among_images(args.images, args.out)
     sources = find_images(args.images, leave_out=args.out)
     outputs = plan_outputs(sources, args.out, [LABELS, OVERLAY] if args.overlay else [LABELS])
     network = OnnxNetwork(args.model, args.provider, args.threads)
@@ -67,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         console.notice(f"images are predicted at {base_size_text(network.base_size)}, as in "
                        "validation, and labeled at their own size; --base-size none predicts at "
                        "their own size")
-    prepare_folder(args.out)
+    prepare_folder(args.out, args.images)
     about, done, failed, status = network.metadata, 0, [], 0
     start = time.perf_counter()
     read = partial(read_image, white=about.white)

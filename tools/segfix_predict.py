@@ -50,10 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     from utils.machine import distributed
     from utils.segfix.mat_files import write_offsets
     from utils.segfix.refiner import NetworkOffsets
-    prepare_folder(args.out)
     sources = find_images(args.images, leave_out=args.out)
     jobs = [(source.path, path) for source, path in zip(sources, _paths(sources, args.out),
                                                      strict=True)]
+    prepare_folder(args.out)
     network = NetworkOffsets.open(args.checkpoint, distributed.start(args.device), args.crop,
                                   args.stride)
 

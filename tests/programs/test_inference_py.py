@@ -24,7 +24,7 @@ from utils.decision.rules import build_decision
 from utils.errors import DataError
 from utils.images import headers, image_io
 from utils.images.image_io import read_label, write_image
-from utils.images.image_list import find_images, plan_outputs
+from utils.images.image_list import RESULTS_MARK, find_images, plan_outputs
 from utils.images.palette import voc_palette
 from utils.inference import large_image, segment_images
 from utils.inference.prediction_files import mask_names
@@ -147,7 +147,33 @@ def test_results_inside_the_input_folder_are_not_segmented_again(checkpoint, tmp
     picture(f"{tmp_path}/in/a.png")
     for _ in range(2):
         assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "in/out") == 0
-    assert tree(tmp_path / "in") == ["a.png", "out/a.png"]
+    assert tree(tmp_path / "in") == ["a.png", f"out/{RESULTS_MARK}", "out/a.png"]
+
+
+def test_results_of_another_run_inside_the_input_folder_are_left_out(checkpoint, tmp_path, capsys):
+    picture(f"{tmp_path}/in/a.png")
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "in/deep/first") == 0
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "in/second") == 0
+    assert "in/deep/first holds results of an earlier run" in capsys.readouterr().err
+    assert tree(tmp_path / "in/second") == [RESULTS_MARK, "a.png"]
+
+
+def test_pictures_that_lie_in_the_output_folder_are_counted(checkpoint, tmp_path, capsys):
+    for name in ("a.png", "out/b.png", "out/c.jpg"):
+        picture(f"{tmp_path}/in/{name}")
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "in/out") == 0
+    assert "in/out is the output folder: the 2 pictures in it are left out" \
+        in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["in", "in/../in", "in/*.jpg"])
+def test_results_may_not_lie_among_the_images(checkpoint, tmp_path, capsys, given):
+    picture(f"{tmp_path}/in/a.jpg", format="JPEG")
+    os.symlink(tmp_path / "in", tmp_path / "link")
+    for out in ("in", "link"):
+        assert run(checkpoint, "-i", tmp_path / given, "-o", tmp_path / out) == 3
+        assert "would lie among the images" in capsys.readouterr().err
+    assert tree(tmp_path / "in") == ["a.jpg"]
 
 
 @pytest.mark.parametrize("others", [(), ("-e", "jpg")])

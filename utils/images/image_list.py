@@ -9,12 +9,15 @@ import glob
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.cli.console import notice
 from utils.errors import DataError, listed, shown
 from utils.images.picture_files import IMAGE_SUFFIXES, walk_folders
 
+RESULTS_MARK = ".segwright-results"     # file in a folder of results that lies among images
 LONGEST_NAME = 255          # bytes of a file name that every common file system allows
 _LISTED = 10                # missing images shown
 _SKIPPED_FOLDERS = ("__MACOSX", "@eaDir")       # thumbnails of macOS archives and of NAS boxes
@@ -36,7 +39,8 @@ def find_images(inputs: list[str], suffixes: tuple[str, ...] = (), leave_out: st
         relative to the list or to the working folder) and patterns (*, ?, **).
     suffixes: take only these from folders and patterns; default: all image types.
         Hidden files, hidden folders and thumbnail folders are left out.
-    leave_out: a folder that holds results, not images.
+    leave_out: a folder that holds results, not images. Below a folder of images it is left out,
+        and so are folders with the mark of `prepare_folder`; a notice tells of what else is in it.
     Raises DataError for inputs that do not exist or contain no image.
     """
     wanted = tuple("." + s.lower().lstrip(".") for s in suffixes) or IMAGE_SUFFIXES
@@ -72,6 +76,19 @@ def selects_images(given: str) -> bool:
     return os.path.isdir(given) or not os.path.isfile(given)
 
 
+def refuse_among_images(inputs: list[str], folder: str):
+    """Raise DataError if results go into a folder, or the folder of a pattern, among `inputs`.
+
+    The next run would take them for images.
+    """
+    for given in filter(selects_images, inputs):
+        place = given if os.path.isdir(given) else os.path.dirname(given) or "."
+        if os.path.realpath(place) == os.path.realpath(folder):
+            raise DataError("the results would lie among the images: they would overwrite some, or "
+                            "be segmented at the next run", shown(folder),
+                            "choose another output folder with -o")
+
+
 def plan_outputs(sources: list[Source], folder: str, suffixes: list[str]) -> list[dict[str, str]]:
     """For each source, {suffix: path of that result below `folder`}.
 
@@ -97,12 +114,23 @@ def plan_outputs(sources: list[Source], folder: str, suffixes: list[str]) -> lis
     return outputs
 
 
-def prepare_folder(folder: str):
-    """Create the output folder. Raises DataError if no file can be written there."""
+def prepare_folder(folder: str, inputs: Iterable[str] = ()):
+    """Create the output folder. Raises DataError if no file can be written there.
+
+    inputs: of `find_images`. If the folder lies below one of them, it gets a mark, a hidden file,
+        so that a later run with another output folder does not take its results for images.
+    """
+    real = os.path.realpath(folder)
+    inside = any(os.path.commonpath([real, root]) == root for root in map(
+        os.path.realpath, filter(os.path.isdir, inputs)))
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        if inside:
+            with open(os.path.join(folder, RESULTS_MARK), "w", encoding="utf-8") as file:
+                file.write("The pictures here are results; runs on the folder above leave them "
+                           "out.\n")
     except OSError as error:
         raise DataError(f"cannot write into the output folder: {error.strerror or error}",
                         shown(folder), "choose another with -o") from None
@@ -114,8 +142,19 @@ def _below(folder, wanted, results):
         raise DataError(f"cannot be read: {error.strerror}", shown(error.filename))
 
     for place, folders, files in walk_folders(folder, failed):
-        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS and not (
-            results and os.path.realpath(os.path.join(place, name)) == results)]
+        if place != folder and os.path.isfile(os.path.join(place, RESULTS_MARK)):
+            folders[:] = []
+            if os.path.realpath(place) != results:
+                notice(f"{shown(place)} holds results of an earlier run and is left out")
+            continue
+        if place != folder and results and os.path.realpath(place) == results:
+            folders[:] = []
+            count = sum(name.lower().endswith(wanted) for name in files)
+            if count:
+                notice(f"{shown(place)} is the output folder: the {count} pictures in it are left "
+                       "out")
+            continue
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
         yield from (os.path.join(place, name) for name in files if name.lower().endswith(wanted))
 
 

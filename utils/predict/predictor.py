@@ -21,7 +21,7 @@ from torch import nn
 
 from utils.errors import ConfigError, NumericalError
 from utils.images.base_size import BaseSize, WholeView, whole_view
-from utils.images.headers import MAX_PIXELS
+from utils.images.headers import max_pixels
 from utils.images.types import Image
 from utils.machine.precision import autocast_dtype
 from utils.machine.tensors import ImageBatch, LabelBatch, Logits, Masks
@@ -480,10 +480,10 @@ def _checked_base_size(base_size: Any) -> BaseSize:
     if base_size is None or base_size == "val":
         return None
     sides = [base_size] if isinstance(base_size, int) else list(base_size)
-    if len(sides) not in (1, 2) or min(sides) < 1 or math.prod(sides) > MAX_PIXELS \
-            or len(sides) == 1 and sides[0] ** 2 > MAX_PIXELS:
-        raise ConfigError(f"base_size must be a positive number, [height, width], \"val\" or null, "
-                          f"and give at most {MAX_PIXELS:,} pixels; found {base_size}",
+    limit = max_pixels()
+    if len(sides) not in (1, 2) or min(sides) < 1 or sides[0] * sides[-1] > limit:
+        raise ConfigError("base_size must be a positive number, [height, width], \"val\" or null, "
+                          f"and give at most {limit:,} pixels; found {base_size}",
                           "predict.base_size")
     return sides[0] if isinstance(base_size, int) else (sides[0], sides[1])
 
