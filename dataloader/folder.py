@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from base.base_dataset import BaseDataset, Sample
-from utils.errors import ConfigError, shown
+from utils.cli.console import notice
+from utils.errors import ConfigError, listed, shown
 from utils.files.jsonc import read_jsonc
 from utils.images.palette import voc_palette
 
 EVERYTHING = "all"
 _CLASS_KEYS = {"names", "palette", "label_ids", "ignore_ids", "ignore_colors", "mean", "std",
                "white"}
+SMALLEST_STD = 1e-4
 _LAST_COLOR_ID = 254      # ignored colors are read as this id and the ones below
 
 
@@ -68,8 +70,11 @@ class Folder(BaseDataset):
         if len(self.palette) != self.num_classes:
             raise ConfigError(f"the palette has {len(self.palette)} colors for "
                               f"{self.num_classes} classes", "palette")
+        if palette:
+            _check_colors(palette, self.class_names)
         self.mean = mean or class_file.get("mean") or self.mean
         self.std = std or class_file.get("std") or self.std
+        _check_pixels(self.mean, self.std)
         self.white = class_file.get("white") if white is None else white
         if self.white is not None and not (type(self.white) in (int, float)
                                            and 0 < self.white < float("inf")):
@@ -137,6 +142,29 @@ class Folder(BaseDataset):
         gap = [None] * (first - self.num_classes)
         self.label_palette = [*palette, *gap, *colors]
         self.label_map |= {str(first + i): "ignore" for i in range(len(colors))}
+
+
+def _check_colors(palette, names):
+    """Raise ConfigError for a color that is none; print a notice if two classes share one."""
+    by_color = {}
+    for name, color in zip(names, palette, strict=True):
+        if not _is_color(color):
+            raise ConfigError(f"the color of {name!r} is {color}; expected [r, g, b] in 0..255",
+                              "palette")
+        by_color.setdefault(tuple(color), []).append(name)
+    for color, same in by_color.items():
+        if len(same) > 1:
+            notice(f"the classes {listed(same, 3)} have the same color {list(color)}: pictures "
+                   "do not tell them apart")
+
+
+def _check_pixels(mean, std):
+    """Raise ConfigError unless mean and std are those of three channels in 0..1."""
+    for key, values, least in (("mean", mean, 0), ("std", std, SMALLEST_STD)):
+        if not isinstance(values, list) or len(values) != 3 or not all(
+                isinstance(value, (int, float)) and least <= value <= 1 for value in values):
+            raise ConfigError(f"expected three numbers from {least} to 1, found {values}", key,
+                              "those of pixels in 0..255 are divided by 255")
 
 
 def _existing(path, root, key):

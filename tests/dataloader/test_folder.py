@@ -234,3 +234,25 @@ def test_pictures_without_a_range_stop_the_program_at_the_start(tmp_path):
         Folder(str(tmp_path), num_classes=2)
     image = Folder(str(tmp_path), num_classes=2, white=1)[0]["image"]
     assert abs(image[1].numpy() - values * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"palette": [[300, -1, 0], [1, 2, 3]]}, "color of 'a' is .300, -1, 0.; expected"),
+    ({"palette": [[1, 2, 3], [1, 2, 3, 4]]}, "color of 'b'"),
+    ({"palette": [[1, 2], [1, 2]]}, "color of 'a'"),
+    ({"mean": [0.1, 0.2]}, "three numbers from 0 to 1, found"),
+    ({"mean": [123.0, 117.0, 104.0]}, "divided by 255"),
+    ({"std": [0.0, 0.1, 0.1]}, "three numbers from 0.0001 to 1"),
+    ({"std": [1e-320, 0.1, 0.1]}, "three numbers from 0.0001 to 1"),
+])
+def test_colors_and_statistics_out_of_range_are_refused(tmp_path, options, words):
+    with pytest.raises(ConfigError, match=words):
+        Folder(str(tmp_path), class_names=["a", "b"], **options)
+
+
+def test_two_classes_of_one_color_are_said(tmp_path, capfd):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    with pytest.raises(DataError):
+        Folder(str(tmp_path), class_names=["a", "b"], palette=[[1, 2, 3], [1, 2, 3]])
+    assert "the classes a, b have the same color [1, 2, 3]" in capfd.readouterr().err

@@ -20,6 +20,7 @@ from utils.machine.tensors import LabelBatch, Logits, Masks
 from utils.predict.largest_class import largest_class
 
 RULES = ("max", "T", "rankdice", "rankiou")
+SMALLEST_TEMPERATURE = 1e-6     # logits divided by less overflow
 # Channels of a SegFix network: no border, border, then the directions (utils.segfix.offsets).
 NO_BORDER, BORDER, FIRST_DIRECTION = 0, 1, 2
 
@@ -69,8 +70,8 @@ def build_decision(name: str, activation: str = "softmax",
         raise ConfigError(unknown("activation", activation, ("softmax", "sigmoid")), "checkpoint")
     options = options or {}
     temperature = options.get("temperature", 1.0)
-    if not temperature > 0:
-        raise ConfigError(f"temperature must be above 0, got {temperature}",
+    if not temperature >= SMALLEST_TEMPERATURE:
+        raise ConfigError(f"temperature must be at least {SMALLEST_TEMPERATURE}, got {temperature}",
                           "predict.temperature")
     if name == "max":
         return MaxDecision()
