@@ -4,6 +4,7 @@ Files are found by base/dataset_files.py; BaseDataset has methods of the same na
 values of labels are mapped, and values that are not a class are refused, in `label_to_train_ids`.
 """
 import functools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -95,7 +96,7 @@ class BaseDataset(Dataset, ABC):
                               "use 255, or another value that is not a class")
         self.split, self.ignore_index, self.seed = split, ignore_index, seed
         self.augmentation = augmentation
-        self.root = Path(data_dir).expanduser()
+        self.root = Path(os.path.expanduser(data_dir))
         self.problems: list[str] = []
         self._tables: dict[np.dtype, _LabelTable] = {}
         self.samples = list(self.find_samples())

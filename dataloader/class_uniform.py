@@ -104,7 +104,7 @@ def load_centroids(dataset: BaseDataset, tile_size: int = 1024,
         notice(f"computing the centroids of {len(dataset)} labels; to store them, set "
                "\"centroids\" to a file")
         return find_centroids(dataset, tile_size)
-    path, made_from = Path(path).expanduser(), _made_from(dataset, tile_size)
+    path, made_from = Path(os.path.expanduser(path)), _made_from(dataset, tile_size)
     if not path.parent.is_dir():
         raise DataError("no such folder for the file of centroids", shown(path.parent),
                         "make the folder, or name another file in \"centroids\"")

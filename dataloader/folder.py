@@ -53,7 +53,7 @@ class Folder(BaseDataset):
                  mean: list[float] | None = None, std: list[float] | None = None,
                  white: float | None = None,
                  ignore_index: int = 255, seed: int = 0, augmentation: Callable | None = None):
-        root = Path(data_dir).expanduser()
+        root = Path(os.path.expanduser(data_dir))
         class_file = _read_classes(classes, root) if classes else {}
         self.class_names = class_names or class_file.get("names") or \
             [f"class {i}" for i in range(num_classes or 0)]
@@ -169,7 +169,7 @@ def _check_pixels(mean, std):
 
 def _existing(path, root, key):
     """The file at `path`, as given or relative to data_dir. Raises ConfigError if missing."""
-    for candidate in (Path(path).expanduser(), root / path):
+    for candidate in (Path(os.path.expanduser(path)), root / path):
         if candidate.is_file():
             return candidate
     raise ConfigError(f"no such file: {path}", key, f"the path is tried as given and below {root}")

@@ -116,8 +116,19 @@ class Loader:
     def _start_reading(self):
         """Start the workers. A signal to stop waits until this returns (utils.cli.stop_signal)."""
         assert self._loader is not None, "the loader is closed"
-        with _without_worker_advice():
-            self._iterator = iter(self._loader)
+        try:
+            with _without_worker_advice():
+                self._iterator = iter(self._loader)
+        except (OSError, RuntimeError) as error:
+            # No shared memory for their queues, no further process, thread or open file.
+            if not (isinstance(error, OSError) or "can't start new thread" in str(error)):
+                raise
+            self.close()
+            raise DataError(f"{self.num_workers} data workers cannot be started: "
+                            f"{getattr(error, 'strerror', None) or error}", None,
+                            f"lower num_workers (0 reads in the program itself), or raise the "
+                            f"limits of processes, open files and shared memory "
+                            f"({_memory_left()})") from None
 
     def close(self) -> None:
         """End the worker processes. The loader cannot be used afterwards."""

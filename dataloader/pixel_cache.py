@@ -63,7 +63,7 @@ class PixelCache:
     """The decoded samples of a dataset, read from a folder by `load`, as the dataset's `load`."""
 
     def __init__(self, folder: str | os.PathLike, dataset: BaseDataset):
-        self.folder, self.samples = Path(folder).expanduser(), dataset.samples
+        self.folder, self.samples = Path(os.path.expanduser(folder)), dataset.samples
         shards = [_Shard(self.folder / _shard_name(number), size)
                   for number, size in enumerate(_read_index(self.folder)["shards"])]
         self._paths = [shard.path for shard in shards]
@@ -152,8 +152,11 @@ class CachePlan:
     def __init__(self, dataset: BaseDataset, folder: str | os.PathLike):
         if _is_mixture(dataset):
             raise ConfigError("a mixture has no cache", None, "pack its parts one by one")
-        self.dataset, self.folder = dataset, Path(folder).expanduser()
-        _require_cache_folder(self.folder)
+        self.dataset, self.folder = dataset, Path(os.path.expanduser(folder))
+        try:
+            _require_cache_folder(self.folder)
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from None
         self.bytes = _estimate(dataset)
         # A power of two, so that adding a few files does not move every sample to another shard.
         mean = max(self.bytes // max(len(dataset), 1), 1)
@@ -396,17 +399,18 @@ class _NotACache(DataError):
 def _read_index(folder):
     """The content of cache.json, checked."""
     path = folder / INDEX
-    if not path.is_file():
-        begun = folder.is_dir() and any(folder.glob("pixels-*.bin"))
-        raise DataError("the cache is not complete" if begun else
-                        f"no cache is here: there is no {INDEX}", shown(folder), _remedy())
     try:
         index = json.loads(path.read_bytes())
         known = index["format"] == "segwright pixel cache" and \
             all(type(size) is int for size in index["shards"])
+    except (FileNotFoundError, NotADirectoryError):
+        begun = any(folder.glob("pixels-*.bin"))
+        raise DataError("the cache is not complete" if begun else
+                        f"no cache is here: there is no {INDEX}", shown(folder),
+                        _remedy()) from None
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", shown(path)) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         known = False
     if not known:
         raise _damaged(path, "it does not describe a pixel cache", kind=_NotACache)

@@ -128,14 +128,14 @@ def verify(dataset: "BaseDataset", folder: str | os.PathLike):
 
 def _room(folder):
     """Free bytes on the disk of a folder, which need not exist yet."""
-    place = Path(folder).expanduser().absolute()
+    place = Path(os.path.expanduser(folder)).absolute()
     while not place.is_dir():
         place = place.parent
     return shutil.disk_usage(place).free
 
 
 def _written(folder):
-    return sum(entry.stat().st_size for entry in os.scandir(Path(folder).expanduser()))
+    return sum(entry.stat().st_size for entry in os.scandir(Path(os.path.expanduser(folder))))
 
 
 def _size(count):

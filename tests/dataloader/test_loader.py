@@ -246,6 +246,21 @@ def test_closing_a_loader_ends_a_suspended_worker_too():
     assert worker.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"),
+                                   BlockingIOError(11, "Resource temporarily unavailable"),
+                                   RuntimeError("can't start new thread")])
+def test_workers_that_cannot_be_started_are_one_message(monkeypatch, error):
+    """No shared memory for their queues, or no further process or thread."""
+    loader = build_loader(Shapes(size=(32, 48), length=8), 2, num_workers=2)
+
+    def refused(_):
+        raise error
+    monkeypatch.setattr(type(loader._loader), "_get_iterator", refused)
+    with pytest.raises(DataError, match="2 data workers cannot be started: "
+                                        f"{error.args[-1]}(.|\n)*num_workers"):
+        next(iter(loader))
+
+
 class Suicidal(Shapes):
     def __getitem__(self, key):
         if key[1] == 5:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -151,6 +152,22 @@ def test_k02_a_limit_on_file_sizes_is_a_full_disk_too(tmp_path):
         write_checkpoint(tmp_path / "last.pth", numbered_state(8))
     assert read_checkpoint(tmp_path / "last.pth")["step"] == 7
     assert os.listdir(tmp_path) == ["last.pth"]
+
+
+@pytest.mark.parametrize("code, disk, said", [
+    (errno.EDQUOT, (1000, 1000, 9, 9), "your quota is used up"),
+    (errno.ENOSPC, (1000, 1000, 9, 0), "no free inodes"),
+    (errno.ENOSPC, (1000, 2000, 0, 0), "needed 0.4 MB, free 2.0 MB"),   # counts no files, as Btrfs
+    (errno.EFBIG, (1000, 2000, 9, 9), "larger than the largest file allowed here")])
+def test_k02_the_message_says_what_is_used_up(tmp_path, monkeypatch, code, disk, said):
+    def full(*_):
+        raise OSError(code, os.strerror(code))
+    size, free, files, free_files = disk
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(
+        f_frsize=size, f_bavail=free, f_files=files, f_favail=free_files))
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(SaveError, match=said):
+        write_checkpoint(tmp_path / "last.pth", numbered_state(1))
 
 
 def test_k02_one_failed_save_is_a_warning_and_two_end_the_training(tmp_path, capsys):

@@ -113,3 +113,15 @@ def test_the_target_of_a_link_is_cut_and_the_link_stays(tmp_path):
     RunLogger(tmp_path, tensorboard=False, first_step=2)
     assert (tmp_path / "metrics.jsonl").is_symlink()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_a_folder_whose_name_tensorboard_cannot_write_costs_a_warning(tmp_path, capsys):
+    """As with the locale C, in which names are not UTF-8."""
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "\udce9"
+    folder.mkdir()
+    log = RunLogger(folder)
+    log.scalars({"loss": 1.0}, 1)
+    log.record("train", 1)
+    log.close()
+    assert "warning" in capsys.readouterr().err and len(lines(folder)) == 1

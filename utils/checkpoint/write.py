@@ -7,7 +7,6 @@ import contextlib
 import errno
 import io
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,12 +64,18 @@ def set_aside(path: Path) -> Path:
 
 
 def _why_not_written(error, path, needed):
-    size, free = f"{needed / 1e6:.1f} MB", 0
-    with contextlib.suppress(OSError):
-        free = shutil.disk_usage(path.parent).free
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left while writing {path} (needed {size}, free {free / 1e6:.1f} MB)"
-    if error.errno == errno.EFBIG:
-        return (f"no space left while writing {path} (needed {size}, which is larger than "
-                "the largest file allowed here)")
-    return f"cannot write {path}: {error.strerror or error}"
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"cannot write {path}: {error.strerror or error}"
+    free, files = 0, 1
+    with contextlib.suppress(OSError, AttributeError):      # Windows has no statvfs
+        disk = os.statvfs(path.parent)
+        free, files = disk.f_bavail * disk.f_frsize, disk.f_favail or not disk.f_files
+    size = f"needed {needed / 1e6:.1f} MB"
+    details = f"{size}, free {free / 1e6:.1f} MB"
+    if error.errno == errno.EDQUOT:
+        details = f"{size}; your quota is used up"
+    elif error.errno == errno.EFBIG:
+        details = f"{size}, which is larger than the largest file allowed here"
+    elif not files:
+        details = "the disk holds as many files as it can (no free inodes)"
+    return f"no space left while writing {path} ({details})"

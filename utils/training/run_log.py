@@ -56,7 +56,7 @@ class RunLogger:
                 self._other_hook, threading.excepthook = threading.excepthook, self._thread_ended
             except ImportError:
                 warn(NO_TENSORBOARD)
-            except OSError as error:
+            except (OSError, UnicodeError) as error:    # it cannot write all names of folders
                 warn(f"no event files are written: {error}")
 
     @property
@@ -116,7 +116,7 @@ class RunLogger:
         try:
             call(*args, **kwargs)
             return True
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, UnicodeError) as error:
             if what not in self._broken:
                 self._broken.add(what)
                 warn(f"{what} can no longer be written, the training continues: {error}")
