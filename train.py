@@ -36,8 +36,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--schema", action="store_true", help="print a JSON Schema of the config and stop")
     add("--print-config", action="store_true", help="print the complete config and stop")
     add("--init", metavar="FILE", help="write a config for --images and --labels and stop")
-    add("--images", metavar="DIR", help="with --init: the folder of images")
-    add("--labels", metavar="DIR", help="with --init: the folder of label images")
+    add("--images", metavar="DIR", help="with --init: the folder of images, or 'DIR/*_rgb.png'")
+    add("--labels", metavar="DIR", help="with --init: that of labels, or 'DIR/*_mask.png'")
     add("--version", action=console.ShowVersion)
     add_overrides(parser, "trainer.epochs=5")
     args = parse_with_overrides(parser, argv)
@@ -53,8 +53,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                 "KEY=VALUE": args.overrides}, ("--list", "--schema", "--init"))
     if args.list and len(args.list) > 2:
         parser.error(f"--list takes a KIND and a NAME, found {' '.join(args.list)}")
-    if args.init and not (args.images and args.labels):
-        parser.error("--init needs --images and --labels")
+    if len({bool(option) for option in (args.init, args.images, args.labels)}) > 1:
+        parser.error("--init, --images and --labels belong together: give all three")
     return args
 
 

@@ -21,6 +21,7 @@ from utils.cli.console import notice, warn
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.images.headers import Header, read_header
 from utils.images.image_io import read_image, read_label, read_pair
+from utils.images.label_kind import mixing
 from utils.images.partly_used import partly_used
 from utils.images.picture_files import LABEL_SUFFIXES, evenly_spaced
 from utils.images.types import IGNORE_INDICES, MOST_CLASSES, Image, Labels, train_id_type
@@ -35,6 +36,12 @@ SHOWN_VALUES = 8           # of the stored values that a label must not contain
 SKIP_UNREADABLE = ContextVar("SKIP_UNREADABLE", default=False)
 NO_CLASS = -2 ** 62        # train id of a stored value without a meaning; always out of range
 PADDING_16_BITS = 65535    # stored value of pixels outside the image in 16-bit labels
+
+
+LOST_FOREGROUND = ("the labels contain only 0 and 255, and 255 is ignored: the network would learn "
+                   "class 0 only")
+BINARY_FIX = ("binary masks of 0 and 255 need \"label_map\": {\"255\": 1} (Folder); \"255\": "
+              "\"ignore\" keeps them as they are")
 
 
 class PixelSource(Protocol):
@@ -323,7 +330,10 @@ class BaseDataset(Dataset, ABC):
             fix = (f"the released {type(self).__name__} does not contain this value: copy or "
                    "download the file again. For labels that you encoded differently, use the "
                    "type Folder with \"label_map\"")
-        if set(values.tolist()) <= {0, 255}:
+        if mixing(stored):
+            fix = ("the label was smoothed, or stored as JPEG: make it again as PNG without "
+                   "smoothing (for a mask of 0 and 255: 255 from 128 on)")
+        elif set(values.tolist()) <= {0, 255}:
             fix = ("this is a binary mask of 0 and 255: set \"label_map\": {\"255\": 1} (Folder), "
                    "or store 0 and 1")
         elif str(path).lower().endswith((".jpg", ".jpeg")):
@@ -352,7 +362,7 @@ class BaseDataset(Dataset, ABC):
             raise DataError(f"{name}: {len(self.problems)} "
                             f"{'file is' if len(self.problems) == 1 else 'files are'} wrong:\n    "
                             + listed(self.problems, SHOWN_PROBLEMS, "\n    "), place,
-                            "repair or remove these files")
+                            dataset_files.fix_of(self.problems))
         published = self.split_sizes.get(self.split)
         if published and len(self.samples) != published:
             warn(f"{name}: {len(self.samples)} images in {place}, {published} in the published "
@@ -411,7 +421,7 @@ class BaseDataset(Dataset, ABC):
     def _check_labels(self):
         """Read a few whole labels: a wrong id map affects nearly all of them."""
         labels = [sample.label for sample in self.samples if sample.label is not None]
-        values, ignored_labels = set(), []
+        values, mixed, ignored_labels = set(), [], []
         for path in evenly_spaced(labels, LABELS_READ_AT_START):
             try:
                 stored = self.read_label(path)
@@ -420,15 +430,24 @@ class BaseDataset(Dataset, ABC):
             ids = self.label_to_train_ids(stored, stored, path)
             values.update(np.unique(stored).tolist())
             ignored_labels.append(bool((ids == self.ignore_index).all()))
+            if found := mixing(stored):
+                mixed.append((path, found))
         if ignored_labels and all(ignored_labels):
             warn(f"{type(self).__name__} {self.split}: none of the {len(ignored_labels)} labels "
                  f"that were read has a pixel of a class; all are ignored ({shown(self.root)})")
+        if values == {0, 255} and self.loses_foreground():
+            raise DataError(LOST_FOREGROUND, shown(self.root), BINARY_FIX)
+        if mixed and len(mixed) >= min(2, len(ignored_labels)):
+            path, found = max(mixed, key=lambda entry: entry[1].share)
+            warn(f"{type(self).__name__} {self.split}: {len(mixed)} of {len(ignored_labels)} "
+                 f"labels look smoothed or stored as JPEG: {shown(path)} has {found.count} values "
+                 f"along borders only, on {100 * found.share:.2g} % of its pixels; store labels as "
+                 "PNG without smoothing")
+
+    def loses_foreground(self) -> bool:
+        """Whether masks of 0 and 255 would train one class only, and not on purpose."""
         ignored = self._label_table(np.dtype(np.uint8)).ids[255] == self.ignore_index
-        if values == {0, 255} and ignored and not self.ignores_on_purpose(255):
-            raise DataError("the labels contain only 0 and 255, and 255 is ignored: the network "
-                            "would learn class 0 only", shown(self.root),
-                            "binary masks of 0 and 255 need \"label_map\": {\"255\": 1} (Folder); "
-                            "\"255\": \"ignore\" keeps them as they are")
+        return bool(ignored) and not self.ignores_on_purpose(255)
 
 
 class _LabelTable(NamedTuple):

@@ -10,9 +10,32 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import DataError, shown
+from utils.errors import DataError, listed, shown
 from utils.images.headers import Header, UnreadableFile, read_header
-from utils.images.picture_files import IMAGE_SUFFIXES, picture_files
+from utils.images.name_pattern import NamePattern, find_files, matching, separate
+from utils.images.picture_files import IMAGE_SUFFIXES, NO_LABELS
+
+SHOWN_FIXES = 3
+_WRONG_NAMES = ("give image and label the same name, or say how they differ (Folder: label_ending, "
+                "image_pattern, label_pattern)")
+
+
+class Problem(str):
+    """One line on what is wrong. fix: what to do about it."""
+
+    fix: str
+
+    def __new__(cls, text: str, fix: str):
+        problem = super().__new__(cls, text)
+        problem.fix = fix
+        return problem
+
+
+def fix_of(problems: list[str]) -> str:
+    """What to do about several problems: the fix of each kind, once."""
+    fixes = dict.fromkeys(getattr(problem, "fix", "repair or remove these files")
+                          for problem in problems)
+    return listed(fixes, SHOWN_FIXES, "\n       ")
 
 
 class Sample(NamedTuple):
@@ -27,12 +50,14 @@ def first_folder(root: Path, candidates: tuple[str, ...],
                  report: Callable[[str], None]) -> Path | None:
     """The first of the candidates that is a folder below `root`; None is reported."""
     if not root.is_dir():
-        report(f"{shown(root)}: no such folder (data_dir)")
+        report(Problem(f"{shown(root)}: no such folder (data_dir)",
+                       "set data_dir to the folder that contains the dataset"))
         return None
     for candidate in candidates:
         if (root / candidate).is_dir():
             return root / candidate
-    report(f"{shown(root)}: found no folder {' or '.join(candidates)} in it")
+    report(Problem(f"{shown(root)}: found no folder {' or '.join(candidates)} in it",
+                   "set data_dir to the folder that contains the dataset"))
     return None
 
 
@@ -53,7 +78,7 @@ def read_list(path: Path, report: Callable[[str], None]) -> list[tuple[int, str]
     stripped = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
     lines = [(number, line) for number, line in stripped if line]
     if not lines:
-        report(f"{shown(path)}: the list is empty")
+        report(Problem(f"{shown(path)}: the list is empty", "write one name in each line"))
     return lines
 
 
@@ -76,8 +101,71 @@ def listed_file(root: Path, name: str, list_path: Path, number: int,
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    report(f"{shown(list_path)}:{number}: no such file: {shown(name)}")
+    report(Problem(f"{shown(list_path)}:{number}: no such file: {shown(name)}",
+                   "correct the list, or copy the missing files"))
     return None
+
+
+class StemFiles(NamedTuple):
+    """The files below an image folder and a label folder, by the stems that pairs share.
+
+    unused: those that fit neither pattern.
+    """
+
+    image_dir: Path
+    label_dir: Path
+    images: dict[str, Path]
+    labels: dict[str, Path]
+    unused: list[Path]
+    label_pattern: NamePattern
+    label_suffixes: tuple[str, ...]     # the first one is shown where a label is missing
+
+    def pair(self, place: str, stem: str, report: Callable[[str], None]) -> Sample | None:
+        """The image and label of a stem; what is missing is reported, with the place."""
+        if stem not in self.images:
+            report(Problem(f"{place}: no image {shown(stem)} in {shown(self.image_dir)}",
+                           "correct the list, or copy the missing files"))
+        elif stem not in self.labels:
+            report(self._missing_label(place, stem))
+        else:
+            return Sample(stem, self.images[stem], self.labels[stem])
+        return None
+
+    def _missing_label(self, place, stem):
+        name, fix = self.label_pattern.name(stem), "add the missing labels, or remove these images"
+        if name is None:
+            return Problem(f"{place}: no label {self.label_pattern.text} for it in "
+                           f"{shown(self.label_dir)}", fix)
+        expected = self.label_dir / name
+        other = _other_file(expected, self.images[stem])
+        return Problem(f"{place}: no label {shown(expected)}"
+                       f"{self.label_pattern.suffix or self.label_suffixes[0]}"
+                       + (f", only {shown(other.name)}" if other else ""),
+                       NO_LABELS[other.suffix.lower()] if other else f"{fix}; or {_WRONG_NAMES}")
+
+
+def stem_files(image_dir: Path, label_dir: Path, report: Callable[[str], None],
+               label_suffixes: tuple[str, ...], image_pattern: NamePattern,
+               label_pattern: NamePattern, without: tuple[str, ...] = ()) -> StemFiles:
+    """The files of both folders. without: stems to leave out.
+
+    The folders may be one, or one may contain the other: a file that fits both patterns belongs
+    to the one that says more about it. Two files with the same stem are reported. Raises
+    DataError if it is unclear which files are labels.
+    """
+    found = find_files(image_dir, IMAGE_SUFFIXES), find_files(label_dir, label_suffixes)
+    images, labels = matching(found[0], image_pattern), matching(found[1], label_pattern)
+    unclear = separate(images, labels, (image_dir, label_dir), (image_pattern, label_pattern))
+    if unclear:
+        raise DataError(f"{len(unclear)} files may be images or labels: "
+                        + listed(unclear, SHOWN_FIXES, text=shown), shown(label_dir),
+                        "the names must tell images and labels of one folder apart: set "
+                        "image_pattern and label_pattern, such as \"*_mask.png\" (Folder)")
+    unused = {file.key: file.path for file in (*found[0], *found[1])
+              if file.key not in images and file.key not in labels}
+    return StemFiles(image_dir, label_dir, _by_stem(images, without, report),
+                     _by_stem(labels, without, report), list(unused.values()), label_pattern,
+                     label_suffixes)
 
 
 def pair_by_stem(image_dir: Path, label_dir: Path, report: Callable[[str], None],
@@ -92,36 +180,47 @@ def pair_by_stem(image_dir: Path, label_dir: Path, report: Callable[[str], None]
     image without a label, a label without an image, two files with the same stem, and two
     folders without any.
     """
-    images = _files_by_stem(image_dir, image_ending, IMAGE_SUFFIXES, without, report)
-    labels = _files_by_stem(label_dir, label_ending, label_suffixes, without, report)
+    image_pattern, label_pattern = (NamePattern(f"*{ending}", any_suffix=True)
+                                    for ending in (image_ending, label_ending))
+    files = stem_files(image_dir, label_dir, report, label_suffixes, image_pattern, label_pattern,
+                       without)
+    return pairs_of(files, report, stems)
+
+
+def pairs_of(files: StemFiles, report: Callable[[str], None],
+             stems: list[tuple[str, str]] | None = None) -> Iterator[Sample]:
+    """The pairs of `files`, of all stems or of those given; see `pair_by_stem`."""
     if stems is None:
-        if image_dir.is_dir() and not images and not labels:
-            report(f"{shown(image_dir)}: no images")
-        for stem in sorted(labels.keys() - images.keys()):
-            report(f"{shown(labels[stem])}: a label without an image in {shown(image_dir)}")
-        stems = [(shown(images[stem]), stem) for stem in sorted(images)]
+        if files.image_dir.is_dir() and not files.images and not files.labels:
+            report(Problem(f"{shown(files.image_dir)}: no images",
+                           "set data_dir to the folder that contains the dataset"))
+        for stem in sorted(files.labels.keys() - files.images.keys()):
+            report(Problem(f"{shown(files.labels[stem])}: a label without an image in "
+                           f"{shown(files.image_dir)}",
+                           f"add the missing images, or remove these labels; or {_WRONG_NAMES}"))
+        stems = [(shown(files.images[stem]), stem) for stem in sorted(files.images)]
     for place, stem in stems:
-        if stem not in images:
-            report(f"{place}: no image {shown(stem)} in {shown(image_dir)}")
-        elif stem not in labels:
-            report(f"{place}: no label {shown(label_dir / stem)}{label_ending}{label_suffixes[0]}")
-        else:
-            yield Sample(stem, images[stem], labels[stem])
+        pair = files.pair(place, stem, report)
+        if pair:
+            yield pair
 
 
 def images_only(folder: Path, report: Callable[[str], None], ending: str = "",
                 stems: list[tuple[str, str]] | None = None) -> Iterator[Sample]:
     """The images of a split that has no labels; ending and stems as in pair_by_stem."""
-    images = _files_by_stem(folder, ending, IMAGE_SUFFIXES, (), report)
+    pattern = NamePattern(f"*{ending}", any_suffix=True)
+    images = _by_stem(matching(find_files(folder, IMAGE_SUFFIXES), pattern), (), report)
     if stems is None:
         if not images:
-            report(f"{shown(folder)}: no images")
+            report(Problem(f"{shown(folder)}: no images",
+                           "set data_dir to the folder that contains the dataset"))
         stems = [(shown(images[stem]), stem) for stem in sorted(images)]
     for place, stem in stems:
         if stem in images:
             yield Sample(stem, images[stem], None)
         else:
-            report(f"{place}: no image {shown(stem)} in {shown(folder)}")
+            report(Problem(f"{place}: no image {shown(stem)} in {shown(folder)}",
+                           "correct the list, or copy the missing files"))
 
 
 def header_problem(image: Path, label: Path | None, label_header: Callable[[Path], Header],
@@ -129,9 +228,13 @@ def header_problem(image: Path, label: Path | None, label_header: Callable[[Path
         -> tuple[str | None, bool]:
     """Check one pair by its headers. Returns (problem or None, whether a file is unreadable)."""
     try:
-        for path in (image, label):
-            if path is not None and not stat.S_ISREG(os.stat(path).st_mode):
+        facts = [os.stat(path) for path in (image, label) if path is not None]
+        for path, fact in zip((image, label), facts, strict=False):
+            if not stat.S_ISREG(fact.st_mode):
                 return f"{shown(path)}: not a regular file", True
+        if len(facts) == 2 and os.path.samestat(*facts):
+            return Problem(f"{shown(image)}: image and label are one file",
+                           "the label of an image must be another file"), False
         of_image = image_header(image)
         if label is None:
             return None, False
@@ -143,25 +246,31 @@ def header_problem(image: Path, label: Path | None, label_header: Callable[[Path
     if of_label.size == of_image.size or \
             (of_label.orientation == 1 and of_label.size == of_image.stored_size):
         return None, False
-    return (f"{shown(image)} is {of_image.size[1]}x{of_image.size[0]} but its label "
-            f"{shown(label)} is {of_label.size[1]}x{of_label.size[0]}"), False
+    return Problem(f"{shown(image)} is {of_image.size[1]}x{of_image.size[0]} but its label "
+                   f"{shown(label)} is {of_label.size[1]}x{of_label.size[0]}",
+                   "give image and label the same size"), False
 
 
-def _files_by_stem(folder, ending, suffixes, without, report):
-    """{stem: path} of the files below a folder whose names end with `ending` and a suffix."""
-    files, depth = {}, len(folder.parts)
-    for path in picture_files(folder, suffixes):
-        # Several times faster than relative_to, which matters for 100000 files.
-        stem = os.path.splitext("/".join(path.parts[depth:]))[0]
-        if not stem.endswith(ending):
-            continue
-        stem = stem.removesuffix(ending)
+def _by_stem(files, without, report):
+    """{stem: path} of the values of {key: (stem, path)}; two files of one stem are reported."""
+    by_stem = {}
+    for stem, path in files.values():
         if stem in without:
             continue
-        if stem in files:
-            report(f"{shown(path)}: same name as {shown(files[stem])}")
-        files.setdefault(stem, path)
-    return files
+        if stem in by_stem:
+            report(Problem(f"{shown(path)}: same name as {shown(by_stem[stem])}",
+                           "remove or rename one of them; or say which files are used "
+                           "(Folder: image_pattern and label_pattern, such as \"*.png\")"))
+        by_stem.setdefault(stem, path)
+    return by_stem
+
+
+def _other_file(path, image):
+    """A file of this name with an extension of NO_LABELS, not the image; None if there is none."""
+    candidates = (path.with_name(path.name + end) for suffix in NO_LABELS
+                  for end in (suffix, suffix.upper()))
+    return next((candidate for candidate in candidates
+                 if candidate.is_file() and not candidate.samefile(image)), None)
 
 
 def _without_suffix(name):

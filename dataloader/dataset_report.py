@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from base.base_dataset import BaseDataset
+from base.base_dataset import BINARY_FIX, LOST_FOREGROUND, BaseDataset
 from utils.config.build import split_args
 from utils.config.registry import components, lookup
 from utils.config.schema import section_callables
@@ -16,6 +16,7 @@ from utils.config.signature import fields, value_name
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.files.file_jobs import work_through
 from utils.images.headers import Header, UnreadableFile, pillow_open, read_header
+from utils.images.label_kind import mixing
 from utils.images.types import Labels
 
 SHOWN = 50             # problems in the text; the JSON has all of them
@@ -74,6 +75,9 @@ def check_dataset(name: str, args: dict[str, Any], ignore_index: int = 255,
                 *(text for finding in findings for text in finding.problems)]
     problems += [f"{sample}: sample occurs {count} times" for sample, count in
                  Counter(sample.id for sample in dataset.samples).items() if count > 1]
+    if set(_pixels([finding.entry for finding in findings if finding.entry])) == {"0", "ignore"} \
+            and dataset.num_classes > 1 and dataset.loses_foreground():
+        problems.append(f"{LOST_FOREGROUND}: {BINARY_FIX}")
     if not len(dataset) and not problems:
         problems.append(f"{dataset.root}: no images of split {dataset.split!r}")
     return DatasetReport(name, {**args, "split": dataset.split}, _summary(dataset, findings),
@@ -109,20 +113,22 @@ class _Finding(NamedTuple):
     """What the files of one sample contain.
 
     entry: the sample in the JSON, None if a file cannot be read. image, label: format and mode,
-    and header, of each file.
+    and header, of each file. mixed: whether the label looks smoothed.
     """
 
     entry: dict[str, Any] | None
     problems: list[str]
     image: tuple[str, Header] | None
     label: tuple[str, Header] | None
+    mixed: bool
 
 
 def _examine(dataset, index):
     """Read one sample as training would, without augmentation."""
-    sample, problems, entry = dataset.samples[index], [], None
+    sample, problems, entry, mixed = dataset.samples[index], [], None, False
     try:
         label = dataset[index]["label"].numpy()
+        mixed = sample.label is not None and mixing(label.astype(np.uint16)) is not None
         entry = {"id": sample.id, "split": dataset.split, "image": _absolute(sample.image),
                  "label": _absolute(sample.label), "size": list(label.shape[::-1]),
                  "hist": _histograms(dataset, label) if sample.label or not sample.image else {}}
@@ -135,7 +141,7 @@ def _examine(dataset, index):
             except DataError as second:
                 problems.append(second.in_one_line)
     return _Finding(entry, problems, _file_facts(sample.image, read_header),
-                    _file_facts(sample.label, dataset.label_header))
+                    _file_facts(sample.label, dataset.label_header), mixed)
 
 
 def _histograms(dataset: BaseDataset, label: Labels) -> dict[str, dict[str, int]]:
@@ -216,6 +222,11 @@ def _notes(dataset: BaseDataset, findings: list[_Finding]) -> Iterator[str]:
     yield from dataset.unused_parts({"images": headers["image"], "labels": headers["label"]})
     for paths in _same_content(path for path, _ in headers["image"]):
         yield f"{len(paths)} image files have the same content: {_some(paths)}"
+    mixed = [sample.label for sample, finding in zip(dataset.samples, findings, strict=True)
+             if finding.mixed]
+    if mixed:
+        yield (f"{len(mixed)} labels look smoothed or stored as JPEG (many values along borders "
+               f"only): {_some(mixed)}")
     labeled = [finding.entry for finding in findings if finding.entry and finding.entry["hist"]]
     empty = [entry["label"] or entry["image"] for entry in labeled
              if set(_pixels([entry])) == {"ignore"}]
@@ -226,8 +237,9 @@ def _notes(dataset: BaseDataset, findings: list[_Finding]) -> Iterator[str]:
     if labeled and absent:
         yield f"{len(absent)} classes do not occur: {_some(absent)}"
     for kind in ("image", "label"):
-        used = {path for sample in dataset.samples if (path := getattr(sample, kind))}
-        folders = {path.parent for path in used}
+        used = {path for sample in dataset.samples for path in (sample.image, sample.label) if path}
+        folders = {path.parent for sample in dataset.samples if (path := getattr(sample, kind))}
+        used = {path for path in used if path.parent in folders}
         others = sum(entry.is_file() for folder in folders if folder.is_dir()
                      for entry in os.scandir(folder)) - sum(path.is_file() for path in used)
         if others > 0:

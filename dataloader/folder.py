@@ -3,19 +3,25 @@
     data_dir/images/**/name.jpg      any readable format
     data_dir/labels/**/name.png      class ids in a gray or palette file, or colors
 
-Splits are sub-folders of both (images/train, labels/train) or lists of names
-(data_dir/train.txt). Without either, "all" is the only split.
+Splits are sub-folders of both (images/train, labels/train) or lists (data_dir/train.txt). Without
+either, "all" is the only split. A line of a list is the name of an image, or the files of an image
+and its label, separated by a tab, a comma or blanks: below image_dir and label_dir, below data_dir
+or absolute, with or without the extension, with / or \\.
 """
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from base import dataset_files
 from base.base_dataset import BaseDataset, Sample
+from dataloader.list_lines import ListLines
 from utils.cli.console import notice
-from utils.errors import ConfigError, listed, shown
+from utils.errors import ConfigError, DataError, listed, shown
 from utils.files.jsonc import read_jsonc
+from utils.images.name_pattern import NamePattern
 from utils.images.palette import voc_palette
 
 EVERYTHING = "all"
@@ -39,6 +45,9 @@ class Folder(BaseDataset):
     image_dir, label_dir: folders below data_dir, or absolute paths.
     image_ending, label_ending: different ends of the names of image and label before
         the extension, such as "_mask".
+    image_pattern, label_pattern: instead of the endings, patterns of the names: "*" is what
+        image and label share, as in "*_mask.png", "mask_*", "images/**". If both
+        folders are one, a file is an image unless it fits label_pattern.
     list_file: the list of the split; tried like classes. null: SPLIT.txt in data_dir.
     mean, std: of the pixels, in 0..1; null uses those of the class file, or ImageNet's.
     white: the value that becomes 255 in images of more than 8 bits, for example 4095 if 12
@@ -49,7 +58,8 @@ class Folder(BaseDataset):
                  num_classes: int | None = None, class_names: list[str] | None = None,
                  palette: list[list[int]] | None = None, label_map: dict | None = None,
                  image_dir: str = "images", label_dir: str = "labels", image_ending: str = "",
-                 label_ending: str = "", list_file: str | None = None,
+                 label_ending: str = "", image_pattern: str | None = None,
+                 label_pattern: str | None = None, list_file: str | None = None,
                  mean: list[float] | None = None, std: list[float] | None = None,
                  white: float | None = None,
                  ignore_index: int = 255, seed: int = 0, augmentation: Callable | None = None):
@@ -83,29 +93,66 @@ class Folder(BaseDataset):
         if self.label_palette and class_file.get("ignore_colors"):
             self._add_ignored_colors(self.label_palette, class_file["ignore_colors"])
         self.image_dir, self.label_dir = root / image_dir, root / label_dir
-        self.endings = image_ending, label_ending
+        self.patterns = (_pattern(image_pattern, image_ending, "image"),
+                         _pattern(label_pattern, label_ending, "label"))
         self.list_file = _existing(list_file, root, "list_file") if list_file else \
             root / f"{split}.txt"
         super().__init__(data_dir, split, ignore_index, seed, augmentation)
 
     def find_samples(self) -> Iterator[Sample]:
-        for folder, key in ((self.image_dir, "image_dir"), (self.label_dir, "label_dir")):
-            if not folder.is_dir():
-                self.problem(f"{shown(folder)}: no such folder ({key})")
-                return
         if self.list_file.is_file():
-            stems = [(f"{shown(self.list_file)}:{number}", self._stem(line))
-                     for number, line in self.read_list(self.list_file)]
-            yield from self.pair_by_stem(self.image_dir, self.label_dir, *self.endings, stems)
-        elif self.split == EVERYTHING:
-            yield from self.pair_by_stem(self.image_dir, self.label_dir, *self.endings)
-        elif (self.image_dir / self.split).is_dir():
-            yield from self.pair_by_stem(self.image_dir / self.split, self.label_dir / self.split,
-                                         *self.endings)
-        else:
-            self.problem(f"split {self.split!r}: neither {shown(self.list_file)} nor "
-                         f"{shown(self.image_dir / self.split)}/ exists (split "
-                         f"\"{EVERYTHING}\" uses every pair)")
+            yield from self._listed()
+            return
+        folders = self.image_dir, self.label_dir
+        self._require(*folders)
+        if self.split != EVERYTHING:
+            folders = self.image_dir / self.split, self.label_dir / self.split
+            if not folders[0].is_dir():
+                raise DataError(f"split {self.split!r}: neither {shown(self.list_file)} nor "
+                                f"{shown(folders[0])}/ exists (split \"{EVERYTHING}\" uses every "
+                                "pair)", shown(self.root), f"set split to {self._known_splits()}")
+            self._require(*folders)
+        yield from dataset_files.pairs_of(self._files(*folders), self.problem)
+
+    def _require(self, image_dir, label_dir):
+        """Raise a DataError if one of the folders does not exist."""
+        for folder, key in ((image_dir, "image_dir"), (label_dir, "label_dir")):
+            if not folder.is_dir():
+                raise DataError(
+                    f"{shown(folder)}: no such folder ({key})", shown(self.root),
+                    f"set {key} to a folder below data_dir, or to an absolute path"
+                    if self.root.is_dir() else
+                    f"set data_dir to an existing folder; {shown(os.path.abspath(self.root))} is "
+                    "none")
+
+    def _known_splits(self):
+        """The splits that exist, as text."""
+        folders = [path.name for path in sorted(self.image_dir.iterdir())
+                   if path.is_dir() and (self.label_dir / path.name).is_dir()]
+        lists = [path.stem for path in sorted(self.root.glob("*.txt"))]
+        return listed([*folders, *lists, f'"{EVERYTHING}"'], 8, " or ")
+
+    def _files(self, image_dir, label_dir):
+        """The files of both folders by stem; a notice about those that fit no pattern."""
+        files = dataset_files.stem_files(image_dir, label_dir, self.problem, self.label_suffixes,
+                                         *self.patterns)
+        if files.unused:
+            _say_once(f"{len(files.unused)} pictures below {shown(image_dir)} and "
+                      f"{shown(label_dir)} are not used, because their names fit neither "
+                      f"{self.patterns[0].text} nor {self.patterns[1].text}: "
+                      f"{listed(files.unused, 3, text=shown)}")
+        return files
+
+    def _listed(self):
+        """The samples of the list file."""
+        files = self._files(self.image_dir, self.label_dir)
+        lines = ListLines(files, self.patterns[0], self.root, self.problem)
+        for number, line in self.read_list(self.list_file):
+            sample = lines.sample(f"{shown(self.list_file)}:{number}", line)
+            if sample is None:
+                self._require(self.image_dir, self.label_dir)
+            else:
+                yield sample
 
     def train_ids(self, raw: np.ndarray) -> np.ndarray:
         """Train ids by label_map; a value that it does not name is its train id, if unused."""
@@ -127,11 +174,6 @@ class Folder(BaseDataset):
     def _id(self, meaning):
         """The train id of a value of label_map."""
         return self.ignore_index if meaning == "ignore" else meaning
-
-    def _stem(self, line):
-        """The stem of a line of a list: a name below image_dir, with or without extension."""
-        line = line.removeprefix("./")
-        return os.path.splitext(line)[0] if Path(self.image_dir, line).is_file() else line
 
     def _add_ignored_colors(self, palette, colors):
         """Append the ignored colors to the palette, with ids far above those of the classes."""
@@ -165,6 +207,22 @@ def _check_pixels(mean, std):
                 isinstance(value, (int, float)) and least <= value <= 1 for value in values):
             raise ConfigError(f"expected three numbers from {least} to 1, found {values}", key,
                               "those of pixels in 0..255 are divided by 255")
+
+
+def _pattern(pattern, ending, kind):
+    """The NamePattern of the arguments KIND_pattern and KIND_ending."""
+    if pattern and ending:
+        raise ConfigError(f"{kind}_pattern and {kind}_ending say the same in two ways",
+                          f"{kind}_pattern", "give one of them")
+    if pattern:
+        return NamePattern(pattern, f"{kind}_pattern")
+    return NamePattern(f"*{ending}", f"{kind}_ending", any_suffix=True)
+
+
+@functools.cache
+def _say_once(text):
+    """A notice that several loaders of one program would repeat."""
+    notice(text)
 
 
 def _existing(path, root, key):

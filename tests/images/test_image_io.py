@@ -19,8 +19,8 @@ from utils.images.headers import UnreadableFile, read_header
 from utils.images.image_io import (
     read_image,
     read_label,
-    read_label_colors,
     read_pair,
+    read_stored,
     write_image,
     write_label,
 )
@@ -253,7 +253,22 @@ def test_color_labels_need_a_palette(tmp_path):
         np.testing.assert_array_equal(read_label(path, palette), ids)
         with pytest.raises(DataError, match="color picture"):
             read_label(path)
-    assert read_label_colors(path)[128, 64, 128] == (ids == 1).sum()
+    np.testing.assert_array_equal(read_stored(path), colorize(ids, palette))
+
+
+@pytest.mark.parametrize("kind", ["RGB", "RGBA"])
+def test_three_equal_channels_are_read_as_ids(kind, tmp_path):
+    ids = RNG.integers(0, 3, (6, 6), dtype=np.uint8) * 100
+    image = Image.fromarray(np.repeat(ids[..., None], 3, 2)).convert(kind)
+    image.save(tmp_path / "gray.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "gray.png"), ids)
+
+
+def test_sixteen_bits_of_three_equal_channels_are_not_cut_to_eight(tmp_path):
+    ids = np.repeat(RNG.integers(0, 3, (6, 6), dtype=np.uint16)[..., None], 3, 2)
+    (tmp_path / "gray.png").write_bytes(cv2.imencode(".png", ids)[1].tobytes())
+    with pytest.raises(DataError, match="color picture"):
+        read_label(tmp_path / "gray.png")
 
 
 def test_unknown_colors_are_named_with_their_pixel_counts(tmp_path):

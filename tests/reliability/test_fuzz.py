@@ -33,7 +33,7 @@ from utils.cli import console
 from utils.config.registry import KINDS, components
 from utils.errors import DataError
 from utils.images.headers import read_header
-from utils.images.image_io import read_image, read_label, read_label_colors, read_pair, write_image
+from utils.images.image_io import read_image, read_label, read_pair, read_stored, write_image
 
 FULL = os.environ.get("FUZZ") == "full"
 SEED = int(os.environ.get("FUZZ_SEED", 0))
@@ -400,7 +400,7 @@ def test_a_mutated_picture_or_label_is_read_or_a_data_error(draw, tmp_path, capf
     if draw.random() < 0.5 and content.startswith(b"\x89PNG"):
         content = with_checksums(content)
     path.write_bytes(content)
-    for read in (read_image, read_header, read_label, read_label_colors,
+    for read in (read_image, read_header, read_label, read_stored,
                  lambda path: read_label(path, GRAYS), lambda path: read_pair(sound, path),
                  lambda path: read_pair(path, sound)):
         with hurried(), warnings.catch_warnings():

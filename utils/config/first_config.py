@@ -1,39 +1,39 @@
 """Writes a first config for a folder of images and a folder of labels.
 
-Writes four files, all meant to be edited: the config, a class file (names, colors, and the class
-of each stored value) and the image names of the two splits.
+Writes four or five files, all meant to be edited: the config, a class file (names, colors, and the
+class of each stored value) and the image names of each split. utils/config/pair_search.py finds the
+pairs.
 """
 import json
 import math
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from utils.config.pair_search import find_pairs, place_of
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.files.whole_file import write_bytes
-from utils.images.headers import FORMATS, read_header
-from utils.images.image_io import read_image, read_label, read_label_colors
+from utils.images.headers import FORMATS
+from utils.images.image_io import color_codes, read_image, read_stored
+from utils.images.label_kind import mixing
 from utils.images.palette import voc_palette
-from utils.images.picture_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, evenly_spaced, picture_files
+from utils.images.picture_files import IMAGE_SUFFIXES, evenly_spaced
 
 LABELS_READ = 400           # at most, evenly spaced; small datasets are read completely
 IMAGES_READ = 60            # at most, evenly spaced; for mean and standard deviation
 MAX_COLORS = 256
+LABELS_JUDGED = 60          # of these, at most: whether they were smoothed
+SMOOTHED_FROM = 0.2         # share of the judged labels
 VAL_EVERY = 5               # one pair in five is for validation
 LONG_SIDE = 512             # larger images are trained at this size, so that a CPU is fast enough
 IGNORED = 255
-
-
-class Pair(NamedTuple):
-    """An image and its label of the same size. size: (height, width) in pixels."""
-
-    stem: str
-    image: Path
-    label: Path
-    size: tuple[int, int]
+# Names of folders, without numbers at their end.
+_SPLITS = {"train": {"train", "training"}, "val": {"val", "valid", "validation"},
+           "test": {"test", "testing"}}
 
 
 class Classes(NamedTuple):
@@ -47,186 +47,205 @@ class Classes(NamedTuple):
     remark: str
 
 
+class _Contents(NamedTuple):
+    """What labels contain. pixels: of each value, or of each color as 0xRRGGBB.
+
+    equal_channels: some of them store ids in three equal channels.
+    """
+
+    pixels: dict[int, int]
+    in_color: bool
+    equal_channels: bool
+
+
 def make_config(images: str, labels: str, out: str):
     """Write the config `out` (JSON) and the files it needs; print a summary.
 
-    images, labels: folders. Raises ConfigError if one of the files exists, DataError if there are
-    no pairs or if the labels are not label maps.
+    images, labels: folders, which may be the same, or patterns of files ("masks/*_box.png"). A name
+    `out` without the ending .json gets it, and missing folders above it are made. Raises
+    ConfigError if one of the files exists, DataError if there are no pairs, if it is unclear
+    which files belong together, or if the labels are not label maps.
     """
-    image_folder, label_folder = Path(images), Path(labels)
-    files = _output_files(Path(out))
-    for folder, flag in ((image_folder, "--images"), (label_folder, "--labels")):
-        if not folder.is_dir():
-            raise DataError(f"no such folder: {shown(folder)}", flag)
-    pairs, endings, unpaired = _find_pairs(image_folder, label_folder)
+    files = _output_files(Path(out if out.lower().endswith(".json") else f"{out}.json"))
+    places = place_of(images, "--images"), place_of(labels, "--labels")
+    pairing = find_pairs(*places)
+    pairs = pairing.pairs
     split, origin = _split(pairs)
-    counts, colors = _label_contents(pairs)
-    classes = _classes_of_colors(colors) if colors else _classes_of_values(counts, pairs)
+    contents = _label_contents(pairs)
+    classes = _classes_of_colors(contents) if contents.in_color else \
+        _classes_of_values(contents, pairs)
     sizes = Counter(pair.size for pair in pairs)
     mean, std = _pixel_statistics(pairs)
 
+    files["config"].parent.mkdir(parents=True, exist_ok=True)
     write_bytes(files["classes"], _class_file(classes, mean, std).encode())
     for name, stems in split.items():
         write_bytes(files[name], "".join(f"{stem}\n" for stem in stems)
                     .encode("utf-8", "surrogateescape"))
-    write_bytes(files["config"], _config_text(image_folder, label_folder, endings, files, split,
-                                              sizes).encode())
+    write_bytes(files["config"], _config_text(places, pairing.rule, files, split, sizes).encode())
 
+    left_out = pairing.images_left_out
     print(f"{len(pairs)} pairs of image and label"
-          + (f" ({unpaired} images without a usable label are left out)" if unpaired else ""))
+          + (f" ({left_out} images without a usable label are left out)" if left_out else ""))
+    for remark in pairing.remarks:
+        print(f"  {remark}")
+    if pairing.rule != ("*", "*"):
+        print(f"names: images {pairing.rule.image}, labels {pairing.rule.label}")
     print(f"sizes: {_sizes_text(sizes)}")
-    print(f"split: {len(split['train'])} train, {len(split['val'])} val, {origin}")
+    print("split: " + ", ".join(f"{len(stems)} {name}" for name, stems in split.items())
+          + f", {origin}")
     print(f"classes: {len(classes.names)}; {classes.remark}")
-    for path in files.values():
-        print(f"wrote {shown(path)}")
+    for name in ("config", "classes", *split):
+        print(f"wrote {shown(files[name])}")
     print(f"Edit the class names in {shown(files['classes'])}, then:\n"
           f"  python train.py --config {shown(files['config'])}")
 
 
 def _output_files(config):
-    """{"config", "classes", "train", "val"} -> path. Raises ConfigError if one of them exists."""
+    """{"config", "classes", "train", "val", "test"} -> path. ConfigError if one of them exists."""
     base = config.with_suffix("")
     files = {"config": config, "classes": Path(f"{base}.classes.json"),
-             "train": Path(f"{base}.train.txt"), "val": Path(f"{base}.val.txt")}
+             **{name: Path(f"{base}.{name}.txt") for name in _SPLITS}}
     for path in files.values():
         if path.exists():
             raise ConfigError(f"{path} exists and would be overwritten", "--init",
                               "remove it or choose another name")
+    above = next(parent for parent in config.parents if parent.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{shown(above)} is not a folder", "--init", "choose another name")
     return files
 
 
-def _find_pairs(images, labels):
-    """(usable pairs, their (image, label) name endings, number of images without a pair)."""
-    files = picture_files(images, IMAGE_SUFFIXES)
-    names = {"image": _stems(files, images),
-             "label": _stems(picture_files(labels, LABEL_SUFFIXES), labels)}
-    for kind, folder in (("image", images), ("label", labels)):
-        if not names[kind]:
-            raise DataError(f"no {kind} files below {shown(folder)}", f"--{kind}s")
-    endings = max(_possible_endings(names), key=lambda pair: (
-        len(_common(names, *pair)), -len(pair[0]) - len(pair[1])))
-    candidates = (_pair(stem, names["image"][stem + endings[0]], names["label"][stem + endings[1]])
-                  for stem in sorted(_common(names, *endings)))
-    pairs = [pair for pair in candidates if pair]
-    if len(pairs) < 2:
-        raise DataError(f"{len(pairs)} pairs: image names such as {_example(names['image'])}, "
-                        f"label names such as {_example(names['label'])}", f"{shown(images)}, "
-                        f"{shown(labels)}", "a label must have the size of its image and its name, "
-                        "apart from the extension and one fixed ending")
-    return pairs, endings, len(files) - len(pairs)
-
-
-def _possible_endings(names):
-    """Candidates (image ending, label ending): empty, common to all names, added by labels."""
-    shared = {kind: ["", _shared_ending(stems)] for kind, stems in names.items()}
-    endings = {(one, two) for one in shared["image"] for two in shared["label"]}
-    added = Counter()
-    for name in names["label"]:
-        stem = next((name[:cut] for cut in range(len(name), 0, -1)
-                     if name[:cut] in names["image"]), None)
-        if stem:
-            added[name[len(stem):]] += 1
-    return endings | {("", ending) for ending, _ in added.most_common(3)}
-
-
-def _shared_ending(names):
-    """The common ending of all names, from its first separator on."""
-    shared = os.path.commonprefix([name[::-1] for name in names])[::-1]
-    separators = [shared.find(mark) for mark in "_-." if mark in shared]
-    return shared[min(separators):] if separators and len(names) > 1 else ""
-
-
-def _common(names, image_ending, label_ending):
-    """The names, without their endings, that images and labels share."""
-    stems = [{name.removesuffix(ending) for name in names[kind] if name.endswith(ending)}
-             for kind, ending in (("image", image_ending), ("label", label_ending))]
-    return stems[0] & stems[1]
-
-
-def _stems(files, folder):
-    return {os.path.splitext(path.relative_to(folder).as_posix())[0]: path for path in files}
-
-
-def _pair(stem, image_path, label_path):
-    """The Pair; None if a file is unreadable or the sizes differ."""
-    try:
-        image, label = read_header(image_path), read_header(label_path)
-    except DataError:
-        return None
-    fits = label.size in (image.size, image.stored_size)
-    return Pair(stem, image_path, label_path, image.size) if fits else None
-
-
 def _split(pairs):
-    """({"train": stems, "val": stems}, a text about their origin).
+    """({"train": stems, "val": stems, perhaps "test": stems}, a text about their origin).
 
-    Sub-folders train and val are used if they exist; otherwise one name in five is drawn for
-    validation, the same ones each time.
+    Sub-folders of these names are used if they exist. Without one for validation, one name in five
+    of the rest is drawn, the same ones each time.
     """
-    by_folder: dict[str, list[str]] = {}
+    split: dict[str, list[str]] = {name: [] for name in _SPLITS}
+    rest = []
     for pair in pairs:
-        by_folder.setdefault(pair.stem.split("/")[0].lower() if "/" in pair.stem else "",
-                             []).append(pair.stem)
-    train = by_folder.get("train") or by_folder.get("training")
-    val = by_folder.get("val") or by_folder.get("valid") or by_folder.get("validation")
-    if train and val:
-        return {"train": train, "val": val}, "by the sub-folders of the data"
-    stems = [pair.stem for pair in pairs]
-    order = np.random.default_rng(0).permutation(len(stems))
-    drawn = set(order[:max(1, len(stems) // VAL_EVERY)].tolist())
-    return ({"train": [stem for i, stem in enumerate(stems) if i not in drawn],
-             "val": [stem for i, stem in enumerate(stems) if i in drawn]},
-            "drawn at random (do not split the frames of one video like this: edit the lists)")
+        split.get(_split_of(pair.stem), rest).append(pair.stem)
+    if not split["train"]:      # names such as val/1 alone do not make a split
+        rest = [pair.stem for pair in pairs if pair.stem not in set(split["test"])]
+        split["val"] = []
+    elif rest:
+        folders = sorted({stem.rpartition("/")[0] or "." for stem in rest})
+        raise DataError(f"{len(rest)} of {len(pairs)} pairs are in no folder train, val or test: "
+                        f"{listed(rest, 3, text=shown)} in {listed(folders, 3, text=shown)}",
+                        "--images", "move them into one of these folders, or out of the data")
+    origin = "by the sub-folders of the data"
+    if not split["val"]:
+        stems = split["train"] or rest
+        if len(stems) < 2:
+            raise DataError(f"{len(stems)} pairs besides {len(split['test'])} for test: training "
+                            "and validation each need at least one", "--images", "add more")
+        order = np.random.default_rng(0).permutation(len(stems))
+        drawn = set(order[:max(1, len(stems) // VAL_EVERY)].tolist())
+        split["train"] = [stem for i, stem in enumerate(stems) if i not in drawn]
+        split["val"] = [stem for i, stem in enumerate(stems) if i in drawn]
+        origin = ("test by the sub-folder, val " if split["test"] else "") + \
+            "drawn at random (do not split the frames of one video like this: edit the lists)"
+    return {name: stems for name, stems in split.items() if stems}, origin
+
+
+def _split_of(stem):
+    """The split whose name is one of the folders of a stem ("val2017/x", "a/Train/x"), or ""."""
+    for folder in stem.lower().split("/")[:-1]:
+        for name, spellings in _SPLITS.items():
+            if re.sub(r"[\d_-]+$", "", folder) in spellings:
+                return name
+    return ""
 
 
 def _label_contents(pairs):
-    """(value -> pixels, color -> pixels) over the labels; one of the two is empty."""
+    """The values or colors of the labels. Raises DataError if they are not label maps."""
     counts, colors = Counter(), Counter()
-    for pair in evenly_spaced(pairs, LABELS_READ):
-        label_colors = read_label_colors(pair.label)
-        if label_colors is None:
-            values, pixels = np.unique(read_label(pair.label), return_counts=True)
-            counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
-        else:
-            colors.update(label_colors)
-            if len(colors) > MAX_COLORS:
-                raise DataError(f"more than {MAX_COLORS} colors: this is not a label map",
-                                shown(pair.label), "store labels as PNG, without smoothing; are "
-                                "--images and --labels exchanged?")
+    read = evenly_spaced(pairs, LABELS_READ)
+    judged = set(evenly_spaced(range(len(read)), LABELS_JUDGED))
+    mixed = []
+    for index, pair in enumerate(read):
+        stored = read_stored(pair.label)
+        values, pixels = np.unique(color_codes(stored) if stored.ndim == 3 else stored,
+                                   return_counts=True)
+        (colors if stored.ndim == 3 else counts).update(
+            dict(zip(values.tolist(), pixels.tolist(), strict=True)))
+        if index in judged and (found := mixing(stored)):
+            mixed.append((pair.label, found))
+    _refuse_smoothed(mixed, len(judged), in_color=bool(colors))
+    gray = [color for color in colors if color == (color & 255) * 0x010101]
+    if len(gray) == len(colors):            # three equal channels hold the ids
+        counts.update({color & 255: colors[color] for color in gray})
+        return _Contents(dict(counts), False, bool(colors))
+    for found, what in ((colors, "colors"), (counts, "values")):
+        if len(found) > MAX_COLORS:
+            raise DataError(f"more than {MAX_COLORS} {what}: this is not a label map",
+                            shown(pairs[0].label), "store labels as PNG, without smoothing; are "
+                            "--images and --labels exchanged?")
     if counts and colors:
         raise DataError("some labels are color pictures, others contain class ids",
                         shown(pairs[0].label.parent), "store all labels in the same way")
-    if len(counts) > MAX_COLORS:
-        raise DataError(f"more than {MAX_COLORS} values: this is not a label map",
-                        shown(pairs[0].label.parent), "are --images and --labels exchanged?")
-    return counts, colors
+    return _Contents(dict(colors), True, False)
 
 
-def _classes_of_values(counts, pairs):
+def _refuse_smoothed(mixed, judged, in_color):
+    """Raise DataError if many of the labels that were judged contain mixed values."""
+    if len(mixed) < max(min(2, judged), SMOOTHED_FROM * judged):
+        return
+    path, found = max(mixed, key=lambda entry: entry[1].share)
+    areas = listed(found.areas, 4, text=(lambda c: f"({c >> 16}, {c >> 8 & 255}, {c & 255})")
+                   if in_color else str)
+    what = "colors" if in_color else "values"
+    raise DataError(
+        f"{len(mixed)} of {judged} labels were smoothed or stored as JPEG: between their {what} "
+        f"{areas} lie {found.count} other {what}, along borders only, on "
+        f"{100 * found.share:.2g} % of the pixels", shown(path),
+        "make the labels again as PNG without smoothing (resize with nearest neighbor, draw "
+        "without soft edges), or give each pixel the nearest of the true values: for a mask of 0 "
+        "and 255, 255 from 128 on")
+
+
+def _classes_of_values(contents, pairs):
+    counts = contents.pixels
     values = sorted(counts)
     total = sum(counts.values())
     shares = listed(values, 20, text=lambda v: f"{v} ({100 * counts[v] / total:.2g} %)")
-    if len(values) == 2 and values[0] == 0:
+    if len(values) == 1:
+        raise DataError(f"every pixel of the labels has the value {values[0]}",
+                        shown(pairs[0].label.parent), "training needs at least two classes")
+    if len(values) == 2 and values[0] == 0 and (values[1] > 1 or contents.equal_channels):
         return Classes(["background", "foreground"], voc_palette(2), values, [], [],
                        f"binary masks of 0 and {values[1]}: {values[1]} is the foreground")
-    ignored = [IGNORED] if IGNORED in values and len(values) > 2 else []
+    # Values with few gaps are class ids; the missing ones may be rare classes. Beside ids 255
+    # means "no class"; beside gray values far apart, such as 0 and 128, it is one of them.
+    others = [value for value in values if value != IGNORED]
+    are_ids = others[-1] < 2 * len(others)
+    ignored = [IGNORED] if IGNORED in values and are_ids and len(others) > 1 else []
     kept = [value for value in values if value not in ignored]
-    remark = f"values {shares}" + (f"; {IGNORED} is ignored" if ignored else "")
-    # Values with few gaps are class ids; the missing ones may be rare classes.
-    are_ids = kept[-1] < 2 * len(kept)
+    are_ids = kept == others and are_ids
+    remark = f"values {shares}"
+    if ignored:
+        remark += f"; {IGNORED} is ignored (\"label_ids\" can make it a class)"
+    elif IGNORED in values:
+        remark += (f"; {IGNORED} is a class (if it means \"no class\", move it from \"label_ids\" "
+                   "to \"ignore_ids\", and remove its name and color)")
     count = kept[-1] + 1 if are_ids else len(kept)
-    palette = _stored_palette(pairs[0].label, range(count) if are_ids else kept)
-    names = [f"class {value}" for value in (range(count) if are_ids else kept)]
-    return Classes(names, palette or voc_palette(count), None if are_ids else kept,
-                   [] if are_ids else ignored, [], remark)
+    named = list(range(count)) if are_ids else kept
+    palette = _stored_palette(pairs[0].label, named)
+    # A palette without label_ids would be taken for the colors of labels stored in color.
+    label_ids = None if are_ids and not contents.equal_channels else named
+    return Classes([f"class {value}" for value in named], palette or voc_palette(count), label_ids,
+                   ignored if label_ids else [], [], remark)
 
 
-def _classes_of_colors(colors):
-    total = sum(colors.values())
-    kept = sorted(colors)
-    shares = listed(kept, 20, text=lambda c: f"{c} ({100 * colors[c] / total:.2g} %)")
-    return Classes([f"color {r} {g} {b}" for r, g, b in kept], [list(c) for c in kept], None, [],
-                   [], f"color labels: {shares}; move a color that "
+def _classes_of_colors(contents):
+    total = sum(contents.pixels.values())
+    kept = sorted(contents.pixels)
+    colors = [[color >> 16, color >> 8 & 255, color & 255] for color in kept]
+    shares = listed(range(len(kept)), 20, text=lambda i: (
+        f"{tuple(colors[i])} ({100 * contents.pixels[kept[i]] / total:.2g} %)"))
+    return Classes(["color {} {} {}".format(*color) for color in colors], colors, None, [], [],
+                   f"color labels: {shares}; move a color that "
                    "means \"no class\" from \"palette\" (and its name) to \"ignore_colors\"")
 
 
@@ -265,23 +284,31 @@ def _class_file(classes, mean, std):
             f"{{\n{body}\n}}\n")
 
 
-def _config_text(images, labels, endings, files, split, sizes):
+def _config_text(places, rule, files, split, sizes):
     height, width = _typical_size(sizes)
     base = min(LONG_SIDE, max(height, width))
     zoom = base / max(height, width)
     crop = [max(32, 32 * math.floor(side * zoom / 32)) for side in (height, width)]
     epochs = max(20, min(60, 3000 // len(split["train"])))
-    data_dir, image_dir, label_dir = _common_folder(images, labels)
+    data_dir, image_dir, label_dir = _common_folder(*(place.folder for place in places))
     batch = max(2, min(8, len(split["train"])))
     common = {"data_dir": data_dir, "image_dir": image_dir, "label_dir": label_dir,
-              "classes": files["classes"].as_posix()}
-    common |= {key: value for key, value
-               in zip(("image_ending", "label_ending"), endings, strict=True) if value}
+              **_name_arguments(rule), "classes": files["classes"].as_posix()}
     shared = "".join(f'      {json.dumps(key)}: {json.dumps(value)},\n'
                      for key, value in common.items())
     # If all images have one size and are trained at it, validation needs no resizing.
     resized = f'"base_size": {base}, ' if zoom < 1 or len(sizes) > 1 else ""
     val_resize = f', {resized.strip(", ")}' if resized else ""
+    evaluated = "".join(f"""\
+  "{name}_loader": {{
+    "type": "Folder",
+    "args": {{
+{shared}      "split": "{name}", "list_file": {json.dumps(files[name].as_posix())},
+      // Whole images, at the size used for training.
+      "batch_size": {batch}, "num_workers": 1{val_resize}
+    }}
+  }},
+""" for name in ("val", "test") if name in split)
     return f"""\
 // Written by train.py --init. Run: python train.py --config {files['config'].as_posix()}
 {{
@@ -297,14 +324,7 @@ def _config_text(images, labels, endings, files, split, sizes):
       "augment": true, {resized}"crop_size": {crop}, "scale": true, "flip": true
     }}
   }},
-  "val_loader": {{
-    "type": "Folder",
-    "args": {{
-{shared}      "split": "val", "list_file": {json.dumps(files['val'].as_posix())},
-      // Whole images, at the size used for training.
-      "batch_size": {batch}, "num_workers": 1{val_resize}
-    }}
-  }},
+{evaluated}\
   "optimizer": {{"type": "AdamW", "args": {{"lr": 2e-3, "weight_decay": 1e-4}}}},
   "lr_scheduler": {{"type": "OneCycle"}},
   "loss": "CrossEntropyLoss2d",
@@ -315,6 +335,18 @@ def _config_text(images, labels, endings, files, split, sizes):
   }}
 }}
 """
+
+
+def _name_arguments(rule):
+    """The arguments of Folder for the names of a rule; none for equal names."""
+    arguments = {}
+    for kind, pattern in zip(("image", "label"), rule, strict=True):
+        ending = re.fullmatch(r"\*([^*/]*)", pattern)
+        if ending and os.path.splitext(pattern)[1].lower() not in IMAGE_SUFFIXES:
+            arguments |= {f"{kind}_ending": ending[1]} if ending[1] else {}
+        else:
+            arguments[f"{kind}_pattern"] = pattern
+    return arguments
 
 
 def _typical_size(sizes):
@@ -337,7 +369,3 @@ def _common_folder(images, labels):
 def _sizes_text(sizes):
     return listed(sizes.most_common(), 4,
                   text=lambda entry: "{1}x{0} ({2})".format(*entry[0], entry[1]))
-
-
-def _example(files):
-    return shown(next(iter(files.values())).name)

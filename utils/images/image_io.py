@@ -115,15 +115,26 @@ def read_pair(image_path: str | os.PathLike, label_path: str | os.PathLike,
     return image, values
 
 
-def read_label_colors(path: str | os.PathLike) -> dict[tuple[int, int, int], int] | None:
-    """{(r, g, b): number of pixels} of a label stored in color; None for one that stores ids."""
-    image, *_ = _open_label(path)
-    if isinstance(image, np.ndarray) or image.mode not in ("RGB", "RGBA"):
-        return None
-    rgb = np.array(image.convert("RGB"))
-    codes, counts = np.unique(_codes(rgb), return_counts=True)
-    return {(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255): int(n)
-            for c, n in zip(codes, counts, strict=True)}
+def read_stored(path: str | os.PathLike) -> np.ndarray:
+    """Any picture as it is stored: values (H, W) of a gray or palette file, else RGB (H, W, 3).
+
+    Raises DataError, which names the file, if it cannot be read.
+    """
+    image, probe, _ = _open_label(path)
+    if isinstance(image, np.ndarray):
+        return image
+    if image.mode in ("P", "L", "1") or image.mode.startswith("I"):
+        return _label_values(image, probe, None, path)
+    return np.array(image.convert("RGB"))
+
+
+def color_codes(rgb: Image) -> np.ndarray:
+    """One number, 0xRRGGBB, per color: int32 (H, W) of uint8 (H, W, 3)."""
+    codes = rgb[..., 0].astype(np.int32)
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= rgb[..., channel]
+    return codes
 
 
 def write_label(path: str | os.PathLike, labels: np.ndarray, palette: Sequence[Sequence[int]]):
@@ -242,16 +253,20 @@ def _label_values(image, probe, palette, path):
     if image.mode not in ("RGB", "RGBA"):
         raise DataError(f"a label of mode {image.mode} cannot hold class ids", shown(path),
                         "store class ids as a gray or palette PNG")
+    rgb = np.array(image.convert("RGB"))
+    # With three equal channels each of them holds the ids; of 16 bits Pillow keeps only eight.
+    if palette is None and (rgb == rgb[..., :1]).all() and not (probe and probe.bits > 8):
+        return rgb[..., 0].copy()
     if palette is None:
         raise DataError("the label is a color picture, not a map of class ids", shown(path),
                         "give the color of each class as a palette, or store class ids as a gray "
                         "or palette PNG")
-    return _indices_of_colors(np.array(image.convert("RGB")), palette, path)
+    return _indices_of_colors(rgb, palette, path)
 
 
 def _indices_of_colors(rgb, palette, path):
     """The index in the palette of every pixel's color, (H, W); DataError for other colors."""
-    codes = _codes(rgb)
+    codes = color_codes(rgb)
     table, missing = _color_table(tuple(color and tuple(color) for color in palette))
     values = table[codes]
     wrong = values == missing
@@ -264,15 +279,6 @@ def _indices_of_colors(rgb, palette, path):
                         shown(path), "add them to the palette, or store the label without "
                         "smoothing (PNG, nearest-neighbor resizing)")
     return values
-
-
-def _codes(rgb):
-    """One number per color: int32 (H, W) of uint8 (H, W, 3)."""
-    codes = rgb[..., 0].astype(np.int32)
-    for channel in (1, 2):
-        codes <<= 8
-        codes |= rgb[..., channel]
-    return codes
 
 
 @functools.lru_cache(maxsize=4)

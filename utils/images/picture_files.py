@@ -6,6 +6,18 @@ from typing import TypeVar
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
+# Files that may lie where a label is expected, and why they are none.
+NO_LABELS = {
+    ".jpg": "JPEG changes label values: store labels as PNG",
+    ".jpeg": "JPEG changes label values: store labels as PNG",
+    ".npy": "labels are pictures: store the array of class ids as a gray PNG",
+    ".npz": "labels are pictures: store the array of class ids as a gray PNG",
+    ".mat": "labels are pictures: store the class ids as a gray PNG",
+    ".json": "labels are pictures: draw the polygons or masks of the JSON file into a PNG",
+    ".xml": "labels are pictures: boxes are no class for every pixel",
+    ".txt": "labels are pictures: draw the polygons of the text file into a PNG",
+    ".webp": "store labels as PNG", ".ppm": "store labels as PNG", ".pgm": "store labels as PNG",
+}
 
 Item = TypeVar("Item")
 

@@ -1,0 +1,384 @@
+"""Finds the pairs of image and label in one or two folders, and says what it leaves out.
+
+Each rule of utils/config/name_rules.py is tried on all files, and the one that makes the most pairs
+wins. If several rules fit, or images and labels share a folder, the contents decide which files
+are labels. What remains unclear is refused with the names of the files.
+"""
+import os
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.config.name_rules import Rule, guessed_rules
+from utils.errors import DataError, listed, shown
+from utils.images.headers import read_header
+from utils.images.image_io import color_codes, read_stored
+from utils.images.label_kind import busyness
+from utils.images.name_pattern import FoundFile, NamePattern, find_files, matching, separate
+from utils.images.picture_files import (
+    IMAGE_SUFFIXES,
+    LABEL_SUFFIXES,
+    NO_LABELS,
+    evenly_spaced,
+    walk_folders,
+)
+
+_JUDGED = 8             # files of each kind whose contents are compared
+_CLEARLY = 4            # times busier: then this file is the image and the other one the label
+_SHOWN = 3              # names in one message
+_RIVALS_FROM = 0.05     # of the images: with fewer, further labels are only mentioned
+
+
+class Pair(NamedTuple):
+    """An image and its label of the same size. size: (height, width) in pixels."""
+
+    stem: str
+    image: Path
+    label: Path
+    size: tuple[int, int]
+
+
+class Pairing(NamedTuple):
+    """All usable pairs, sorted. rule: how their names differ.
+
+    remarks: lines about files that are not used. images_left_out: how many of these are images.
+    """
+
+    pairs: list[Pair]
+    rule: Rule
+    remarks: list[str]
+    images_left_out: int
+
+
+class Place(NamedTuple):
+    """A folder that the command line names, and a pattern of its files or None."""
+
+    flag: str
+    folder: Path
+    pattern: NamePattern | None
+
+    @property
+    def text(self) -> str:
+        """The place as the command line gives it."""
+        return shown(self.folder / self.pattern.text if self.pattern else self.folder)
+
+    def files(self) -> list[FoundFile]:
+        """The pictures there. Raises DataError, which names what is there, if there are none."""
+        found = find_files(self.folder, IMAGE_SUFFIXES)
+        if self.pattern:
+            fitting = matching(found, self.pattern)
+            found = [file for file in found if file.key in fitting]
+        if not found:
+            others = Counter(os.path.splitext(name)[1].lower()
+                             for _, _, names in walk_folders(self.folder) for name in names)
+            raise DataError(f"no {self.flag[2:-1]} files below {self.text}"
+                            + (f", only {_counted(others)}" if others else ""), self.flag,
+                            next((NO_LABELS[suffix] for suffix in others if suffix in NO_LABELS),
+                                 "give the folder that contains them")
+                            if self.flag == "--labels" else "give the folder that contains them")
+        return found
+
+
+class _Tried(NamedTuple):
+    """The pairs of a rule: stem -> (image, label), where both are unique."""
+
+    rule: Rule
+    pairs: dict[str, tuple[Path, Path]]
+    busier: float       # how many times busier the images are than the labels
+
+
+def place_of(text: str, flag: str) -> Place:
+    """The place that --images or --labels names: a folder, or a folder and a pattern."""
+    path = Path(text)
+    if path.is_dir():
+        return Place(flag, path, None)
+    parts = path.parts
+    stars = [i for i, part in enumerate(parts) if "*" in part]
+    if stars and Path(*parts[:stars[0]]).is_dir():
+        return Place(flag, Path(*parts[:stars[0]]),
+                     NamePattern("/".join(parts[stars[0]:]), flag))
+    if path.exists():
+        raise DataError(f"{shown(path)} is a file, not a folder", flag,
+                        NO_LABELS.get(path.suffix.lower(), "give the folder that contains it"))
+    raise DataError(f"no such folder: {shown(path)}", flag)
+
+
+def find_pairs(images: Place, labels: Place) -> Pairing:
+    """The pairs of the two places, which may be one folder or lie in each other.
+
+    Raises DataError if there are fewer than two, if it is unclear which files belong together, or
+    if an image has several labels.
+    """
+    files = images.files(), labels.files()
+    best, rivals = _best((images, labels), files)
+    usable = {stem: pair for stem, pair in best.pairs.items()
+              if pair[1].suffix.lower() in LABEL_SUFFIXES}
+    if not usable:
+        suffix = next(iter(best.pairs.values()))[1].suffix.lower()
+        raise DataError(f"the {len(best.pairs)} labels are {suffix} files, such as "
+                        f"{shown(next(iter(best.pairs.values()))[1].name)}", labels.text,
+                        NO_LABELS[suffix])
+    pairs, unusable = [], []
+    for stem, pair in sorted(usable.items()):
+        size = _common_size(*pair)
+        if isinstance(size, str):
+            unusable.append((size, pair))
+        else:
+            pairs.append(Pair(stem, *pair, size))
+    if len(pairs) < 2:
+        raise _too_few(pairs, best, unusable, images, labels)
+    keys = {file.path: file.key for some in files for file in some}
+    used = {keys[path] for pair in pairs for path in (pair.image, pair.label)}
+    used |= {keys[path] for _, both in unusable for path in both}
+    known = used | {keys[path] for one in rivals for both in one.pairs.values() for path in both}
+    _refuse_further_labels(files, pairs, known, labels)
+    return Pairing(pairs, best.rule, *_remarks(files, used, unusable))
+
+
+def _best(places, files):
+    """(the rule that explains the files best, those that explain others). Raises DataError."""
+    one_folder = not {file.key for file in files[0]}.isdisjoint(file.key for file in files[1])
+    for twice in (False, True):
+        names = [[file.name if place.pattern is None else
+                  f"{place.pattern.stem(file.name)}{file.path.suffix}" for file in found]
+                 for place, found in zip(places, files, strict=True)]
+        rules = guessed_rules(names[0], names[1], one_folder, twice)
+        tried = [_try(rule, places, files) for rule in dict.fromkeys(
+            filter(None, (_with_patterns(rule, places) for rule in rules)))]
+        tried = [one for one in tried if one.pairs]
+        most = max((len(one.pairs) for one in tried), default=0)
+        good = [_judged(one) for one in tried
+                if len(one.pairs) >= max(min(2, most), most * _RIVALS_FROM)]
+        fitting = [one for one in good if one.busier >= _CLEARLY
+                   or (not one_folder and one.busier > 1 / _CLEARLY)]
+        if fitting:
+            break
+    else:
+        raise _unclear(good, places, files, one_folder)
+    fitting.sort(key=lambda one: (-len(one.pairs), _in_color(one), one.busier < _CLEARLY,
+                                  len(one.rule.image) + len(one.rule.label)))
+    return fitting[0], _rivals(fitting, places)
+
+
+def _with_patterns(rule, places):
+    """The rule with the patterns of the command line; None if it contradicts them."""
+    texts = []
+    for text, place in zip(rule, places, strict=True):
+        if place.pattern is not None and text not in ("*", "**"):
+            return None
+        texts.append(place.pattern.text if place.pattern else text)
+    return Rule(*texts)
+
+
+def _try(rule, places, files):
+    """The pairs that a rule makes of the files; names that occur twice make none."""
+    patterns = NamePattern(rule.image), NamePattern(rule.label)
+    found = [matching(some, pattern) for some, pattern in zip(files, patterns, strict=True)]
+    separate(found[0], found[1], (places[0].folder, places[1].folder), patterns)
+    by_stem = []
+    for some in found:
+        counts = Counter(stem for stem, _ in some.values())
+        by_stem.append({stem: path for stem, path in some.values() if counts[stem] == 1})
+    return _Tried(rule, {stem: (image, by_stem[1][stem]) for stem, image in by_stem[0].items()
+                         if stem in by_stem[1]}, 1.0)
+
+
+def _judged(tried):
+    """The same with `busier`, from a few of the files."""
+    pairs = evenly_spaced(list(tried.pairs.values()), _JUDGED)
+    image, label = (np.median(values) if (values := list(filter(None, map(_busyness, some)))) else 1
+                    for some in zip(*pairs, strict=True))
+    return tried._replace(busier=float(image / label))
+
+
+def _busyness(path):
+    try:
+        return busyness(path)
+    except DataError:
+        return None
+
+
+def _in_color(tried):
+    """Whether the labels are color pictures."""
+    for _, label in list(tried.pairs.values())[:1]:
+        try:
+            return read_stored(label).ndim == 3
+        except DataError:
+            break
+    return False
+
+
+def _rivals(fitting, places):
+    """The rules that give images of the first one other labels of the same meaning.
+
+    Raises DataError if their labels differ in meaning, or if labels fit several images.
+    """
+    best, rivals = fitting[0], []
+    of_image = dict(best.pairs.values())
+    used = set(of_image) | set(of_image.values())
+    least = max(2, _RIVALS_FROM * len(of_image))
+    for one in fitting[1:]:
+        other_labels = [(image, label) for image, label in one.pairs.values()
+                        if image in of_image and label not in used]
+        other_images = [(image, label) for image, label in one.pairs.values()
+                        if image not in used and label in used]
+        if len(other_labels) >= least:
+            if not _same_meaning(of_image, other_labels):
+                image, label = other_labels[0]
+                raise _several(f"{len(other_labels)} of {len(of_image)} images have several label "
+                               f"files: {shown(image.name)} has {_names(of_image[image], label)}",
+                               places[1], best.rule.label)
+            rivals.append(one)
+        elif len(other_images) >= least:
+            image, label = other_images[0]
+            first = next(key for key, value in of_image.items() if value == label)
+            raise DataError(f"{len(other_images)} labels fit several images: {shown(label.name)} "
+                            f"fits {_names(first, image)}", places[0].text,
+                            f"choose the images by a pattern: --images "
+                            f"'{_pattern_text(places[0], best.rule.image, first)}'")
+    return rivals
+
+
+def _same_meaning(of_image, others):
+    """Whether each value of one label stands for one value of the other, on a few of them."""
+    for image, label in evenly_spaced(others, _JUDGED):
+        try:
+            codes = [color_codes(stored) if stored.ndim == 3 else stored.astype(np.int32)
+                     for stored in map(read_stored, (of_image[image], label))]
+        except DataError:
+            return False
+        if codes[0].shape != codes[1].shape:
+            return False
+        counts = [len(np.unique(code)) for code in codes]
+        both = len(np.unique(codes[0].astype(np.int64) << 32 | codes[1]))
+        if not both == counts[0] == counts[1]:
+            return False
+    return True
+
+
+def _several(what, labels, pattern="*"):
+    """The DataError about pictures with several masks. pattern: of one kind of them."""
+    return DataError(what, labels.text, "merge the masks of one picture into one label with a "
+                     "value for each class; or use one kind of them only: "
+                     + ("move the others away" if pattern == "*" else
+                        f"--labels '{shown(labels.folder / pattern)}'"))
+
+
+def _unclear(judged, places, files, one_folder):
+    """The DataError if no rule makes pairs of images and labels."""
+    images, labels = places
+    where = images.text if images == labels else f"{images.text}, {labels.text}"
+    if judged and one_folder:
+        pairs = max(judged, key=lambda one: len(one.pairs))
+        first, second = next(iter(pairs.pairs.values()))
+        return DataError(f"it is unclear which files are images and which are labels: "
+                         f"{_names(first, second)} look alike", where,
+                         "say it by patterns, such as --images 'DIR/*_rgb.png' "
+                         "--labels 'DIR/*_mask.png'")
+    if judged:
+        return DataError("the images look like label maps, and the labels do not: this is not a "
+                         "label map", shown(next(iter(judged[0].pairs.values()))[1]),
+                         "are --images and --labels exchanged?")
+    several = _shared_images(files, set())
+    if several:
+        image, names = max(several.items(), key=lambda entry: len(entry[1]))
+        if len(names) > 1:
+            return _several(f"{len(several)} of {len(files[0])} images have label files that are "
+                            f"named after them, up to {len(names)}: {image} has {_names(*names)}",
+                            labels)
+    return DataError(f"0 pairs: {len(files[0])} images with names such as {files[0][0].name}, "
+                     f"{len(files[1])} labels with names such as {files[1][0].name}", where,
+                     "a label must have the name of its image, apart from the extension and "
+                     "something that is the same in all names")
+
+
+def _shared_images(files, used) -> dict[str, list[Path]]:
+    """{image name: further label files whose names begin with it}, of unused label files."""
+    stems = {os.path.splitext(file.name)[0].rpartition("/")[2]: file for file in files[0]}
+    found: dict[str, list[Path]] = {}
+    for file in files[1]:
+        if file.key in used or file.path.suffix.lower() not in LABEL_SUFFIXES:
+            continue
+        path = os.path.splitext(file.name)[0]
+        for part in path.split("/"):
+            ends = [i for i, c in enumerate(part) if c in "_-. "] + [len(part)]
+            stem = next((part[:end] for end in reversed(ends) if part[:end] in stems), None)
+            if stem is not None and stems[stem].key != file.key:
+                found.setdefault(stems[stem].name, []).append(file.path)
+                break
+    return found
+
+
+def _common_size(image, label):
+    """The size of a pair, (height, width), or the reason why it cannot be used."""
+    try:
+        first, second = read_header(image), read_header(label)
+    except DataError as error:
+        return error.in_one_line
+    if os.path.samefile(image, label):
+        return f"{shown(image)}: image and label are one file"
+    if second.size not in (first.size, first.stored_size):
+        return (f"{shown(image.name)} is {first.width}x{first.height}, its label "
+                f"{second.width}x{second.height}")
+    return first.size
+
+
+def _too_few(pairs, best, unusable, images, labels):
+    where = f"{images.text}, {labels.text}"
+    if unusable:
+        return DataError(f"{len(pairs)} of {len(best.pairs)} pairs can be used:\n    "
+                         + listed(unusable, _SHOWN, "\n    ", lambda entry: entry[0]), where,
+                         "give image and label the same size, and a format that can be read")
+    return DataError("there is only one pair of image and label: "
+                     f"{_names(*next(iter(best.pairs.values())))}", where,
+                     "add more: training and validation each need at least one")
+
+
+def _remarks(files, used, unusable):
+    """(lines about files whose keys are not `used`, number of images left out)."""
+    images, labels = ({file.key: file.path for file in some if file.key not in used}
+                      for some in files)
+    both = [images.pop(key) for key in sorted(images.keys() & labels.keys())
+            if labels.pop(key)]
+    lines = []
+    if unusable:
+        lines.append(f"{len(unusable)} pairs cannot be used: "
+                     + listed(unusable, _SHOWN, "; ", lambda entry: entry[0]))
+    for paths, text in ((images.values(), "images have no label"),
+                        (labels.values(), "label files are not used"),
+                        (both, "other pictures are not used")):
+        if paths:
+            lines.append(f"{len(paths)} {text}: {_names(*paths)}")
+    return lines, len(images) + len(unusable)
+
+
+def _refuse_further_labels(files, pairs, known, labels):
+    """Raise DataError if many images have label files besides those whose keys are `known`."""
+    several = _shared_images(files, known)
+    if len(several) < max(2, _RIVALS_FROM * len(pairs)):
+        return
+    further = [path for paths in several.values() for path in paths]
+    busy = [[value for path in evenly_spaced(paths, _JUDGED) if (value := _busyness(path))]
+            for paths in (further, [pair.label for pair in pairs])]
+    if all(busy) and np.median(busy[0]) < _CLEARLY * np.median(busy[1]):
+        own = {pair.image.name: pair.label for pair in pairs}
+        image, paths = next(iter(several.items()))
+        raise _several(f"{len(several)} of {len(pairs)} images have several label files: {image} "
+                       f"has {_names(*filter(None, [own.get(image)]), *paths)}", labels)
+
+
+def _pattern_text(place, pattern, path):
+    """A pattern for --images that fits this file and no other kind."""
+    return shown(place.folder / (pattern + path.suffix if pattern == "*" else pattern))
+
+
+def _names(*paths):
+    """The names of a few files, each with its folder, as text."""
+    return listed(paths, _SHOWN, text=lambda path: shown("/".join(path.parts[-2:])))
+
+
+def _counted(suffixes):
+    return listed(suffixes.most_common(), _SHOWN,
+                  text=lambda entry: f"{entry[1]} {entry[0] or 'without extension'}")
