@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> int | None:
         val_loader = config["val_loader"] and make_loader(config["val_loader"], **common)
         dataset = train_loader.dataset
         run.require_same_data(dataset)
+        dataset.require_same_classes(val_loader.dataset if val_loader else None)
         model = run.network(dataset.num_classes)
         criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
                               config["loss_weights"], dataset.num_classes)

@@ -19,6 +19,7 @@ from base import dataset_files
 from base.dataset_files import Sample
 from utils.cli.console import notice, warn
 from utils.errors import ConfigError, DataError, listed, shown
+from utils.images.class_names import first_difference, mistake_in
 from utils.images.headers import Header, read_header
 from utils.images.image_io import read_image, read_label, read_pair
 from utils.images.label_kind import mixing
@@ -90,6 +91,9 @@ class BaseDataset(Dataset, ABC):
         if self.splits and split not in self.splits:
             raise ConfigError(f"unknown split {split!r} of {type(self).__name__}; known: "
                               f"{', '.join(self.splits)}", "split")
+        mistake = mistake_in(self.class_names)
+        if mistake:
+            raise ConfigError(mistake, "class_names", "give every class a name of its own")
         if self.num_classes > MOST_CLASSES:
             raise ConfigError(f"{self.num_classes} classes; the limit is {MOST_CLASSES}",
                               "num_classes")
@@ -154,6 +158,24 @@ class BaseDataset(Dataset, ABC):
     def owner(self, index: int) -> tuple["BaseDataset", int]:
         """The dataset that a sample comes from (another one in a mixture) and its index there."""
         return self, index
+
+    def require_same_classes(self, other: "BaseDataset | None"):
+        """Raise ConfigError unless the other dataset, of validation, has these classes and colors.
+
+        None: there is no validation. Warns if the two read pictures of more than 8 bits by other
+        ranges.
+        """
+        if other is None:
+            return
+        difference = first_difference(self.class_names, other.class_names, self.palette,
+                                      other.palette)
+        if difference:
+            raise ConfigError(f"the classes of training and validation differ: {difference}",
+                              "train_loader, val_loader",
+                              "give both the same names and colors in the same order")
+        if self.white != other.white:
+            warn(f"\"white\" is {self.white} in train_loader and {other.white} in val_loader; "
+                 "predictions will use the former")
 
     def draw_epoch(self, epoch: int) -> np.ndarray:
         """The indices (N,) that a training epoch visits, before they are shuffled."""

@@ -256,3 +256,28 @@ def test_two_classes_of_one_color_are_said(tmp_path, capfd):
     with pytest.raises(DataError):
         Folder(str(tmp_path), class_names=["a", "b"], palette=[[1, 2, 3], [1, 2, 3]])
     assert "the classes a, b have the same color [1, 2, 3]" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["a", ""], ["a", "b\u202e"], ["a", "b\n"]])
+def test_class_names_that_reports_cannot_show_are_refused(names, tmp_path):
+    put(tmp_path, "x")
+    (tmp_path / "c.json").write_text(json.dumps({"names": names}))
+    for given in ({"class_names": names}, {"classes": "c.json"}):
+        with pytest.raises(ConfigError, match="class 1|classes 0 and 1") as caught:
+            Folder(str(tmp_path), **given)
+        assert caught.value.where == "class_names"
+
+
+@pytest.mark.parametrize("other, text", [
+    ({"class_names": ["b", "a"]}, "class 0 is 'a' and 'b'"),
+    ({"class_names": ["a", "B"]}, "class 1 is 'b' and 'B'"),
+    ({"class_names": ["a", "b", "c"], "palette": PALETTE}, "there are 2 and 3 classes"),
+    ({"class_names": ["a", "b"], "palette": PALETTE[1:]}, "class 0, 'a', has the color [0, 0, 0] "
+                                                          "and [200, 10, 10]")])
+def test_classes_of_training_and_validation_must_agree(other, text, tmp_path):
+    put(tmp_path, "x")
+    train = Folder(str(tmp_path), class_names=["a", "b"], palette=PALETTE[:2])
+    train.require_same_classes(Folder(str(tmp_path), class_names=["a", "b"], palette=PALETTE[:2]))
+    with pytest.raises(ConfigError) as caught:
+        train.require_same_classes(Folder(str(tmp_path), **other))
+    assert caught.value.what == f"the classes of training and validation differ: {text}"

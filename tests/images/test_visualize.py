@@ -56,14 +56,28 @@ def test_confusion_picture_is_dark_on_the_diagonal_of_a_perfect_prediction():
 
 
 def test_confusion_picture_draws_pixels_of_no_class_only_if_there_are_any():
-    matrix = np.zeros((3, 4), int)
+    matrix = np.zeros((12, 13), int)
     matrix[0, 0] = 5
-    without = confusion_picture(matrix, NAMES)
-    matrix[1, 3] = 5
-    assert confusion_picture(matrix, NAMES).shape[1] > without.shape[1]
+    without = confusion_picture(matrix, 4 * NAMES)
+    matrix[1, 12] = 5
+    assert confusion_picture(matrix, 4 * NAMES).shape[1] > without.shape[1]
 
 
 def test_confusion_picture_of_150_classes_has_a_readable_size():
     names = [f"class {i}" for i in range(150)]
     picture = confusion_picture(np.eye(150, 151), names)
     assert 1500 < picture.shape[0] < 2600 and picture.dtype == np.uint8
+
+
+def test_the_caption_fits_beside_few_classes_and_long_names_do_not_grow_the_picture():
+    """The caption is as wide as in a picture of many classes."""
+    def width_of_caption(picture):
+        ink = (picture[-20:] < 128).any((0, 2))
+        return np.flatnonzero(ink).max() - np.flatnonzero(ink).min()
+    full = confusion_picture(np.eye(30), [f"c{k}" for k in range(30)])
+    for classes in (1, 2, 3):
+        picture = confusion_picture(np.eye(classes), list("abc")[:classes])
+        assert width_of_caption(picture) == width_of_caption(full)
+    for names in (["x" * 20000, "b", "c"], ["背景" * 3000, "b", "c"]):
+        assert confusion_picture(np.eye(3), names).size < 700 * 700 * 3
+        assert legend(names, PALETTE).shape[1] == 640

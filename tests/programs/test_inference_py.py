@@ -673,8 +673,9 @@ def test_the_masks_are_those_of_the_rule(checkpoint, tmp_path, rule):
 
 
 def test_names_of_masks_are_safe_and_unique():
-    assert mask_names(["a", "a", "traffic light/red", "..", "ü"]) == [
-        "00_a.png", "01_a.png", "02_traffic_light_red.png", "03_.png", "04_.png"]
+    assert mask_names(["a", "a", "traffic light/red", "..", "ü", "背景"]) == [
+        "00_a.png", "01_a.png", "02_traffic_light_red.png", "03_.png", "04_ü.png", "05_背景.png"]
+    assert len(mask_names(["背" * 200])[0].encode()) < 200
     assert mask_names(["x"] * 101)[100] == "100_x.png"
 
 

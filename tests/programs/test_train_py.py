@@ -187,3 +187,21 @@ def test_init_writes_a_config_that_trains(camvid, tmp_path):
     assert run("--init", config, "--images", camvid / "train", "--labels", labels) == 0
     assert run("-c", config, "trainer.epochs=1", f"trainer.save_dir={tmp_path / 'r'}") == 0
     assert list((tmp_path / "r").glob("*/*/last.pth"))
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_other_classes_in_validation_are_refused_before_the_first_step(options, tmp_path, capsys):
+    for kind, folder in (("images", "RGB"), ("labels", "L")):
+        (tmp_path / kind).mkdir()
+        for k in range(2):
+            picture = np.full((32, 32, 3) if folder == "RGB" else (32, 32), k, np.uint8)
+            cv2.imwrite(str(tmp_path / kind / f"{k}.png"), picture)
+    args = {"data_dir": str(tmp_path), "batch_size": 1, "num_workers": 0}
+    loaders = {f"{key}_loader": {"type": "Folder", "args": {**args, "class_names": names}}
+               for key, names in (("train", ["sky", "road"]), ("val", ["road", "sky"]))}
+    config = {"arch": {"type": "ENet"}, **loaders, "loss": "CE",
+              "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
+              "trainer": {"epochs": 1, "save_dir": str(tmp_path / "saved")}}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    assert run("-c", tmp_path / "c.json", *options) == 2
+    assert "validation differ: class 0 is 'sky' and 'road'" in capsys.readouterr().err

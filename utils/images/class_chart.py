@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 
+from utils.images.class_names import drawable
 from utils.images.sheet import FAINT, GRID, Sheet, text_width
 from utils.images.types import Image
 
@@ -18,7 +19,7 @@ def class_chart(class_names: list[str], palette: list, pixels: list[int], images
     """
     row = 20 if len(class_names) <= 60 else 14
     text = min(13, row - 3)
-    names = [f"{name}  {k}" for k, name in enumerate(class_names)]
+    names = [f"{name}  {k}" for k, name in enumerate(drawable(class_names))]
     left = math.ceil(max(text_width(name, text) for name in names)) + 18
     sheet = Sheet(left + 2 * PANEL + GAP + VALUE, TOP + row * len(names) + BOTTOM)
     total = sum(pixels)

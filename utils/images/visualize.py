@@ -1,15 +1,18 @@
 """Pictures of labels, predictions and confusion; all pictures are uint8 (H, W, 3) RGB."""
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from utils.images.class_names import drawable
 from utils.images.palette import colorize
 from utils.images.types import Image, Labels
 
 GAP = 4                     # pixels between the pictures of a grid
 INK, PAPER = (20, 20, 20), (255, 255, 255)
+CAPTION = "rows: label; columns: prediction; percent of the row"
 
 
 def overlay(image: Image, labels: Labels, palette: Sequence[Sequence[int]],
@@ -71,10 +74,10 @@ def legend(class_names: list[str], palette: Sequence[Sequence[int]],
     width: of the picture, size: of the text, both in pixels.
     """
     from PIL import Image, ImageDraw
-    font = _font(size)
+    font, names = _font(size), drawable(class_names)
     entries, x, y, line = [], size // 2, size // 2, round(1.7 * size)
     for k in range(len(class_names)) if classes is None else classes:
-        long = round(size * 1.8 + font.getlength(class_names[k]) + size)
+        long = round(size * 1.8 + font.getlength(names[k]) + size)
         if x > size and x + long > width:
             x, y = size // 2, y + line
         entries.append((k, x, y))
@@ -83,7 +86,7 @@ def legend(class_names: list[str], palette: Sequence[Sequence[int]],
     draw = ImageDraw.Draw(picture)
     for k, x, y in entries:
         draw.rectangle((x, y, x + size, y + size), fill=tuple(map(int, palette[k])), outline=INK)
-        draw.text((x + round(1.5 * size), y + size // 2), class_names[k], INK, font, anchor="lm")
+        draw.text((x + round(1.5 * size), y + size // 2), names[k], INK, font, anchor="lm")
     return np.asarray(picture)
 
 
@@ -96,7 +99,8 @@ def confusion_picture(confusion: ArrayLike, class_names: list[str]) -> Image:
     from PIL import Image, ImageDraw
     counts = np.asarray(confusion, np.float64)
     classes = len(class_names)
-    columns = list(class_names)
+    rows = drawable(class_names)
+    columns = list(rows)
     if counts.shape[1] > classes:
         if counts[:, classes].any():
             columns.append("no class")
@@ -107,13 +111,14 @@ def confusion_picture(confusion: ArrayLike, class_names: list[str]) -> Image:
     cell = int(np.clip(880 // classes, 13, 56))
     font, small = _font(min(cell - 2, 15)), _font(min(cell // 3 + 1, 14))
     margin = round(max(font.getlength(name) for name in columns)) + 12
-    width, height = margin + cell * len(columns) + 8, margin + cell * classes + 34
+    width = margin + max(cell * len(columns), math.ceil(_font(13).getlength(CAPTION))) + 8
+    height = margin + cell * classes + 34
     picture = Image.new("RGB", (width, height), PAPER)
     heat = (255 + share[..., None] * (np.array((8.0, 48.0, 107.0)) - 255)).round().astype(np.uint8)
     heat = heat.repeat(cell, 0).repeat(cell, 1)
     picture.paste(Image.fromarray(heat), (margin, margin))
     draw = ImageDraw.Draw(picture)
-    for i, name in enumerate(class_names):
+    for i, name in enumerate(rows):
         draw.text((margin - 6, margin + (i + 0.5) * cell), name, INK, font, anchor="rm")
     for j, name in enumerate(columns):
         # Written on a separate strip that is then turned: Pillow writes only from left to right.
@@ -127,8 +132,7 @@ def confusion_picture(confusion: ArrayLike, class_names: list[str]) -> Image:
                       f"{100 * share[i, j]:.0f}", ink, small, anchor="mm")
     right, below = margin + cell * len(columns), margin + cell * classes
     draw.rectangle((margin, margin, right, below), outline=INK)
-    draw.text((margin, below + 8), "rows: label; columns: prediction; percent of the row", INK,
-              _font(13))
+    draw.text((margin, below + 8), CAPTION, INK, _font(13))
     return np.asarray(picture)
 
 

@@ -70,8 +70,8 @@ def make_folders(paths: dict[str, str]):
 def mask_names(class_names: list[str]) -> list[str]:
     """Returns the file name of each class's mask: its id and name, e.g. "07_traffic_light.png"."""
     digits = max(2, len(str(len(class_names) - 1)))
-    return [f"{k:0{digits}d}_{re.sub(r'[^0-9A-Za-z-]+', '_', name).strip('_')[:60]}.png"
-            for k, name in enumerate(class_names)]
+    words = [re.sub(r"[^\w-]+", "_", name).strip("_")[:45] for name in class_names]
+    return [f"{k:0{digits}d}_{word}.png" for k, word in enumerate(words)]
 
 
 def class_shares(counts: np.ndarray, class_names: list[str]) -> dict[str, float]:

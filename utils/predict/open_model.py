@@ -14,6 +14,7 @@ from utils.cli.console import notice, warn
 from utils.config.loader_section import read_size, validated_size
 from utils.errors import ConfigError
 from utils.images.base_size import BaseSize, base_size_text
+from utils.images.class_names import first_difference, moved, usable
 from utils.images.normalize import Normalize
 from utils.machine.distributed import require_device
 from utils.predict.predictor import Predictor, build_predictor
@@ -79,19 +80,23 @@ class OpenModel:
                          config.get("loss_weights"), len(self.class_names))
 
     def require_classes(self, class_names: list[str]):
-        """Raises ConfigError unless the number of classes is that of the network.
+        """Raises ConfigError unless a dataset has the classes of the network in their order.
 
-        Warns if the names differ.
+        Warns if names are spelled differently.
         """
         if len(class_names) != len(self.class_names):
             raise ConfigError(f"the network has {len(self.class_names)} classes, the dataset "
                               f"{len(class_names)}", str(self.path),
                               "score it on data with the classes it was trained for")
-        if list(class_names) != self.class_names:
-            first = next(k for k, pair in enumerate(zip(class_names, self.class_names,
-                                                            strict=True)) if pair[0] != pair[1])
-            warn(f"the class names differ: class {first} is {class_names[first]!r} in the "
-                 f"dataset and {self.class_names[first]!r} in the checkpoint")
+        elsewhere = moved(class_names, self.class_names)
+        if elsewhere:
+            raise ConfigError(f"the order of the classes differs: {elsewhere} (in the dataset and "
+                              "in the checkpoint)", str(self.path),
+                              "give the dataset the order of the network (a Folder takes "
+                              "class_names and label_map)")
+        difference = first_difference(class_names, self.class_names)
+        if difference:
+            warn(f"the class names differ: {difference} (in the dataset and in the checkpoint)")
 
 
 def tell_base_size(base_size: BaseSize | list[int], options: dict):
@@ -117,7 +122,7 @@ def open_model(checkpoint: Mapping[str, Any], device: torch.device | str,
             model = model.to(memory_format=torch.channels_last)
         config = checkpoint["config"]
         return OpenModel(Path(path), model, Normalize(**checkpoint["normalization"]).to(device),
-                         config, list(checkpoint["class_names"]),
+                         config, usable(checkpoint["class_names"]),
                          [list(color) for color in checkpoint["palette"]],
                          checkpoint.get("activation", "softmax"), epochs_finished(checkpoint),
                          checkpoint.get("base_size", validated_size(config)))
