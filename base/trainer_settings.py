@@ -44,7 +44,7 @@ class TrainerSettings:
     nonfinite: what to do when the loss or gradient of a step is NaN or infinite: "stop" the run,
         or "skip" the step, which reads a number from the device at every step. A step that is
         not finite never changes the weights.
-    max_skipped: end the run at this many skipped steps.
+    max_skipped: end the run when this many steps were not finite; one less can be skipped.
     rank_timeout: seconds after which the other processes give up on one that hangs.
     finetune_from: a checkpoint, also of another program: the tensors whose names and shapes fit
         are the start of the training.

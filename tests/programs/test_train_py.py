@@ -5,10 +5,12 @@ import re
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import test as test_program
 import train
 from tests.support.run_program import SMALL, digest
+from utils.checkpoint.read import read_checkpoint
 from utils.cli import console
 
 COMMON = ["-c", "config.json", *SMALL, "train_loader.args.num_workers=0", "trainer.epochs=2"]
@@ -54,6 +56,19 @@ def test_resuming_a_finished_run_changes_nothing(trained, capsys):
     assert run("-r", trained / "last.pth") == 0
     assert digest(trained / "last.pth") == before
     assert "resuming at epoch 3 step 16" in capsys.readouterr().err
+
+
+def test_the_default_network_trains_deterministically(tmp_path):
+    """Seconds: two short trainings. ENet unpools, for which torch has no deterministic form."""
+    try:
+        for name in ("a", "b"):
+            assert run(*COMMON, "trainer.epochs=1", "deterministic=true", "trainer.val=false",
+                       f"trainer.save_dir={tmp_path / name}") == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    first, second = (read_checkpoint(next((tmp_path / name).glob("shapes/*/last.pth")))["model"]
+                     for name in ("a", "b"))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 def test_auto_without_a_checkpoint_starts_a_new_run_with_a_notice(tmp_path, capsys):

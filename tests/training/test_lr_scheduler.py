@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.support.places import SHARED
+from tools.plot_schedules import curve as drawn
 from utils.config.registry import components
 from utils.errors import ConfigError
 from utils.training.lr_scheduler import advance, build_scheduler
@@ -300,6 +301,18 @@ def test_reductions_of_a_plateau_apply_to_a_new_rate():
     optimizer = optimizer_of(rate=0.08)
     plateau(optimizer, patience=0, factor=0.5).load_state_dict(scheduler.state_dict())
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.002])
+
+
+def test_it_cannot_be_drawn():
+    with pytest.raises(ConfigError, match="cannot be drawn: its rates depend on validations"):
+        drawn({"type": ON_SCORES}, 20, 5)
+
+
+@pytest.mark.parametrize("name", BY_STEPS)
+def test_every_other_schedule_can_be_drawn(name):
+    args = {**ARGS, "CyclicLR": {"base_lr": 0.1, "max_lr": 1.0}}.get(name, {})
+    found, _ = drawn({"type": name, "args": args}, 20, 5)
+    assert len(found) == 20 and max(found) <= 1
 
 
 def test_a_schedule_on_validated_values_needs_them():

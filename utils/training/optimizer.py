@@ -49,11 +49,24 @@ def build_optimizer(section: dict, model: Any) -> torch.optim.Optimizer:
     # Some parameters and flags are refused by other errors, or only when a step is taken.
     refusals = (ValueError, OverflowError, RuntimeError, TypeError, AssertionError)
     optimizer = construct(cls, args, "optimizer.args", {"params": groups}, refusals)
-    weight = torch.nn.Parameter(torch.zeros(2, 2, device=(head + backbone)[0].device))
-    weight.grad = torch.zeros_like(weight)
+    device = (head + backbone)[0].device
     try:
-        cls([weight], **args).step()
+        moved = [_three_steps(cls, args, device, factor) for factor in (1.0, 2.0)]
     except refusals as error:
-        raise ConfigError(f"{cls.__name__} cannot take a step on {weight.device}: "
+        raise ConfigError(f"{cls.__name__} cannot take a step on {device}: "
                           f"{error or type(error).__name__}", "optimizer.args") from error
+    if moved[0] == moved[1] and args.get("lr") != 0:
+        notice(f"{cls.__name__} uses the learning rate in its first step only: a schedule has no "
+               "effect, and neither has another optimizer.args.lr when resuming")
     return optimizer
+
+
+def _three_steps(cls, args, device, factor):
+    """Where a weight is after three steps, the rate times `factor` after the first one."""
+    weight = torch.nn.Parameter(torch.ones(2, 2, device=device))
+    weight.grad = torch.ones_like(weight)
+    optimizer = cls([weight], **args)
+    for change in (factor, 1.0, 1.0):
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] *= change
+    return weight.tolist()
