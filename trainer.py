@@ -3,6 +3,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -204,6 +205,8 @@ class Trainer(BaseTrainer):
     # Before the first epoch
 
     def _check(self):
+        if self.val_loader is not None:
+            _check_same_classes(self.train_loader.dataset, self.val_loader.dataset)
         checked_classes(self.config["predict"]["CoI"], self.num_classes)
         for phase in ("train", "val", "test"):
             self._decision(phase)(torch.zeros(1, self.num_classes, 1, 1))
@@ -443,6 +446,26 @@ class Trainer(BaseTrainer):
         if scores.dataset["confusion"] is not None:
             self.logger.image("val/confusion", confusion_picture(scores.dataset["confusion"],
                                                                  dataset.class_names), step)
+
+
+def _check_same_classes(train: Any, val: Any):
+    """Raise ConfigError if two datasets have other classes, or print a notice of other names."""
+    names, others = list(train.class_names), list(val.class_names)
+    where, fix = "val_loader", "give both the same classes in the same order"
+    if len(names) != len(others):
+        raise ConfigError(f"the training data has {len(names)} classes, the validation data "
+                          f"{len(others)}", where, fix)
+    differing = [f"{number} is {name!r} in the training data and {other!r} in the validation data"
+                 for number, (name, other) in enumerate(zip(names, others, strict=True))
+                 if name != other]
+    if differing and sorted(names) == sorted(others):
+        raise ConfigError(f"class {differing[0]}", where, fix)
+    if differing:
+        notice(f"class names differ: {listed(differing, 3)}")
+    colors = [getattr(data, "label_palette", None) for data in (train, val)]
+    if all(colors) and colors[0] != colors[1]:
+        raise ConfigError("the colors of the labels differ between training and validation data",
+                          where, "give both the same palette")
 
 
 class _OneBatch:
