@@ -41,7 +41,7 @@ class SegFixTargets(BaseDataset):
         them when an image is read. directions: 4, 8, 16 or 32.
     max_distance: of a border pixel, in whole pixels, so 5 means below 6.
     min_pixels: as published, a class with fewer pixels in the image has no borders: all
-        its pixels are border, with the inside to the right. No effect on files.
+        its pixels are border, with the inside to the right. Not with files.
 
     Targets are computed for the whole image, and cut, mirrored and turned with it. If the
     augmentation scales or rotates, unlike the paper's, they are computed from the
@@ -54,7 +54,7 @@ class SegFixTargets(BaseDataset):
                  min_pixels: int = MIN_PIXELS, ignore_index: int = 255, seed: int = 0,
                  augmentation: Callable | None = None):
         problems = self.check_settings({"directions": directions, "max_distance": max_distance,
-                                        "min_pixels": min_pixels})
+                                        "min_pixels": min_pixels, "targets": targets})
         if problems:
             raise ConfigError("; ".join(problems))
         self.source = _opened(source, ignore_index, seed)
@@ -86,6 +86,8 @@ class SegFixTargets(BaseDataset):
         for key in ("max_distance", "min_pixels"):
             if settings[key] < 0:
                 problems.append(f"{key}: expected at least 0, found {settings[key]}")
+        if settings.get("targets") and settings["min_pixels"] != MIN_PIXELS:
+            problems.append("min_pixels: has no effect on targets that are read from files")
         if settings.get("sampler"):
             problems.append("sampler: borders and directions are not classes to draw images by")
         return problems

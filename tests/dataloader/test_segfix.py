@@ -171,7 +171,8 @@ def test_targets_use_the_configs_ignore_index(ignore_index, kind):
 
 @pytest.mark.parametrize("options, text", [
     ({"directions": 6}, "directions"), ({"max_distance": -1}, "max_distance"),
-    ({"min_pixels": -1}, "min_pixels")])
+    ({"min_pixels": -1}, "min_pixels"),
+    ({"min_pixels": 9, "targets": "x"}, "min_pixels: has no effect on targets")])
 def test_settings_out_of_range_are_refused(options, text):
     with pytest.raises(ConfigError, match=text):
         dataset(**options)

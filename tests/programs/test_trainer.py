@@ -457,6 +457,11 @@ def test_frozen_parts_that_make_no_sense_are_refused_or_said(tmp_path, capfd):
     assert "freeze_bn has no effect" in capfd.readouterr().err
 
 
+def test_a_rate_of_0_is_said_to_change_nothing(tmp_path, capfd):
+    make(tmp_path, "optimizer.args.lr=0")
+    assert "optimizer.args.lr is 0: the weights will not change" in capfd.readouterr().err
+
+
 def test_a_slower_rate_for_a_frozen_backbone_is_said_to_have_no_effect(tmp_path, capfd):
     make(tmp_path, "optimizer.differential_lr=true",
          model=lambda: Net().freeze(freeze_backbone=True))

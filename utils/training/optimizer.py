@@ -58,6 +58,8 @@ def build_optimizer(section: dict, model: Any) -> torch.optim.Optimizer:
     if moved[0] == moved[1] and args.get("lr") != 0:
         notice(f"{cls.__name__} uses the learning rate in its first step only: a schedule has no "
                "effect, and neither has another optimizer.args.lr when resuming")
+    if args.get("lr") == 0:
+        notice("optimizer.args.lr is 0: the weights will not change")
     return optimizer
 
 
