@@ -38,6 +38,7 @@ _SAFE_PACKAGES = ("torch", "collections", "numpy", "_codecs")
 _OLD_PICKLES = 5            # in a file of torch's old format: magic number, ..., list of storages
 MOST_CONFIG = 100_000       # values in the config of a checkpoint
 WAITS = (0.0, 0.1, 0.5, 1.5)     # seconds before each further attempt to read a file
+PATIENCE = 20.0             # seconds after which a large file is tried no third time
 
 _T = TypeVar("_T")
 
@@ -162,7 +163,8 @@ def settled(path: Path, read: Callable[[Path], _T]) -> _T:
     if its content is wrong, CheckpointError if it is missing or refused.
     """
     found, problem = None, "it changes while it is read"
-    for wait in (*WAITS, None):
+    started, last = time.monotonic(), len(WAITS)
+    for number, wait in enumerate((*WAITS, 0.0)):
         try:
             before = _identity(path)
             content = read(path)
@@ -180,8 +182,9 @@ def settled(path: Path, read: Callable[[Path], _T]) -> _T:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
             found, problem = None, _reason(error)
-        if wait is not None:
-            time.sleep(wait)
+        if number == last or number and time.monotonic() - started > PATIENCE:
+            break
+        time.sleep(wait)
     raise UnreadableCheckpoint(f"the checkpoint could not be read: {problem}", str(path),
                                "nothing was changed; try again, and look at the disk, the free "
                                "memory and the permissions of the file")
