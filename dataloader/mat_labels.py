@@ -60,6 +60,8 @@ def read_mat_label(path: Path, variable: str) -> Labels:
     data = read_bytes(path)
     try:
         values = loadmat(io.BytesIO(data), variable_names=[name]).get(name)
+    except MemoryError:                     # says nothing about the file
+        raise
     except Exception as error:              # the parser raises many types for damaged files
         raise UnreadableFile(f"not a MATLAB file that can be read: {error}", shown(path),
                              "copy or download the file again") from None

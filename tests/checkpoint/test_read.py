@@ -152,6 +152,12 @@ def test_a_packed_archive_is_never_unpacked(tmp_path, monkeypatch, front):
         read_weights(packed(tmp_path / "bomb.pth", front))
 
 
+def test_an_archive_behind_other_bytes_is_called_so(path):
+    path.write_bytes(b"XX" + path.read_bytes())
+    with pytest.raises(CheckpointError, match="this is an archive behind other bytes"):
+        read_state(path)
+
+
 def test_an_archive_with_a_comment_is_refused(path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"PK\5\6" + bytes(18)

@@ -184,6 +184,19 @@ def test_a_stop_while_pillow_reads_a_picture_is_no_damage(tmp_path, monkeypatch,
         read_image(path)
 
 
+@pytest.mark.parametrize("method", ["load", "getexif"])
+def test_short_memory_while_pillow_reads_a_picture_is_no_damage(tmp_path, monkeypatch, method):
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (8, 8)).save(path, compression="tiff_lzw")
+    monkeypatch.setattr(Image.Image, method, short_of_memory)
+    with pytest.raises(MemoryError):
+        read_image(path)
+
+
+def short_of_memory(*_):
+    raise MemoryError
+
+
 def test_k21_a_pipe_in_place_of_an_image_is_named(camvid, capsys):     # noqa: F811
     path = camvid / "train" / "2.png"
     path.unlink()

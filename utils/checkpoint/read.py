@@ -421,6 +421,7 @@ def _refuse_other_files(start, path):
              "a web page": start.lstrip()[:1] == b"<",
              "a file of the safetensors format": start[8:10] == b'{"',
              "a compressed file": start[:2] == b"\x1f\x8b" or start[:4] == b"\xfd7zX",
+             "an archive behind other bytes": zipfile.is_zipfile(path),
              "an ONNX graph": b"onnx" in start or b"pytorch" in start and start[:1] == b"\x08"}
     for kind, found in kinds.items():
         if found:

@@ -186,6 +186,8 @@ def pillow_open(source: str | os.PathLike | BinaryIO, path: str | os.PathLike) -
             image = Image.open(source, formats=FORMATS)
     except Image.DecompressionBombError:
         raise _bomb("more pixels than Pillow accepts", path) from None
+    except MemoryError:                         # says nothing about the file
+        raise
     except Exception as error:                  # Pillow's parsers raise many types on bad bytes
         size = os.stat(path).st_size
         reason = ("the file is empty" if not size else
@@ -241,6 +243,8 @@ def orientation_of(picture: "PillowImage") -> int:
             exif = Exif()
             exif.load(image.info.get("exif", b""))
             turn = exif.get(_EXIF_ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:                           # a broken EXIF block does not turn a picture
         return 1
     return turn if turn in range(1, 9) else 1

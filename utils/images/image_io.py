@@ -430,6 +430,8 @@ def _pillow_load(data, path):
     turn = orientation_of(image) if image.format == "TIFF" else 1
     try:
         image.load()
+    except MemoryError:                         # says nothing about the file
+        raise
     except Exception as error:                  # of any type: the file is damaged
         raise UnreadableFile(f"damaged {image.format} ({len(data)} bytes): {error}", shown(path),
                              "copy or download the file again") from None

@@ -139,6 +139,8 @@ def _variables(path, required, optional=()):
     data = io.BytesIO(read_bytes(path))     # in memory, because scipy leaves a damaged file open
     try:
         found = scipy.io.loadmat(data, variable_names=(*required, *optional))
+    except MemoryError:                     # says nothing about the file
+        raise
     except Exception as error:                  # scipy's parser raises many types on bad bytes
         size = data.getbuffer().nbytes
         raise UnreadableFile(f"damaged, or not a MATLAB file ({size} bytes): {first_line(error)}",
