@@ -77,7 +77,7 @@ def test_other_results_are_named_when_one_is_added(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     assert add(tmp_path, entry(loader="train_loader"))["loader"] == "train_loader"
     told = capsys.readouterr().err
-    assert "also keeps 1 earlier result" in told and "(val_loader, 5 images)" in told
+    assert "keeps 1 earlier result under \"runs\" (val_loader, max, whole)" in told
 
 
 def test_differences_are_named_by_key_with_both_values():

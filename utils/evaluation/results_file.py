@@ -72,6 +72,14 @@ def title_of(entry: Entry) -> str:
                  + f" [{code_of(entry)}]")
 
 
+def _short_title(entry):
+    """Loader, rule and way of predicting, for a list."""
+    try:
+        return shown(f"{entry.get('loader')}, {entry.get('procedure')}, {_way(entry)}")
+    except (TypeError, ValueError):
+        return "a result of unknown origin"
+
+
 def _way(entry):
     """How the logits were predicted."""
     way = str(entry.get("mode"))
@@ -145,11 +153,10 @@ def add_results(folder: Path, entries: list[Entry], table: Callable[[Entry], str
     change_file(path, changed, kept)
     _write_text(folder, table)
     if others:
-        notice(f"results.json also keeps {len(others)} earlier "
+        notice(f"results.json keeps {len(others)} earlier "
                f"{'result' if len(others) == 1 else 'results'} under \"runs\" ("
-               + listed([_section(run, str).partition("\n")[0][3:] for run in reversed(others)],
-                        _SHOWN, "; ")
-               + "); its top level and the other files show the result of now")
+               + listed(others[::-1], _SHOWN, "; ", _short_title)
+               + "); its top level and confusion_matrix.png show the new one")
 
 
 def _write_text(folder, table):

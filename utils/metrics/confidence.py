@@ -10,7 +10,7 @@ images it is the usual t interval, but for the degrees of freedom: N - 1, or few
 make most of the spread (Satterthwaite, An approximate distribution of estimates of variance
 components, Biometrics 2, 1946, with the kurtosis of the sample). Below MIN_IMAGES images there is
 no interval: if one image in ten fails, the intervals of 20 images miss the score of all images in
-9 % of the cases instead of 5 %; from 50 on they contain it in 93 to 96 % (tests/metrics/
+9 % of the cases instead of 5 %; from 60 on they contain it in 94 to 96 % (tests/metrics/
 test_confidence.py).
 
 p of a difference: the paired randomization test. Fisher, The Design of Experiments, 1935; Yeh,
@@ -32,7 +32,7 @@ from utils.errors import DataError
 from utils.metrics.dataset_metrics import ratio
 from utils.metrics.image_scores import OF_IMAGE, ImageScores
 
-MIN_IMAGES = 50               # of an interval of one score
+MIN_IMAGES = 60               # of an interval of one score
 ALL_EXCHANGES = 2 ** 12       # up to this number every exchange is computed
 NUMBERS_AT_ONCE = 2 ** 22     # of an array in memory
 SLICES = 50_000               # of the area below the density of Student's t
