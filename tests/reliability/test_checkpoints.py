@@ -564,15 +564,19 @@ def test_the_checkpoints_of_one_epoch_are_serialized_once_and_hold_the_same_byte
     assert len(set(files.values())) == 1
 
 
-def test_each_file_of_one_save_counts_as_a_save_of_its_own_when_it_fails(tmp_path, capsys):
+def test_a_save_in_the_background_fails_too_if_one_of_its_files_does(tmp_path, capsys):
     writer = RunCheckpoints(tmp_path, background=True)
     (tmp_path / "model_best.pth").mkdir()       # cannot be replaced by a file
     writer.save(numbered_state(1), "model_best.pth", "last.pth")
-    writer.save(numbered_state(2), "model_best.pth", "last.pth", required=True)
-    assert capsys.readouterr().err.count("the training continues") == 2
-    assert read_checkpoint(tmp_path / "last.pth")["step"] == 2
+    writer.save(numbered_state(2), "last.pth")
+    assert capsys.readouterr().err.count("the training continues") == 1
+    writer.save(numbered_state(3), "model_best.pth", "last.pth")
+    writer.finish()
+    assert capsys.readouterr().err.count("the training continues") == 1     # not twice in a row
+    writer.save(numbered_state(4), "model_best.pth", "last.pth")
     with pytest.raises(SaveError):
-        writer.save(numbered_state(3), "last.pth", "model_best.pth", required=True)
+        writer.finish()
+    assert read_checkpoint(tmp_path / "last.pth")["step"] == 4
 
 
 def test_keep_deletes_old_periodic_checkpoints_and_nothing_else(tmp_path):
