@@ -60,13 +60,13 @@ def plan_jobs(args: argparse.Namespace) -> tuple[list, list]:
     )
     from utils.inference.prediction_files import wanted_outputs
     from utils.inference.video_files import FILM, FRAMES, split_videos
-    if args.max_pixels:
-        allow_pixels(args.max_pixels)
     videos, others = split_videos(args.images)
     extensions = tuple(filter(None, args.extension.split(",")))
     refuse_among_images(others, args.output)
     images = find_images(others, extensions, args.output) if others else []
     require_inputs(args, bool(images), bool(videos), any(map(selects_images, others)))
+    if args.max_pixels:
+        allow_pixels(args.max_pixels)
     of_videos = [FILM, FRAMES] if args.frames else [FILM]
     return (list(zip(images, plan_outputs(images, args.output, wanted_outputs(args)), strict=True)),
             list(zip(videos, plan_outputs(videos, args.output, of_videos), strict=True)))

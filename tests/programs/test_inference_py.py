@@ -340,6 +340,60 @@ def test_a_usage_error_is_one_message_and_its_exit_status(checkpoint, tmp_path, 
     assert message.count("error:") == 1 and text in message and "Traceback" not in message
 
 
+@pytest.mark.parametrize("options,named", [
+    (("--crop-size", "32"), "--crop-size"), (("--overlap", "0.1"), "--overlap"),
+    (("--tiling", "source"), "--tiling"), (("--window-batch", "2"), "--window-batch"),
+    (("--scales", "0.5,1", "--crop-size", "9"), "--crop-size"),
+    (("--average", "probs"), "--average"), (("--segfix-scale", "1"), "--segfix-scale"),
+    (("--frames",), "--frames"), (("--max-frames", "3"), "--max-frames"),
+    (("--threshold", "0.3"), "--threshold"), (("--temperature", "2"), "--temperature"),
+    (("-p", "rankdice", "--threshold", "0.3"), "--threshold")])
+def test_an_option_without_effect_is_refused(checkpoint, tmp_path, capsys, options, named):
+    picture(f"{tmp_path}/in/a.png")
+    try:
+        status = run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", *options)
+    except SystemExit as error:         # of argparse
+        status = error.code
+    error = capsys.readouterr().err
+    assert status == 2 and f"{named} has no effect" in error
+    assert not os.path.exists(tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [
+    ("--mode", "sliding", "--crop-size", "32", "--overlap", "0.1", "--tiling", "source"),
+    ("--average", "probs", "--flip"), ("--scales", "0.5,1", "--average", "probs"),
+    ("-p", "T", "--threshold", "0.3"), ("-p", "rankiou", "--temperature", "2"),
+    ("--temperature", "2", "--probabilities"), ("--scales", "1"),
+    ("--mode", "multiscale", "--scales", "1")])
+def test_the_same_options_are_accepted_where_they_have_an_effect(checkpoint, tmp_path, options):
+    picture(f"{tmp_path}/in/a.png")
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", *options) == 0
+
+
+def test_scale_1_is_one_scale_and_not_the_default_ones(checkpoint, tmp_path, capsys):
+    picture(f"{tmp_path}/in/a.png")
+    for options in ((), ("--scales", "1"), ("--mode", "multiscale", "--scales", "1")):
+        assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / f"out{len(options)}",
+                   "--json", *options) == 0
+        assert json.loads(capsys.readouterr().out)["prediction"]["scales"] == [1.0]
+    labels = [Image.open(tmp_path / f"out{n}" / "a.png").tobytes() for n in (0, 2, 4)]
+    assert labels[0] == labels[1] == labels[2]
+
+
+@pytest.mark.parametrize("values", ["1.5", "-0.1", "0.2,x", "", "nan"])
+def test_a_threshold_is_a_probability(checkpoint, tmp_path, capsys, values):
+    with pytest.raises(SystemExit) as error:
+        run(checkpoint, "-i", tmp_path, "-p", "T", f"--threshold={values}")
+    assert error.value.code == 2 and "--threshold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "nan", "warm"])
+def test_a_temperature_is_a_finite_number_above_0(checkpoint, tmp_path, capsys, value):
+    with pytest.raises(SystemExit) as error:
+        run(checkpoint, "-i", tmp_path, "-p", "T", f"--temperature={value}")
+    assert error.value.code == 2 and "--temperature" in capsys.readouterr().err
+
+
 def test_scales_are_a_list_or_a_series():
     assert scale_list("0.5,1,1.5") == (0.5, 1.0, 1.5)
     assert scale_list("0.5:2.5:0.5") == (0.5, 1.0, 1.5, 2.0, 2.5)

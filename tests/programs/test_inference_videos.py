@@ -1,6 +1,7 @@
 """inference.py on videos: each result is a film, the frames with their labels as colors."""
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -9,10 +10,17 @@ import torch
 from PIL import Image
 
 from tests.programs.test_inference_py import checkpoint, picture, run, tree  # noqa: F401
+from tests.support.limits import files_limited_to
 from tests.tools.test_segfix_commands import networks  # noqa: F401
+from utils.errors import DataError
 from utils.images.image_io import read_image
 from utils.inference import segment_videos
-from utils.inference.video_files import VideoReader, VideoWriter, split_videos
+from utils.inference.video_files import (
+    VideoReader,
+    VideoWriter,
+    frames_in_film,
+    split_videos,
+)
 from utils.segfix.refiner import open_refiner
 
 
@@ -183,3 +191,92 @@ def test_segfix_networks_refine_images_and_frames(networks, tmp_path):  # noqa: 
     clip(f"{tmp_path}/in/a.mp4", count=2)
     assert run(str(network), "-i", f"{tmp_path}/in/a.mp4", "-o", tmp_path / "film", "--segfix",
                segfix) == 0
+
+
+def labels_of(folder, suffix=".png"):
+    return [np.array(Image.open(os.path.join(folder, f"{k:06d}{suffix}"))) for k in range(5)]
+
+
+def test_frames_are_written_as_label_maps_with_the_other_outputs(checkpoint, tmp_path,  # noqa: F811
+                                                                capsys):
+    clip(f"{tmp_path}/in/a.mp4", 5)
+    assert run(checkpoint, "-i", tmp_path / "in/a.mp4", "-o", tmp_path / "out", "--frames",
+               "--overlay", "--masks", "--json") == 0
+    folder = tmp_path / "out/a_frames"
+    assert json.loads(capsys.readouterr().out)["images"][0]["files"] == [
+        str(tmp_path / "out/a.mp4"), str(folder)]
+    labels = labels_of(folder)
+    for k, frame in enumerate(VideoReader(f"{tmp_path}/in/a.mp4")):
+        Image.fromarray(frame).save(tmp_path / "in" / f"{k:06d}.png")
+    assert run(checkpoint, "-i", tmp_path / "in", "-e", "png", "-o", tmp_path / "images",
+               "--overlay", "--masks") == 0
+    assert tree(folder) == tree(tmp_path / "images")
+    for mine, theirs in zip(labels, labels_of(tmp_path / "images"), strict=True):
+        assert np.array_equal(mine, theirs)
+
+
+def test_frames_of_an_earlier_film_stay_with_a_warning(checkpoint, tmp_path, capsys):  # noqa: F811
+    clip(f"{tmp_path}/in/a.mp4", 5)
+    run(checkpoint, "-i", tmp_path / "in/a.mp4", "-o", tmp_path / "out", "--frames")
+    capsys.readouterr()
+    run(checkpoint, "-i", tmp_path / "in/a.mp4", "-o", tmp_path / "out", "--frames", "--max-frames",
+        2)
+    assert "a_frames holds files already" in capsys.readouterr().err
+    assert len(tree(tmp_path / "out/a_frames")) == 5
+
+
+@pytest.mark.parametrize("option", ["--masks", "--probabilities", "--workers=2", "--max-pixels=9"])
+def test_options_for_images_are_refused_for_videos_alone(checkpoint, tmp_path,  # noqa: F811
+                                                         capsys, option):
+    clip(f"{tmp_path}/in/a.mp4", 2)
+    assert run(checkpoint, "-i", tmp_path / "in/a.mp4", "-o", tmp_path / "out", option) == 2
+    assert f"{option.split('=')[0]} has no effect" in capsys.readouterr().err
+
+
+def test_masks_for_images_and_videos_are_a_notice(checkpoint, tmp_path, capsys):  # noqa: F811
+    clip(f"{tmp_path}/in/a.mp4", 2)
+    picture(f"{tmp_path}/in/b.png", 48, 64)
+    assert run(checkpoint, "-i", tmp_path / "in/a.mp4", tmp_path / "in/b.png", "-o",
+               tmp_path / "out", "--masks") == 0
+    assert "--masks: for images only" in capsys.readouterr().err
+
+
+def noise(path, count):
+    rng = np.random.default_rng(0)
+    with VideoWriter(str(path), 10) as writer:
+        for _ in range(count):
+            writer.write(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8))
+
+
+def test_a_film_that_does_not_fit_on_the_disk_is_an_error(tmp_path):
+    noise(tmp_path / "whole.mp4", 20)
+    size = os.path.getsize(tmp_path / "whole.mp4")
+    assert frames_in_film(tmp_path / "whole.mp4") == 20
+    # Full in the header, in the pictures, in the index that ends the file, and by one byte.
+    for limit in (20, size // 3, size - 400, size - 1):
+        with files_limited_to(limit), pytest.raises(DataError, match="cannot write"):
+            noise(tmp_path / "short.mp4", 20)
+        assert tree(tmp_path) == ["whole.mp4"]
+
+
+def test_a_film_with_a_missing_part_is_not_complete(tmp_path):
+    noise(tmp_path / "a.mp4", 6)
+    data = (tmp_path / "a.mp4").read_bytes()
+    for cut in (data[:-1], data[:200] + data[900:], data[:40], b"", data[:-300] + bytes(300)):
+        (tmp_path / "b.mp4").write_bytes(cut)
+        assert frames_in_film(tmp_path / "b.mp4") != 6
+
+
+def test_frames_of_another_size_are_missed(tmp_path):
+    with pytest.raises(DataError, match="not all 2 frames"), \
+            VideoWriter(str(tmp_path / "a.mp4"), 10) as writer:
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+        writer.write(np.zeros((48, 80, 3), np.uint8))
+
+
+def test_a_folder_that_vanishes_is_an_error_and_no_traceback(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="cannot write"), \
+            VideoWriter(str(tmp_path / "out/a.mp4"), 10) as writer:
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+        shutil.rmtree(tmp_path / "out")
