@@ -256,6 +256,8 @@ class Trainer(BaseTrainer):
         started = time.monotonic()
         with self._explained_errors():
             self._check()
+            if self.progress.batches_done >= len(self.train_loader):
+                self.progress.batches_done = 0      # stopped in a validation: no step is left
             self._begin_epoch(self.progress.epoch)
             batch = self.train_loader.next_batch()
             batch = _first_images(batch, 2 if self.device.type == "cpu" else None)
@@ -273,9 +275,10 @@ class Trainer(BaseTrainer):
         return f"{tried}, in {time.monotonic() - started:.1f} s"
 
     def _rehearse_validation(self):
-        loader = _OneBatch(self.val_loader.next_batch(1))
+        # Of several ranks the last ones may have no batch; rank 0 has the first one.
+        loader = _OneBatch(self.val_loader.next_batch(1) if len(self.val_loader) else None)
         scores, _, _ = self._scores(loader, None)
-        size = "x".join(map(str, loader.batch["image"].shape[2:]))
+        size = "x".join(map(str, loader.batch["image"].shape[2:])) if loader.batch else "no size"
         loss = "" if scores.loss is None else f" (loss {scores.loss:.4g})"
         return f" and one validation image of {size}{loss}"
 
@@ -469,16 +472,17 @@ def _check_same_classes(train: Any, val: Any):
 
 
 class _OneBatch:
-    """A loader of a single batch."""
+    """A loader of a single batch, or of none."""
 
-    def __init__(self, batch: dict):
-        self.batch, self.batch_size = batch, len(batch["id"])
+    def __init__(self, batch: dict | None):
+        self.batch, self.batch_size = batch, 1
 
     def __len__(self) -> int:
-        return 1
+        return int(self.batch is not None)
 
     def __iter__(self) -> Iterator[dict]:
-        yield self.batch
+        if self.batch is not None:
+            yield self.batch
 
 
 def _first_images(batch: dict, most: int | None) -> dict:

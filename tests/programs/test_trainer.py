@@ -395,6 +395,14 @@ def test_a_rehearsal_of_a_finished_run_says_so(tmp_path):
     assert "finished" in trainer.rehearse()
 
 
+def test_a_rehearsal_at_the_end_of_an_epoch_or_without_a_validation_batch_works(tmp_path):
+    trainer = make(tmp_path)
+    trainer.progress.batches_done = 4
+    trainer.val_loader.batch_size = 5           # as on a rank that gets no batch
+    assert len(trainer.val_loader) == 0
+    assert "tried one step on 2 training images" in trainer.rehearse()
+
+
 def test_a_rehearsal_finds_what_the_validation_would_refuse(tmp_path):
     trainer = make(tmp_path)
     trainer.val_loader.dataset.labels[:] = 3            # no class, and not ignored
