@@ -114,7 +114,7 @@ class BaseTrainer(ABC):
         self.logger.say(f"training {type(self.model).__name__} to epoch {progress.epochs} "
                         f"({progress.total_steps} steps) on {self.device}, from {progress}; "
                         f"run folder {self.folder}")
-        if self._finished:
+        if progress.epoch > progress.epochs:
             self.logger.say("nothing is left to train: trainer."
                             f"{'epochs' if self.settings.epochs else 'iterations'} is reached")
         with contextlib.closing(self.logger), self.stop_signal:

@@ -17,8 +17,9 @@ def test_an_optimizer_that_forgets_its_rate_says_so_and_no_other_does(name, caps
                    if name != "Adagrad")
 
 
-def test_a_rate_of_zero_tells_nothing(capsys):
-    build_optimizer({"type": "SGD", "args": {"lr": 0.0}}, Net())
+@pytest.mark.parametrize("rate", [0.0, 1e-12])
+def test_a_rate_near_zero_tells_nothing(rate, capsys):
+    build_optimizer({"type": "SGD", "args": {"lr": rate}}, Net())
     assert not capsys.readouterr().err
 
 

@@ -226,6 +226,25 @@ def test_a_run_given_another_length_has_the_rates_of_one_run_of_it(tmp_path, nam
     assert all(0 <= rate <= 0.1 for rate in rates(cut))
 
 
+@pytest.mark.parametrize("name", ["Poly", "CosineAnnealingLR", "OneCycleLR"])
+@pytest.mark.parametrize("before, after", [("iterations=6", "iterations=12"),
+                                           ("iterations=6", "iterations=7"),
+                                           ("epochs=2", "iterations=10"),
+                                           ("iterations=6", "epochs=4")])
+def test_a_run_given_another_number_of_steps_takes_all_of_them(tmp_path, name, before, after):
+    settings = [schedule(name), "trainer.val=false", "trainer.log_per_iter=1"]
+    lengths = {length: [f"trainer.{key}=null" for key in ("epochs", "iterations")
+                        if key not in length] + [f"trainer.{length}"] for length in (before, after)}
+    trained(tmp_path, *settings, *lengths[before], val=False)
+    done = len(rates(tmp_path))
+    resumed = trained(tmp_path, *settings, *lengths[after], val=False, checkpoint=last(tmp_path))
+    steps = int(after.split("=")[1]) * (4 if "epochs" in after else 1)
+    # The last epoch of the shorter run was cut: the images that it left out are not seen.
+    assert resumed.progress.step == steps - (2 if after == "epochs=4" else 0)
+    assert len(rates(tmp_path)) == resumed.progress.step
+    assert all(0 < rate <= 0.1 for rate in rates(tmp_path)[done:-1])
+
+
 def test_a_run_that_has_its_length_already_says_so(tmp_path, capsys):
     trained(tmp_path, "trainer.epochs=2")
     before = (tmp_path / "last.pth").read_bytes()

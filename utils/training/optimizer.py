@@ -65,7 +65,7 @@ def build_optimizer(section: dict, model: Any) -> torch.optim.Optimizer:
 
 def _three_steps(cls, args, device, factor):
     """Where a weight is after three steps, the rate times `factor` after the first one."""
-    weight = torch.nn.Parameter(torch.ones(2, 2, device=device))
+    weight = torch.nn.Parameter(torch.zeros(2, 2, device=device))
     weight.grad = torch.ones_like(weight)
     optimizer = cls([weight], **args)
     for change in (factor, 1.0, 1.0):

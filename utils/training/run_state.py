@@ -177,7 +177,8 @@ def _restore_schedule(trainer, checkpoint, recounted):
         if len({config["trainer"]["monitor"] for config in configs}) > 1:
             schedule.forget_best()
     elif not schedule.per_iteration:
-        advance(schedule, max(0, min(progress.epoch - 1, progress.epochs)))
+        begun = progress.step - _steps_of_epoch(trainer)    # at the beginning of this epoch
+        advance(schedule, max(0, min(begun, progress.total_steps)) // progress.steps_per_epoch)
     else:
         taken = progress.step if recounted else progress.updates
         if same_type and not recounted:
@@ -188,14 +189,15 @@ def _restore_schedule(trainer, checkpoint, recounted):
 def _recount_steps(trainer, checkpoint):
     """Count the steps anew if an epoch now has another number of them; returns whether it has."""
     before = checkpoint.get("steps_per_epoch")
-    progress, settings = trainer.progress, trainer.config["trainer"]
-    if before in (None, progress.steps_per_epoch):
-        return False
-    done = math.ceil(progress.batches_done / settings["accumulate"])    # steps of this epoch
-    if settings["iterations"]:
+    progress, done = trainer.progress, _steps_of_epoch(trainer)
+    iterations = trainer.config["trainer"]["iterations"]
+    if iterations:
+        # The last epoch of a shorter run may have been cut.
         left = progress.total_steps - progress.step + done
         progress.epochs = progress.epoch - 1 + math.ceil(left / progress.steps_per_epoch)
-    else:
+    if before in (None, progress.steps_per_epoch):
+        return False
+    if not iterations:
         progress.step = (progress.epoch - 1) * progress.steps_per_epoch + done
     notice(f"an epoch now has {progress.steps_per_epoch} steps, over {distributed.world_size()} "
            f"process(es), instead of {before}: resuming with the samples that are left of "
@@ -204,6 +206,11 @@ def _recount_steps(trainer, checkpoint):
     if progress.into_batch and repeated:
         notice(f"{repeated} of them are used twice, so that every process gets the same number")
     return True
+
+
+def _steps_of_epoch(trainer):
+    """The steps of the present epoch that are done."""
+    return math.ceil(trainer.progress.batches_done / trainer.config["trainer"]["accumulate"])
 
 
 def _restore_monitor(trainer, checkpoint):
