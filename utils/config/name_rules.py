@@ -13,7 +13,7 @@ from utils.images.picture_files import IMAGE_SUFFIXES, evenly_spaced
 
 _TOKEN = re.compile(r"[^\W\d_]+|\d+|[\W_]")
 _CUT_TOKENS = 9          # that a difference may have, at most
-_LABELS_COMPARED = 200
+_LABELS_COMPARED = 200   # half as many, and a tenth of the images, where twice as much may differ
 _IMAGES_COMPARED = 4000
 _MOST_KINDS = 8          # labels that differ from one image in the same place; more are numbers
 _RULES = 16
@@ -33,7 +33,7 @@ def guessed_rules(images: Sequence[str], labels: Sequence[str], one_folder: bool
     images, labels: names relative to their folders, with "/" and extension. one_folder: both lists
     contain the same files. twice: look for names that differ in a folder and in the file name.
     """
-    labels = evenly_spaced(labels, _LABELS_COMPARED)
+    labels = evenly_spaced(labels, _LABELS_COMPARED // (2 if twice else 1))
     stems = [os.path.splitext(name) for name in labels]
     places = defaultdict(dict)
     for index, (stem, _) in enumerate(stems):
@@ -41,7 +41,7 @@ def guessed_rules(images: Sequence[str], labels: Sequence[str], one_folder: bool
             places[key].setdefault(index, cut)
     places = {key: found for key, found in places.items() if len(found) <= _MOST_KINDS}
     voters = defaultdict(set)
-    for name in _related(images, labels):
+    for name in _related(images, labels, _IMAGES_COMPARED // (10 if twice else 1)):
         image_stem, image_suffix = os.path.splitext(name)
         for key, cut in _cuts(image_stem, twice):
             for index, label_cut in places.get(key, {}).items():
@@ -53,15 +53,15 @@ def guessed_rules(images: Sequence[str], labels: Sequence[str], one_folder: bool
     return [rule for rule, count in votes.most_common(_RULES) if count > least]
 
 
-def _related(images: Sequence[str], labels: Sequence[str]) -> Sequence[str]:
-    """Those images, if there are many, whose rarest token occurs in one of the labels."""
-    if len(images) <= _IMAGES_COMPARED:
+def _related(images: Sequence[str], labels: Sequence[str], most: int) -> Sequence[str]:
+    """At most `most` images; of many, those that contain the rarest token of one of the labels."""
+    if len(images) <= most:
         return images
     frequency = Counter(token for name in images for token in set(_TOKEN.findall(name)))
     rare = {min(_TOKEN.findall(name), key=lambda token: frequency[token] or len(images))
             for name in labels}
     related = [name for name in images if not rare.isdisjoint(_TOKEN.findall(name))]
-    return evenly_spaced(related, _IMAGES_COMPARED)
+    return evenly_spaced(related, most)
 
 
 def _cuts(stem: str, twice: bool) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:

@@ -139,27 +139,37 @@ def find_pairs(images: Place, labels: Place) -> Pairing:
 
 def _best(places, files):
     """(the rule that explains the files best, those that explain others). Raises DataError."""
-    one_folder = not {file.key for file in files[0]}.isdisjoint(file.key for file in files[1])
+    overlap = not {file.key for file in files[0]}.isdisjoint(file.key for file in files[1])
+    one_folder = os.path.samefile(places[0].folder, places[1].folder)
+    possible = min(map(len, files)) / (1 + overlap)
+    judged, fitting = [], []
     for twice in (False, True):
-        names = [[file.name if place.pattern is None else
-                  f"{place.pattern.stem(file.name)}{file.path.suffix}" for file in found]
-                 for place, found in zip(places, files, strict=True)]
-        rules = guessed_rules(names[0], names[1], one_folder, twice)
-        tried = [_try(rule, places, files) for rule in dict.fromkeys(
-            filter(None, (_with_patterns(rule, places) for rule in rules)))]
-        tried = [one for one in tried if one.pairs]
-        most = max((len(one.pairs) for one in tried), default=0)
-        good = [_judged(one) for one in tried
-                if len(one.pairs) >= max(min(2, most), most * _RIVALS_FROM)]
-        fitting = [one for one in good if one.busier >= _CLEARLY
-                   or (not one_folder and one.busier > 1 / _CLEARLY)]
-        if fitting:
+        judged += _judged_rules(places, files, one_folder, twice)
+        fitting = [one for one in judged if one.busier >= _CLEARLY
+                   or (not overlap and one.busier > 1 / _CLEARLY)]
+        # Rules that pair a part only may do so by chance, or know only one of two differences.
+        if any(len(one.pairs) > possible / 2 for one in fitting):
             break
-    else:
-        raise _unclear(good, places, files, one_folder)
+    if not fitting:
+        raise _unclear(judged, places, files, overlap)
     fitting.sort(key=lambda one: (-len(one.pairs), _in_color(one), one.busier < _CLEARLY,
                                   len(one.rule.image) + len(one.rule.label)))
     return fitting[0], _rivals(fitting, places)
+
+
+def _judged_rules(places, files, one_folder, twice):
+    """The rules that pair more than a few of the files, tried and judged."""
+    names = [[file.name if place.pattern is None else
+              f"{place.pattern.stem(file.name)}{file.path.suffix}" for file in found]
+             for place, found in zip(places, files, strict=True)]
+    alike = one_folder and not (places[0].pattern or places[1].pattern)
+    rules = guessed_rules(names[0], names[1], alike, twice)
+    tried = [_try(rule, places, files) for rule in dict.fromkeys(
+        filter(None, (_with_patterns(rule, places) for rule in rules)))]
+    most = max((len(one.pairs) for one in tried), default=0)
+    # A single pair among many files has its names by chance.
+    least = 1 if min(map(len, files)) == 1 + one_folder else 2
+    return [_judged(one) for one in tried if len(one.pairs) >= max(least, most * _RIVALS_FROM)]
 
 
 def _with_patterns(rule, places):
@@ -266,11 +276,11 @@ def _several(what, labels, pattern="*"):
                         f"--labels '{shown(labels.folder / pattern)}'"))
 
 
-def _unclear(judged, places, files, one_folder):
+def _unclear(judged, places, files, overlap):
     """The DataError if no rule makes pairs of images and labels."""
     images, labels = places
-    where = images.text if images == labels else f"{images.text}, {labels.text}"
-    if judged and one_folder:
+    where = images.text if images.text == labels.text else f"{images.text}, {labels.text}"
+    if judged and overlap:
         pairs = max(judged, key=lambda one: len(one.pairs))
         first, second = next(iter(pairs.pairs.values()))
         return DataError(f"it is unclear which files are images and which are labels: "
@@ -281,7 +291,7 @@ def _unclear(judged, places, files, one_folder):
         return DataError("the images look like label maps, and the labels do not: this is not a "
                          "label map", shown(next(iter(judged[0].pairs.values()))[1]),
                          "are --images and --labels exchanged?")
-    several = _shared_images(files, set())
+    several = _labels_named_after(files[0], files[1], set())
     if several:
         image, names = max(several.items(), key=lambda entry: len(entry[1]))
         if len(names) > 1:
@@ -294,20 +304,23 @@ def _unclear(judged, places, files, one_folder):
                      "something that is the same in all names")
 
 
-def _shared_images(files, used) -> dict[str, list[Path]]:
-    """{image name: further label files whose names begin with it}, of unused label files."""
-    stems = {os.path.splitext(file.name)[0].rpartition("/")[2]: file for file in files[0]}
+def _labels_named_after(images, labels, known) -> dict[str, list[Path]]:
+    """{image name: label files whose names, or folders, begin with it}.
+
+    Files whose keys are `known` are not counted as labels.
+    """
+    stems = {os.path.splitext(file.name)[0].rpartition("/")[2]: file for file in images}
     found: dict[str, list[Path]] = {}
-    for file in files[1]:
-        if file.key in used or file.path.suffix.lower() not in LABEL_SUFFIXES:
+    for file in labels:
+        if file.key in known or file.path.suffix.lower() not in LABEL_SUFFIXES:
             continue
-        path = os.path.splitext(file.name)[0]
-        for part in path.split("/"):
-            ends = [i for i, c in enumerate(part) if c in "_-. "] + [len(part)]
-            stem = next((part[:end] for end in reversed(ends) if part[:end] in stems), None)
-            if stem is not None and stems[stem].key != file.key:
-                found.setdefault(stems[stem].name, []).append(file.path)
-                break
+        parts = os.path.splitext(file.name)[0].split("/")
+        beginnings = (part[:end] for part in parts for end in range(len(part), 0, -1)
+                      if end == len(part) or part[end] in "_-. ")
+        image = next((stems[text] for text in beginnings
+                      if text in stems and stems[text].key != file.key), None)
+        if image:
+            found.setdefault(image.name, []).append(file.path)
     return found
 
 
@@ -356,7 +369,9 @@ def _remarks(files, used, unusable):
 
 def _refuse_further_labels(files, pairs, known, labels):
     """Raise DataError if many images have label files besides those whose keys are `known`."""
-    several = _shared_images(files, known)
+    paired = {pair.image for pair in pairs}
+    several = _labels_named_after([file for file in files[0] if file.path in paired], files[1],
+                                  known)
     if len(several) < max(2, _RIVALS_FROM * len(pairs)):
         return
     further = [path for paths in several.values() for path in paths]
