@@ -67,8 +67,9 @@ class PixelCache:
         shards = [_Shard(self.folder / _shard_name(number), size)
                   for number, size in enumerate(_read_index(self.folder)["shards"])]
         self._paths = [shard.path for shard in shards]
+        self._stamps = [_state(path) for path in self._paths]
         self._places = self._locate(dataset, shards)
-        self._maps = {}         # number of a shard -> its mapped bytes
+        self._maps = {}         # number of a shard -> (the mapped file, its bytes, its state)
         # Shared by the worker processes, so that each sample is checked only once.
         self._checked = mmap.mmap(-1, max(len(self.samples), 1))
         self._compare(dataset)
@@ -76,10 +77,8 @@ class PixelCache:
     def load(self, index: int) -> tuple[Image, Labels]:
         """The image, uint8 (H, W, 3), and its label as stored, (H, W); both read-only."""
         number, start, height, width, kind, crc = self._places[index].tolist()
-        if number not in self._maps:
-            self._maps[number] = _mapped(self._paths[number])
         split, length = _extent((height, width), _LABEL_TYPES[kind])
-        pixels = self._maps[number][start:start + length]
+        pixels = self._shard(number, start + length)[start:start + length]
         if not self._checked[index]:
             if zlib.crc32(pixels) != crc:
                 raise _damaged(self._paths[number], "the pixels of "
@@ -88,6 +87,25 @@ class PixelCache:
             self._checked[index] = 1
         return (pixels[:3 * height * width].reshape(height, width, 3),
                 pixels[split:].view(_LABEL_TYPES[kind]).reshape(height, width))
+
+    def _shard(self, number, end):
+        """The mapped bytes of a shard, uint8 (N,), after it was made sure that `end` of them exist.
+
+        A file that has become shorter would end the process (SIGBUS) where the missing bytes are
+        touched. If the file was written again, its samples are compared with their CRC again.
+        """
+        state = _state(self._paths[number])
+        if number not in self._maps or state not in (None, self._maps[number][2]):
+            self._maps[number] = *_mapped(self._paths[number]), state
+        if state not in (None, self._stamps[number]):
+            self._stamps[number] = state
+            for index in np.flatnonzero(self._places[:, 0] == number).tolist():
+                self._checked[index] = 0
+        file, pixels, _ = self._maps[number]
+        if min(file.size(), len(pixels)) < end:
+            raise _damaged(self._paths[number], f"it has {file.size()} bytes now and had more when "
+                           "it was opened", "delete this file, then " + _remedy())
+        return pixels
 
     def __getstate__(self):
         """Pickled for worker processes that are not forked; these map the files again."""
@@ -329,11 +347,21 @@ def _is_mixture(dataset):
     return dataset.owner(0)[0] is not dataset
 
 
+def _state(path):
+    """What changes if a file is written again or replaced; None if it is gone."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
 def _mapped(path):
-    """The bytes of a file, uint8 (N,), mapped and read-only."""
+    """(a file mapped read-only, its bytes, uint8 (N,))."""
     try:
         with open(path, "rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return mapped, np.frombuffer(mapped, np.uint8)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read: {error}", shown(path), _remedy()) from None
 

@@ -473,3 +473,42 @@ def test_a_cache_belongs_to_the_range_it_was_decoded_with(tmp_path):
     for other in (args, {**args, "white": 2000}):
         with pytest.raises(DataError, match="decoded in another way"):
             PixelCache(tmp_path / "cache", Folder(**other))
+
+
+@pytest.mark.parametrize("read_before", [True, False])
+@pytest.mark.parametrize("left", [0.5, 0.0])
+def test_a_file_that_is_cut_while_it_is_mapped_is_an_error_and_no_signal(cached, left, read_before):
+    args, folder = cached
+    cache = PixelCache(folder, Folder(**args))
+    if read_before:
+        for index in range(7):
+            cache.load(index)
+    shard = folder / "pixels-00000.bin"
+    os.truncate(shard, int(left * shard.stat().st_size))
+    with pytest.raises(DataError, match="bytes now and had more|cannot be read"):
+        for index in range(7):
+            for part in cache.load(index):
+                part.sum()                  # touches every byte
+
+
+@pytest.mark.parametrize("how", ["in place", "by another file"])
+def test_a_file_that_is_written_again_is_compared_with_its_checksums_again(cached, how):
+    args, folder = cached
+    dataset = Folder(**args)
+    cache = PixelCache(folder, dataset)
+    for index in range(7):
+        cache.load(index)
+    shard = folder / "pixels-00000.bin"
+    content = bytearray(shard.read_bytes())
+    other = shard if how == "in place" else folder / "other"
+    other.write_bytes(content)
+    os.replace(other, shard)                # the same pixels: nothing is wrong
+    np.testing.assert_array_equal(cache.load(2)[0], dataset.load(2)[0])
+    content[cache._places[2, 1] + 5] ^= 1
+    other.write_bytes(content)
+    os.utime(other, ns=(1, 1))
+    os.replace(other, shard)
+    with pytest.raises(DataError, match="have changed since they were"):
+        cache.load(2)
+    shard.unlink()                          # the mapped bytes remain
+    np.testing.assert_array_equal(cache.load(3)[0], dataset.load(3)[0])
