@@ -284,7 +284,7 @@ WRONG = {
     "versions": [3], "scheduler": [1], "scaler": [None], "optimizer": [[1]],
     "lineage": [3, [1], [[1, -2]]],
     "normalization": [{"mean": [math.nan] * 3, "std": [1.] * 3}, {"mean": "x", "std": [1.] * 3}],
-    "palette": [None, [[1, 2]]], "class_names": [[1]], "activation": ["tanh", ["softmax"]]}
+    "palette": [None, [[1, 2]], []], "class_names": [[1]], "activation": ["tanh", ["softmax"]]}
 
 
 @pytest.mark.parametrize("entry, value", [(entry, value) for entry, values in WRONG.items()
