@@ -13,7 +13,7 @@ from tests.support.places import ROOT, SHARED
 from utils.decision.expected_score import Objective
 from utils.decision.rankdice import rank_dice
 from utils.decision.rankdice_batched import solve_batched
-from utils.errors import ConfigError
+from utils.errors import ConfigError, NumericalError
 
 ORACLES = SHARED / "rankdice"
 stored = pytest.mark.skipif(not ORACLES.exists(), reason=f"{ORACLES} is not there")
@@ -385,3 +385,20 @@ def test_a_gpu_gives_the_masks_of_the_cpu_without_synchronizing():
         torch.cuda.set_sync_debug_mode("default")
     assert (masks.cpu() == rank_dice(probs)).double().mean() > 0.9999
     assert (labels.cpu() == rank_dice(probs, overlap=False)).double().mean() > 0.9999
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("solver", ["auto", "exact", "rma"])
+@pytest.mark.parametrize("pixels", [16, 10_000])
+def test_a_probability_that_is_not_finite_is_an_error_and_no_label(value, overlap, solver, pixels):
+    probs = torch.full((1, 2, 1, pixels), 0.4)
+    probs[0, 1, 0, 7] = value
+    with pytest.raises(NumericalError, match="not finite"):
+        rank_dice(probs, overlap=overlap, solver=solver)
+
+
+def test_batched_labels_of_nan_are_classes():
+    probs = torch.full((2, 3, 50), float("nan"))
+    labels, _ = solve_batched(probs, Objective("dice", 0.0), 0.5, "auto", False)
+    assert labels.shape == (2, 50) and labels.max() < 3

@@ -16,6 +16,7 @@ from PIL import Image
 from models.enet import ENet
 from tests.support.browser import Browser, find_browser
 from tests.support.graphs import NAMES, write_tiny_checkpoint
+from tests.support.limits import files_limited_to
 from tests.support.png import chunk, png
 from tests.support.run_program import start
 from tools.demo import __main__ as demo
@@ -275,6 +276,30 @@ def test_after_a_network_error_the_next_image_works():
         assert ask(server, body=image_bytes())[0] == 200
     finally:
         stop(server)
+
+
+def test_a_sender_and_the_log_are_told_of_a_full_disk(server, capsys):
+    assert ask(server, body=image_bytes())[0] == 200
+    with files_limited_to(500):
+        status, answer = ask(server, body=image_bytes())
+    assert status == 507 and "the server cannot store the image: File too large" in answer["error"]
+    assert "warning: the server cannot store the image" in capsys.readouterr().err
+    assert ask(server, body=image_bytes())[0] == 200
+
+
+def test_a_folder_of_temporary_files_that_is_gone_is_no_lost_connection(server, monkeypatch,
+                                                                        tmp_path, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    status, answer = ask(server, body=image_bytes())
+    assert status == 507 and "No such file or directory" in answer["error"]
+    assert "gone" in capsys.readouterr().err
+
+
+def test_logits_that_are_not_finite_are_told_to_the_sender(server, opened, monkeypatch):
+    broken = opened.model.second.bias
+    monkeypatch.setattr(broken, "data", broken.data * float("nan"))
+    status, answer = ask(server, body=image_bytes())
+    assert status == 422 and "not finite" in answer["error"]
 
 
 def test_a_port_in_use_is_a_clear_error(server):

@@ -117,3 +117,41 @@ def test_usage_errors_name_the_fix(lab, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(onnx_network.importlib.util, "find_spec", lambda name: None)
     assert run(lab, tmp_path) == 2
     assert "pip install -r requirements-export.txt" in capsys.readouterr().err
+
+
+def test_a_graph_carries_the_size_of_validation(tmp_path, monkeypatch, capsys):
+    checkpoint = write_tiny_checkpoint(tmp_path / "model.pth", monkeypatch)
+    picture = made_up_image(1, 90, 131)[0].transpose(1, 2, 0)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture).save(tmp_path / "in" / "a.png")
+    opened = open_model(read_checkpoint(checkpoint), "cpu")
+    for arguments, base_size in (((), None), (("--base-size", "60"), 60)):
+        path = str(tmp_path / f"{base_size}.onnx")
+        assert console.run(export.main, ["-r", checkpoint, "-o", path, "--json", *arguments,
+                                         "predict.mode=whole"]) == 0
+        assert json.loads(capsys.readouterr().out)["base_size"] == base_size
+        image = torch.from_numpy(made_up_image(1, 90, 131))
+        for given in (None, "none", "45x50"):
+            size = {None: base_size, "none": None, "45x50": (45, 50)}[given]
+            expected = largest_class(opened.predictor({"base_size": size})(image))[0].numpy()
+            option = ["--base-size", given] if given else []
+            assert console.run(run_onnx.main, [path, "-i", str(tmp_path / "in"), "-o",
+                                               str(tmp_path / "out"), *option]) == 0
+            told = "predicted at 60 pixels (long side), as in validation" in capsys.readouterr().err
+            assert told == (given is None and base_size == 60)
+            with Image.open(tmp_path / "out" / "a.png") as labels:
+                assert (np.array(labels) != expected).mean() < 1e-3
+
+
+def test_resize_without_effect_is_refused(lab, tmp_path, capsys):
+    assert run(lab, tmp_path / "out", "--resize") == 2
+    assert "--resize has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [("--max-drop", "0.1"), ("--split", "test"),
+                                    ("--calibration-images", "3")])
+def test_options_of_int8_alone_are_refused(option, capsys):
+    with pytest.raises(SystemExit) as error:
+        export.parse(["-r", "a.pth", "-o", "a.onnx", *option])
+    assert error.value.code == 2
+    assert f"{option[0]} has no effect without --int8" in capsys.readouterr().err
