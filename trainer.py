@@ -391,6 +391,10 @@ class Trainer(BaseTrainer):
         self.logger.say(f"epoch {epoch} validation on {scores.images} images of "
                         f"{type(dataset).__name__} ({rule.name}, {predictor.mode}{size})\n"
                         + format_table(scores, dataset.class_names))
+        if not sum(scores.dataset["pixels"]):
+            warn(f"not one pixel of the {scores.images} images of the validation has a label: it "
+                 "gives no score and no model_best.pth, and trainer.early_stop counts it as no "
+                 "better")
         self._record_validation(epoch, scores, rule.name)
         if self.logger.draws:
             self._draw_examples(scores, predictor, rule)

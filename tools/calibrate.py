@@ -56,7 +56,13 @@ def main(argv: list[str] | None = None):
     from utils.checkpoint.read import read_checkpoint
     from utils.checkpoint.write import write_checkpoint
     from utils.config.load import with_config
-    from utils.decision.calibration import fit_temperature, reliability, reliability_diagram
+    from utils.decision.calibration import (
+        HIGHEST,
+        LOWEST,
+        fit_temperature,
+        reliability,
+        reliability_diagram,
+    )
     from utils.images.image_io import write_image
     args.checkpoint = find_checkpoint(args.checkpoint)
     stored = read_checkpoint(args.checkpoint)
@@ -79,6 +85,10 @@ def main(argv: list[str] | None = None):
         predict = {**stored["config"].get("predict", {}), "temperature": temperature}
         write_checkpoint(args.write, {**stored, "config": {**stored["config"],
                                                            "predict": predict}})
+    if temperature in (LOWEST, HIGHEST):
+        console.warn(f"temperature {temperature:g} is the end of the range that is searched, no "
+                     "minimum of the log loss: a network that is hardly trained, or labels that "
+                     "do not belong to the images")
     console.notice(f"the reliability diagram is in {output}"
                    + (f", the calibrated checkpoint in {args.write}" if args.write else ""))
     console.output(json.dumps(result) if args.json else _text(result))

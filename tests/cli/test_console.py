@@ -1,7 +1,10 @@
 """Signals outside a training: every program ends with 128 + the number of the signal."""
 import contextlib
+import errno
+import io
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -66,3 +69,23 @@ def test_an_error_without_a_signal_stays_the_error():
         raise RuntimeError("operator failed")
     with pytest.raises(RuntimeError, match="operator failed"):
         console.run(main, [])
+
+
+class Full(io.StringIO):
+    """A stdout on a disk that is full."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_result_that_does_not_fit_on_the_disk_of_stdout_is_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert console.run(lambda argv: console.output("0.5"), []) == 3
+    assert "cannot write the output: No space left on device" in capsys.readouterr().err
+
+
+def test_a_character_that_stdout_cannot_show_is_printed_escaped(monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii"))
+    assert console.run(lambda argv: print("Stra\u00dfe \ud800"), []) == 0
+    assert buffer.getvalue() == b"Stra\\xdfe \\ud800\n"

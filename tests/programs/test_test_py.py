@@ -157,6 +157,13 @@ def test_data_with_another_number_of_classes_is_an_error(checkpoint, capsys, mai
     assert "5 classes" in capsys.readouterr().err
 
 
+def test_a_temperature_at_the_end_of_its_range_is_told(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr("utils.decision.calibration.fit_temperature", lambda *_: 20.0)
+    assert console.run(calibrate.main, ["-r", str(checkpoint), "-d", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert "temperature 20 is the end of the range" in err and "temperature 20.0000" in out
+
+
 def test_a_damaged_checkpoint_ends_with_status_4(checkpoint, capsys):
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[:len(whole) // 2])

@@ -335,6 +335,13 @@ def test_best_is_judged_at_every_validation_whatever_the_save_period(tmp_path):
     assert best["epoch"] == 3 and best["monitor"]["best"] == .5    # the epoch to resume with
 
 
+def test_a_validation_without_a_labeled_pixel_says_so(tmp_path, capfd):
+    trainer = make(tmp_path, "trainer.epochs=1")
+    trainer.val_loader.dataset.labels[:] = 255
+    trainer.train()
+    assert "not one pixel of the 4 images of the validation has a label" in capfd.readouterr().err
+
+
 def test_early_stop_ends_the_run(tmp_path):
     trainer = make(tmp_path, "trainer.early_stop=2", "trainer.epochs=30")
     trainer._valid_epoch = lambda epoch: {"Mean_IoU": 1 / epoch}

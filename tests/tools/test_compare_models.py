@@ -33,6 +33,22 @@ def test_one_failure_does_not_stop_the_rest(monkeypatch, capsys, tmp_path):
     assert stored["size"] == [512, 1024] and stored["device"] == "cpu"
 
 
+@pytest.mark.parametrize("files, measured", [(True, 2), (False, 0)])
+def test_a_lost_reader_stops_the_work_only_if_no_file_is_wanted(monkeypatch, tmp_path, files,
+                                                               measured):
+    def gone(_):
+        raise BrokenPipeError
+
+    jobs = []
+    monkeypatch.setattr(compare_models, "_in_a_process",
+                        lambda job: jobs.append(job) or {"name": job.title, "parameters": 1.0})
+    monkeypatch.setattr("utils.cli.console.output", gone)
+    path = tmp_path / "x.json"
+    with pytest.raises(BrokenPipeError):        # the program ends with status 0
+        main(["ENet", "UNet", "--device", "cpu", *(["--json", str(path)] if files else [])])
+    assert len(jobs) == measured and path.exists() is files
+
+
 def test_what_was_measured_before_an_interrupt_is_written(monkeypatch, tmp_path):
     def run(job):
         if job.type == "UNet":
