@@ -27,8 +27,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="resume from a checkpoint, or from last.pth of a run's folder; auto: from the "
              "newest one of this run name, or start a new run")
     add("--resume-allow-changes", action="store_true",
-        help="with -r: resume even if batches, data or the optimizer's settings differ from the "
-             "checkpoint's; the new ones hold")
+        help="with -r: use batches, data and optimizer settings other than the checkpoint's")
     add("-d", "--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     add("--dry-run", action="store_true",
         help="build everything, try one step and one validation image, write nothing, and stop")
