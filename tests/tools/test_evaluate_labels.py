@@ -177,6 +177,17 @@ def test_a_single_missing_instance_file_is_a_mistake(tmp_path, capsys):
     assert "ulm_000001_000019_gtFine_instanceIds.png" in capsys.readouterr().err
 
 
+def test_instances_of_another_size_than_the_truth_name_both_files(tmp_path, capsys):
+    argv = make_city(tmp_path)
+    path = next((tmp_path / "gt" / "ulm").glob("*1_000019_gtFine_instanceIds.png"))
+    height, width = read_label(path).shape
+    write_image(path, np.zeros((height + 1, width), np.uint16))
+    assert scored(*argv) == 3
+    err = " ".join(capsys.readouterr().err.split())
+    assert f"{path}: is {width}x{height + 1}, the truth" in err
+    assert f"the truth {path.name.replace('instance', 'label')} {width}x{height}" in err
+
+
 def test_train_ids_in_place_of_label_ids_cause_a_warning(tmp_path, capsys):
     argv = make_city(tmp_path)
     for path in (tmp_path / "pred").iterdir():

@@ -19,6 +19,7 @@ from utils.cli import console
 from utils.config.build import build
 from utils.config.load import load_config
 from utils.config.schema import resolve_config
+from utils.images import headers
 from utils.images.image_io import read_image, read_label, write_image, write_label
 from utils.images.normalize import Normalize
 from utils.segfix.mat_files import read_distance_maps, read_offsets, write_offsets
@@ -109,6 +110,28 @@ def test_files_that_cannot_be_refined_are_one_line_each(folder, capsys):
             key=lambda text: str(folder / text)), strict=True):
         assert text in line
     assert (folder / "out/palette.png").is_file() and not (folder / "out/missing.png").exists()
+
+
+def test_a_palette_file_of_which_the_end_is_missing_is_one_line(folder, capsys):
+    path = folder / "labels/palette.png"
+    whole = path.read_bytes()
+    for kept in (len(whole) - 12, len(whole) // 2, 60):
+        path.write_bytes(whole[:kept])
+        assert refined(folder) == 3
+        line, = capsys.readouterr().err.splitlines()
+        assert "labels/palette.png: " in line and "runcated" in line
+
+
+def test_each_label_is_read_once_and_a_short_palette_keeps_its_colors(folder, monkeypatch):
+    image = Image.fromarray(np.arange(180, dtype=np.uint8).reshape(12, 15) % 3)
+    image.putpalette([9, 8, 7, 60, 50, 40, 1, 2, 3])
+    image.save(folder / "labels/palette.png", bits=8)
+    opened, read_bytes = [], headers.read_bytes
+    monkeypatch.setattr(headers, "read_bytes", lambda path, *more: opened.append(Path(path).name)
+                        or read_bytes(path, *more))
+    assert refined(folder) == 0
+    assert sorted(opened) == ["color é.png", "deep.png", "gray.png", "palette.png"]
+    assert Image.open(folder / "out/palette.png").getpalette()[:9] == [9, 8, 7, 60, 50, 40, 1, 2, 3]
 
 
 def test_a_folder_that_cannot_be_created_is_one_line_per_file(folder, capsys):

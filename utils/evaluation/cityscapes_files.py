@@ -46,7 +46,8 @@ def score_cityscapes(folder: Path, predictions: Path, ids: str | None = None,
         prediction = _read_ids(paths[name], ids or "label", read_prediction(
             paths[name], "write label ids or train ids as a gray or palette PNG"))
         require_size(prediction, paths[name], truth, truths[name])
-        return count_pair(prediction, truth, _read_instances(instances.get(name), truth))
+        return count_pair(prediction, truth,
+                          _read_instances(instances.get(name), truth, truths[name]))
 
     metrics = CityscapesMetrics()
     for counts in count_all(count, [name for name in truths if name in paths], workers,
@@ -90,11 +91,11 @@ def _read_ids(path: Path, ids: str, values: Labels) -> Labels:
     return require_below(values, len(LABELS), values, path, "a label id 0..33", fix)
 
 
-def _read_instances(path: Path | None, truth: Labels) -> Labels | None:
+def _read_instances(path: Path | None, truth: Labels, truth_path: Path) -> Labels | None:
     if path is None:
         return None
     values = read_label(path)
-    require_size(values, path, truth, path)
+    require_size(values, path, truth, truth_path)
     if values.max(initial=0) >= 1000 * len(LABELS):
         raise DataError(f"holds instance id {values.max()}, which does not belong to any class",
                         shown(path), "copy or download the file again")

@@ -96,6 +96,21 @@ def read_label(path: str | os.PathLike, palette: Palette | None = None) -> Label
     return _read_label(path, palette)[0]
 
 
+def read_label_and_palette(path: str | os.PathLike) -> tuple[Labels, list[list[int]] | None]:
+    """(the stored values of a gray or palette file, (H, W), the [r, g, b] of its palette, if any).
+
+    Raises DataError as `read_label`.
+    """
+    image, probe, turn = _open_label(path)
+    if isinstance(image, np.ndarray):
+        return image, None
+    values = _label_values(image, probe, turn, None, path)
+    if image.mode != "P":
+        return values, None
+    colors = image.getpalette() or []
+    return values, np.reshape(colors[:len(colors) // 3 * 3], (-1, 3)).tolist()
+
+
 def read_pair(image_path: str | os.PathLike, label_path: str | os.PathLike,
               palette: Palette | None = None, label: Labels | None = None,
               white: float | None = None) -> tuple[Image, Labels]:
@@ -124,7 +139,7 @@ def read_stored(path: str | os.PathLike) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return image
     if image.mode in ("P", "L", "1") or image.mode.startswith("I"):
-        return _label_values(image, probe, None, path)
+        return _label_values(image, probe, 1, None, path)
     return np.array(image.convert("RGB"))
 
 
@@ -210,8 +225,7 @@ def _read_label(path, palette):
     image, probe, turn = _open_label(path)
     if isinstance(image, np.ndarray):
         return image, turn
-    values = _label_values(image, probe, palette, path)
-    return (values if image.format == "TIFF" else _oriented(values, turn)), turn
+    return _label_values(image, probe, turn, palette, path), turn
 
 
 def _open_label(path: str | os.PathLike) -> "tuple[Labels | PillowImage, Probe | None, int]":
@@ -232,7 +246,13 @@ def _open_label(path: str | os.PathLike) -> "tuple[Labels | PillowImage, Probe |
     return image, probe, turn
 
 
-def _label_values(image, probe, palette, path):
+def _label_values(image, probe, turn, palette, path):
+    """The stored values (H, W) of a loaded Pillow image, as displayed."""
+    values = _stored_values(image, probe, palette, path)
+    return values if image.format == "TIFF" else _oriented(values, turn)
+
+
+def _stored_values(image, probe, palette, path):
     if image.mode in ("P", "L"):
         values = np.array(image)
         bits = probe.bits if probe and probe.kind == "png" else _few_bits(image)

@@ -1,13 +1,17 @@
 """Refines label files of any program: gray, palette or color images, which keep their kind."""
-import io
 import os
 
 import numpy as np
 
 from utils.errors import DataError, shown
 from utils.files.whole_file import make_folder
-from utils.images.headers import FORMATS
-from utils.images.image_io import read_image, read_label, write_image, write_label
+from utils.images.headers import pillow_open
+from utils.images.image_io import (
+    read_image,
+    read_label_and_palette,
+    write_image,
+    write_label,
+)
 from utils.images.image_list import find_images, plan_outputs
 from utils.images.picture_files import LABEL_SUFFIXES
 from utils.metrics.cityscapes_metrics import EVALUATED_IDS
@@ -37,16 +41,17 @@ def refine_label_file(job: tuple[str, str, str], files: MatFolder, scale: float 
     Raises DataError if the label or its offset file is missing, damaged, or of another size.
     """
     path, name, out = job
-    kind, palette = _kind(path)
-    labels = read_image(path) if kind == "color" else read_label(path)
+    with pillow_open(path, path) as image:
+        color = image.mode in ("RGB", "RGBA", "CMYK", "YCbCr")
+    labels, palette = (read_image(path), None) if color else read_label_and_palette(path)
     if ids != "keep":
-        if kind == "color":
+        if color:
             raise DataError("is a color image without class ids", shown(path), "use --ids keep")
         labels = with_known_ids(labels, ids)
     offset = read_offsets(files.find(name), labels.shape[:2])
     refined = Refinement(offset, scale)(labels)
     make_folder(os.path.dirname(out))
-    if kind == "palette":
+    if palette is not None:
         write_label(out, refined, palette)
     else:
         write_image(out, refined)
@@ -66,16 +71,3 @@ def with_known_ids(labels: np.ndarray, benchmark: str) -> np.ndarray:
     if labels.dtype != np.uint8:
         labels = np.minimum(labels, 255).astype(np.uint8)
     return cv2.LUT(labels, table)
-
-
-def _kind(path):
-    """Returns ("gray", "palette" or "color", the colors of the palette) from an image's header."""
-    from PIL import Image
-    try:
-        with open(path, "rb") as file:
-            image = Image.open(io.BytesIO(file.read()), formats=FORMATS)
-    except Exception:           # read_label will raise an error with the reason
-        return "gray", []
-    if image.mode == "P":
-        return "palette", np.reshape(image.getpalette("RGB") or [], (-1, 3)).tolist()
-    return ("color" if image.mode in ("RGB", "RGBA", "CMYK", "YCbCr") else "gray"), []
