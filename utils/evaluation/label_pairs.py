@@ -11,7 +11,7 @@ import numpy as np
 from utils.cli.console import notice
 from utils.errors import DataError, listed, shown
 from utils.files.file_jobs import work_through
-from utils.images.image_io import read_label, read_label_colors
+from utils.images.image_io import read_label, read_stored
 from utils.images.picture_files import IMAGE_SUFFIXES, picture_files
 from utils.images.types import Labels
 
@@ -153,7 +153,7 @@ def read_prediction(path: Path, fix: str) -> Labels:
     try:
         return read_label(path)
     except DataError as error:
-        if read_label_colors(path) is None:
+        if read_stored(path).ndim == 2:
             raise
         raise DataError("is a color picture, not a map of class ids", error.where, fix) from None
 
