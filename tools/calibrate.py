@@ -3,7 +3,7 @@
 examples:
   python -m tools.calibrate -r saved/camvid/model_best.pth
   python -m tools.calibrate -r model_best.pth --split val --write model_calibrated.pth
-  python test.py -r model_best.pth -p rankdice predict.temperature=1.31
+  python test.py -r model_best.pth -p rankdice --temperature 1.31
 
 Fit on validation images, never on the images of the final score. `max` gives the same labels at
 any temperature; T, rankdice and rankiou do not.
