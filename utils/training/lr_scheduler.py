@@ -155,8 +155,8 @@ def _check_rates(name, args, scheduler, total_steps, steps_per_epoch):
     last_step = scheduler.per_iteration and steps_per_epoch == 1 and epochs <= _MAX_CHECKED
     idle = [epoch for epoch, rate in enumerate(rates[:-1] if last_step else rates, 1) if not rate]
     if idle and any(rates):
-        notice(f"{name}: the learning rate is 0 in {len(idle)} of {epochs} epochs, first in epoch "
-               f"{idle[0]}")
+        notice(f"schedule {name}: the learning rate is 0 in {len(idle)} of {epochs} epochs, first "
+               f"in epoch {idle[0]}")
 
 
 def _tell_length(name, length, rates, epochs):
@@ -164,8 +164,8 @@ def _tell_length(name, length, rates, epochs):
     if length in (None, 0, epochs) or len(set(rates)) == 1:
         return False
     after = f", {rates[length]:.3g} in epoch {length + 1}" if length < len(rates) - 1 else ""
-    notice(f"{name}: {_LENGTHS[name]} is {length}, the run has {epochs} epochs: the learning rate "
-           f"is {rates[0]:.3g} in the first{after} and {rates[-1]:.3g} in the last")
+    notice(f"schedule {name}: {_LENGTHS[name]} is {length}, the run has {epochs} epochs: the "
+           f"learning rate is {rates[0]:.3g} in the first{after} and {rates[-1]:.3g} in the last")
     return True
 
 
