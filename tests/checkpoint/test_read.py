@@ -301,6 +301,13 @@ def test_a_missing_entry_is_named_before_a_training_resumes(path, entry):
         read_training(path)
 
 
+@pytest.mark.parametrize("last", [9, 10 ** 9, -2, math.nan, "a"])
+def test_a_schedule_that_is_further_than_the_training_is_damage(path, last):
+    assert read_training(changed(path, scheduler={"last_epoch": 8}))["step"] == 8
+    with pytest.raises(DamagedCheckpoint, match="its schedule is at"):
+        read_training(changed(path, scheduler={"last_epoch": last}))
+
+
 def test_entries_that_older_versions_did_not_save_may_be_missing(path):
     assert not {"skipped", "dataset", "lineage", "versions"} & read_training(path).keys()
 

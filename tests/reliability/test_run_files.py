@@ -82,6 +82,12 @@ def test_a_best_that_is_whole_and_of_no_use_is_not_overwritten(trained, change, 
     assert path.read_bytes() == before
 
 
+def test_a_position_behind_the_end_of_its_epoch_is_refused(trained):
+    state = {**read_checkpoint(trained / "checkpoint-epoch1.pth"), "samples": 10 ** 15}
+    with pytest.raises(CheckpointError, match="at sample 10{15} of an epoch of 4 batches"):
+        make(trained, checkpoint=state)
+
+
 def test_going_back_is_told_once_and_the_later_files_stay_until_they_are_written(trained, capsys):
     capsys.readouterr()
     trainer = resumed(trained, "trainer.keep=1", "trainer.epochs=2", name="checkpoint-epoch1.pth")

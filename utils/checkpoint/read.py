@@ -112,7 +112,15 @@ def require_training(checkpoint: Checkpoint, where: str) -> TrainingCheckpoint:
     if missing:
         raise DamagedCheckpoint(f"checkpoint is damaged: it lacks {', '.join(missing)}", where,
                                 "use another checkpoint of the run")
-    return cast(TrainingCheckpoint, checkpoint)
+    training = cast(TrainingCheckpoint, checkpoint)
+    # A schedule counts steps, epochs or validations.
+    counted, most = training["scheduler"].get("last_epoch", 0), max(training["step"],
+                                                                    training["epoch"] or 0)
+    if not _is_count(counted) or counted > most:
+        raise DamagedCheckpoint(f"checkpoint is damaged: its schedule is at {counted!r:.40}, and "
+                                f"the training at epoch {training['epoch']} step "
+                                f"{training['step']}", where, "use another checkpoint of the run")
+    return training
 
 
 def read_checkpoint_and_digest(path: str | os.PathLike) -> tuple[Checkpoint, str]:

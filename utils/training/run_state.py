@@ -91,6 +91,11 @@ def restore(trainer: Resumable, saved: Checkpoint):
             trainer.scaler.load_state_dict(checkpoint["scaler"])
         progress.batches_done, progress.into_batch = divmod(checkpoint["samples"],
                                                             _samples_per_batch(trainer))
+        if progress.batches_done > len(trainer.train_loader) + 1 \
+                and checkpoint.get("steps_per_epoch") == progress.steps_per_epoch:
+            raise CheckpointError(f"the checkpoint is at sample {checkpoint['samples']} of an "
+                                  f"epoch of {len(trainer.train_loader)} batches", where,
+                                  "use another checkpoint of the run")
         recounted = _recount_steps(trainer, checkpoint)
         _restore_monitor(trainer, checkpoint)
         _restore_schedule(trainer, checkpoint, recounted)
