@@ -15,6 +15,7 @@ import sys
 
 from utils.cli import console
 from utils.cli.arguments import at_least, command_parser, device
+from utils.predict.arguments import add_base_size
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -30,6 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
              "whole image)")
     add("--stride", type=at_least(1), metavar="N",
         help="distance between crops (default: a third of the crop; published: 170)")
+    add_base_size(parser)
     add("--skip-existing", action="store_true", help="leave out images whose file exists")
     add("-d", "--device", type=device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     args = parser.parse_args(argv)
@@ -45,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     from utils.errors import DataError, first_line, shown
     from utils.files.file_jobs import work_through
     from utils.files.whole_file import make_folder
+    from utils.images.base_size import base_size_text
     from utils.images.image_io import read_image
     from utils.images.image_list import find_images, prepare_folder
     from utils.machine import distributed
@@ -56,6 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     prepare_folder(args.out)
     network = NetworkOffsets.open(args.checkpoint, distributed.start(args.device), args.crop,
                                   args.stride)
+    if args.base_size is not None:
+        network.base_size = None if args.base_size == "none" else args.base_size
+    elif network.base_size is not None:
+        console.notice(f"borders are predicted at {base_size_text(network.base_size)}, as in "
+                       "validation; --base-size none predicts at the images' own size")
 
     def predict(job):
         source, path = job

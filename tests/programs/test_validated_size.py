@@ -8,6 +8,7 @@ from PIL import Image
 
 import inference
 import test as test_program
+import train
 from dataloader.loader import make_loader
 from tools import calibrate, evaluate_labels, plot_rules
 from tools.demo.segmenter import Segmenter
@@ -295,3 +296,31 @@ def test_the_temperature_changes_written_probabilities(data, tmp_path):
         probs = (opened.predictor()(image) / (3 if folder == "b" else 1)).softmax(1)[0]
         stored = np.load(tmp_path / folder / "0_probabilities.npz")["probabilities"]
         assert np.abs(stored / 255 - probs.numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_validation_in_training_says_that_it_resizes_the_labels(tmp_path, capsys):
+    small = {"length": 4, "size": [32, 48], "num_workers": 0, "batch_size": 2}
+    config = {"arch": {"type": "ENet"}, "train_loader": {"type": "Shapes", "args": small},
+              "val_loader": {"type": "Shapes", "args": {**small, "base_size": 40}}, "loss": "CE",
+              "optimizer": {"type": "SGD", "args": {"lr": 0.1}},
+              "trainer": {"epochs": 1, "save_dir": str(tmp_path), "tensorboard": False}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert console.run(train.main, ["-c", str(tmp_path / "config.json")]) == 0
+    printed = "".join(capsys.readouterr())
+    assert "(max, whole, images and labels at 40 pixels (long side))" in printed
+    path = str(next(tmp_path.glob("*/*/model_best.pth")))
+    assert scores_of_test(path, tmp_path, capsys)["base_size"] == 40
+
+
+@pytest.mark.parametrize("part,value", [("mean", float("nan")), ("std", float("inf")),
+                                        ("std", 0.0)])
+def test_a_normalization_that_is_no_number_is_an_error_of_the_checkpoint(data, tmp_path, capsys,
+                                                                         part, value):
+    path = checkpoint(data, tmp_path / "model.pth")
+    state = read_checkpoint(path)
+    state["normalization"][part] = [value] * 3
+    write_checkpoint(path, state)
+    assert console.run(inference.main, ["-r", path, "-i", str(data / "images"), "-o",
+                                        str(tmp_path / "out")]) == 4
+    error = capsys.readouterr().err
+    assert "normalization" in error or "mean and std are three finite numbers" in error

@@ -57,6 +57,20 @@ def test_crops_cover_the_image_and_are_averaged(size):
     assert all(height <= 32 and width <= 32 for height, width in model.sizes)
 
 
+@pytest.mark.parametrize("crop", [None, 16])
+@pytest.mark.parametrize("size,seen", [((40, 80), (24, 48)), ((33, 24), (48, 35))])
+def test_a_network_sees_the_base_size_and_answers_at_the_size_of_the_image(crop, size, seen):
+    ramp = np.linspace(0, 255, size[0])[:, None, None] * np.ones((1, size[1], 3))
+    image = torch.from_numpy(ramp.astype(np.uint8)).permute(2, 0, 1)
+    model = Pointwise()
+    found = predict_offsets(model, torch.Tensor.float, image, crop, base_size=48)
+    assert found.shape == (*size, 2)
+    assert all(one == ((16, 16) if crop else seen) for one in model.sizes)
+    # A ramp stays a ramp, so only rows where a direction ends may differ.
+    own = predict_offsets(model, torch.Tensor.float, image)
+    assert (found != own).any(axis=(1, 2)).mean() < 0.1
+
+
 def test_a_refiner_with_files_takes_arrays_tensors_and_masks(tmp_path):
     labels, offset = blocks(), random_offsets(40, 60)
     write_offsets(tmp_path / "a.mat", offset)
