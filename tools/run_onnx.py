@@ -26,7 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("model", metavar="MODEL.onnx", help="graph written by tools.export")
     add("-i", "--images", nargs="+", required=True, metavar="PATH",
         help="folders, images, .txt lists or patterns")
-    add("-o", "--out", default="outputs", metavar="DIR",
+    add("-o", "--out", "--output", default="outputs", metavar="DIR",
         help="folder for the results, with the subfolders of the input (default: outputs)")
     add("--overlay", action="store_true", help="also write the image with the class colors over it")
     add("--resize", action="store_true",

@@ -259,6 +259,19 @@ def test_a_film_that_does_not_fit_on_the_disk_is_an_error(tmp_path):
         assert tree(tmp_path) == ["whole.mp4"]
 
 
+def test_a_full_disk_ends_a_film_before_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.inference.video_files.ROOM_EVERY", 5)
+    full = os.statvfs_result((4096, 4096, 100, 0, 0, 9, 9, 9, 0, 255))
+    monkeypatch.setattr("utils.inference.video_files.os.statvfs", lambda _: full)
+    written = []
+    with pytest.raises(DataError, match="No space left"), \
+            VideoWriter(str(tmp_path / "a.mp4"), 10) as writer:
+        for frame in frames(8):
+            writer.write(frame)
+            written.append(frame)
+    assert len(written) == 5 and not tree(tmp_path)
+
+
 def test_a_film_with_a_missing_part_is_not_complete(tmp_path):
     noise(tmp_path / "a.mp4", 6)
     data = (tmp_path / "a.mp4").read_bytes()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.segfix import RNG, blocks, golden, random_offsets
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, NumericalError
 from utils.segfix.mat_files import write_offsets
 from utils.segfix.offsets import refine
 from utils.segfix.refiner import NetworkOffsets, open_refiner, predict_offsets
@@ -69,6 +69,13 @@ def test_a_network_sees_the_base_size_and_answers_at_the_size_of_the_image(crop,
     # A ramp stays a ramp, so only rows where a direction ends may differ.
     own = predict_offsets(model, torch.Tensor.float, image)
     assert (found != own).any(axis=(1, 2)).mean() < 0.1
+
+
+@pytest.mark.parametrize("crop", [None, 16])
+def test_outputs_that_are_not_finite_are_an_error_and_no_offset(crop):
+    image = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    with pytest.raises(NumericalError, match="not finite"):
+        predict_offsets(Pointwise(), lambda x: x.float() * float("nan"), image, crop)
 
 
 def test_a_refiner_with_files_takes_arrays_tensors_and_masks(tmp_path):

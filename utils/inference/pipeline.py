@@ -84,7 +84,7 @@ class Pipeline:
                     continue
                 try:
                     one = self._refined(labels[i], x[i], name)
-                except DataError as error:
+                except (DataError, NumericalError) as error:
                     results.append(error)
                     continue
                 if MASKS in wanted and not with_masks:

@@ -3,6 +3,8 @@
 OpenCV decodes and encodes them with FFmpeg, which its wheels contain. It crashes on file names
 that are not UTF-8, so it gets only symbolic links with plain names. Sound is not copied.
 """
+import contextlib
+import errno
 import glob
 import os
 import struct
@@ -27,6 +29,7 @@ CAMERA = "camera:"
 FILM = ".mp4"               # suffix of a result: MPEG-4, which every build of OpenCV can write
 FRAMES = "_frames"          # suffix of the folder with a label map per frame
 DEFAULT_RATE = 25.0         # frames/s, for a source that does not state its rate
+ROOM_EVERY = 64             # frames after which a film asks whether its disk is full
 CHECK_VIDEO = "check that it plays; other formats: ffmpeg -i IN OUT.mp4"
 
 
@@ -61,7 +64,7 @@ class VideoReader:
 
     def __init__(self, path: str):
         import cv2
-        self._cv2, self._folder = cv2, tempfile.TemporaryDirectory(prefix="segwright-")
+        self._cv2, self._folder = cv2, _folder_of_links()
         if path.startswith(CAMERA):
             self._capture = cv2.VideoCapture(int(path[len(CAMERA):]))
         else:
@@ -107,15 +110,25 @@ class VideoWriter:
         self.path, self.frames_per_s, self.frames = path, frames_per_s, 0
         self._encoder: cv2.VideoWriter | None = None        # both from the first frame on
         self._file: WholeFile | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="segwright-")
+        self._folder = _folder_of_links()
 
     def write(self, frame: Image):
         """Append a frame, uint8 (H, W, 3), RGB. Raises DataError if the file cannot be opened."""
         import cv2
         if self._encoder is None:
             self._encoder = self._open(*frame.shape[:2])
+        elif self.frames % ROOM_EVERY == 0:
+            self._require_room()
         self._encoder.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         self.frames += 1
+
+    def _require_room(self):
+        """Raise DataError if the disk is full: the film would be examined hours later."""
+        assert self._file is not None, "the file is open"
+        with contextlib.suppress(OSError):      # no statvfs here, or the folder is gone
+            disk = os.statvfs(self._file.temporary.parent)
+            if disk.f_blocks and not disk.f_bfree:
+                raise cannot_write(self.path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def _open(self, height, width) -> "cv2.VideoWriter":
         import cv2
@@ -155,6 +168,15 @@ class VideoWriter:
             if self._file is not None:
                 self._file.discard()        # does nothing after `finish`
             self._folder.cleanup()
+
+
+def _folder_of_links() -> tempfile.TemporaryDirectory:
+    """A temporary folder for links with plain names. Raises DataError if there can be none."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="segwright-")
+    except OSError as error:
+        raise DataError(f"cannot make a temporary folder: {error.strerror or error}", None,
+                        "set TMPDIR to a folder with room") from None
 
 
 def frames_in_film(path: str | os.PathLike) -> int:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from utils.errors import CheckpointError, ConfigError, DataError, shown
+from utils.errors import CheckpointError, ConfigError, DataError, NumericalError, shown
 from utils.images.base_size import BaseSize, whole_view
 from utils.machine.tensors import ImageBatch
+from utils.predict.predictor import NOT_FINITE, NOT_FINITE_FIX, finite_images
 from utils.predict.resizing import at_base_size, at_own_size
 from utils.predict.windows import mean_of_windows, strided_windows
 from utils.segfix.mat_files import MatFolder, read_offsets
@@ -156,6 +157,7 @@ def predict_offsets(model: torch.nn.Module, normalize: Callable[[ImageBatch], Im
         (bilinear, align_corners), and directions are averaged as logits.
     base_size: the size at which the network sees the image (utils.images.base_size); border and
         directions are resized back.
+    Raises NumericalError if the network's outputs are not finite.
     """
     device = next(model.parameters()).device
     own = image.shape[-2], image.shape[-1]
@@ -169,14 +171,18 @@ def predict_offsets(model: torch.nn.Module, normalize: Callable[[ImageBatch], Im
         windows = strided_windows(size, (crop, crop), (step, step))
     with torch.inference_mode():
         x = normalize(images.to(device))
-        if len(windows.places) == 1 and view is None:
+        if len(windows.places) == 1:
             mask, direction = _full_size(model, x)
-            return offset_map(mask, direction)[0].cpu().numpy()
-        views = ((*place, torch.cat(_full_size(model, x[(..., *windows.area(*place))]), dim=1))
-                 for place in windows.places)
-        mean = mean_of_windows(windows, views)
-        mean = mean if view is None else at_own_size(mean, view, own)
-        return offset_map(mean[:, :2], mean[:, 2:])[0].cpu().numpy()
+        else:
+            views = ((*place, torch.cat(_full_size(model, x[(..., *windows.area(*place))]), dim=1))
+                     for place in windows.places)
+            mean = mean_of_windows(windows, views)
+            mask, direction = mean[:, :2], mean[:, 2:]
+        if not (finite_images(mask) & finite_images(direction)).all():
+            raise NumericalError(NOT_FINITE, fix=NOT_FINITE_FIX)
+        if view is not None:
+            mask, direction = (at_own_size(part, view, own) for part in (mask, direction))
+        return offset_map(mask, direction)[0].cpu().numpy()
 
 
 def _full_size(model, x):
