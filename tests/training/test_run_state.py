@@ -9,6 +9,7 @@ from tests.programs.test_trainer import Net, make, same, signal_at, weights
 from tests.reliability.test_numbers import poison
 from tests.training.test_lr_scheduler import ARGS, BY_STEPS, ON_SCORES
 from utils.checkpoint.format import TrainingCheckpoint
+from utils.checkpoint.load import _kept_for
 from utils.checkpoint.read import read_checkpoint
 from utils.cli.console import Interrupted
 from utils.config.registry import components
@@ -148,6 +149,19 @@ def test_a_state_that_the_optimizer_would_not_keep_is_refused(tmp_path, name, en
         state[entry] = value
     with pytest.raises(CheckpointError, match=words):
         make(tmp_path, *settings, checkpoint=saved)
+
+
+@pytest.mark.parametrize("name, args", optimizers(),
+                         ids=[f"{name}{list(args)}" for name, args in optimizers()])
+@pytest.mark.parametrize("shape", [(7,), (1,), (5, 3), (1, 4, 3, 3), (6, 1, 1, 1), (6, 5, 3, 1)])
+def test_what_an_optimizer_keeps_is_known_without_its_memory(name, args, shape):
+    weight = torch.nn.Parameter(torch.ones(shape))
+    weight.grad = torch.ones(shape)
+    optimizer = components("optimizers")[name]([weight], lr=0.1, **args)
+    known = _kept_for(weight, optimizer.param_groups[0], type(optimizer))
+    optimizer.step()
+    assert {key: value.shape for key, value in known.items()} == {
+        key: value.shape for key, value in optimizer.state[weight].items()}
 
 
 # Steps that were left out

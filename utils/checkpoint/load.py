@@ -91,14 +91,25 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], wher
 
 
 def _kept_for(parameter, group, cls):
-    """What an optimizer of this class and settings keeps for such a parameter, after one step."""
+    """What an optimizer of this class and settings keeps for such a parameter, after one step.
+
+    Its tensors have no values. The step is taken with a parameter of the same shape, but with
+    sides of 2 at most, which takes no memory: each side of a tensor that an optimizer keeps is the
+    parameter's, or 1.
+    """
     declared = inspect.signature(cls).parameters.keys() - {"params", *STEP_IMPLEMENTATION}
-    weight = nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype))
+    sides = [min(side, 2) for side in parameter.shape]
+    weight = nn.Parameter(torch.zeros(sides, dtype=parameter.dtype))
     weight.grad = torch.zeros_like(weight)
     scratch = cls([weight], **{name: value for name, value in group.items() if name in declared})
     scratch.step()
-    return {name: value.to("meta") if isinstance(value, torch.Tensor) else value
-            for name, value in scratch.state[weight].items()}
+
+    def full(value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.new_empty([side if kept > 1 else kept for kept, side in
+                                zip(value.shape, parameter.shape, strict=False)], device="meta")
+    return {name: full(value) for name, value in scratch.state[weight].items()}
 
 
 def _checked(saved, name, example, what):
