@@ -1,4 +1,4 @@
-"""Mutated configs, checkpoints and pictures.
+"""Mutated configs, checkpoints, pictures, list files, results and logs.
 
 No mutation may cause a traceback, a hang or a crash of the interpreter; a failure must be one
 message of a UserError. Hypothesis draws the mutations (the same ones for the same seed) and
@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import os
+import pickle
 import resource
 import signal
 import struct
@@ -34,6 +35,7 @@ from utils.config.registry import KINDS, components
 from utils.errors import DataError
 from utils.images.headers import read_header
 from utils.images.image_io import read_image, read_label, read_pair, read_stored, write_image
+from utils.training.run_log import RunLogger
 
 FULL = os.environ.get("FUZZ") == "full"
 SEED = int(os.environ.get("FUZZ_SEED", 0))
@@ -236,9 +238,17 @@ def _near(value, draw):
 
 def mutated_checkpoint(content, state, draw):
     """The bytes of a checkpoint with a mutation of its bytes, its pickle or its values."""
-    kind = draw.choice(["bytes", "record", "record", "record", "value", "value", "value"])
+    kind = draw.choice(["bytes", "record", "record", "record", "value", "value", "value",
+                        "old format", "preamble"])
     if kind == "bytes":
         return mutated_bytes(content, draw)
+    if kind == "preamble":      # a zip archive is found from its end
+        before = draw.choice([b"\x80\x02", b"PK\x03\x04", draw.randbytes(draw.randint(1, 40))])
+        return before + draw.choice([content, mutated_bytes(content, draw)])
+    if kind == "old format":
+        buffer = io.BytesIO()
+        torch.save(state, buffer, _use_new_zipfile_serialization=False)
+        return mutated_bytes(buffer.getvalue(), draw)
     if kind == "record":
         return _mutated_archive(content, draw)
     state = copy.deepcopy(state)
@@ -274,6 +284,23 @@ def test_a_mutated_checkpoint_is_used_or_refused_in_one_message(draw, trained, t
         (train.main, "-c", config, f"trainer.finetune_from={path}", saves),
         (inference.main, "-r", path, "-i", tmp_path / "a.png", "-o", tmp_path / "out"),
         (test_program.main, "-r", path, "-o", tmp_path / "out", "-s", "val")])
+    judged(capfd, main, "-d", "cpu", *arguments)
+
+
+@mutations(25, 500)
+@pytest.mark.timeout(3000)
+def test_a_mutated_pdparams_file_is_used_or_refused_in_one_message(draw, trained, tmp_path, capfd):
+    """With training and inference: 5 s."""
+    config, _, state = trained
+    arrays = {key: value.numpy() for key, value in state["model"].items()}
+    path = tmp_path / "model.pdparams"
+    path.write_bytes(mutated_bytes(pickle.dumps(arrays, draw.choice([2, 3, 4])), draw))
+    write_image(tmp_path / "a.png", np.zeros((32, 48, 3), np.uint8))
+    main, *arguments = draw.choice([
+        (train.main, "-c", config, "--dry-run", f"trainer.finetune_from={path}",
+         f"trainer.save_dir={tmp_path / 'saved'}"),
+        (inference.main, "-c", config, "-r", path, "-i", tmp_path / "a.png", "-o",
+         tmp_path / "out")])
     judged(capfd, main, "-d", "cpu", *arguments)
 
 
@@ -354,7 +381,12 @@ def pictures():
     exif = Image.Exif()
     exif[0x0112] = 6
     palette = Image.fromarray(gray).convert("P")
-    kinds = [(rgb, "PNG", {}), (rgb, "JPEG", {}), (rgb, "JPEG", {"progressive": True}),
+    cmyk, twelve_bits = Image.fromarray(rgb).convert("CMYK"), (wide >> 4).astype(np.uint16)
+    pages = {"save_all": True, "append_images": [Image.fromarray(gray)]}
+    kinds = [(rgb, "TIFF", pages), (twelve_bits, "PNG", {}), (twelve_bits, "TIFF", {}),
+             (cmyk, "TIFF", {}), (np.dstack([rgb, gray]), "TIFF", {}),
+             (rgb.astype(np.float32)[..., 0], "TIFF", {}), (rgb, "PNG", {}),
+             (rgb, "JPEG", {}), (rgb, "JPEG", {"progressive": True}),
              (rgb, "WEBP", {}), (rgb, "WEBP", {"lossless": True}), (rgb, "GIF", {}),
              (rgb, "BMP", {}), (rgb, "PPM", {}), (rgb, "TIFF", {}),
              *((rgb, "TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_deflate",
@@ -362,7 +394,7 @@ def pictures():
              (gray > 9, "TIFF", {"compression": "group4"}), (wide, "TIFF", {}), (wide, "PNG", {}),
              (palette, "PNG", {}), (gray, "PNG", {}), (gray > 9, "PNG", {}),
              (np.dstack([rgb, gray]), "PNG", {}),
-             (Image.fromarray(rgb).convert("CMYK"), "JPEG", {}), (rgb, "JPEG", {"exif": exif}),
+             (cmyk, "JPEG", {}), (rgb, "JPEG", {"exif": exif}),
              (rgb, "PNG", {"exif": exif}), (rgb, "WEBP", {"exif": exif}),
              (rgb, "GIF", {"save_all": True, "append_images": [Image.fromarray(255 - rgb)]})]
     files = []
@@ -371,7 +403,12 @@ def pictures():
         picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
         picture.save(buffer, kind, **options)
         files.append(buffer.getvalue())
-    return files
+    # A palette of fewer colors than the picture uses.
+    colored = next(data for data in files if b"PLTE" in data)
+    start, end = (colored.index(name) - 4 for name in (b"PLTE", b"IDAT"))
+    short = colored[start + 4:start + 8 + 3 * 4]
+    short = struct.pack(">I", 3 * 4) + short + struct.pack(">I", zlib.crc32(short))
+    return [colored[:start] + short + colored[end:], *files]
 
 
 def with_checksums(data):
@@ -411,4 +448,74 @@ def test_a_mutated_picture_or_label_is_read_or_a_data_error(draw, tmp_path, capf
                 assert error.what and error.where
             except Exception as error:
                 raise AssertionError(repr(error)) from error
+    assert "Traceback" not in capfd.readouterr().err
+
+
+# --- lists, results and logs ---
+
+@mutations(25, 500)
+@pytest.mark.timeout(3000)
+def test_a_mutated_list_file_is_used_or_refused_in_one_message(draw, tmp_path, capfd):
+    """The checks before a training: 5 s."""
+    for number in range(4):
+        for kind in ("images", "labels"):
+            folder = tmp_path / "data" / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            write_image(folder / f"{number}.png", np.full((32, 48, 3), number, np.uint8))
+    names = ["0", "1\n2", "images/0.png labels/0.png", "images\\1.png labels\\1.png", "3\r\n",
+             "\ufeff0", "# text", "../0", "/etc/passwd", "images/0.png\tlabels/9.png", " ", "0 1 2"]
+    text = "\n".join(draw.choice(names) for _ in range(draw.randint(1, 5)))
+    list_file = tmp_path / "list.txt"
+    list_file.write_bytes(draw.choice([bytes, lambda data: mutated_bytes(data, draw)])(
+        text.encode(draw.choice(["utf-8", "utf-16", "utf-8"]))))
+    config = copy.deepcopy(config_files()[0])
+    config["train_loader"] = {"type": "Folder", "args": {
+        "data_dir": str(tmp_path / "data"), "split": "train", "list_file": str(list_file),
+        "num_classes": 9, "batch_size": 2, "crop_size": 32, "num_workers": 0}}
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({**config, "val_loader": None, "trainer": {
+        **config["trainer"], "val": False, "monitor": "off"}}))
+    judged(capfd, train.main, "-c", path, "-d", "cpu", f"trainer.save_dir={tmp_path / 'saved'}")
+
+
+@pytest.fixture(scope="module")
+def scored(trained, tmp_path_factory):
+    """(arguments of an evaluation without its output folder, the files that it writes)."""
+    folder = tmp_path_factory.mktemp("scored")
+    (folder / "last.pth").write_bytes(trained[1])
+    evaluate = ["-r", str(folder / "last.pth"), "-s", "val", "-d", "cpu", "-o"]
+    assert console.run(test_program.main, [*evaluate, str(folder / "out")]) == 0
+    return evaluate, {name: (folder / "out" / name).read_bytes()
+                      for name in ("results.json", "results.txt")}
+
+
+@mutations(5, 500)
+@pytest.mark.timeout(3000)
+def test_scores_are_added_to_mutated_results_or_it_is_one_message(draw, scored, tmp_path, capfd):
+    """Each evaluates two small pictures: 5 s."""
+    evaluate, files = scored
+    folder = tmp_path / str(draw.random())
+    folder.mkdir()
+    name = draw.choice(["results.json", "results.json", "results.txt"])
+    for other, content in files.items():
+        (folder / other).write_bytes(mutated_bytes(content, draw) if other == name else content)
+    judged(capfd, test_program.main, *evaluate, folder)
+
+
+@mutations(100, 5000)
+@pytest.mark.timeout(600)
+def test_a_mutated_log_never_ends_a_training_and_loses_no_entry(draw, tmp_path, capfd):
+    """metrics.jsonl at a resume: 1 s."""
+    entries = [json.dumps({"kind": "train", "step": step, "loss": 0.5}) for step in range(1, 6)]
+    whole = "".join(f"{entry}\n" for entry in entries).encode()
+    path, aside = tmp_path / "metrics.jsonl", tmp_path / "metrics.jsonl.unreadable"
+    aside.unlink(missing_ok=True)
+    path.write_bytes(mutated_bytes(whole, draw))
+    given = [line for line in path.read_bytes().splitlines() if line.strip()]
+    log = RunLogger(tmp_path, tensorboard=False, first_step=10 ** 40)
+    log.record("train", 6)
+    kept = path.read_bytes().splitlines()
+    assert [json.loads(line)["step"] for line in kept][-1] == 6
+    moved = aside.read_bytes().splitlines() if aside.exists() else []
+    assert sorted([*kept[:-1], *moved]) == sorted(given)
     assert "Traceback" not in capfd.readouterr().err

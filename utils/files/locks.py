@@ -6,12 +6,11 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from utils.cli.console import notice
-from utils.errors import DataError, shown
+from utils.errors import shown
 
 try:
     import fcntl
@@ -21,28 +20,6 @@ except ImportError:      # Windows has no such locks
 HELD = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)   # errors of a lock that another one holds
 _PAUSE = 0.05            # seconds between two tries
 _told = set()            # the guarantees whose absence was reported
-
-
-@contextlib.contextmanager
-def locked(path: str | os.PathLike, patience: float = 60.0) -> Iterator[None]:
-    """Hold the lock of the file `path` while the block runs; the file exists only that long.
-
-    For what several processes read, change and replace: each waits until the one before has
-    finished. patience: seconds to wait. Threads of one process do not exclude each other.
-    Raises DataError if another process still holds the lock then, or if the file cannot be made.
-    """
-    try:
-        stream = take(path, patience)
-    except OSError as error:
-        raise DataError(f"cannot write: {error.strerror or error}", shown(path),
-                        "check that the folder exists, is writable and has room") from None
-    if stream is None:
-        raise DataError(f"another process has worked on this for {patience:.0f} s", shown(path),
-                        "wait for it, or stop it")
-    try:
-        yield
-    finally:
-        release(path, stream)
 
 
 def take(path: str | os.PathLike, patience: float = 0.0) -> IO[str] | None:
