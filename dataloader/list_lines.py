@@ -61,7 +61,7 @@ class ListLines:
         for text in _spellings(line):
             names = [text, os.path.splitext(text)[0]] \
                 if os.path.splitext(text)[1].lower() in IMAGE_SUFFIXES else [text]
-            path = self._file(text, self.files.image_dir, {}, ())
+            path = self._file(text, self.files.image_dir, {}, IMAGE_SUFFIXES)
             if path:
                 names.insert(1, self._stem_of(path))
             found = next((name for name in names if name in self.files.images), None)

@@ -1,4 +1,5 @@
 """The first config that `train.py --init` writes for two folders."""
+import cv2
 import numpy as np
 import pytest
 
@@ -142,3 +143,83 @@ def test_photographs_instead_of_labels_are_an_error(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no such folder"):
         make_config("im", "nowhere", "my.json")
     assert not list(tmp_path.glob("my*"))
+
+
+def smoothed(path, values):
+    write_image(path, cv2.GaussianBlur(values, (0, 0), 1))
+
+
+@pytest.mark.parametrize("colors, text", [
+    ([0, 255], "12 of 12 labels were smoothed .* their values 0, 255 lie"),
+    ([[0, 0, 0], [250, 0, 0]], r"their colors \(0, 0, 0\), \(250, 0, 0\) lie"),
+])
+def test_smoothed_labels_are_refused(colors, text, tmp_path, monkeypatch):
+    data(tmp_path, lambda path, ids: smoothed(path, np.array(colors, np.uint8)[np.uint8(ids == 0)]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=text) as caught:
+        make_config("im", "lab", "my.json")
+    assert "without smoothing" in caught.value.fix and not list(tmp_path.glob("my*"))
+
+
+def test_a_few_smoothed_labels_do_not_stop_it(tmp_path, monkeypatch):
+    data(tmp_path, indices)
+    path = tmp_path / "lab" / "frame0.png"
+    smoothed(path, np.uint8(SCENES.load(0)[1] == 0) * np.uint8(8))
+    made(tmp_path, monkeypatch, "im", "lab")
+
+
+@pytest.mark.parametrize("values, names, ids, ignored, text", [
+    ([0, 128, 255], 3, [0, 128, 255], None, "255 is a class"),
+    ([0, 85, 170, 255], 4, [0, 85, 170, 255], None, "255 is a class"),
+    ([0, 1, 255], 2, None, None, "255 is ignored"),
+    ([7, 8, 11, 255], 3, [7, 8, 11], [255], "255 is ignored"),
+    ([0, 64, 255], 3, [0, 64, 255], None, "255 is a class"),
+    ([4, 40, 255], 2, [4, 40], [255], "255 is ignored"),
+    ([1, 2, 3, 255], 4, None, None, "255 is ignored"),
+    ([3, 40, 200], 3, [3, 40, 200], None, "values 3"),
+    ([0, 128], 2, [0, 128], None, "128 is the foreground"),
+    ([0, 1], 2, None, None, "values 0"),
+])
+def test_what_the_value_255_means_is_decided_by_the_others(values, names, ids, ignored, text,
+                                                           tmp_path, monkeypatch, capsys):
+    data(tmp_path, lambda path, label: indices(path, np.uint8(values)[np.uint8(label) %
+                                                                      len(values)]))
+    _, classes, (train, _) = made(tmp_path, monkeypatch, "im", "lab")
+    assert len(classes["names"]) == names and classes.get("label_ids") == ids
+    assert classes.get("ignore_ids") == ignored and text in capsys.readouterr().out
+    stored = np.uint8(values)[np.uint8(SCENES.load(0)[1]) % len(values)]
+    sample = next(s for s in range(len(train.dataset)) if train.dataset.samples[s].id == "frame0")
+    expected = [value if not ids else ids.index(value) if value in ids else 255
+                for value in np.unique(stored).tolist()]
+    train.dataset.augmentation = None
+    assert train.dataset[sample]["label"].unique().tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2], [0, 100, 255], [0, 255]])
+def test_ids_in_three_equal_channels_are_ids(values, tmp_path, monkeypatch):
+    table = np.uint8(values)
+
+    def store(path, ids):
+        write_image(path, np.repeat(table[np.uint8(ids) % len(values)][..., None], 3, 2))
+
+    data(tmp_path, store)
+    _, classes, (train, _) = made(tmp_path, monkeypatch, "im", "lab")
+    assert classes["label_ids"] == values
+    train.dataset.augmentation = None
+    seen = {value for i in range(10) for value in train.dataset[i]["label"].unique().tolist()}
+    assert seen == set(range(len(values)))
+
+
+def test_labels_of_one_value_are_refused(tmp_path, monkeypatch):
+    data(tmp_path, lambda path, ids: indices(path, np.uint8(ids) * 0))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="every pixel of the labels has the value 0"):
+        make_config("im", "lab", "my.json")
+
+
+def test_label_maps_of_many_classes_are_accepted(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    data(tmp_path, lambda path, ids: indices(path, np.kron(
+        draw.permutation(160)[:40].reshape(5, 8), np.ones((8, 8), int)).astype(np.uint8)))
+    _, classes, _ = made(tmp_path, monkeypatch, "im", "lab")
+    assert len(classes["names"]) > 150

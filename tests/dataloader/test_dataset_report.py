@@ -1,6 +1,7 @@
 """The report on every file of a split."""
 import json
 
+import cv2
 import numpy as np
 import pytest
 
@@ -96,3 +97,44 @@ def test_each_damage_of_a_fixture_is_one_problem(kind, tmp_path):
         _, _, name, args, below = (EMPTIED if kind == "empty-split" else DAMAGED)[fixture]
         given = {"data_dir": str(out / manifest(out, fixture)["root"] / below), **args}
         assert len(check_dataset(name, given).problems) == 1
+
+
+def folder_of(root, labels):
+    """A Folder dataset of these labels; returns its arguments."""
+    for folder in ("images", "labels"):
+        (root / folder).mkdir()
+    for number, label in enumerate(labels):
+        write_image(root / "images" / f"{number}.jpg",
+                    RNG.integers(0, 255, (*label.shape, 3), dtype=np.uint8))
+        write_image(root / "labels" / f"{number}.png", label)
+    return {"data_dir": str(root), "split": "all"}
+
+
+def test_binary_masks_whose_foreground_is_ignored_are_a_problem(tmp_path):
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:15, 5:25] = 255
+    args = folder_of(tmp_path, [mask, mask[::-1]])
+    report = check_dataset("Folder", {**args, "num_classes": 2})
+    assert len(report.problems) == 1 and "would learn class 0 only" in report.problems[0]
+    for label_map in ({"255": 1}, {"255": "ignore"}):
+        report = check_dataset("Folder", {**args, "num_classes": 2, "label_map": label_map})
+        assert report.problems == []
+
+
+def test_smoothed_labels_are_a_note_with_their_number(tmp_path):
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 15:45] = 250
+    soft = cv2.GaussianBlur(mask, (0, 0), 1.5)
+    args = folder_of(tmp_path, [mask, soft, soft.T])
+    report = check_dataset("Folder", {**args, "num_classes": 251})
+    note = next(note for note in report.notes if "smoothed" in note)
+    assert note.startswith("2 labels look smoothed") and "1.png" in note and "0.png" not in note
+
+
+def test_the_labels_beside_the_images_are_no_other_files(tmp_path):
+    args = folder_of(tmp_path, [np.zeros((4, 6), np.uint8)] * 2)
+    for number in range(2):
+        (tmp_path / f"labels/{number}.png").rename(tmp_path / f"images/{number}_m.png")
+    report = check_dataset("Folder", {**args, "num_classes": 2, "label_dir": "images",
+                                      "label_ending": "_m"})
+    assert not report.problems and not [n for n in report.notes if "other files" in n]

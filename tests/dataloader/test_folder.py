@@ -1,5 +1,6 @@
 import json
 
+import cv2
 import numpy as np
 import pytest
 
@@ -281,3 +282,175 @@ def test_classes_of_training_and_validation_must_agree(other, text, tmp_path):
     with pytest.raises(ConfigError) as caught:
         train.require_same_classes(Folder(str(tmp_path), **other))
     assert caught.value.what == f"the classes of training and validation differ: {text}"
+
+
+def flat(root, image="{}.jpg", label="{}_mask.png", count=3):
+    """Writes images and labels into one folder, under the names that the patterns make."""
+    for number in range(count):
+        write_image(root / image.format(number), RNG.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        write_label(root / label.format(number), np.full((6, 8), number, np.uint8), [])
+
+
+def one_folder(root, **options):
+    return Folder(str(root), num_classes=3, image_dir=".", label_dir=".", **options)
+
+
+@pytest.mark.parametrize("image, label, options", [
+    ("{}.jpg", "{}_mask.png", {"label_ending": "_mask"}),
+    ("{}.png", "{}_mask.png", {"label_ending": "_mask"}),
+    ("{}_rgb.png", "{}_gt.png", {"image_ending": "_rgb", "label_ending": "_gt"}),
+    ("{}.jpg", "{}.png", {}),
+    ("{}.tif", "{}.png", {"label_pattern": "*.png"}),
+    ("{}.png", "mask_{}.png", {"label_pattern": "mask_*"}),
+    ("a{}_rgb_l.png", "a{}_gt_l.png", {"image_pattern": "*_rgb_*", "label_pattern": "*_gt_*"}),
+])
+def test_images_and_labels_of_one_folder_are_told_apart(image, label, options, tmp_path):
+    flat(tmp_path, image, label)
+    dataset = one_folder(tmp_path, **options)
+    assert [(s.image.name, s.label.name) for s in dataset.samples] == [
+        (image.format(i), label.format(i)) for i in range(3)]
+    assert [dataset[i]["label"].unique().tolist() for i in range(3)] == [[0], [1], [2]]
+
+
+def test_labels_may_lie_below_the_images(tmp_path):
+    (tmp_path / "masks").mkdir()
+    flat(tmp_path, "{}.png", "masks/{}.png")
+    dataset = Folder(str(tmp_path), num_classes=3, image_dir=".", label_dir="masks")
+    assert [(s.id, s.label.parent.name) for s in dataset.samples] == [
+        ("0", "masks"), ("1", "masks"), ("2", "masks")]
+
+
+def test_files_that_may_be_images_or_labels_are_refused(tmp_path):
+    flat(tmp_path, "{}.png")
+    with pytest.raises(DataError, match="6 files may be images or labels: .*0.png(.|\n)*pattern"):
+        one_folder(tmp_path)
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_file_is_never_its_own_label(link, tmp_path):
+    put(tmp_path, "a")
+    image = tmp_path / "images" / "b.png"
+    write_image(image, np.zeros((6, 8), np.uint8))
+    getattr(tmp_path / "labels" / "b.png", link)(image)
+    with pytest.raises(DataError, match="b.png: image and label are one file"):
+        Folder(str(tmp_path), num_classes=2)
+
+
+def test_pictures_that_fit_no_pattern_are_counted_once(tmp_path, capsys):
+    from dataloader import folder
+    folder._say_once.cache_clear()
+    flat(tmp_path, "{}.jpg", "{}_box.png")
+    flat(tmp_path, "{}.jpg", "{}_ball.png")
+    for _ in range(2):
+        one_folder(tmp_path, image_pattern="*.jpg", label_pattern="*_box.png")
+    printed = capsys.readouterr().err
+    assert printed.count("3 pictures below") == 1 and "_ball.png" in printed
+    assert "neither *.jpg nor *_box.png" in printed
+
+
+def test_an_ending_and_a_pattern_for_the_same_names_are_refused(tmp_path):
+    put(tmp_path, "a")
+    with pytest.raises(ConfigError, match="label_pattern and label_ending"):
+        Folder(str(tmp_path), num_classes=2, label_ending="_x", label_pattern="*_x")
+    with pytest.raises(ConfigError, match="'_x' is not a pattern"):
+        Folder(str(tmp_path), num_classes=2, label_pattern="_x")
+
+
+@pytest.mark.parametrize("line, stem", [
+    ("{root}/images/sub/c.jpg", "sub/c"), ("{root}/images/sub/c", "sub/c"),
+    ("images/sub/c.jpg", "sub/c"), ("images/sub/c", "sub/c"), ("sub\\c.jpg", "sub/c"),
+    ("sub\\c", "sub/c"), (".\\sub\\c", "sub/c"), ("images\\sub\\c.jpg", "sub/c"),
+    ("b b", "b b"), ("b b.jpg", "b b"), ("b b.png", "b b"), ("/images/b b.jpg", "b b"),
+    ("sub/c.jpg sub/c.png", "sub/c"), ("sub/c.jpg\tsub/c.png", "sub/c"), ("sub/c,sub/c", "sub/c"),
+    ("images/sub/c.jpg, labels/sub/c.png", "sub/c"), ("b b.jpg b b.png", "b b"),
+    ("b b b b", "b b"), ('"b b.jpg","b b.png"', "b b"), ("images\\b b.jpg\tlabels\\b b.png", "b b"),
+    ("{root}/images/b b.jpg {root}/labels/b b.png", "b b"),
+    ("/images/b b.jpg /labels/b b.png", "b b"), ("d.1", "d.1"), ("d.1.jpg;d.1.png", "d.1"),
+])
+def test_a_line_of_a_list_may_name_the_files_in_many_ways(line, stem, tmp_path):
+    for name in ("a", "b b", "sub/c", "d.1"):
+        put(tmp_path, name)
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbfa\r\n" + line.format(root=tmp_path).encode())
+    dataset = Folder(str(tmp_path), "train", num_classes=2)
+    assert [(s.id, s.image, s.label) for s in dataset.samples] == [
+        (name, tmp_path / f"images/{name}.jpg", tmp_path / f"labels/{name}.png")
+        for name in ("a", stem)]
+
+
+def test_a_list_may_name_labels_of_other_names_and_places(tmp_path):
+    flat(tmp_path, "p{}.jpg", "q{}.png", count=2)
+    (tmp_path / "train.txt").write_text(f"p0.jpg q1.png\n{tmp_path}/p1.jpg,{tmp_path}/q0.png\n")
+    dataset = Folder(str(tmp_path), "train", num_classes=3)
+    assert [(s.id, s.label.name) for s in dataset.samples] == [("p0", "q1.png"), ("p1", "q0.png")]
+
+
+@pytest.mark.parametrize("line, text", [
+    ("a.jpg none.png", "train.txt:1: no label none.png"),
+    ("none.jpg a.png", "train.txt:1: no image none.jpg"),
+    ("a.jpg other.jpg", "is not a label(.|\n)*fix: JPEG changes label values"),
+    ("a.jpg a.png 1", "no label a.png 1(.|\n)*fix: a line is the name of an image"),
+    ("{root}/other.jpg", "other.jpg is no image of .*its label must follow in the same line"),
+    ("{root}/nowhere.jpg", "no image .*/nowhere.jpg in"),
+    ("images/a.jpg images/a.jpg.png", "image and label are one file"),
+])
+def test_what_is_wrong_with_a_line_is_said(line, text, tmp_path):
+    put(tmp_path, "a")
+    write_image(tmp_path / "other.jpg", np.zeros((6, 8), np.uint8))
+    (tmp_path / "images" / "a.jpg.png").symlink_to("a.jpg")
+    (tmp_path / "train.txt").write_text(line.format(root=tmp_path))
+    with pytest.raises(DataError, match=text):
+        Folder(str(tmp_path), "train", num_classes=2)
+
+
+@pytest.mark.parametrize("suffix, text", [
+    (".jpg", "a.png, only a.jpg\n(.|\n)*fix: JPEG changes label values"),
+    (".npy", "a.png, only a.npy\n(.|\n)*fix: labels are pictures: store the array"),
+    (".json", "a.png, only a.json\n(.|\n)*fix: labels are pictures: draw the polygons"),
+    (".xcf", "no label .*a.png\n(.|\n)*fix: add the missing labels"),
+])
+def test_a_label_of_another_kind_is_named(suffix, text, tmp_path):
+    put(tmp_path, "a")
+    (tmp_path / "labels" / "a.png").rename(tmp_path / "labels" / f"a{suffix}")
+    with pytest.raises(DataError, match=text):
+        Folder(str(tmp_path), num_classes=2)
+
+
+def test_the_remedy_fits_the_cause(tmp_path):
+    put(tmp_path, "train/a")
+    with pytest.raises(DataError, match='fix: set split to train or "all"'):
+        Folder(str(tmp_path), "trian", num_classes=2)
+    with pytest.raises(DataError, match="fix: set data_dir to an existing folder"):
+        Folder(str(tmp_path / "nowhere"), num_classes=2)
+    with pytest.raises(DataError, match="fix: set label_dir to a folder below data_dir"):
+        Folder(str(tmp_path), num_classes=2, label_dir="masks")
+    put(tmp_path, "train/b", size=(3, 3))
+    write_image(tmp_path / "images/train/b.jpg", np.zeros((6, 8), np.uint8))
+    (tmp_path / "labels/train/a.png").unlink()
+    with pytest.raises(DataError) as caught:
+        Folder(str(tmp_path), num_classes=2)
+    assert "add the missing labels" in caught.value.fix
+
+
+def smooth(root, stem, top=255):
+    """Replaces a label by a blurred mask of 0 and `top`."""
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 15:45] = top
+    put(root, stem, mask)
+    write_image(root / f"labels/{stem}.png", cv2.GaussianBlur(mask, (0, 0), 1.5))
+
+
+def test_smoothed_labels_cause_a_warning_with_numbers(tmp_path, capsys):
+    for stem in "abc":
+        put(tmp_path, stem, np.zeros((40, 60)))
+    smooth(tmp_path, "a")
+    smooth(tmp_path, "b")
+    Folder(str(tmp_path), num_classes=256, ignore_index=-1)
+    printed = capsys.readouterr().err
+    assert "2 of 3 labels look smoothed or stored as JPEG" in printed
+    assert "values along borders only" in printed and "without smoothing" in printed
+
+
+def test_values_out_of_range_of_a_smoothed_label_get_that_remedy(tmp_path):
+    smooth(tmp_path, "a")
+    with pytest.raises(DataError, match="fix: the label was smoothed, or stored as JPEG"):
+        Folder(str(tmp_path), num_classes=2, label_map={"255": 1})

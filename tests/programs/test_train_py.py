@@ -204,6 +204,30 @@ def test_init_writes_a_config_that_trains(camvid, tmp_path):
     assert list((tmp_path / "r").glob("*/*/last.pth"))
 
 
+def test_init_and_training_with_images_and_labels_in_one_folder(camvid, tmp_path):
+    """Seconds: an epoch of training."""
+    for split in ("train", "val"):
+        for label in (camvid / f"{split}annot").glob("*.png"):
+            label.rename(camvid / split / f"{label.stem}_mask.png")
+    config = tmp_path / "runs" / "my"
+    assert run("--init", config, "--images", camvid, "--labels", camvid) == 0
+    config = config.with_suffix(".json")
+    assert run("-c", config, "trainer.epochs=1", f"trainer.save_dir={tmp_path / 'r'}") == 0
+    saved = json.loads(next((tmp_path / "r").glob("*/*/config.json")).read_text())
+    assert saved["train_loader"]["args"]["label_ending"] == "_mask"
+    assert all(line.startswith("val/") for line in
+               config.with_suffix(".val.txt").read_text().split())
+
+
+@pytest.mark.parametrize("options", [["--images", "a"], ["--labels", "a"], ["--init", "a"],
+                                     ["--images", "a", "--labels", "a"], ["--init", "", "--images",
+                                                                          "a", "--labels", "a"]])
+def test_init_needs_its_two_folders_and_they_need_init(options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.parse(options)
+    assert ended.value.code == 2 and "belong together" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
 def test_other_classes_in_validation_are_refused_before_the_first_step(options, tmp_path, capsys):
     for kind, folder in (("images", "RGB"), ("labels", "L")):

@@ -31,6 +31,7 @@ SMOOTHED_FROM = 0.2         # share of the judged labels
 VAL_EVERY = 5               # one pair in five is for validation
 LONG_SIDE = 512             # larger images are trained at this size, so that a CPU is fast enough
 IGNORED = 255
+GRAY_GAPS = 3               # of the others, at most, lie between them and 255 if it is a class
 # Names of folders, without numbers at their end.
 _SPLITS = {"train": {"train", "training"}, "val": {"val", "valid", "validation"},
            "test": {"test", "testing"}}
@@ -216,13 +217,14 @@ def _classes_of_values(contents, pairs):
     if len(values) == 2 and values[0] == 0 and (values[1] > 1 or contents.equal_channels):
         return Classes(["background", "foreground"], voc_palette(2), values, [], [],
                        f"binary masks of 0 and {values[1]}: {values[1]} is the foreground")
-    # Values with few gaps are class ids; the missing ones may be rare classes. Beside ids 255
-    # means "no class"; beside gray values far apart, such as 0 and 128, it is one of them.
+    # 255 far above the others means "no class"; beside 0 and 128 it is one of the gray values.
     others = [value for value in values if value != IGNORED]
-    are_ids = others[-1] < 2 * len(others)
-    ignored = [IGNORED] if IGNORED in values and are_ids and len(others) > 1 else []
+    gap = int(np.diff([0, *others]).max())
+    ignored = [IGNORED] if IGNORED in values and len(others) > 1 \
+        and IGNORED - others[-1] > GRAY_GAPS * gap else []
     kept = [value for value in values if value not in ignored]
-    are_ids = kept == others and are_ids
+    # Values with few gaps are class ids; the missing ones may be rare classes.
+    are_ids = kept[-1] < 2 * len(kept)
     remark = f"values {shares}"
     if ignored:
         remark += f"; {IGNORED} is ignored (\"label_ids\" can make it a class)"
