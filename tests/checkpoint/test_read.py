@@ -284,7 +284,7 @@ WRONG = {
     "versions": [3], "scheduler": [1], "scaler": [None], "optimizer": [[1]],
     "lineage": [3, [1], [[1, -2]]],
     "normalization": [{"mean": [math.nan] * 3, "std": [1.] * 3}, {"mean": "x", "std": [1.] * 3}],
-    "palette": [None, [[1, 2]], []], "class_names": [[1]], "activation": ["tanh", ["softmax"]]}
+    "palette": [None, [[1, 2]]], "class_names": [[1]], "activation": ["tanh", ["softmax"]]}
 
 
 @pytest.mark.parametrize("entry, value", [(entry, value) for entry, values in WRONG.items()
@@ -310,6 +310,10 @@ def test_a_schedule_that_is_further_than_the_training_is_damage(path, last):
 
 def test_entries_that_older_versions_did_not_save_may_be_missing(path):
     assert not {"skipped", "dataset", "lineage", "versions"} & read_training(path).keys()
+
+
+def test_a_palette_with_too_few_colors_is_no_damage(path):
+    assert read_checkpoint(changed(path, palette=[]))["palette"] == []
 
 
 def test_a_copy_is_verified_like_the_file_itself(path, tmp_path):

@@ -280,8 +280,8 @@ def _wrong_entry(state, devices):
         "config": lambda value: isinstance(value, dict) and count_values(value)[1] <= MOST_CONFIG,
         "class_names": lambda value: isinstance(value, list) and all(type(name) is str
                                                                      for name in value),
-        "palette": lambda value: isinstance(value, list) and all(map(_is_color, value))
-        and len(value) >= len(state.get("class_names", [])),
+        # A short one is filled where it is used.
+        "palette": lambda value: isinstance(value, list) and all(map(_is_color, value)),
         "normalization": _is_normalization,
         "activation": lambda value: value in ("softmax", "sigmoid"),
         "epoch": lambda value: value is None or _is_count(value, 1),
