@@ -261,3 +261,11 @@ def test_the_limit_of_pixels_may_be_written_as_any_number(text, limit, monkeypat
                 read_image(tmp_path / f"a.{suffix}")
         else:
             assert read_image(tmp_path / f"a.{suffix}").shape == RGB.shape
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_ids_of_sixteen_bits_in_three_equal_channels_lose_no_bits(suffix, tmp_path):
+    ids = np.full((20, 30, 3), 300, np.uint16)
+    cv2.imwrite(str(tmp_path / f"a.{suffix}"), ids)
+    with pytest.raises(DataError, match="color picture"):       # its high bytes are 1
+        read_label(tmp_path / f"a.{suffix}")

@@ -132,7 +132,7 @@ def test_every_wrong_prediction_is_listed_and_nothing_is_scored(tmp_path, capsys
     write_image(pred / "ulm_000001_000019.png", np.full((4, 5), 7, np.uint8))
     write_image(pred / "ulm_000002_000019.png", np.full((4, 6), 255, np.uint8))
     (pred / "ulm_000003_000019.png").write_bytes(b"")
-    write_image(pred / "ulm_000004_000019.png", np.zeros((4, 6, 3), np.uint8))
+    write_image(pred / "ulm_000004_000019.png", np.full((4, 6, 3), (128, 64, 128), np.uint8))
     assert scored(*argv, "--json", tmp_path / "s.json") == 3
     err = capsys.readouterr().err
     for text in ("ulm_000000_000019_gtFine_labelIds.png: no prediction",
@@ -344,7 +344,7 @@ def test_predictions_in_the_colors_of_the_palette_are_read(tmp_path, capsys):
 
 
 def test_colors_without_a_palette_are_refused_with_a_remedy_of_this_command(tmp_path, capsys):
-    status, _ = folder_scored(tmp_path, [[0, 1]], np.zeros((1, 2, 3), np.uint8) + 9,
+    status, _ = folder_scored(tmp_path, [[0, 1]], np.full((1, 2, 3), (9, 8, 7), np.uint8),
                               {"num_classes": 2})
     assert status == 3
     assert "--args '{\"palette\"" in capsys.readouterr().err

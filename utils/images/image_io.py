@@ -275,7 +275,8 @@ def _stored_values(image, probe, palette, path):
                         "store class ids as a gray or palette PNG")
     rgb = np.array(image.convert("RGB"))
     # With three equal channels each of them holds the ids; of 16 bits Pillow keeps only eight.
-    if palette is None and (rgb == rgb[..., :1]).all() and not (probe and probe.bits > 8):
+    if palette is None and (rgb == rgb[..., :1]).all() and \
+            (probe.bits if probe else _few_bits(image)) <= 8:
         return rgb[..., 0].copy()
     if palette is None:
         raise DataError("the label is a color picture, not a map of class ids", shown(path),
