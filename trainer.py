@@ -29,6 +29,7 @@ from utils.training.log_window import LogWindow
 from utils.training.monitor import MONITORED
 
 STOP_CHECK_EVERY = 8    # validation batches between checks for a stop signal on a GPU, which wait
+REHEARSED_PIXELS = 1 << 20      # of a step that is only tried, on a CPU
 MAX_NAMES = 8           # names of images in a message
 EXAMPLES = 4            # pictures of a validation in TensorBoard
 
@@ -247,9 +248,9 @@ class Trainer(BaseTrainer):
     def rehearse(self) -> str:
         """Try what the training would do next: one step, and the validation of one image.
 
-        Raises their errors, writes nothing, and returns a line about what was tried. On a CPU the
-        step takes two images of the batch, because it is often not the machine of the training.
-        The step changes the weights: do not use this trainer afterwards.
+        Raises their errors, writes nothing, and returns a line about what was tried. On a CPU a
+        step on large images takes a few of the batch, at least two, because that is often not the
+        machine of the training. The step changes the weights: do not use this trainer afterwards.
         """
         if self._finished:
             return "the run is finished: there is no step to try (raise trainer.epochs to go on)"
@@ -260,7 +261,9 @@ class Trainer(BaseTrainer):
                 self.progress.batches_done = 0      # stopped in a validation: no step is left
             self._begin_epoch(self.progress.epoch)
             batch = self.train_loader.next_batch()
-            batch = _first_images(batch, 2 if self.device.type == "cpu" else None)
+            if self.device.type == "cpu":
+                few = max(2, REHEARSED_PIXELS // math.prod(batch["image"].shape[2:]))
+                batch = {key: value[:few] for key, value in batch.items()}
             size = "x".join(map(str, batch["image"].shape[2:]))
             tried = f"tried one step on {len(batch['id'])} training images of {size}"
             batches = [batch]
@@ -487,11 +490,6 @@ class _OneBatch:
     def __iter__(self) -> Iterator[dict]:
         if self.batch is not None:
             yield self.batch
-
-
-def _first_images(batch: dict, most: int | None) -> dict:
-    """The first images of a batch, with everything that belongs to them."""
-    return {key: value[:most] for key, value in batch.items()}
 
 
 def _grouped(batches: Iterable[dict], size: int) -> Iterator[list[dict]]:

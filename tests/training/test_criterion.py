@@ -179,6 +179,14 @@ def test_a_missing_output_of_the_model_is_named():
         Criterion("CE", TWO)(outputs, batch)
 
 
+def test_an_output_with_other_channels_than_there_are_classes_is_named():
+    outputs, batch = outputs_and_batch(names=("out",))
+    count = outputs["out"].shape[1]
+    assert Criterion("CE", {"out": 1.0}, num_classes=count)(outputs, batch)[0].isfinite()
+    with pytest.raises(ConfigError, match=f"'out' has {count} channels, the labels have 9"):
+        Criterion("CE", {"out": 1.0}, num_classes=9)(outputs, batch)
+
+
 def test_a_missing_target_of_the_dataset_is_named():
     outputs, batch = outputs_and_batch(names=("out",))
     with pytest.raises(ConfigError, match="needs the target 'edges'"):

@@ -31,5 +31,8 @@ def build_loss(section: str | dict, ignore_index: int = 255, where: str = "loss"
     if "ignore_index" in args:
         raise ConfigError("ignore_index is a key of the whole config, not of one loss",
                           f"{where}.args", fix='write "ignore_index" at the top level')
-    return construct(loss, args, f"{where}.args", {"ignore_index": ignore_index},
-                     (TypeError, ValueError))
+    try:
+        return construct(loss, args, f"{where}.args", {"ignore_index": ignore_index},
+                         (TypeError, ValueError))
+    except ConfigError as error:
+        raise ConfigError(error.what, error.where or f"{where}.args", error.fix) from error

@@ -34,7 +34,8 @@ class Criterion(nn.Module):
     the target to the output, nearest, as openseg does.
 
     output_weights: {name: weight} of the model. num_classes: when given, class
-    weights of another length are a ConfigError here rather than in the first step.
+    weights of another length are a ConfigError here rather than in the first step, and
+    outputs of another number of channels one in the first step.
 
     `weights` is {name: weight}; `activation` is that of the loss of "out", or of the first output.
 
@@ -52,7 +53,7 @@ class Criterion(nn.Module):
                  ignore_index: int = 255, loss_weights: list | None = None,
                  num_classes: int | None = None):
         super().__init__()
-        self.ignore_index = ignore_index
+        self.ignore_index, self.num_classes = ignore_index, num_classes
         sections = _sections(loss_section, dict(output_weights), loss_weights)
         self.losses = nn.ModuleList()       # a ModuleDict refuses names such as "half" or "a.b"
         self.weights, self._plans = {}, {}
@@ -89,6 +90,11 @@ class Criterion(nn.Module):
             if absent:
                 raise ConfigError(f"the loss {name!r} needs the target {absent[0]!r}; the dataset "
                                   f"gives {', '.join(batch)}", "loss")
+            channels = [outputs[key].shape[1] for key in inputs]
+            if targets == ("label",) and self.num_classes not in (None, *channels):
+                raise ConfigError(f"the output {name!r} has {channels[0]} channels, the labels "
+                                  f"have {self.num_classes} classes", "loss",
+                                  "use the loss and the data that the network was made for")
             logits, labels = _same_size([outputs[key] for key in inputs],
                                         [batch[key] for key in targets], resize)
             value = loss(*logits, *labels)
