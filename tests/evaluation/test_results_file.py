@@ -85,6 +85,18 @@ def test_differences_are_named_by_key_with_both_values():
         "flip: false / true", "data.args.base_size: null / 512"]
 
 
+def test_a_key_that_an_older_version_did_not_write_is_no_difference_if_it_is_as_usual():
+    old = entry()
+    del old["ignore_index"]
+    assert differences(old, entry(data__args__vflip=False, a_key=None)) == []
+    assert differences(old, entry(ignore_index=0, data__args__vflip=True)) == [
+        "data.args.vflip: null / true", "ignore_index: 255 / 0"]
+
+
+def test_titles_of_the_first_schema_name_the_finished_epochs_too():
+    assert ", epoch 3 [" in title_of(ENTRY) and ", epoch 2 [" in title_of(entry(schema=1))
+
+
 @pytest.mark.parametrize("content", [
     b"", b"{}", b"[]", b'{"runs": 3}', b'{"runs": [1]}', b'{"runs"', b"\xff\xfe\x00",
     b"[" * 10 ** 5, b'{"loss": 1}'])

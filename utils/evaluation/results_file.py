@@ -62,6 +62,8 @@ def title_of(entry: Entry) -> str:
     """A line for people that says what was scored and how; it ends with the code."""
     checkpoint, args = _part(entry, "checkpoint"), _part(_part(entry, "data"), "args")
     epoch, place = checkpoint.get("epoch"), args.get("data_dir")
+    if isinstance(epoch, int) and entry.get("schema", 1) == 1:
+        epoch -= 1          # it was the epoch in training, or the next
     extra = [f"{key} {_text(value)}" for key, value in entry.items()
              if key not in OUTCOMES | TOLD and value and value != USUAL.get(key)]
     return shown(f"{Path(str(checkpoint.get('path', '?'))).name}, {entry.get('dataset')} "
@@ -104,8 +106,13 @@ def _way(entry):
 def differences(first: Entry, second: Entry) -> list[str]:
     """What two results do not have in common, such as "flip: false / true"."""
     one, two = (_flat(setting_of(entry)) for entry in (first, second))
-    return [f"{key}: {_text(one.get(key))} / {_text(two.get(key))}"
-            for key in dict.fromkeys((*one, *two)) if one.get(key) != two.get(key)]
+    parts = []
+    for key in dict.fromkeys((*one, *two)):
+        # An older version has not written every key; then it did what is usual, or nothing.
+        a, b = one.get(key, USUAL.get(key)), two.get(key, USUAL.get(key))
+        if (a or None) != (b or None):
+            parts.append(f"{key}: {_text(a)} / {_text(b)}")
+    return parts
 
 
 def _flat(value, name=""):
@@ -156,7 +163,7 @@ def add_results(folder: Path, entries: list[Entry], table: Callable[[Entry], str
         notice(f"results.json keeps {len(others)} earlier "
                f"{'result' if len(others) == 1 else 'results'} under \"runs\" ("
                + listed(others[::-1], _SHOWN, "; ", _short_title)
-               + "); its top level and confusion_matrix.png show the new one")
+               + "); its top level shows the new one")
 
 
 def _write_text(folder, table):
