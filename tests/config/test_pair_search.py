@@ -216,6 +216,25 @@ def test_colored_copies_of_the_labels_are_no_second_masks(tmp_path, monkeypatch,
     assert "8 label files are not used: lab/0_color.png, lab/1_color.png" in capsys.readouterr().out
 
 
+def test_photos_with_the_label_over_them_are_no_second_masks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "im/{i}.jpg", "lab/{i}.png")
+    for number in range(COUNT):
+        save(tmp_path / f"lab/{number}_overlay.png", scene(number)[0])
+    assert numbers(loaders("im", "lab")) == list(range(COUNT))
+    printed = capsys.readouterr().out
+    assert "8 label files are not used: lab/0_overlay.png" in printed and "look much" not in printed
+
+
+def test_label_maps_in_place_of_images_are_remarked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "photos/{i}.png", "lab/{i}.png")
+    for number in range(COUNT):
+        save(tmp_path / f"im/{number}.png", scene(number)[1])
+    make_config("im", "lab", "my.json")
+    assert "the images look much like the labels" in capsys.readouterr().out
+
+
 def test_files_that_are_left_out_are_counted_with_examples(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "im/{i}.jpg", "lab/{i}.png")

@@ -134,7 +134,10 @@ def find_pairs(images: Place, labels: Place) -> Pairing:
     used |= {keys[path] for _, both in unusable for path in both}
     known = used | {keys[path] for one in rivals for both in one.pairs.values() for path in both}
     _refuse_further_labels(files, pairs, known, labels)
-    return Pairing(pairs, best.rule, *_remarks(files, used, unusable))
+    lines, left_out = _remarks(files, used, unusable)
+    if best.busier < _CLEARLY:
+        lines.append("the images look much like the labels: are they photos, and not label maps?")
+    return Pairing(pairs, best.rule, lines, left_out)
 
 
 def _best(places, files):
@@ -230,6 +233,8 @@ def _rivals(fitting, places):
     used = set(of_image) | set(of_image.values())
     least = max(2, _RIVALS_FROM * len(of_image))
     for one in fitting[1:]:
+        if one.busier < min(_CLEARLY, best.busier):
+            continue            # such as photos with the label drawn over them
         other_labels = [(image, label) for image, label in one.pairs.values()
                         if image in of_image and label not in used]
         other_images = [(image, label) for image, label in one.pairs.values()
@@ -241,7 +246,7 @@ def _rivals(fitting, places):
                                f"files: {shown(image.name)} has {_names(of_image[image], label)}",
                                places[1], best.rule.label)
             rivals.append(one)
-        elif len(other_images) >= least:
+        elif len(other_images) >= max(least, len(of_image) / 2):
             image, label = other_images[0]
             first = next(key for key, value in of_image.items() if value == label)
             raise DataError(f"{len(other_images)} labels fit several images: {shown(label.name)} "
