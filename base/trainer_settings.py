@@ -45,7 +45,8 @@ class TrainerSettings:
         or "skip" the step, which reads a number from the device at every step. A step that is
         not finite never changes the weights.
     max_skipped: end the run when this many steps were not finite; one less can be skipped.
-    rank_timeout: seconds after which the other processes give up on one that hangs.
+    rank_timeout: seconds after which the other processes give up on one that hangs; time in which
+    the job is suspended does not count.
     finetune_from: a checkpoint, also of another program: the tensors whose names and shapes fit
         are the start of the training.
     """
