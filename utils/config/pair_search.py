@@ -126,7 +126,7 @@ def find_pairs(images: Place, labels: Place) -> Pairing:
         if isinstance(size, str):
             unusable.append((size, pair))
         else:
-            pairs.append(Pair(stem, *pair, size))
+            pairs.append(Pair(stem, pair[0], pair[1], size))
     if len(pairs) < 2:
         raise _too_few(pairs, best, unusable, images, labels)
     keys = {file.path: file.key for some in files for file in some}
