@@ -14,6 +14,7 @@ metadata contains class names, colors and normalization; python -m tools.run_onn
 import argparse
 import functools
 import json
+import math
 import operator
 import os
 import sys
@@ -176,6 +177,10 @@ def _require_passed(check, jumps, output):
     from utils.errors import NumericalError
     if check.passed(jumps):
         return
+    if not math.isfinite(check.largest):
+        raise NumericalError(f"PyTorch returns NaN or Inf on {check.name}; no file was written",
+                             output, "the weights are damaged or too large: export an earlier "
+                             "checkpoint")
     reasons = []
     if check.off:
         reasons.append(f"logits differ on {check.off} of {check.pixels} pixels by up to "
@@ -183,7 +188,7 @@ def _require_passed(check, jumps, output):
     if check.differing > check.tied:
         reasons.append(f"{check.differing - check.tied} of {check.pixels} labels differ")
     raise NumericalError(f"the graph does not compute the same as PyTorch on {check.name}: "
-                         f"{'; '.join(reasons) or 'PyTorch returns NaN or Inf'}", output,
+                         f"{'; '.join(reasons)}", output,
                          "try another --opset, --size or --format; no file was written")
 
 

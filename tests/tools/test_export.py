@@ -17,8 +17,9 @@ from tools import export as tool
 from utils.checkpoint.read import read_checkpoint
 from utils.cli import console
 from utils.config.build import build
+from utils.errors import NumericalError
 from utils.export import graph as exporting
-from utils.export.graph import check_image, made_up_image, open_graph
+from utils.export.graph import Check, check_image, made_up_image, open_graph
 from utils.export.metadata import read_metadata
 from utils.predict.open_model import open_model
 
@@ -204,3 +205,12 @@ def test_a_trained_network_gives_the_same_labels_on_real_images(tmp_path, capsys
     check = report["checks"][-1]
     assert check["pixels"] == 11 * 360 * 480
     assert check["differing"] <= 1e-4 * check["pixels"]
+
+
+def test_a_network_that_returns_nan_is_named_as_the_cause(tmp_path):
+    nan, one = float("nan"), Check("a", 9, 1.0, 0.0, 0, 0, 0, 1e-4)
+    broken = Check("b", 9, nan, nan, 9, 3, 0, 1e-4)
+    assert not (one + broken).passed(True) and not (broken + one).passed(True)
+    with pytest.raises(NumericalError, match="PyTorch returns NaN or Inf on b") as error:
+        tool._require_passed(broken, False, "a.onnx")
+    assert "earlier checkpoint" in str(error.value) and "--opset" not in str(error.value)

@@ -101,7 +101,9 @@ class Check:
         """Returns the result for the images of both, with the name of the first."""
         deltas = [one.delta for one in (self, other) if one.delta is not None]
         delta = max(deltas, default=None)
-        return Check(self.name, self.pixels + other.pixels, max(self.largest, other.largest),
+        # A nan counts as the largest; max() alone would lose the one of the second check.
+        largest = max(self.largest, other.largest, key=lambda value: (value != value, value))
+        return Check(self.name, self.pixels + other.pixels, largest,
                      delta, self.off + other.off, self.differing + other.differing,
                      self.tied + other.tied, max(self.tolerance, other.tolerance))
 
