@@ -391,6 +391,8 @@ class _PatientLoader(DataLoader):
 
 class _PatientIterator(_MultiProcessingDataLoaderIter):
 
+    _shutdown = True    # until its constructor has begun workers: its destructor must not fail
+
     def _try_get_data(self, timeout=SLICE):
         """(True, what a worker sent), or (False, None) after `timeout` seconds."""
         clock = RunningClock("data worker")

@@ -10,7 +10,7 @@ import torch
 
 from base.base_dataset import BaseDataset, Sample
 from dataloader.augmentation.transforms import Augmentation
-from dataloader.loader import build_loader, make_loader, split_loader
+from dataloader.loader import _PatientIterator, build_loader, make_loader, split_loader
 from dataloader.shapes import Shapes
 from tests.support.run_program import start
 from utils.errors import ConfigError, DataError
@@ -261,6 +261,11 @@ def test_workers_that_cannot_be_started_are_one_message(monkeypatch, error):
         next(iter(loader))
 
 
+def test_a_reader_whose_queues_could_not_be_made_ends_without_a_word():
+    """Python would print an error of the destructor with its traceback."""
+    _PatientIterator.__new__(_PatientIterator).__del__()
+
+
 class Suicidal(Shapes):
     def __getitem__(self, key):
         if key[1] == 5:
@@ -286,7 +291,7 @@ def run_script(body):
 def test_workers_survive_a_sigterm_to_the_group_and_end_with_the_program():
     process = run_script("""
         import os, signal, time
-        from dataloader.loader import build_loader
+        from dataloader.loader import _PatientIterator, build_loader
         from dataloader.shapes import Shapes
         loader = build_loader(Shapes(size=(32, 48), length=400), 2, num_workers=2)
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -305,7 +310,7 @@ def test_workers_survive_a_sigterm_to_the_group_and_end_with_the_program():
 def test_a_program_that_ends_in_the_middle_of_an_epoch_does_not_wait_for_workers():
     process = run_script("""
         import atexit, time
-        from dataloader.loader import build_loader
+        from dataloader.loader import _PatientIterator, build_loader
         from dataloader.shapes import Shapes
         atexit.register(lambda: print(time.monotonic() - end))
         loader = build_loader(Shapes(size=(32, 48), length=400), 2, num_workers=2)

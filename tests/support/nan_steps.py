@@ -1,0 +1,26 @@
+"""Runs train.py with a network whose outputs are not finite at some steps.
+
+    python -m tests.support.nan_steps 2,3,11 -c CONFIG …    steps counted from 0
+"""
+import sys
+
+import train
+import trainer
+from utils.cli import console
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit status of train.py ARGV[1:] with outputs of NaN at the steps ARGV[0]."""
+    steps, forward = set(map(int, argv[0].split(","))), trainer.Trainer._forward
+
+    def with_nans(self, model, images):
+        outputs = forward(self, model, images)
+        if self.progress.stage == "training" and self.progress.step in steps:
+            return {name: output * float("nan") for name, output in outputs.items()}
+        return outputs
+    trainer.Trainer._forward = with_nans
+    return console.run(train.main, argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
