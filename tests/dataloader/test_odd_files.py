@@ -81,7 +81,10 @@ def test_any_format_of_a_label_is_read(label, end, tmp_path):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "F", "CMYK"])
 def test_a_label_without_class_ids_is_named(mode, tmp_path):
-    args = pair(tmp_path, label=Image.fromarray(STORED).convert(mode), ends=(".png", ".tif"))
+    # Three equal channels would be ids.
+    colors = Image.fromarray(np.stack([STORED, STORED // 2, STORED], -1)) if "RGB" in mode \
+        else Image.fromarray(STORED)
+    args = pair(tmp_path, label=colors.convert(mode), ends=(".png", ".tif"))
     with pytest.raises(DataError) as caught:
         ADE20K(**args)[0]
     assert caught.value.where.endswith("a.tif")

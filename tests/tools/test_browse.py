@@ -23,7 +23,7 @@ MIXED = {"type": "Shapes", "args": {
 def test_samples_are_those_that_the_trainer_uses(accumulate, tmp_path):
     """Two epochs of a real training: loading its modules takes a few seconds."""
     trainer = make_trainer(tmp_path, f"trainer.accumulate={accumulate}", "trainer.epochs=2",
-                           "seed=4", loader=loader(4))
+                           "trainer.val=false", "seed=4", loader=loader(4))
     trained = []
     trainer.criterion.forward = lambda outputs, batch: kept(trained, outputs, batch)
     trainer.train()

@@ -241,7 +241,7 @@ def test_255_is_a_class_of_300_and_files_of_8_and_16_bits_are_read_by_their_valu
             write_image(tmp_path / folder / f"{name}.png", ids)
     assert scored("--dataset", "Folder", "--gt", tmp_path / "gt", "--pred", tmp_path / "pred",
                   "--args", '{"num_classes": 300}', "--ignore-index", "1000",
-                  "--json", tmp_path / "s.json") == 0
+                  "--json", tmp_path / "s.json", "--results", "") == 0
     document = json.loads((tmp_path / "s.json").read_text())
     # labeled 255: three pixels, two of them right; once 255 in place of 299
     assert document["Class_IoU"][255] == pytest.approx(2 / 4)

@@ -72,7 +72,7 @@ def test_damaged_labels_are_named_and_the_others_are_written(tmp_path, capsys):
     folder = city(tmp_path, ["a_0_0", "b_0_0", "c_0_0", "d_0_0"])
     (folder / "a_0_0_gtFine_labelIds.png").write_bytes(b"")
     write_file(folder / "b_0_0_gtFine_labelIds.png", np.full((1, 5), 77, np.uint8))
-    write_file(folder / "c_0_0_gtFine_labelIds.png", np.zeros((2, 2, 3), np.uint8))
+    write_file(folder / "c_0_0_gtFine_labelIds.png", np.full((2, 2, 3), (7, 8, 9), np.uint8))
     assert ran(prepare_cityscapes, tmp_path) == 3
     out, err = capsys.readouterr()
     assert out == "1 written, 0 exist already, 3 failed\n"
