@@ -29,8 +29,8 @@ class RunningClock:
     def advance(self, asked: float, others: Iterable[int] = ()):
         """Count the time since the last call, a wait of `asked` seconds.
 
-        others: ids of processes of this job on this machine. While one is suspended, the clock
-        stands still, and a notice says which.
+        others: ids of processes of this job on this machine. The clock stands still in a wait at
+        whose beginning or end one of them is suspended, and a notice says which.
         """
         now = time.monotonic()
         passed, self._last = now - self._last, now
@@ -39,8 +39,8 @@ class RunningClock:
             if process not in self._told:
                 notice(f"{self._what} {process} is suspended; waiting until it is continued "
                        f"(kill -CONT {process})")
-        self._told = set(suspended)
-        if not suspended:
+        before, self._told = self._told, set(suspended)
+        if not (suspended or before):
             self.seconds += asked if passed > asked + _DELAY else passed
 
 
