@@ -212,7 +212,8 @@ def _training(args, _consumed):
             "num_workers": 0 if args.quick else 8, "shuffle": True, "cache": f"{folder}/packed",
             "augment": True, "crop_size": crop, "scale": [0.5, 2.0], "flip": True}}
         train.main(["-c", "config.json", "-d", args.device, f"train_loader={json.dumps(loader)}",
-                    "loss=CE", "trainer.val=false", "trainer.tensorboard=false",
+                    "loss=CE", "val_loader=null", "trainer.val=false",
+                    "trainer.tensorboard=false",
                     f"trainer.save_dir={folder}/saved", f"trainer.epochs={epochs}",
                     f"trainer.log_per_iter={1 if args.quick else 16}"])
         [log] = Path(folder, "saved").glob("*/*/metrics.jsonl")
