@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from tests.support.tiff import tiff
+from utils.errors import DataError
 from utils.images.headers import read_header
 from utils.images.image_io import write_image
 from utils.images.partly_used import DECODED, partly_used, unused_in
@@ -67,7 +68,12 @@ def test_bands_that_are_not_alpha_are_named_from_the_header(tmp_path):
         path.write_bytes(tiff(bands[..., :3 + len(extra)], tag338=extra))
         assert f"(up to {more} more, in {path}): these are not used" in said(path)[0]
     path.write_bytes(tiff(bands[..., :2], tag338=[0]))
-    assert "1 of 1 images have more bands than gray or RGB (up to 1 more" in said(path)[0]
+    try:
+        line = said(path)[0]
+    except DataError as error:      # Pillow 12 does not open a second band
+        assert "2 bands of 8 bits" in error.what
+    else:
+        assert "1 of 1 images have more bands than gray or RGB (up to 1 more" in line
     path.write_bytes(tiff(bands[..., :4], tag262=5))        # the K of CMYK is used
     assert said(path) == []
 
