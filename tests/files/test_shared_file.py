@@ -1,5 +1,6 @@
 """Files that several programs change at the same time."""
 import errno
+import fcntl
 import json
 import multiprocessing
 
@@ -24,7 +25,7 @@ def no_locks(*_):
 
 def _add_many(path, start, names, locks):
     if not locks:
-        shared_file.fcntl.flock = no_locks      # in this process
+        fcntl.flock = no_locks      # in this process
         shared_file.PAUSE = 0.1
     start.wait()
     for name in names:
@@ -59,7 +60,7 @@ def test_a_change_without_a_lock_is_made_again_if_another_program_replaced_it(
             path.write_text(first.pop())
 
     path, first = tmp_path / "x.json", ['["other"]']
-    monkeypatch.setattr(shared_file.fcntl, "flock", fails)
+    monkeypatch.setattr(fcntl, "flock", fails)
     monkeypatch.setattr(shared_file.time, "sleep", others_write)
     added(path, "mine")
     assert json.loads(path.read_text()) == ["other", "mine"]

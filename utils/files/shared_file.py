@@ -12,12 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from utils.errors import DataError, shown
+from utils.files.locks import hold
 from utils.files.whole_file import WholeFile, cannot_write, write_bytes
-
-try:
-    import fcntl
-except ImportError:         # Windows
-    fcntl = None
 
 PATIENCE = 30.0             # seconds to wait for another program's lock; it may be suspended
 TRIES = 100                 # of a change, while other programs replace the file
@@ -86,25 +82,17 @@ def locked(folder: Path) -> Iterator[bool]:
 
 def _lock(folder):
     """A descriptor that holds the lock until it is closed; None if there is no lock to be had."""
-    if fcntl is None:
-        return None
     deadline = time.monotonic() + PATIENCE
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
+    except OSError:                 # Windows opens no folders
         return None
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.02)
-                continue
-        except OSError:             # this file system has no locks
-            pass
-        os.close(descriptor)
-        return None
+    while (held := hold(descriptor)) is False and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if held:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _replaced(path, before, data):

@@ -19,7 +19,14 @@ def partly_used(files: Sequence[tuple[str | os.PathLike, Header]], what: str = "
     a number also tells that a range is meant on purpose. Decodes at most DECODED files of each
     kind; those that cannot be read are left out.
     """
-    parts = [_frames(files, what), _bands(files, what), _alpha(files, what)]
+    parts = [
+        _further(files, what, lambda header: header.frames - 1, lambda header, path:
+                 f"have several pages or frames ({header.frames} in {path}): only the first is "
+                 "used"),
+        _further(files, what, lambda header: header.unused_bands, lambda header, path:
+                 f"have more bands than gray or RGB (up to {header.unused_bands} more, in {path}): "
+                 "these are not used"),
+        _alpha(files, what)]
     if what == "images":
         parts.append(_range([file for file in files if file[1].bits > 8], white))
     return [part for part in parts if part]
@@ -30,22 +37,13 @@ def unused_in(paths: Sequence[str | os.PathLike], white: float | None = None) ->
     return partly_used(_of_some(paths, read_header, HEADERS), white=white)
 
 
-def _frames(files, what):
-    many = [file for file in files if file[1].frames > 1]
+def _further(files, what, number, text):
+    """About the files with a number(header) above 0. text: of the header and path with the most."""
+    many = [file for file in files if number(file[1])]
     if not many:
         return None
-    path, header = max(many, key=lambda file: file[1].frames)
-    return (f"{len(many)} of {len(files)} {what} have several pages or frames ({header.frames} in "
-            f"{shown(path)}): only the first is used")
-
-
-def _bands(files, what):
-    many = [file for file in files if file[1].unused_bands]
-    if not many:
-        return None
-    path, header = max(many, key=lambda file: file[1].unused_bands)
-    return (f"{len(many)} of {len(files)} {what} have more bands than gray or RGB (up to "
-            f"{header.unused_bands} more, in {shown(path)}): these are not used")
+    path, header = max(many, key=lambda file: number(file[1]))
+    return f"{len(many)} of {len(files)} {what} {text(header, shown(path))}"
 
 
 def _alpha(files, what):
