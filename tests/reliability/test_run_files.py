@@ -1,5 +1,6 @@
 """Files of a run that are damaged, cannot be read, or were left behind when it went back."""
 import errno
+import pickle
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from utils.checkpoint import read
 from utils.checkpoint.read import UnreadableCheckpoint, read_checkpoint
 from utils.checkpoint.write import write_checkpoint
 from utils.errors import CheckpointError
+from utils.machine import distributed
 from utils.training.run_state import last_is_outdated
 
 
@@ -69,6 +71,15 @@ def test_a_damaged_file_is_renamed_and_not_overwritten(trained, capsys, name):
         assert (trained / f"{name}{suffix}").read_bytes() == damaged
         assert f"it is now called {name}{suffix}" in capsys.readouterr().err
         assert read_checkpoint(path)["epoch"] == 5
+
+
+def test_a_damaged_best_does_not_stop_the_ranks_that_are_told_of_it(trained, monkeypatch):
+    """They receive a copy of what rank 0 found."""
+    path = trained / "model_best.pth"
+    path.write_bytes(path.read_bytes()[:-100])
+    monkeypatch.setattr(distributed, "broadcast_object",
+                        lambda value: pickle.loads(pickle.dumps(value)))
+    assert resumed(trained).monitor.best is None
 
 
 @pytest.mark.parametrize("change, said", [({"format": 99}, "newer than this program's"),

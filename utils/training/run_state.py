@@ -12,7 +12,7 @@ from utils.checkpoint.read import (
     DamagedCheckpoint,
     MissingCheckpoint,
     as_checkpoint_errors,
-    read_checkpoint,
+    peek,
     require_training,
     verify,
 )
@@ -240,7 +240,7 @@ def _restore_monitor(trainer, checkpoint):
     best = distributed.broadcast_object(best)
     if isinstance(best, CheckpointError):
         raise best
-    if best is DAMAGED:
+    if best == DAMAGED:         # another object on the ranks that received it
         monitor.best = None
     elif best and best["spec"] == spec and monitor.adopt(best["monitor"]):
         notice(f"model_best.pth is from a later epoch, {monitor.epoch}, and is kept until a "
@@ -257,7 +257,8 @@ def _best_so_far(path):
     best would replace: one that could not be read is probably whole.
     """
     try:
-        best = read_checkpoint(path)
+        verify(path)
+        best = peek(path)
     except MissingCheckpoint:
         return None
     except DamagedCheckpoint as error:
