@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from base.base_trainer import BaseTrainer
+from utils.checkpoint.find import LAST
 from utils.cli.console import notice, warn
 from utils.cli.stop_signal import StopCheckedLoader
 from utils.config.loader_section import read_size
@@ -68,7 +69,7 @@ class Trainer(BaseTrainer):
                 if log:
                     self._log_step(epoch, bar, parts)
                 if settings.save_every and progress.step % settings.save_every == 0:
-                    self.save("last.pth")
+                    self.save(LAST)
                 # With several GPUs the check waits for them, so it is done only at a log line.
                 if log or distributed.world_size() == 1 or self.device.type == "cpu":
                     self.stop_if_asked()
@@ -206,23 +207,29 @@ class Trainer(BaseTrainer):
     # Before the first epoch
 
     def _check(self):
-        if self.val_loader is not None:
-            _check_same_classes(self.train_loader.dataset, self.val_loader.dataset)
-        checked_classes(self.config["predict"]["CoI"], self.num_classes)
-        for phase in ("train", "val", "test"):
-            self._decision(phase)(torch.zeros(1, self.num_classes, 1, 1))
-        progress = self.progress
-        batches, wanted = len(self.train_loader), self.settings.accumulate
-        if batches < wanted:
-            notice(f"an epoch has {batches} batches: a step adds up {batches}, not {wanted} "
-                   "(trainer.accumulate)")
-        self.train_loader.set_epoch(progress.epoch, progress.batches_done, progress.into_batch)
-        if self.train_loader.smallest_batch == 1:
-            self._check_single_image()
+        self._check_settings()
         if self.val_loader is not None and any(getattr(part, "fixed_size", None)
                                                for part in self.model.modules()):
             # Whole images may not have that size, and the first epoch may take hours.
             self._rehearse_validation()
+
+    def _check_settings(self):
+        if self.val_loader is not None:
+            _check_same_label_colors(self.train_loader.dataset, self.val_loader.dataset)
+        checked_classes(self.config["predict"]["CoI"], self.num_classes)
+        for phase in ("train", "val", "test"):
+            self._decision(phase)(torch.zeros(1, self.num_classes, 1, 1))
+        batches, wanted = len(self.train_loader), self.settings.accumulate
+        if batches < wanted:
+            notice(f"an epoch has {batches} batches: a step adds up {batches}, not {wanted} "
+                   "(trainer.accumulate)")
+        self._check_smallest_batch()
+
+    def _check_smallest_batch(self):
+        progress = self.progress
+        self.train_loader.set_epoch(progress.epoch, progress.batches_done, progress.into_batch)
+        if self.train_loader.smallest_batch == 1:
+            self._check_single_image()
 
     def _check_single_image(self):
         """Raise ConfigError if the network cannot train on a batch of one image.
@@ -241,7 +248,7 @@ class Trainer(BaseTrainer):
             notice(f"{progress.into_batch} samples of epoch {progress.epoch} are used again: "
                    "without them the next batch would be a single image")
             progress.into_batch = 0
-            self._check()
+            self._check_smallest_batch()
         finally:
             copy_all(buffers, self.model.buffers())
 
@@ -256,7 +263,7 @@ class Trainer(BaseTrainer):
             return "the run is finished: there is no step to try (raise trainer.epochs to go on)"
         started = time.monotonic()
         with self._explained_errors():
-            self._check()
+            self._check_settings()
             if self.progress.batches_done >= len(self.train_loader):
                 self.progress.batches_done = 0      # stopped in a validation: no step is left
             self._begin_epoch(self.progress.epoch)
@@ -325,7 +332,7 @@ class Trainer(BaseTrainer):
         return f"{what} at epoch {self.progress.epoch} step {step}{about}{images}"
 
     def _nonfinite_error(self, message):
-        last = self.folder / "last.pth"
+        last = self.folder / LAST
         resume = f"; resume from {last} with -r" if last.is_file() else ""
         settings, skips = self.settings, self.settings.nonfinite == "skip"
         remedies = ["lower optimizer.args.lr",
@@ -458,24 +465,15 @@ class Trainer(BaseTrainer):
                                                                  dataset.class_names), step)
 
 
-def _check_same_classes(train: Any, val: Any):
-    """Raise ConfigError if two datasets have other classes, or print a notice of other names."""
-    names, others = list(train.class_names), list(val.class_names)
-    where, fix = "val_loader", "give both the same classes in the same order"
-    if len(names) != len(others):
-        raise ConfigError(f"the training data has {len(names)} classes, the validation data "
-                          f"{len(others)}", where, fix)
-    differing = [f"{number} is {name!r} in the training data and {other!r} in the validation data"
-                 for number, (name, other) in enumerate(zip(names, others, strict=True))
-                 if name != other]
-    if differing and sorted(names) == sorted(others):
-        raise ConfigError(f"class {differing[0]}", where, fix)
-    if differing:
-        notice(f"class names differ: {listed(differing, 3)}")
+def _check_same_label_colors(train: Any, val: Any):
+    """Raise ConfigError if two datasets read labels of other colors (ignored ones included).
+
+    BaseDataset.require_same_classes has compared the classes.
+    """
     colors = [getattr(data, "label_palette", None) for data in (train, val)]
     if all(colors) and colors[0] != colors[1]:
         raise ConfigError("the colors of the labels differ between training and validation data",
-                          where, "give both the same palette")
+                          "val_loader", "give both the same palette")
 
 
 class _OneBatch:

@@ -7,7 +7,6 @@ import functools
 import inspect
 import math
 import signal
-import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from base.base_model import BaseModel
 from base.trainer_settings import TrainerSettings
-from utils.checkpoint.find import PERIODIC
+from utils.checkpoint.find import BEST, LAST, PERIODIC
 from utils.checkpoint.format import Checkpoint
 from utils.checkpoint.load import load_foreign
 from utils.checkpoint.run_checkpoints import RunCheckpoints
@@ -28,7 +27,7 @@ from utils.machine import distributed
 from utils.machine.precision import autocast_dtype
 from utils.machine.sync_batchnorm import convert_sync_batchnorm
 from utils.training.criterion import Criterion, validation_loss
-from utils.training.lr_scheduler import build_scheduler
+from utils.training.lr_scheduler import advance, build_scheduler
 from utils.training.monitor import Monitor
 from utils.training.optimizer import build_optimizer
 from utils.training.progress import Progress
@@ -86,7 +85,7 @@ class BaseTrainer(ABC):
         self.rewrite_last = False       # resumed, but last.pth is damaged or too old
         if checkpoint:
             restore(self, checkpoint)
-            self.rewrite_last = checkpoint_path != self.folder / "last.pth" \
+            self.rewrite_last = checkpoint_path != self.folder / LAST \
                 and distributed.is_main() and last_is_outdated(self, self._finished)
         elif settings.finetune_from:
             notice(f"fine-tuning from {settings.finetune_from}\n"
@@ -123,7 +122,7 @@ class BaseTrainer(ABC):
                     with self.stop_signal.idle():
                         self._check()
                     if self.rewrite_last:
-                        self.save("last.pth", required=self._finished)
+                        self.save(LAST, required=self._finished)
                     while not self._finished:
                         self._train_epoch(progress.epoch)
                         self._finish_epoch()
@@ -145,11 +144,11 @@ class BaseTrainer(ABC):
         if not request:
             return
         stop.save_asked, leave = False, request > STOP or self.settings.requeue
-        self.save("last.pth", required=leave)
+        self.save(LAST, required=leave)
         if not leave:
             self.logger.say(f"saved at {self.progress}, because of a signal")
             return
-        text = f"at {self.progress}; resume with\n  python train.py -r {self.folder / 'last.pth'}"
+        text = f"at {self.progress}; resume with\n  python train.py -r {self.folder / LAST}"
         if request > STOP:
             raise Interrupted(request - STOP, text)
         raise Interrupted(signal.SIGUSR1, text, REQUEUE_STATUS)
@@ -176,14 +175,12 @@ class BaseTrainer(ABC):
         progress.next_epoch()
         if not (self.scheduler.per_iteration or self.scheduler.per_validation):
             # Only now: a run stopped during the validation repeats the validation when resumed.
-            with warnings.catch_warnings():
-                # The epoch may have no step: it was resumed at its end, or all were skipped.
-                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-                self.scheduler.step()
-        names = ["model_best.pth"] if better else []
+            # The epoch may have no step: it was resumed at its end, or all were skipped.
+            advance(self.scheduler, 1)
+        names = [BEST] if better else []
         if settings.save_period and epoch % settings.save_period == 0:
             names.append(PERIODIC.format(epoch))
-        self.save(*names, "last.pth", required=self._finished)
+        self.save(*names, LAST, required=self._finished)
 
     def _step_on_score(self, score):
         """Let a schedule that depends on the validations see the newest, and say what it does."""
@@ -205,7 +202,7 @@ class BaseTrainer(ABC):
                             f"{monitor.metric}")
         if monitor.best is not None:
             self.logger.say(f"best {monitor.metric} {monitor.best:.4f} at epoch "
-                            f"{monitor.epoch}: {self.folder / 'model_best.pth'}")
+                            f"{monitor.epoch}: {self.folder / BEST}")
 
     @contextlib.contextmanager
     def _explained_errors(self):

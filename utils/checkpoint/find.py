@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from utils.checkpoint.format import TrainingCheckpoint, can_resume
 from utils.checkpoint.read import (
@@ -31,6 +31,8 @@ from utils.cli.console import notice, warn
 from utils.errors import CheckpointError
 
 LAST, BEST, PERIODIC = "last.pth", "model_best.pth", "checkpoint-epoch{}.pth"
+
+_T = TypeVar("_T")
 
 
 def find_checkpoint(text: str, folder: str = "saved") -> str:
@@ -75,17 +77,11 @@ def newest_best(folder: str | Path) -> Path | None:
     Prints a warning for each newer file that it skips. Raises UnreadableCheckpoint.
     """
     found, skipped = _peeked(_below(Path(folder)))
-    for one in sorted(found, key=lambda one: (one.saved, one.order), reverse=True):
-        try:
-            verify(one.path)
-            _warn_of_skipped(skipped, one.path)
-            return one.path
-        except UnreadableCheckpoint:
-            raise
-        except CheckpointError as error:
-            skipped.append((one.path, error))
-    _warn_of_skipped(skipped, None)
-    return None
+    newest_first = sorted(found, key=lambda one: (one.saved, one.order), reverse=True)
+    sound = _first_sound(newest_first, skipped, verify)
+    if sound is None:
+        _warn_of_skipped(skipped, None)
+    return sound and sound[1]
 
 
 def newest_training(folder: str | Path, fits: Callable[[Mapping[str, Any]], bool] | None = None) \
@@ -99,19 +95,13 @@ def newest_training(folder: str | Path, fits: Callable[[Mapping[str, Any]], bool
     folder = Path(folder)
     paths, folders = _content(folder)
     paths += [path for inner in folders for path in _content(inner)[0]]
-    early = _passed_by_last(paths)
+    early, known = _passed_by_last(paths)
     for considered in ([path for path in paths if path not in early], paths):
-        found, skipped = _peeked(considered, fits)
-        found = _without_weights(found, skipped)
-        for one in _newest_first(found):
-            try:
-                checkpoint = read_training(one.path)
-                _warn_of_skipped(skipped, one.path)
-                return checkpoint, one.path
-            except UnreadableCheckpoint:
-                raise
-            except CheckpointError as error:
-                skipped.append((one.path, error))
+        found, skipped = _peeked(considered, fits, known)
+        newest_first = _newest_first(_without_weights(found, skipped))
+        sound = _first_sound(newest_first, skipped, read_training)
+        if sound:
+            return sound
     _warn_of_skipped(skipped, None)
     return None
 
@@ -223,12 +213,31 @@ def _unlisted(folder, error):
                                              "make it readable")
 
 
-def _peeked(paths: Iterable[Path], fits=None):
-    """(Peeked of each usable file, (path, error) of the others)."""
+def _first_sound(ordered: Iterable[Peeked], skipped: list, read: Callable[[Path], _T]) \
+        -> tuple[_T, Path] | None:
+    """(what `read` returns, path) of the first sound file, or None; the others are `skipped`.
+
+    Warns of those if there is one. Raises UnreadableCheckpoint.
+    """
+    for one in ordered:
+        try:
+            content = read(one.path)
+        except UnreadableCheckpoint:
+            raise
+        except CheckpointError as error:
+            skipped.append((one.path, error))
+        else:
+            _warn_of_skipped(skipped, one.path)
+            return content, one.path
+    return None
+
+
+def _peeked(paths: Iterable[Path], fits=None, known: Mapping[Path, Peeked] | None = None):
+    """(Peeked of each usable file, (path, error) of the others). known: of files read before."""
     found, skipped = [], []
     for path in paths:
         try:
-            one = Peeked.of(path)
+            one = (known or {}).get(path) or Peeked.of(path)
         except UnreadableCheckpoint:
             raise
         except MissingCheckpoint:           # a broken link, or deleted in the meantime
@@ -257,17 +266,20 @@ def _newest_first(found: list[Peeked]) -> list[Peeked]:
                                           one.order), reverse=True)
 
 
-def _passed_by_last(paths: list[Path]) -> set[Path]:
-    """Periodic checkpoints of epochs before that of last.pth: there can be hundreds to read."""
-    passed = set()
+def _passed_by_last(paths: list[Path]) -> tuple[set[Path], dict[Path, Peeked]]:
+    """(periodic checkpoints of epochs before that of last.pth, Peeked of each last.pth).
+
+    There can be hundreds of the first, which are then not read.
+    """
+    passed, known = set(), {}
     for folder in {path.parent for path in paths}:
         try:
-            last = Peeked.of(folder / LAST)
+            last = known[folder / LAST] = Peeked.of(folder / LAST)
         except CheckpointError:
             continue
         passed |= {path for path in paths if path.parent == folder and last.trains
                    and (epoch_of(path.name) or last.epoch) + 1 < last.epoch}
-    return passed
+    return passed, known
 
 
 def _warn_of_skipped(skipped, taken: Path | None):

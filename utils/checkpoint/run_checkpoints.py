@@ -83,10 +83,12 @@ class RunCheckpoints:
         """Delete periodic checkpoints of this line of training, if `keep` newer ones are sound."""
         if not self.keep:
             return
-        epochs = {path: epoch_of(path.name) for path in self.folder.glob(PERIODIC.format("*"))}
-        newest_first = sorted((path for path in epochs if epochs[path] is not None
-                               and self._is_of_this_line(path)),
-                              key=lambda path: (path == written, epochs[path] or 0), reverse=True)
+        epochs = {path: epoch for path in self.folder.glob(PERIODIC.format("*"))
+                  if (epoch := epoch_of(path.name)) is not None}
+        if len(epochs) <= self.keep:
+            return              # without reading a file
+        newest_first = sorted(filter(self._is_of_this_line, epochs),
+                              key=lambda path: (path == written, epochs[path]), reverse=True)
         if len(newest_first) <= self.keep:
             return
         undamaged = 0

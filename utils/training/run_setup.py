@@ -101,8 +101,10 @@ class Run:
     def require_same_data(self, dataset: Any):
         """Raise ConfigError if the checkpoint's run used other samples, or in another order."""
         saved = self.checkpoint.get("dataset") if self.checkpoint else None
+        if not saved or self.allow_changes:
+            return
         now = dataset_facts(dataset)
-        if not saved or saved == now or self.allow_changes:
+        if saved == now:
             return
         what = (f"{saved['length']} samples when the checkpoint was saved, {now['length']} now"
                 if saved["length"] != now["length"] else "other samples than the checkpoint's")
