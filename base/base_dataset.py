@@ -376,7 +376,7 @@ class BaseDataset(Dataset, ABC):
         self._check_ids()
         headers = self._check_headers()
         if self.white is None:
-            for path, header in headers["images"]:
+            for path, header in headers[0]:
                 if header.bits > 16:
                     self.problem(f"{shown(path)}: {header.bits} bits have no fixed range; say with "
                                  "\"white\" (Folder) which value becomes 255")
@@ -389,7 +389,7 @@ class BaseDataset(Dataset, ABC):
         if published and len(self.samples) != published:
             warn(f"{name}: {len(self.samples)} images in {place}, {published} in the published "
                  "split")
-        for line in self.unused_parts(headers):
+        for line in self.unused_parts(*headers):
             notice(f"{name}: {line}")
 
     def _check_ids(self):
@@ -404,41 +404,34 @@ class BaseDataset(Dataset, ABC):
     def _check_headers(self):
         """Add a problem for each pair whose headers do not fit; see SKIP_UNREADABLE.
 
-        Returns {"images": [(path, header)], "labels": the same} of the files that were read.
+        Returns [(path, header)] of the images that were read, and of the labels.
         """
         pairs = [(sample.image, sample.label) for sample in self.samples
                  if sample.image is not None]
         count = len(pairs) if len(pairs) <= CHECK_ALL_BELOW else SPOT_CHECKS
-        replaced, headers = [], {"images": [], "labels": []}
-
-        def noted(read, kind):
-            def header(path):
-                headers[kind].append((path, read(path)))
-                return headers[kind][-1][1]
-            return header
-
+        replaced, images, labels = [], [], []
         for image, label in evenly_spaced(pairs, count):
             text, unreadable = dataset_files.header_problem(
-                image, label, noted(self.label_header, "labels"), noted(read_header, "images"))
+                image, label, self.label_header, (images, labels))
             if text:
                 (replaced if unreadable and SKIP_UNREADABLE.get() else self.problems).append(text)
         if replaced:
             warn(f"{len(replaced)} unreadable files will be replaced by others: "
                  f"{listed(replaced, SHOWN_PROBLEMS, '; ')}")
-        return headers
+        return images, labels
 
-    def unused_parts(self, headers: dict[str, list[tuple[Path, Header]]]) -> list[str]:
-        """Sentences on parts of the files that are not used.
+    def unused_parts(self, images: list[tuple[Path, Header]],
+                     labels: list[tuple[Path, Header]]) -> list[str]:
+        """Sentences on parts of the files that are not used. Each file comes with its header.
 
-        headers: of "images" and "labels". Raises ConfigError if white has no effect.
+        Raises ConfigError if white has no effect.
         """
-        images = headers["images"]
         if self.white is not None and len(images) == len(self.samples) \
                 and all(header.bits <= 8 for _, header in images):
             raise ConfigError(f"white has no effect: none of the {len(images)} images of "
                               f"{type(self).__name__} {self.split} has more than 8 bits", "white",
                               "remove it")
-        return [*partly_used(images, white=self.white), *partly_used(headers["labels"], "labels")]
+        return [*partly_used(images, white=self.white), *partly_used(labels, "labels")]
 
     def _check_labels(self):
         """Read a few whole labels: a wrong id map affects nearly all of them."""

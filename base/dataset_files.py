@@ -224,9 +224,12 @@ def images_only(folder: Path, report: Callable[[str], None], ending: str = "",
 
 
 def header_problem(image: Path, label: Path | None, label_header: Callable[[Path], Header],
-                   image_header: Callable[[Path], Header] = read_header) \
-        -> tuple[str | None, bool]:
-    """Check one pair by its headers. Returns (problem or None, whether a file is unreadable)."""
+                   read: tuple[list, list] | None = None) -> tuple[str | None, bool]:
+    """Check one pair by its headers. Returns (problem or None, whether a file is unreadable).
+
+    read: lists of images and of labels, to which (path, header) is added.
+    """
+    images, labels = read or ([], [])
     try:
         facts = [os.stat(path) for path in (image, label) if path is not None]
         for path, fact in zip((image, label), facts, strict=False):
@@ -235,16 +238,17 @@ def header_problem(image: Path, label: Path | None, label_header: Callable[[Path
         if len(facts) == 2 and os.path.samestat(*facts):
             return Problem(f"{shown(image)}: image and label are one file",
                            "the label of an image must be another file"), False
-        of_image = image_header(image)
+        of_image = read_header(image)
+        images.append((image, of_image))
         if label is None:
             return None, False
         of_label = label_header(label)
+        labels.append((label, of_label))
     except DataError as error:
         return error.in_one_line, isinstance(error, UnreadableFile)
     except OSError as error:
         return f"{shown(error.filename)}: {error.strerror}", True
-    if of_label.size == of_image.size or \
-            (of_label.orientation == 1 and of_label.size == of_image.stored_size):
+    if of_image.fits(of_label):
         return None, False
     return Problem(f"{shown(image)} is {of_image.size[1]}x{of_image.size[0]} but its label "
                    f"{shown(label)} is {of_label.size[1]}x{of_label.size[0]}",

@@ -126,8 +126,11 @@ class _Finding(NamedTuple):
 def _examine(dataset, index):
     """Read one sample as training would, without augmentation."""
     sample, problems, entry, mixed = dataset.samples[index], [], None, False
+    matlab = None
     try:
         label = dataset[index]["label"].numpy()
+        if sample.label and sample.label.suffix.lower() == ".mat":      # it is read only as a whole
+            matlab = "MATLAB", Header(*label.shape[::-1])
         mixed = sample.label is not None and mixing(label.astype(np.uint16)) is not None
         entry = {"id": sample.id, "split": dataset.split, "image": _absolute(sample.image),
                  "label": _absolute(sample.label), "size": list(label.shape[::-1]),
@@ -141,7 +144,7 @@ def _examine(dataset, index):
             except DataError as second:
                 problems.append(second.in_one_line)
     return _Finding(entry, problems, _file_facts(sample.image, read_header),
-                    _file_facts(sample.label, dataset.label_header), mixed)
+                    matlab or _file_facts(sample.label, dataset.label_header), mixed)
 
 
 def _histograms(dataset: BaseDataset, label: Labels) -> dict[str, dict[str, int]]:
@@ -219,7 +222,7 @@ def _notes(dataset: BaseDataset, findings: list[_Finding]) -> Iterator[str]:
     turned = [path for path, header in headers["image"] if header.orientation != 1]
     if turned:
         yield f"{len(turned)} images are turned by their EXIF tag: {_some(turned)}"
-    yield from dataset.unused_parts({"images": headers["image"], "labels": headers["label"]})
+    yield from dataset.unused_parts(headers["image"], headers["label"])
     for paths in _same_content(path for path, _ in headers["image"]):
         yield f"{len(paths)} image files have the same content: {_some(paths)}"
     mixed = [sample.label for sample, finding in zip(dataset.samples, findings, strict=True)

@@ -59,11 +59,13 @@ class ListLines:
     def _stem(self, line):
         """The stem of the image that the whole line names; None if it names none."""
         for text in _spellings(line):
-            names = [text, os.path.splitext(text)[0]] \
-                if os.path.splitext(text)[1].lower() in IMAGE_SUFFIXES else [text]
+            if text in self.files.images:       # most lines: no file is looked for
+                return text
+            stem, suffix = os.path.splitext(text)
+            names = [stem] if suffix.lower() in IMAGE_SUFFIXES else []
             path = self._file(text, self.files.image_dir, {}, IMAGE_SUFFIXES)
             if path:
-                names.insert(1, self._stem_of(path))
+                names.insert(0, self._stem_of(path))
             found = next((name for name in names if name in self.files.images), None)
             if found is not None:
                 return found
@@ -80,11 +82,11 @@ class ListLines:
             if spelling in by_stem:
                 return by_stem[spelling]
             for top in (folder, self.root):
-                for name in (spelling, spelling.lstrip("/")):
+                for name in dict.fromkeys((spelling, spelling.lstrip("/"))):
                     path = Path(top, name)
                     candidates = [path, *(path.with_name(path.name + suffix)
                                           for suffix in suffixes if path.name)]
-                    found = next(filter(Path.is_file, candidates), None)
+                    found = next(filter(os.path.isfile, candidates), None)
                     if found:
                         return found
         return None

@@ -392,6 +392,7 @@ def test_a_list_may_name_labels_of_other_names_and_places(tmp_path):
     ("{root}/other.jpg", "other.jpg is no image of .*its label must follow in the same line"),
     ("{root}/nowhere.jpg", "no image .*/nowhere.jpg in"),
     ("images/a.jpg images/a.jpg.png", "image and label are one file"),
+    ("x" * 300, "no image xxx"),        # longer than a file name can be
 ])
 def test_what_is_wrong_with_a_line_is_said(line, text, tmp_path):
     put(tmp_path, "a")

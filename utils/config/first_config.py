@@ -17,8 +17,8 @@ import numpy as np
 from utils.config.pair_search import find_pairs, place_of
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.files.whole_file import write_bytes
-from utils.images.headers import FORMATS
-from utils.images.image_io import color_codes, read_image, read_stored
+from utils.images.headers import pillow_open
+from utils.images.image_io import read_image, read_stored, stored_codes
 from utils.images.label_kind import mixing
 from utils.images.palette import voc_palette
 from utils.images.picture_files import IMAGE_SUFFIXES, evenly_spaced
@@ -167,8 +167,7 @@ def _label_contents(pairs):
     mixed = []
     for index, pair in enumerate(read):
         stored = read_stored(pair.label)
-        values, pixels = np.unique(color_codes(stored) if stored.ndim == 3 else stored,
-                                   return_counts=True)
+        values, pixels = np.unique(stored_codes(stored), return_counts=True)
         (colors if stored.ndim == 3 else counts).update(
             dict(zip(values.tolist(), pixels.tolist(), strict=True)))
         if index in judged and (found := mixing(stored)):
@@ -253,8 +252,7 @@ def _classes_of_colors(contents):
 
 def _stored_palette(path, values):
     """The colors of these values in a palette PNG, or None if two of them are the same."""
-    from PIL import Image
-    with Image.open(path, formats=FORMATS) as image:
+    with pillow_open(path, path) as image:
         stored = image.getpalette() if image.mode == "P" else None
     if not stored or len(stored) < 3 * (max(values) + 1):
         return None

@@ -14,7 +14,7 @@ import numpy as np
 from utils.config.name_rules import Rule, guessed_rules
 from utils.errors import DataError, listed, shown
 from utils.images.headers import read_header
-from utils.images.image_io import color_codes, read_stored
+from utils.images.image_io import read_stored, stored_codes
 from utils.images.label_kind import busyness
 from utils.images.name_pattern import FoundFile, NamePattern, find_files, matching, separate
 from utils.images.picture_files import (
@@ -260,7 +260,7 @@ def _same_meaning(of_image, others):
     """Whether each value of one label stands for one value of the other, on a few of them."""
     for image, label in evenly_spaced(others, _JUDGED):
         try:
-            codes = [color_codes(stored) if stored.ndim == 3 else stored.astype(np.int32)
+            codes = [stored_codes(stored).astype(np.int32)
                      for stored in map(read_stored, (of_image[image], label))]
         except DataError:
             return False
@@ -337,7 +337,7 @@ def _common_size(image, label):
         return error.in_one_line
     if os.path.samefile(image, label):
         return f"{shown(image)}: image and label are one file"
-    if second.size not in (first.size, first.stored_size):
+    if not first.fits(second):
         return (f"{shown(image.name)} is {first.width}x{first.height}, its label "
                 f"{second.width}x{second.height}")
     return first.size

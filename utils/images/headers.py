@@ -88,6 +88,11 @@ class Header(NamedTuple):
         """(height, width) as stored."""
         return self.height, self.width
 
+    def fits(self, label: "Header") -> bool:
+        """Whether a label has the size of this image, as displayed or, not turned, as stored."""
+        return label.size == self.size \
+            or (label.orientation == 1 and label.size == self.stored_size)
+
 
 class Probe(NamedTuple):
     """The header of a PNG, JPEG or WebP file, as far as it decides how the file is decoded."""
@@ -119,8 +124,7 @@ def read_header(path: str | os.PathLike) -> Header:
         if probe:
             return Header(probe.width, probe.height, turn, max(probe.bits, 8), frames, probe.alpha)
         if image.format == "TIFF":
-            with open(path, "rb") as file:
-                tags = tiff_tags(file)
+            tags = tags_of(path)
             # Pillow gives the size as displayed.
             height, width = image.size if turn >= 5 else image.size[::-1]
             return Header(width, height, turn) if tags is None else \

@@ -152,6 +152,11 @@ def color_codes(rgb: Image) -> np.ndarray:
     return codes
 
 
+def stored_codes(stored: np.ndarray) -> np.ndarray:
+    """The values (H, W) of a picture of `read_stored`: its ids, or the `color_codes` of colors."""
+    return color_codes(stored) if stored.ndim == 3 else stored
+
+
 def write_label(path: str | os.PathLike, labels: np.ndarray, palette: Sequence[Sequence[int]]):
     """Write class ids (H, W), any integer dtype, as a palette PNG, or as a 16-bit gray PNG.
 

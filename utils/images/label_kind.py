@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.images.image_io import color_codes, read_stored
+from utils.images.image_io import read_stored, stored_codes
 from utils.images.types import Labels
 
 _AREA_SHARE = 0.005         # of the pixels: a value with fewer is not one of the frequent ones
@@ -41,8 +41,7 @@ def mixing(stored: np.ndarray) -> Mixing | None:
     if stored.dtype in (np.uint8, np.uint16) and stored.ndim == 2:
         values, codes = np.arange(np.iinfo(stored.dtype).max + 1), stored
     else:
-        values, codes = np.unique(color_codes(stored) if stored.ndim == 3 else stored,
-                                  return_inverse=True)
+        values, codes = np.unique(stored_codes(stored), return_inverse=True)
         codes = codes.reshape(stored.shape[:2])
     pixels = np.bincount(codes.ravel(), minlength=len(values))
     inside = np.bincount(codes[_surrounded(codes)], minlength=len(values))
@@ -71,7 +70,7 @@ def busyness(path: str | os.PathLike) -> float:
     differ from a neighbor. Raises DataError if the file cannot be read.
     """
     stored = _middle(read_stored(path))
-    codes = color_codes(stored) if stored.ndim == 3 else stored
+    codes = stored_codes(stored)
     pixels = np.sort(np.unique(codes, return_counts=True)[1])[::-1]
     needed = 1 + int(np.searchsorted(np.cumsum(pixels), 0.95 * codes.size))
     return needed * (0.02 + 1 - float(_surrounded(codes).mean()))

@@ -8,11 +8,10 @@ from utils.losses.class_weights import class_weights
 from utils.losses.pixels import (
     check_label_smoothing,
     check_reduction,
-    class_weight_map,
     cross_entropy_map,
-    cross_entropy_of_all,
     labeled,
     mean_over,
+    weighed,
 )
 from utils.machine.tensors import LabelBatch, Logits
 
@@ -44,14 +43,8 @@ class CrossEntropyLoss2d(nn.Module):
 
     def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
         valid, index = labeled(target, self.ignore_index)
-        cross_entropy = loss = cross_entropy_map(logits, index, valid)
-        mass = valid
-        if self.weight is not None:
-            mass = class_weight_map(self.weight, index, valid, logits)
-            loss = loss * mass
-        if self.label_smoothing:
-            of_all = cross_entropy_of_all(cross_entropy, logits, index, valid, self.weight)
-            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * of_all
+        loss, mass = weighed(cross_entropy_map(logits, index, valid), logits, index, valid,
+                             self.weight, self.label_smoothing)
         return loss.sum() if self.reduction == "sum" else mean_over(loss, mass.sum())
 
 

@@ -18,11 +18,10 @@ from utils.losses.class_weights import class_weights
 from utils.losses.pixels import (
     check_label_smoothing,
     check_reduction,
-    class_weight_map,
     cross_entropy_map,
-    cross_entropy_of_all,
     labeled,
     mean_over,
+    weighed,
 )
 from utils.losses.warning import warn_once
 from utils.machine.tensors import LabelBatch, Logits
@@ -79,14 +78,10 @@ class CE_DiceLoss(DiceLoss):  # noqa: N801 (the name that the published configs 
 
     def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
         valid, index = labeled(target, self.ignore_index)
-        cross_entropy = loss = cross_entropy_map(logits, index, valid)
-        dice, mass = self._dice(loss, valid), valid
-        if self.weight is not None:
-            mass = class_weight_map(self.weight, index, valid, logits)
-            loss = loss * mass
-        if self.label_smoothing:
-            of_all = cross_entropy_of_all(cross_entropy, logits, index, valid, self.weight)
-            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * of_all
+        cross_entropy = cross_entropy_map(logits, index, valid)
+        dice = self._dice(cross_entropy, valid)
+        loss, mass = weighed(cross_entropy, logits, index, valid, self.weight,
+                             self.label_smoothing)
         return dice + (loss.sum() if self.reduction == "sum" else mean_over(loss, mass.sum()))
 
 

@@ -71,6 +71,24 @@ def cross_entropy_of_all(cross_entropy: torch.Tensor, logits: Logits, index: tor
             + _LogitDifferences.apply(logits, index, valid, weight)) / len(weight)
 
 
+def weighed(cross_entropy: torch.Tensor, logits: Logits, index: torch.Tensor, valid: torch.Tensor,
+            weight: torch.Tensor | None, label_smoothing: float) \
+        -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, mass), each (N, H, W): a cross-entropy with class weights and label smoothing.
+
+    mass: what the mean of the loss divides by. cross_entropy (N, H, W): from `cross_entropy_map`;
+    the other arguments are those of `cross_entropy_of_all`.
+    """
+    loss, mass = cross_entropy, valid
+    if weight is not None:
+        mass = class_weight_map(weight, index, valid, logits)
+        loss = loss * mass
+    if label_smoothing:
+        of_all = cross_entropy_of_all(cross_entropy, logits, index, valid, weight)
+        loss = (1 - label_smoothing) * loss + label_smoothing * of_all
+    return loss, mass
+
+
 def class_sums(logits: Logits, index: torch.Tensor, valid: torch.Tensor) \
         -> tuple[torch.Tensor, ...]:
     """(loss, hit, predicted, labels): the terms of every class-wise Dice, from one softmax p.

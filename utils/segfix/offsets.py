@@ -52,11 +52,6 @@ def offset_colors(directions: int = 8) -> list[list[int]]:
     return [[0, 0, 0], [255, 255, 255], *([round(255 * part) for part in hue] for hue in hues)]
 
 
-def mirrored_directions(directions: int = 8) -> np.ndarray:
-    """Returns the direction class after mirroring the image left to right, uint8 (directions,)."""
-    return moved_directions(directions, flip=True)
-
-
 def moved_directions(directions: int = 8, flip: bool = False, vflip: bool = False,
                      turns: int = 0) -> np.ndarray:
     """Returns the direction class after moving the image, uint8 (directions,).
