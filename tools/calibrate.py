@@ -21,7 +21,7 @@ from utils.cli.arguments import (
     parse_with_overrides,
     require_folder,
 )
-from utils.predict.arguments import add_prediction_arguments, with_arguments
+from utils.predict.arguments import CHECKPOINT_HELP, add_prediction_arguments, with_arguments
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -29,8 +29,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.calibrate", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to calibrate, or a folder, for the newest model_best.pth in it; "
-             "auto: saved/")
+        help="checkpoint to calibrate" + CHECKPOINT_HELP)
     add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("-s", "--split", choices=("val", "test", "train"), default="val",
         help="loader of the config (default: val)")
@@ -114,12 +113,9 @@ def _sample(args, checkpoint):
         sample = PixelSample(len(opened.class_names), -(-args.pixels // max(images, 1)),
                              config["ignore_index"], config["seed"])
         with torch.inference_mode():
-            for batch in tqdm(loader, desc="logits", leave=False, disable=None):
-                for image, label, name in zip(batch["image"], batch["label"], batch["id"],
-                                              strict=True):
-                    logits = predictor(image[None].to(predictor.takes(device)))
-                    predictor.require_finite([name])
-                    sample.add(logits, label[None].to(device))
+            batches = tqdm(loader, desc="logits", leave=False, disable=None)
+            for _, label, _, logits in predictor.each(batches, device):
+                sample.add(logits, label[None].to(device))
     finally:
         distributed.stop()
     return *sample.tensors(), opened.activation, images

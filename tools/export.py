@@ -28,7 +28,7 @@ from utils.cli.arguments import (
     require_folder,
     size,
 )
-from utils.predict.arguments import add_base_size, option_name, with_arguments
+from utils.predict.arguments import CHECKPOINT_HELP, add_base_size, option_name, with_arguments
 
 INT8_DEFAULTS = {"calibration_images": 100, "split": "val", "max_drop": 0.05}
 ATTEMPTS = 5        # images tried per size, if the network's logits may jump (export.graph.unpools)
@@ -38,8 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.export", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to export, or a folder, for the newest model_best.pth in it; "
-             "auto: saved/")
+        help="checkpoint to export" + CHECKPOINT_HELP)
     add("-o", "--output", required=True, metavar="FILE", help="file to write")
     add("--format", choices=("onnx", "torch_export", "torchscript"), default="onnx",
         help="default: onnx. torchscript needs --size, and PyTorch has deprecated it")
@@ -157,14 +156,11 @@ def _given_images(args, base_size, white):
     """Yields (path, uint8 (1, 3, H, W)) of --images. Raises DataError if the graph cannot take one.
     """
     from utils.errors import DataError, shown
-    from utils.images.base_size import whole_view
+    from utils.images.base_size import as_seen
     from utils.images.image_io import read_image
     from utils.images.image_list import find_images
     for source in find_images(args.images):
-        image = read_image(source.path, white)
-        height, width = image.shape[:2]
-        view = whole_view(height, width, base_size)
-        image = image if view is None else view.cut(image)
+        image = as_seen(read_image(source.path, white), base_size)
         if args.size and image.shape[:2] != args.size:
             raise DataError(f"the image is {image.shape[0]}x{image.shape[1]}, the graph takes "
                             f"{args.size[0]}x{args.size[1]}", shown(source.path),

@@ -22,6 +22,7 @@ from utils.cli.arguments import (
 )
 from utils.images.types import Image, Labels
 from utils.predict.arguments import (
+    CHECKPOINT_HELP,
     add_prediction_arguments,
     require_rule_arguments,
     with_arguments,
@@ -35,8 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.plot_rules", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to predict with, or a folder, for the newest model_best.pth in it; "
-             "auto: saved/")
+        help="checkpoint to predict with" + CHECKPOINT_HELP)
     add("-p", "--predict", default="max,rankdice", metavar="A,B",
         help="the two rules (default: max,rankdice)")
     add("-s", "--split", choices=("val", "test", "train"), default="val",
@@ -102,17 +102,13 @@ def differences(args: argparse.Namespace) -> tuple["Case", "Case", list[str]]:
     rules = build_rules(args.predict, opened.activation, options)
     cases = []
     with torch.inference_mode():
-        for batch in tqdm(loader, desc="rules", leave=False, disable=None):
-            for image, label, name in zip(batch["image"], batch["label"], batch["id"],
-                                          strict=True):
-                logits = predictor(image[None].to(predictor.takes(device)))
-                predictor.require_finite([name])
-                answers = [rule(logits)[0].cpu().numpy() for rule in rules]
-                cases += compared(image.numpy().transpose(1, 2, 0), label.numpy(), name, answers,
-                                  len(opened.class_names), config["ignore_index"],
-                                  args.min_pixels)
-                cases.sort(key=lambda case: case.gain)
-                cases = [cases[0], cases[-1]] if cases else []
+        batches = tqdm(loader, desc="rules", leave=False, disable=None)
+        for image, label, name, logits in predictor.each(batches, device):
+            answers = [rule(logits)[0].cpu().numpy() for rule in rules]
+            cases += compared(image.numpy().transpose(1, 2, 0), label.numpy(), name, answers,
+                              len(opened.class_names), config["ignore_index"], args.min_pixels)
+            cases.sort(key=lambda case: case.gain)
+            cases = [cases[0], cases[-1]] if cases else []
     if not cases:
         raise DataError(f"no class has {args.min_pixels} pixels in an image", str(args.split),
                         "lower --min-pixels")

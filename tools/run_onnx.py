@@ -17,7 +17,7 @@ import time
 from utils.cli import console
 from utils.cli.arguments import at_least, command_parser
 from utils.errors import ConfigError, DataError, NumericalError
-from utils.predict.arguments import add_base_size
+from utils.predict.arguments import add_base_size, given_base_size, tell_base_size
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -43,15 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from concurrent.futures import ThreadPoolExecutor
-    from functools import partial
-
-    from tqdm import tqdm
-
-    from utils.errors import listed, shown
     from utils.export.onnx_network import OnnxNetwork
-    from utils.images.base_size import base_size_text
-    from utils.images.image_io import read_image
     from utils.images.image_list import (
         find_images,
         plan_outputs,
@@ -59,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         refuse_among_images,
     )
     from utils.images.partly_used import unused_in
-    from utils.inference.prediction_files import LABELS, OVERLAY, write_prediction
+    from utils.inference.prediction_files import LABELS, OVERLAY
+    from utils.inference.report import InferenceReport
     refuse_among_images(args.images, args.out)
     sources = find_images(args.images, leave_out=args.out)
     outputs = plan_outputs(sources, args.out, [LABELS, OVERLAY] if args.overlay else [LABELS])
@@ -67,51 +60,48 @@ def main(argv: list[str] | None = None) -> int:
     if args.resize and network.size is None:
         raise ConfigError("--resize has no effect: the graph takes images of any size", "--resize",
                           "leave it out")
-    if args.base_size is not None:
-        network.base_size = None if args.base_size == "none" else args.base_size
-    elif network.base_size is not None:
-        console.notice(f"images are predicted at {base_size_text(network.base_size)}, as in "
-                       "validation, and labeled at their own size; --base-size none predicts at "
-                       "their own size")
+    if args.base_size is None:
+        tell_base_size(network.base_size, {})
+    network.base_size = given_base_size(args, network.base_size)
     prepare_folder(args.out, args.images)
-    about, done, failed, status = network.metadata, 0, [], 0
-    start = time.perf_counter()
-    read = partial(read_image, white=about.white)
-    for line in unused_in([source.path for source in sources], about.white):
+    report, start = InferenceReport(), time.perf_counter()
+    for line in unused_in([source.path for source in sources], network.metadata.white):
         console.notice(line)
+    _segment(sources, outputs, network, args.resize, report)
+    report.seconds = time.perf_counter() - start
+    console.notice(f"{report}; results in {args.out}")
+    if args.json:
+        facts = report.as_dict()
+        print(json.dumps({key: facts[key] for key in ("schema", "ok", "failed", "seconds")},
+                         indent=2))
+    return 0 if args.skip_bad else report.status
+
+
+def _segment(sources, outputs, network, resize, report):
+    """Segment every image, write its outputs, and record the results in `report`."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tqdm import tqdm
+
+    from utils.images.image_io import read_image
+    from utils.inference.prediction_files import write_prediction
+    about = network.metadata
     with ThreadPoolExecutor(1) as pool:
         # The next image is decoded while the network runs.
-        coming = pool.submit(_read, read, sources[0].path)
+        coming = pool.submit(read_image, sources[0].path, about.white)
         for number, source in enumerate(tqdm(sources, desc="segmenting", unit="image",
                                              leave=False, disable=None)):
-            image = coming.result()
+            read = coming
             if number + 1 < len(sources):
-                coming = pool.submit(_read, read, sources[number + 1].path)
+                coming = pool.submit(read_image, sources[number + 1].path, about.white)
             try:
-                if isinstance(image, DataError):
-                    raise image
-                labels = network.labels(image, args.resize)
+                image = read.result()
+                labels = network.labels(image, resize)
             except (DataError, NumericalError) as error:
-                failed.append({"image": source.path, "reason": error.what})
-                status = max(status, error.exit_status)
+                report.fail(source.path, error)
                 continue
             write_prediction(outputs[number], image, labels, about.class_names, about.palette)
-            done += 1
-    report = {"schema": 1, "ok": done, "failed": failed, "seconds": time.perf_counter() - start}
-    reasons = listed(failed, 20, "; ", lambda one: f"{shown(one['image'])} ({one['reason']})")
-    console.notice(f"{done} ok" + (f", {len(failed)} failed: {reasons}" if failed else "")
-                   + f"; results in {args.out}")
-    if args.json:
-        print(json.dumps(report, indent=2))
-    return 0 if args.skip_bad else status
-
-
-def _read(read, path):
-    """Returns the image, or the DataError if it cannot be read."""
-    try:
-        return read(path)
-    except DataError as error:
-        return error
+            report.done.append({"image": source.path})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 
 from utils.cli import console
 from utils.cli.arguments import at_least, command_parser, device
-from utils.predict.arguments import add_base_size
+from utils.predict.arguments import add_base_size, given_base_size
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -59,11 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     prepare_folder(args.out)
     network = NetworkOffsets.open(args.checkpoint, distributed.start(args.device), args.crop,
                                   args.stride)
-    if args.base_size is not None:
-        network.base_size = None if args.base_size == "none" else args.base_size
-    elif network.base_size is not None:
+    if args.base_size is None and network.base_size is not None:
         console.notice(f"borders are predicted at {base_size_text(network.base_size)}, as in "
                        "validation; --base-size none predicts at the images' own size")
+    network.base_size = given_base_size(args, network.base_size)
 
     def predict(job):
         source, path = job

@@ -28,6 +28,7 @@ from utils.images.image_list import RESULTS_MARK, find_images, plan_outputs
 from utils.images.palette import voc_palette
 from utils.inference import large_image, segment_images
 from utils.inference.prediction_files import mask_names
+from utils.machine import memory
 from utils.predict.arguments import scale_list
 from utils.predict.open_model import open_model
 from utils.predict.predictor import Predictor
@@ -693,8 +694,8 @@ def test_a_streamed_image_that_is_stopped_leaves_no_file(checkpoint, tmp_path, m
 
 def test_logits_that_do_not_fit_are_one_line_with_the_fix(checkpoint, tmp_path, capsys,
                                                           monkeypatch):
-    monkeypatch.setattr(segment_images, "free_memory", lambda: 1 << 29)
-    monkeypatch.setattr(segment_images, "MAPS", 10**6)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1 << 29)
+    monkeypatch.setattr(memory, "LOGIT_MAPS", 10**6)
     picture(f"{tmp_path}/in/a.png")
     assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out") == 3
     assert "--mode sliding --crop-size N" in capsys.readouterr().err

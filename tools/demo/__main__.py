@@ -14,7 +14,13 @@ from pathlib import Path
 
 from utils.cli import console
 from utils.cli.arguments import command_parser, device
-from utils.predict.arguments import add_base_size, add_rule_arguments, with_arguments
+from utils.predict.arguments import (
+    CHECKPOINT_HELP,
+    add_base_size,
+    add_rule_arguments,
+    tell_base_size,
+    with_arguments,
+)
 
 PAGE = Path(__file__).with_name("demo.html")
 
@@ -23,8 +29,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.demo", __doc__)
     add = parser.add_argument
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to show, or a folder, for the newest model_best.pth in it; "
-             "auto: saved/")
+        help="checkpoint to show" + CHECKPOINT_HELP)
     add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("--host", default="127.0.0.1", metavar="ADDRESS",
         help="address to listen on (default: 127.0.0.1, this machine only)")
@@ -54,7 +59,7 @@ def main(argv: list[str] | None = None):
     from utils.checkpoint.read import read_checkpoint
     from utils.config.load import with_config
     from utils.machine import distributed
-    from utils.predict.open_model import open_model, tell_base_size
+    from utils.predict.open_model import open_model
     path = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(path), args.config)
     opened = open_model(checkpoint, distributed.start(args.device), path)

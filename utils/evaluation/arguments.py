@@ -3,7 +3,7 @@ import argparse
 
 from utils.cli import console
 from utils.cli.arguments import add_overrides, command_parser, parse_with_overrides
-from utils.predict.arguments import add_prediction_arguments
+from utils.predict.arguments import CHECKPOINT_HELP, add_prediction_arguments, check_segfix
 
 EXAMPLES = """Score a checkpoint. Its config names the data, so no other argument is needed.
 
@@ -20,8 +20,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("test.py", EXAMPLES)
     add = parser.add_argument
     add("-r", "-m", "--resume", "--model", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to score, or a folder, for the newest model_best.pth in it; "
-             "auto: saved/")
+        help="checkpoint to score" + CHECKPOINT_HELP)
     add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("-p", "--predict", metavar="RULES",
         help="max, T, rankdice, rankiou, several with commas, or all (default: from the config)")
@@ -41,9 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--version", action=console.ShowVersion)
     add_overrides(parser, "test_loader.args.batch_size=4")
     args = parse_with_overrides(parser, argv)
-    if args.segfix_scale is not None and not args.segfix:
-        parser.error("--segfix-scale has no effect without --segfix")
+    check_segfix(parser, args)
     if args.as_validation and args.base_size:
         parser.error("--as-validation scores at the size of the loader: leave out --base-size")
-    args.segfix_scale = 2.0 if args.segfix_scale is None else args.segfix_scale
     return args

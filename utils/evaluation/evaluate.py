@@ -11,17 +11,16 @@ from tqdm import tqdm
 
 from utils.cli.console import warn
 from utils.decision.rules import RULES, Decision, build_decision, rule_of
-from utils.errors import ConfigError, DataError, NumericalError, shown
+from utils.errors import ConfigError, DataError, shown
 from utils.machine.distributed import all_reduce_, is_main, rank, world_size
-from utils.machine.memory import free_memory
+from utils.machine.memory import logits_too_large
 from utils.machine.tensors import ImageBatch, LabelBatch, Logits, Masks
 from utils.metrics import BoundaryMetrics, DatasetMetrics, ImageMetrics, Scores, count_pixels
-from utils.predict.predictor import NOT_FINITE, NOT_FINITE_FIX, Predictor, finite_images
+from utils.predict.predictor import NOT_FINITE, Predictor, finite_images, not_finite, zeroed
 from utils.segfix.refiner import Refiner, refined
 
 REFINED = "_segfix"        # suffix of the name of a rule whose labels were refined
 GROUP_BYTES = 1 << 30      # of the logits of images that are predicted together at their own size
-MAPS = 3                   # of logits that exist at once: the network's, a rule's, a copy
 
 Predictions = Iterable[tuple[str, LabelBatch | Masks]]      # name of the rule, what it decided
 
@@ -75,13 +74,7 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
     device = torch.device(device)
     counters = {name: _Counter(num_classes, ignore_index, classes_of_interest, published, boundary)
                 for name in _names(decisions, refiner)}
-    # The largest logit alone does not need logits at the image's size.
-    decide = predictor.decide if (isinstance(predictor, Predictor) and len(decisions) == 1
-                                  and decisions[0].name == "max"
-                                  and loss is None and refiner is None) else None
-    most_bytes = None
-    if isinstance(predictor, Predictor) and predictor.base_size is not None:
-        most_bytes = GROUP_BYTES
+    decide, most_bytes = _shortcuts(predictor, decisions, loss, refiner)
     losses, sizes, finite = [], [], _FiniteWatch(nonfinite)
     with torch.inference_mode():
         for batch, positions in _numbered(loader, progress):
@@ -91,12 +84,11 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
                 ids = [batch["id"][i] for i in members]
                 if decide:
                     predictions = [(decisions[0].name, decide(images, decisions[0]))]
-                    finite.add(ids, predictor.finite)
+                    finite.add(ids, _finite(predictor, None))
                 else:
                     # Contiguous, because a softmax over strided channels takes twice as long.
                     logits = predictor(images).contiguous()
-                    logits = finite.add(ids, predictor.finite if isinstance(predictor, Predictor)
-                                        else finite_images(logits), logits)
+                    logits = finite.add(ids, _finite(predictor, logits), logits)
                     predictions = _decided(decisions, logits, refiner, images, ids)
                     if loss is not None:
                         loss_sum += loss(logits, labels.long()) * len(ids)
@@ -108,6 +100,21 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
     images, mean_loss = _over_ranks(sizes, losses, device)
     return {name: counter.scores(images, None if loss is None else mean_loss)
             for name, counter in counters.items()}
+
+
+def _shortcuts(predictor, decisions, loss, refiner):
+    """(Predictor.decide if labels are all that is needed, the most bytes of a group); or None."""
+    if not isinstance(predictor, Predictor):
+        return None, None
+    # The largest logit alone does not need logits at the image's size.
+    only_labels = [one.name for one in decisions] == ["max"] and loss is None and refiner is None
+    return (predictor.decide if only_labels else None,
+            None if predictor.base_size is None else GROUP_BYTES)
+
+
+def _finite(predictor, logits):
+    """Whether the logits of each image of the last call are finite, bool (N,)."""
+    return predictor.finite if isinstance(predictor, Predictor) else finite_images(logits)
 
 
 class _FiniteWatch:
@@ -126,7 +133,7 @@ class _FiniteWatch:
         if finite.device.type != "cpu" or bool(finite.all()):
             return logits
         self.check()
-        return logits if logits is None else logits.where(finite.view(-1, 1, 1, 1), 0)
+        return logits if logits is None else zeroed(logits, finite)
 
     def check(self):
         """Raise, or warn of, the first image of those noted whose logits are not finite."""
@@ -134,7 +141,7 @@ class _FiniteWatch:
                for name, one in zip(ids, finite.tolist(), strict=True) if not one]
         self.pending = []
         if bad and self.mode == "error":
-            raise NumericalError(NOT_FINITE, shown(bad[0]), NOT_FINITE_FIX)
+            raise not_finite(shown(bad[0]))
         if bad and not self.warned:
             self.warned = True
             warn(f"{NOT_FINITE} on {shown(bad[0])}: this score counts them as zeros")
@@ -225,22 +232,15 @@ def _groups_of_equal_size(batch, device, classes, most_bytes):
             yield (members, images.to(device, non_blocking=True),
                    labels.to(device, non_blocking=True))
             continue
-        needed = 4 * classes * images.shape[2] * images.shape[3]
-        _require_memory(MAPS * needed, device, images.shape)
-        step = max(1, most_bytes // needed)
+        height, width = images.shape[2:]
+        reason = logits_too_large(1, classes, height, width, device)
+        if reason:
+            raise DataError(reason, None, "score at the size of validation: --as-validation")
+        step = max(1, most_bytes // (4 * classes * height * width))
         for first in range(0, len(members), step):
             part = slice(first, first + step)
             yield (members[part], images[part],
                    labels[part].to(device, non_blocking=True))
-
-
-def _require_memory(needed, device, shape):
-    """Raise DataError if the logits of an image at its own size do not fit into memory."""
-    free = free_memory() if device.type == "cpu" and needed > GROUP_BYTES else None
-    if free is not None and needed > free:
-        raise DataError(f"the logits of {shape[3]}x{shape[2]} pixels need {needed / 2**30:.1f} GiB "
-                        f"of memory and {free / 2**30:.1f} are free", None,
-                        "score at the size of validation: --as-validation")
 
 
 def _over_ranks(sizes, losses, device):

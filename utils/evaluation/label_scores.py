@@ -68,8 +68,9 @@ def score_labels(dataset: LabeledDataset, predictions: Path, ids: str | None = N
         target = dataset.read_train_ids(truths[name])
         stored, colored = _stored(dataset, paths[name], ids)
         require_size(stored, paths[name], target, truths[name])
+        values = np.bincount(stored.ravel(), minlength=VALUES)
         for reading in readings:
-            reading.add(number, stored, target, paths[name], colored)
+            reading.add(number, stored, target, paths[name], colored, values)
 
     outcome = work_through(range(len(names)), count, workers, "scoring")
     reading = readings[0] if ids else _chosen(*readings)
@@ -121,8 +122,12 @@ class _Reading:
         self.hits = self.void = self.valid = self.colored = 0
         self._lock = threading.Lock()
 
-    def add(self, number: int, stored: Labels, target: Labels, path: Path, colored: bool):
-        """Count a file. Values without a meaning are kept as an error, and counted as VOID."""
+    def add(self, number: int, stored: Labels, target: Labels, path: Path, colored: bool,
+            values: np.ndarray):
+        """Count a file. Values without a meaning are kept as an error, and counted as VOID.
+
+        values: (VALUES,) how often `stored` holds each.
+        """
         ids, error = self.table[stored], None
         try:
             if colored and self.kind == "train":
@@ -135,7 +140,6 @@ class _Reading:
         counts = count_pixels(torch.from_numpy(ids)[None], torch.from_numpy(target)[None],
                               self.classes, self.ignore_index)
         assert counts.confusion is not None         # of label maps
-        values = np.bincount(stored.ravel(), minlength=VALUES)
         with self._lock:
             self.of_dataset.add(counts)
             self.of_images.add(counts, [number])

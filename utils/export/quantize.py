@@ -14,7 +14,7 @@ import torch
 from utils.errors import DataError, NumericalError, first_line
 from utils.evaluation.evaluate import build_rules, evaluate
 from utils.export.graph import open_graph
-from utils.images.base_size import BaseSize, whole_view
+from utils.images.base_size import BaseSize, as_seen
 from utils.images.image_io import read_image
 from utils.images.image_list import find_images
 from utils.images.picture_files import evenly_spaced
@@ -103,10 +103,7 @@ def score(path: str | os.PathLike, opened: OpenModel, loader: Iterable, uint8_in
 def _image(path, size, uint8_input, base_size, white):
     """Returns an image file as the input of the graph, (1, 3, H, W)."""
     import cv2
-    image = read_image(path, white)
-    height, width = image.shape[:2]
-    view = whole_view(height, width, base_size)
-    image = image if view is None else view.cut(image)
+    image = as_seen(read_image(path, white), base_size)
     if size and image.shape[:2] != size:
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
     return image.transpose(2, 0, 1)[None].astype(np.uint8 if uint8_input else np.float32)

@@ -99,15 +99,13 @@ def _replaced(path, before, data):
     """Replace the file unless it is no longer `before`; returns whether it was replaced."""
     try:
         file = WholeFile(path)
+        try:
+            file.temporary.write_bytes(data)
+            if content(path) != before:
+                return False
+            file.finish()
+            return True
+        finally:
+            file.discard()
     except OSError as error:
         raise cannot_write(path, error) from None
-    try:
-        file.temporary.write_bytes(data)
-        if content(path) != before:
-            return False
-        file.finish()
-        return True
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    finally:
-        file.discard()

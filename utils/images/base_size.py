@@ -71,6 +71,13 @@ def whole_view(height: int, width: int, base_size: BaseSize) -> WholeView | None
     return None if kept else WholeView(rows, columns)
 
 
+def as_seen(image: Image, base_size: BaseSize) -> Image:
+    """An image (H, W, 3) as a network of this base size sees it."""
+    height, width = image.shape[:2]
+    view = whole_view(height, width, base_size)
+    return image if view is None else view.cut(image)
+
+
 def base_size_text(base_size: BaseSize | list[int]) -> str:
     """A base size in words, for messages and tables."""
     if base_size is None:

@@ -4,7 +4,12 @@ import argparse
 from utils.cli import console
 from utils.cli.arguments import at_least, command_parser
 from utils.errors import ConfigError
-from utils.predict.arguments import add_prediction_arguments, option_name
+from utils.predict.arguments import (
+    CHECKPOINT_HELP,
+    add_prediction_arguments,
+    check_segfix,
+    option_name,
+)
 
 WORKERS = 2
 EXAMPLES = """Segment images and videos with a trained checkpoint.
@@ -25,7 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("inference.py", EXAMPLES)
     add = parser.add_argument
     add("-r", "-m", "--model", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint, or a folder, for the newest model_best.pth in it; auto: saved/")
+        help="checkpoint" + CHECKPOINT_HELP)
     add("-i", "--images", nargs="+", required=True, metavar="PATH",
         help="folders, images, .txt lists, patterns, video files, or camera:0")
     add("-o", "--output", default="outputs", metavar="DIR",
@@ -63,8 +68,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--json", action="store_true", help="print a report as JSON on stdout")
     add("--version", action=console.ShowVersion)
     args = parser.parse_args(argv)
-    if args.segfix_scale is not None and not args.segfix:
-        parser.error("--segfix-scale has no effect without --segfix")
+    check_segfix(parser, args)
     return args
 
 

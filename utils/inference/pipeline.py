@@ -17,9 +17,9 @@ from utils.images.image_list import Source
 from utils.images.types import Image, Labels
 from utils.inference.prediction_files import MASKS, PROBABILITIES
 from utils.machine import distributed
-from utils.predict.arguments import require_rule_arguments, with_arguments
-from utils.predict.open_model import OpenModel, open_model, tell_base_size
-from utils.predict.predictor import NOT_FINITE, NOT_FINITE_FIX, Predictor
+from utils.predict.arguments import require_rule_arguments, tell_base_size, with_arguments
+from utils.predict.open_model import OpenModel, open_model
+from utils.predict.predictor import Predictor, not_finite, zeroed
 from utils.segfix.refiner import Refiner, open_refiner
 
 Job: TypeAlias = tuple[Source, dict[str, str]]      # an input and its output files: suffix -> path
@@ -80,7 +80,7 @@ class Pipeline:
             results = []
             for i, name in enumerate(names):
                 if not finite[i]:
-                    results.append(NumericalError(NOT_FINITE, shown(name), NOT_FINITE_FIX))
+                    results.append(not_finite(shown(name)))
                     continue
                 try:
                     one = self._refined(labels[i], x[i], name)
@@ -96,10 +96,8 @@ class Pipeline:
         """Logits (N, C, H, W), and for each image whether they are finite; zeros if they are not.
         """
         logits = self.predictor(x)
-        finite = self.predictor.finite
-        if not finite.all():
-            logits = logits.where(finite.view(-1, 1, 1, 1), 0)
-        return logits, finite.tolist()
+        finite = self.predictor.finite.tolist()
+        return logits if all(finite) else zeroed(logits, self.predictor.finite), finite
 
     def _refined(self, labels, image, name):
         """Labels (H, W) as an array, refined if there is a refiner."""
@@ -130,8 +128,7 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
                           "leave the rule out")
     decision = build_decision(rule, opened.activation, options)
     require_rule_arguments(args, [rule], args.probabilities)
-    scale = 2.0 if args.segfix_scale is None else args.segfix_scale
-    refiner = open_refiner(args.segfix, scale, device) if args.segfix else None
+    refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
     predictor = opened.predictor(options)
     tell_base_size(predictor.base_size, options)
     if refiner and args.masks and decision.masks:

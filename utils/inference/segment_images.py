@@ -23,10 +23,7 @@ from utils.inference.pipeline import Job, Pipeline
 from utils.inference.prediction_files import class_shares, write_prediction
 from utils.inference.report import InferenceReport
 from utils.machine import distributed
-from utils.machine.memory import free_memory
-
-# The most maps of logits that exist at once, including what the network and the rule need.
-MAPS = 3
+from utils.machine.memory import logits_too_large
 
 Group: TypeAlias = list[tuple[Job, Image | None]]   # images of one size, or one that is streamed
 
@@ -150,17 +147,14 @@ class _NetworkStage:
 
     def _too_large(self, images, height, width):
         """Returns why the logits of so many images do not fit into memory, or None if they do."""
-        needed = MAPS * 4 * images * len(self.opened.class_names) * height * width
-        if self.opened.device.type != "cpu" or needed < 1 << 30:
-            return None
-        free = free_memory()
-        if free is None or needed <= free:
+        reason = logits_too_large(images, len(self.opened.class_names), height, width,
+                                  self.opened.device)
+        if reason is None:
             return None
         fix = ("use -p max without further outputs, which streams large images"
                if self.pipeline.predictor.view(height, width)
                else "use --mode sliding --crop-size N, which streams large images")
-        return (f"the logits of {width}x{height} pixels need {needed / 2**30:.1f} GiB of memory "
-                f"and {free / 2**30:.1f} are free: {fix}")
+        return f"{reason}: {fix}"
 
 
 class _Writing:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+LOGIT_MAPS = 3      # of logits that exist at once: the network's, a rule's, a copy
+
 
 def memory_in_use(device: "torch.device") -> float:
     """Peak memory in GB: that of the device for a GPU, that of this process for a CPU."""
@@ -36,6 +38,17 @@ def resident(field: str) -> int | None:
 def free_memory() -> int | None:
     """Bytes of memory available without swapping; None on systems other than Linux."""
     return _kilobytes("/proc/meminfo", "MemAvailable")
+
+
+def logits_too_large(images: int, classes: int, height: int, width: int,
+                     device: "torch.device") -> str | None:
+    """Why the logits of so many images do not fit into the memory of a CPU; None if they do."""
+    needed = LOGIT_MAPS * 4 * images * classes * height * width
+    free = free_memory() if device.type == "cpu" and needed >= 1 << 30 else None
+    if free is None or needed <= free:
+        return None
+    return (f"the logits of {width}x{height} pixels need {needed / 2**30:.1f} GiB of memory and "
+            f"{free / 2**30:.1f} are free")
 
 
 def forget_peak():

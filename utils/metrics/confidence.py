@@ -35,7 +35,6 @@ from utils.metrics.image_scores import OF_IMAGE, ImageScores
 MIN_IMAGES = 60               # of an interval of one score
 ALL_EXCHANGES = 2 ** 12       # up to this number every exchange is computed
 NUMBERS_AT_ONCE = 2 ** 22     # of an array in memory
-SLICES = 50_000               # of the area below the density of Student's t
 
 Table = dict[str, np.ndarray]
 
@@ -258,13 +257,9 @@ def _interval(value, spread, level):
 
 
 def t_quantile(probability: float, freedom: float) -> float:
-    """The value below which Student's t is with this probability, above 0.5; to 5 digits.
+    """The value below which Student's t is with this probability.
 
     freedom: degrees of freedom, at least 1.
     """
-    # With t = sqrt(freedom) tan(angle) the density is cos(angle) ** (freedom - 1), up to a factor.
-    angles = np.linspace(0, math.pi / 2, SLICES + 1)
-    density = np.cos(angles) ** (freedom - 1)
-    area = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2)))
-    angle = np.interp((2 * probability - 1) * area[-1], area, angles)
-    return math.sqrt(freedom) * math.tan(angle)
+    from scipy.special import stdtrit
+    return float(stdtrit(freedom, probability))

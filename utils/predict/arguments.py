@@ -2,10 +2,17 @@
 import argparse
 import math
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
+from utils.cli import console
 from utils.cli.arguments import device, size
 from utils.errors import ConfigError
 
+if TYPE_CHECKING:       # its module loads OpenCV
+    from utils.images.base_size import BaseSize
+
+# Of -r: what stands after "checkpoint to ...".
+CHECKPOINT_HELP = ", or a folder, for the newest model_best.pth in it; auto: saved/"
 MOST_SCALES, LEAST_SCALE, LARGEST_SCALE = 100, 0.01, 100
 
 
@@ -107,6 +114,29 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
         raise ConfigError(f"--temperature has no effect on rule {names}: the largest logit stays "
                           "the largest", "--temperature",
                           "choose another rule with -p, or leave it out")
+
+
+def check_segfix(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Fill in --segfix-scale; a usage error if it is given without --segfix."""
+    if args.segfix_scale is not None and not args.segfix:
+        parser.error("--segfix-scale has no effect without --segfix")
+    args.segfix_scale = 2.0 if args.segfix_scale is None else args.segfix_scale
+
+
+def tell_base_size(base_size: "BaseSize | list[int]", options: dict):
+    """Print one notice if images are predicted at the size of validation, and nobody asked."""
+    if options.get("base_size", "val") == "val" and base_size is not None:
+        from utils.images.base_size import base_size_text
+        console.notice(f"images are predicted at {base_size_text(base_size)}, as in validation, "
+                       "and labeled at their own size; --base-size none predicts at their own "
+                       "size")
+
+
+def given_base_size(args: argparse.Namespace, otherwise: "BaseSize") -> "BaseSize":
+    """The value of --base-size; `otherwise` if it is not given."""
+    if args.base_size is None:
+        return otherwise
+    return None if args.base_size == "none" else args.base_size
 
 
 def option_name(name: str) -> str:

@@ -10,10 +10,9 @@ import torch
 from utils.checkpoint.format import epochs_finished
 from utils.checkpoint.load import model_from_checkpoint
 from utils.checkpoint.read import as_checkpoint_errors
-from utils.cli.console import notice, warn
+from utils.cli.console import warn
 from utils.config.loader_section import read_size, validated_size
 from utils.errors import ConfigError
-from utils.images.base_size import BaseSize, base_size_text
 from utils.images.class_names import first_difference, moved, usable
 from utils.images.normalize import Normalize
 from utils.machine.distributed import require_device
@@ -97,13 +96,6 @@ class OpenModel:
         difference = first_difference(class_names, self.class_names)
         if difference:
             warn(f"the class names differ: {difference} (in the dataset and in the checkpoint)")
-
-
-def tell_base_size(base_size: BaseSize | list[int], options: dict):
-    """Print one notice if images are predicted at the size of validation, and nobody asked."""
-    if options.get("base_size", "val") == "val" and base_size is not None:
-        notice(f"images are predicted at {base_size_text(base_size)}, as in validation, and "
-               "labeled at their own size; --base-size none predicts at their own size")
 
 
 def open_model(checkpoint: Mapping[str, Any], device: torch.device | str,

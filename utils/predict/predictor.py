@@ -10,7 +10,7 @@ CVPR 2017). Every source averages logits; `average="probs"` averages probabiliti
 """
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -214,7 +214,20 @@ class Predictor:
         """
         for name, finite in zip(names, self.finite.tolist(), strict=True):
             if not finite:
-                raise NumericalError(NOT_FINITE, name, NOT_FINITE_FIX)
+                raise not_finite(name)
+
+    def each(self, batches: Iterable[dict[str, Any]], device: torch.device | str) \
+            -> Iterator[tuple[torch.Tensor, torch.Tensor, str, Logits]]:
+        """(image, label, id, logits (1, C, H, W)) of every image of a loader, one at a time.
+
+        device: that of the network. Raises NumericalError for logits that are not finite.
+        """
+        for batch in batches:
+            for image, label, name in zip(batch["image"], batch["label"], batch["id"],
+                                          strict=True):
+                logits = self(image[None].to(self.takes(device)))
+                self.require_finite([name])
+                yield image, label, name, logits
 
     def labels(self, image: ImageBatch, rule: Rule) -> LabelBatch:
         """rule.labels(self(image)): one class (N, H, W) for every pixel; as cheap as `decide`."""
@@ -473,6 +486,16 @@ def finite_images(logits: Logits) -> torch.Tensor:
         logits = logits.permute(0, 2, 3, 1)
     ends = [torch.stack(one.float().aminmax()) for one in logits]
     return torch.isfinite(torch.stack(ends)).all(1)
+
+
+def zeroed(logits: Logits, finite: torch.Tensor) -> Logits:
+    """Logits (N, C, H, W) with zeros for the images that are not `finite`, bool (N,)."""
+    return logits.where(finite.view(-1, 1, 1, 1), 0)
+
+
+def not_finite(name: str | None = None) -> NumericalError:
+    """The error of logits that are not finite. name: the image, as messages show it."""
+    return NumericalError(NOT_FINITE, name, NOT_FINITE_FIX)
 
 
 def _checked_base_size(base_size: Any) -> BaseSize:

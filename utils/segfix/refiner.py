@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from utils.errors import CheckpointError, ConfigError, DataError, NumericalError, shown
+from utils.errors import CheckpointError, ConfigError, DataError, shown
 from utils.images.base_size import BaseSize, whole_view
 from utils.machine.tensors import ImageBatch
-from utils.predict.predictor import NOT_FINITE, NOT_FINITE_FIX, finite_images
+from utils.predict.predictor import finite_images, not_finite
 from utils.predict.resizing import at_base_size, at_own_size
 from utils.predict.windows import mean_of_windows, strided_windows
 from utils.segfix.mat_files import MatFolder, read_offsets
@@ -179,7 +179,7 @@ def predict_offsets(model: torch.nn.Module, normalize: Callable[[ImageBatch], Im
             mean = mean_of_windows(windows, views)
             mask, direction = mean[:, :2], mean[:, 2:]
         if not (finite_images(mask) & finite_images(direction)).all():
-            raise NumericalError(NOT_FINITE, fix=NOT_FINITE_FIX)
+            raise not_finite()
         if view is not None:
             mask, direction = (at_own_size(part, view, own) for part in (mask, direction))
         return offset_map(mask, direction)[0].cpu().numpy()
