@@ -119,17 +119,3 @@ def test_every_key_of_the_predict_section_has_a_default():
 def test_the_message_about_an_unknown_rule_in_the_config_names_its_key():
     with pytest.raises(ConfigError, match=r"predict\.val"):
         predict_section(val="argmax")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", RULES)
-def test_no_rule_synchronizes_with_the_gpu(name):
-    rule = build_decision(name, options={"threshold": [0.1, 0.2, 0.3, 0.4, 0.5]})
-    x = logits().cuda()
-    rule(x)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        rule(x)
-        rule.labels(x)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -27,7 +27,7 @@ PIXELS = 0.9999     # the share of pixels that must have the same label
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_has_its_value_and_gradient(name, device):
     loss = build(name)
-    logits, targets = inputs_of(loss, size=(40, 56))
+    logits, targets = inputs_of(loss, size=(33, 40))
     expected, slopes = value_and_gradients(loss, logits, targets)
     loss = build(name).to(device)
     moved = [x.detach().to(device).requires_grad_() for x in logits]
@@ -98,6 +98,15 @@ def test_metrics_are_equal(kind, masks, device):
     here.update(prediction, target)
     there.update(prediction.to(device), target.to(device))
     assert str(there.compute()) == str(here.compute())
+
+
+@pytest.mark.parametrize("kind", [DatasetMetrics, ImageMetrics])
+def test_metrics_do_not_wait_for_the_device(kind, cuda):
+    prediction, target = torch.randint(0, CLASSES, (2, 2, 9, 11), device=cuda)
+    masks, metric = torch.rand(2, CLASSES, 9, 11, device=cuda) > 0.5, kind(CLASSES)
+    with no_waiting():
+        metric.update(prediction, target)
+        metric.update(masks, target)
 
 
 @pytest.mark.parametrize("transform", [CutMix(), CopyBlob(((3, 1), (4, 1), (5, 0)))],

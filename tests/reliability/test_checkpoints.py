@@ -21,6 +21,7 @@ import torch
 import train
 from tests.checkpoint.test_checkpoint import Hostile, Net
 from tests.programs.test_trainer import make
+from tests.reliability.test_run_files import unreadable
 from tests.support.limits import files_limited_to
 from tests.support.places import ROOT
 from tests.support.run_program import SMALL, digest, environment
@@ -531,13 +532,7 @@ def test_a_newest_checkpoint_that_cannot_be_read_is_neither_left_out_nor_overwri
         trained, monkeypatch, capsys, error):
     before = {path: path.read_bytes() for path in trained.iterdir()}
     monkeypatch.setattr(read, "WAITS", (0, 0))
-    load = torch.load
-
-    def failing(path, **options):
-        if path.name == "last.pth":
-            raise error
-        return load(path, **options)
-    monkeypatch.setattr(torch, "load", failing)
+    unreadable(monkeypatch, "last.pth", error)
     assert resume(trained) == 4
     assert "error: the checkpoint could not be read" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in trained.iterdir()} == before

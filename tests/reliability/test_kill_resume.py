@@ -33,14 +33,8 @@ trainer.Trainer._step = timed
 
 # Outputs that are not finite at steps 1 and 5.
 NANS = """
-import trainer
-forward = trainer.Trainer._forward
-def with_nans(self, model, images):
-    outputs = forward(self, model, images)
-    if self.progress.stage == "training" and self.progress.step in (1, 5):
-        return {name: output * float("nan") for name, output in outputs.items()}
-    return outputs
-trainer.Trainer._forward = with_nans
+from tests.support.nan_steps import nans_at
+nans_at({1, 5})
 """
 WAYS = {"plain": ([], ""),
         "average, skipped steps": (["trainer.ema=0.9", "trainer.nonfinite=skip"], NANS),

@@ -27,12 +27,13 @@ def resumed(folder, *settings, name="last.pth"):
                 checkpoint=read_checkpoint(folder / name))
 
 
-def unreadable(monkeypatch, name):
+def unreadable(monkeypatch, name, error=OSError(errno.EIO, "Input/output error")):  # noqa: B008
+    """Loading a file of this name fails, as on a disk with a fault."""
     load = torch.load
 
     def failing(path, **options):
         if path.name == name:
-            raise OSError(errno.EIO, "Input/output error")
+            raise error
         return load(path, **options)
     monkeypatch.setattr(torch, "load", failing)
 
