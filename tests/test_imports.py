@@ -19,7 +19,8 @@ ALLOWED = {
 }
 # Of utils/: a room imports only itself and those before it (docs/architecture.md).
 ROOMS = ("errors", "cli", "machine", "files", "images", "config", "losses", "metrics", "checkpoint",
-         "training", "predict", "decision", "segfix", "evaluation", "inference", "export")
+         "training", "predict", "decision", "segfix", "evaluation", "inference", "export",
+         "study")
 PACKAGES = {"utils", "base", "models", "dataloader", "tools", "benchmarks", "trainer", "train",
             "test", "inference"}
 

@@ -1,0 +1,100 @@
+"""utils/study/study_file.py: the file of a study, and all its mistakes at once."""
+import json
+
+import pytest
+
+from utils.errors import ConfigError
+from utils.study.study_file import Published, read_study
+
+
+def written(folder, **content):
+    (folder / "base.json").write_text("{}")
+    path = folder / "study.json"
+    path.write_text(json.dumps({"config": "base.json", **content}))
+    return path
+
+
+def mistakes(folder, **content):
+    with pytest.raises(ConfigError) as caught:
+        read_study(written(folder, **content))
+    return caught.value.what
+
+
+AXES = {"network": {"A": ["arch.type=A"], "B": "arch.type=B"},
+        "rule": {"max": {"test": []}, "dice": {"test": ["--predict", "rankdice"]}}}
+
+
+def test_every_combination_of_levels_is_a_cell_with_the_overrides_in_their_order(tmp_path):
+    study = read_study(written(tmp_path, axes=AXES, overrides=["trainer.epochs=2"], seeds=2))
+    assert [cell.label for cell in study.cells] == ["A, max", "A, dice", "B, max", "B, dice"]
+    last = study.cells[-1]
+    assert last.overrides == ("trainer.epochs=2", "arch.type=B")
+    assert last.test == ("--predict", "rankdice") and last.seeds == (0, 1)
+    assert last.config == tmp_path / "base.json"
+
+
+def test_the_axis_data_names_the_data_set_and_not_the_row(tmp_path):
+    study = read_study(written(tmp_path, axes={**AXES, "data": {"X": "seed_of=1", "Y": "s=2"}}))
+    assert {cell.data for cell in study.cells} == {"X", "Y"}
+    assert [cell.label for cell in study.cells][:2] == ["A, max"] * 2
+    assert study.cells[0].title == "A, max on X"
+
+
+def test_listed_cells_have_configs_of_their_own_and_published_scores(tmp_path):
+    study = read_study(written(tmp_path, cells=[
+        {"label": "one", "published": [81.0, 82.0]},
+        {"label": "two", "published": {"mean": 80, "runs": [79.5]}, "seeds": [7]},
+        {"label": "there", "results": "results.json"}], published={"there": 50},
+        scores=["Mean_IoU", "mDice_I"]))
+    one, two, there = study.cells
+    assert one.published == {"Mean_IoU": Published(81.5, (81.0, 82.0))}
+    assert two.published["Mean_IoU"] == Published(80, (79.5,)) and two.seeds == (7,)
+    assert there.config is None and there.results == (tmp_path / "results.json",)
+    assert there.published["Mean_IoU"].mean == 50
+
+
+def test_each_score_can_have_a_published_value(tmp_path):
+    cell, = read_study(written(tmp_path, scores=["mIoU_I", "mDice_I"], cells=[
+        {"label": "a", "published": {"mDice_I": [1, 3]}}])).cells
+    assert cell.published == {"mDice_I": Published(2, (1, 3))}
+
+
+def test_without_axes_and_cells_the_config_is_the_only_row(tmp_path):
+    cell, = read_study(written(tmp_path)).cells
+    assert cell.label == "base" and cell.seeds == (0,)
+
+
+def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
+    text = mistakes(tmp_path, sed=3, axes={"network": {}, "loss": {"a": "x", "b": ["seed=3"]}},
+                    baseline="q", published={"a": 123, "zz": 3}, score="Mean_IuO", margin=0)
+    for said in ("sed: unknown key 'sed'. Did you mean 'seeds'?",
+                 "axes.network: the axis names nothing", "axes.loss.a: 'x' is not an override",
+                 "axes.loss.b: seed is set by the study", "baseline: unknown row 'q'",
+                 "published.a: expected a score in percent", "published.zz: unknown row 'zz'",
+                 "unknown score 'Mean_IuO'. Did you mean 'Mean_IoU'?", "margin: expected"):
+        assert said in text
+
+
+def test_two_cells_of_one_name_are_refused(tmp_path):
+    text = mistakes(tmp_path, cells=[{"label": "a"}, {"label": "a", "overrides": ["x=1"]}])
+    assert "two cells have the name 'a'" in text and "cells.0" in text and "cells.1" in text
+
+
+def test_the_nearest_config_is_suggested_for_a_wrong_path(tmp_path):
+    assert "bse.json does not exist. Did you mean 'base.json'?" in mistakes(
+        tmp_path, cells=[{"label": "a", "config": "bse.json"}])
+
+
+def test_results_that_exist_take_no_training_settings(tmp_path):
+    text = mistakes(tmp_path, axes=AXES, cells=[{"results": "r.json", "seeds": 2}])
+    assert "cannot be combined" in text and "have no effect there" in text
+
+
+@pytest.mark.parametrize("seeds", [0, [], [1, -1], "3", [1, 1], True])
+def test_wrong_seeds_are_refused(tmp_path, seeds):
+    assert "seed" in mistakes(tmp_path, seeds=seeds)
+
+
+@pytest.mark.parametrize("option", ["-r", "--output=x", "--json"])
+def test_options_of_the_test_that_the_study_sets_are_refused(tmp_path, option):
+    assert "is set by the study" in mistakes(tmp_path, test=[option])
