@@ -32,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dry-run", action="store_true",
         help="build everything, try one step and one validation image, write nothing, and stop")
     add("--list", nargs="*", metavar="KIND [NAME]",
-        help="list components with their arguments: models, backbones, datasets, losses, …")
+        help="components and their arguments (models, losses, …), or recipes [WORD]: the configs")
     add("--schema", action="store_true", help="print a JSON Schema of the config and stop")
     add("--print-config", action="store_true", help="print the complete config and stop")
     add("--init", metavar="FILE", help="write a config for --images and --labels and stop")

@@ -70,7 +70,7 @@ HEAD_KEYS: tuple[Rule, ...] = (
 PUBLISHED = {
     name: openseg_entry(BaseOC, HEAD_KEYS, "cls.weight", in_place, files, score)
     for name, in_place, files, score in (
-        ("openseg_r101_baseoc", True, ("base_oc_deepbase_resnet101_dilated8",),
+        ("openseg_r101_baseoc", True, ("base_ocnet_deepbase_resnet101_dilated8_1_latest.pth",),
          "Cityscapes val mIoU 79.49"),
         ("openseg_r101_baseoc_bn", False, (), ""))
 }

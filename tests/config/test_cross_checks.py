@@ -1,11 +1,11 @@
 """Checks between keys, and of value ranges."""
-from pathlib import Path
 
 import pytest
 
 from tests.config.samples import VOC, mistakes, only_mistake, small
 from utils.config.cross_checks import settings_without_effect
 from utils.config.load import load_config
+from utils.config.recipes import recipe_files
 from utils.config.registry import components
 from utils.config.schema import resolve_config
 
@@ -66,7 +66,7 @@ def test_settings_without_effect_are_listed_with_the_reason(changes, lines):
     assert settings_without_effect(resolve_config(config)) == lines
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", list(recipe_files()), ids=lambda p: p.stem)
 def test_no_published_config_has_a_setting_without_effect(path):
     assert settings_without_effect(resolve_config(load_config(path))) == []
 

@@ -1,5 +1,6 @@
 """Checking whole configs and adding the defaults."""
 import copy
+import functools
 import json
 import re
 
@@ -12,12 +13,13 @@ from tests.config.samples import JSON, README, mistakes, only_mistake, places_in
 from tests.support.places import ROOT
 from utils.config.docs import json_schema
 from utils.config.load import apply_overrides, load_config
+from utils.config.recipes import recipe_files
 from utils.config.registry import components
 from utils.config.schema import Component, config_keys, resolve_config, section_callables
 from utils.config.signature import fields
 from utils.errors import ConfigError
 
-SHIPPED = [ROOT / "config.json", *sorted((ROOT / "configs").rglob("*.json"))]
+SHIPPED = [ROOT / "config.json", *recipe_files()]
 
 
 def test_the_readme_block_of_rankdice_loads_unchanged(write):
@@ -236,10 +238,15 @@ def test_every_shipped_config_is_sound(path, monkeypatch):
         monkeypatch.setenv(name, "data")
     config = load_config(path)
     resolved = resolve_config(config, str(path))
-    validator = jsonschema.Draft202012Validator(json_schema())
+    validator = _validator()
     validator.validate(dict(config))
     validator.validate(resolved)
     assert resolve_config(resolved) == resolved
+
+
+@functools.cache
+def _validator():
+    return jsonschema.Draft202012Validator(json_schema())
 
 
 @given(st.data())

@@ -9,6 +9,16 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from utils.config.load import load_config
+from utils.config.recipes import (
+    FOLDER,
+    SECTION,
+    file_of,
+    published_section,
+    read_published,
+    recipe_files,
+    result_text,
+)
 from utils.config.registry import KINDS, components, load
 from utils.config.schema import (
     LOSS,
@@ -27,6 +37,7 @@ from utils.errors import ConfigError, unknown
 
 # Sections of the config itself that can be listed like the kinds of components.
 _SECTIONS = ("config", "trainer", "predict")
+RECIPES = "recipes"     # the kind that lists the files in configs/
 
 
 def list_text(kind: str | None = None, name: str | None = None) -> str:
@@ -34,17 +45,20 @@ def list_text(kind: str | None = None, name: str | None = None) -> str:
 
     Without a kind: the names of all components. With a kind: the first docstring line of each
     component and its arguments with types and defaults. With a name: the whole docstring of that
-    component. The kinds "config", "trainer" and "predict" list the keys of the config itself.
-    Raises ConfigError for an unknown kind or name.
+    component. The kinds "config", "trainer" and "predict" list the keys of the config itself, and
+    "recipes" the files of configs/. Raises ConfigError for an unknown kind or name.
     """
     if kind is None:
         return "\n\n".join(f"{one}:\n" + _wrapped(_classes(one)) for one in KINDS) \
-            + f"\n\n--list KIND [NAME] prints details; KIND may also be {', '.join(_SECTIONS)}"
+            + ("\n\n--list KIND [NAME] prints details; KIND may also be "
+               f"{', '.join(_SECTIONS)}\n--list {RECIPES} [WORD] prints the configs of configs/")
+    if kind == RECIPES:
+        return _recipes(name or "")
     if kind in _SECTIONS:
         return _describe_section(kind)
     if kind not in KINDS:
         of = [one for one in KINDS if kind in _classes(one)]
-        raise ConfigError(unknown("kind", kind, [*KINDS, *_SECTIONS]), "--list",
+        raise ConfigError(unknown("kind", kind, [*KINDS, *_SECTIONS, RECIPES]), "--list",
                           f"--list {of[0]} {kind}" if of else None)
     if name is not None:
         classes = _classes(kind)
@@ -69,7 +83,9 @@ def json_schema() -> dict:
     schema["properties"] |= {
         "$schema": {"type": "string"},
         "extends": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-                    "description": "configs that this one changes, relative to this file"}}
+                    "description": "configs that this one changes, relative to this file"},
+        SECTION: {**_object(fields(published_section), definitions),
+                  "description": "the published scores that this file reproduces"}}
     required = [name for name, field in fields(config_keys).items() if field.required]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": "Segwright config", **schema,
@@ -86,6 +102,49 @@ def side_command(args: argparse.Namespace):
         print(json.dumps(json_schema(), indent=2))
     else:
         print(list_text(*args.list[:2]))
+
+
+def _recipes(word: str) -> str:
+    """A line per recipe whose path, data, network or source contains `word`; one is described.
+
+    Its columns: file, published scores, data, network.
+    """
+    rows = []
+    for path in recipe_files():
+        config, published = load_config(path), read_published(path)
+        arch, loader = config.get("arch", {}), config.get("train_loader", {})
+        row = [file_of(path), published.score if published else "-", _data(loader),
+               f"{arch.get('type')} {arch.get('args', {}).get('backbone', '')}".rstrip()]
+        words = [str(path.relative_to(FOLDER)), *row[1:], published.source if published else ""]
+        if any(word.lower() in text.lower() for text in words):
+            rows.append((row, published))
+    if not rows:
+        raise ConfigError(unknown("recipe", word, [path.stem for path in recipe_files()]),
+                          f"--list {RECIPES}", f"--list {RECIPES} prints all")
+    widths = [max(len(row[column]) for row, _ in rows) for column in range(3)]
+    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)),
+                        row[3]]) for row, _ in rows]
+    if len(rows) == 1 and rows[0][1]:
+        lines += _published(rows[0][1])
+    return "\n".join(lines)
+
+
+def _data(loader: dict) -> str:
+    """The datasets of a loader section: its type, or those of the parts of a mixture."""
+    args = loader.get("args", {})
+    inside = args.get("parts") or ([args["source"]] if "source" in args else [loader])
+    return " + ".join(str(one.get("type")) for one in inside)
+
+
+def _published(published) -> list[str]:
+    lines = [f"  source      {published.source}"]
+    for result in published.results:
+        lines.append(f"  published   {result_text(result)}"
+                     + (f": {result['name']}" if result["name"] else "")
+                     + (f", test.py {result['test']}" if result["test"] else ""))
+    lines += [f"  {key:<12}{getattr(published, key)}" for key in ("checkpoint", "loader", "gpus")
+              if getattr(published, key) is not None]
+    return lines
 
 
 def _object(schema: Mapping[str, Field], definitions: dict[str, dict]) -> dict[str, Any]:

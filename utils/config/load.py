@@ -12,6 +12,7 @@ from typing import Any
 
 from utils.config.cross_checks import names_outputs
 from utils.config.loader_section import validated_size
+from utils.config.recipes import SECTION, no_such_config
 from utils.config.schema import path_name, resolve_config
 from utils.config.signature import KeyPath, value_name
 from utils.errors import ConfigError, shown
@@ -141,12 +142,15 @@ class _Files:
         if chain and not os.path.isfile(path):
             raise ConfigError(f"{path} does not exist", f"extends: {' -> '.join([*chain, path])}",
                               'a path in "extends" is relative to the file that contains it')
+        if not os.path.exists(path):
+            raise no_such_config(path)
         child = read_jsonc(path, lines)
         if not isinstance(child, dict):
             raise ConfigError(f"a config is an object {{...}}, found {value_name(child)}",
                               path)
         places = _tree({where: f"{path}:{line}" for where, line in lines.items() if where})
         child.pop("$schema", None)      # only editors use it
+        child.pop(SECTION, None)        # speaks of this file alone: utils.config.recipes
         parents = child.pop("extends", [])
         values, merged_places = {}, {}
         for parent in _parents(parents, path, places):
