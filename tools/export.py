@@ -90,7 +90,14 @@ def main(argv: list[str] | None = None):
     path = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(path), args.config, args.overrides)
     opened = open_model(checkpoint, "cpu", path)
-    base_size = opened.predictor(with_arguments(opened.config["predict"], args)).base_size
+    predictor = opened.predictor(with_arguments(opened.config["predict"], args))
+    if predictor.seen_at is not None:
+        from utils.errors import ConfigError
+        keys = ", ".join(f"predict.{key}=null" for key in predictor.seen_at.describe())
+        raise ConfigError("a graph cannot state an input size, only a base size: programs that "
+                          "run it would resize images in another way", "predict.input_size",
+                          f"give --base-size, or {keys}, or --config with another predict section")
+    base_size = predictor.base_size
     loader = None
     if args.int8:
         *_, loader = split_loader(opened.config, args.split)

@@ -36,7 +36,8 @@ class Segmenter:
         for mode in _first(options["mode"], ("whole", "sliding", "multiscale")):
             # The scales in the config are meant for its mode only.
             scales = {} if mode == options["mode"] else {"scales": None}
-            self.predictors[mode] = opened.predictor({**options, "mode": mode, **scales})
+            self.predictors[mode] = opened.predictor(
+                {**options, "mode": mode, **scales}).for_files()
 
     @property
     def base_size(self) -> BaseSize:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.config.registry import components, load
-from utils.config.signature import KeyPath, fields, json_default, value_name
+from utils.config.signature import KeyPath, converted, fields, json_default, value_name
 from utils.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ _PART = "dataloader.mixture:part_entry"
 _TRAINER = ("base.trainer_settings:TrainerSettings",)
 _LOADER = ("dataloader.augmentation.transforms:Augmentation", "dataloader.loader:build_loader")
 _RULES, _PREDICTOR = "utils.decision.rules:predict_section", "utils.predict.predictor:Predictor"
+_INPUT_SIZE = "utils.images.input_size:InputSize"
 
 
 class _Condition(NamedTuple):
@@ -216,15 +217,21 @@ def _arguments_in(section, path):
 def _check_predict(config, report):
     """Construct the decision rules and the predictor to find the settings that they reject."""
     predict = config.get("predict", {})
-    options, predictor = load(_RULES), load(_PREDICTOR)
-    known = fields(options, predictor)
+    options, predictor, size = load(_RULES), load(_PREDICTOR), load(_INPUT_SIZE)
+    known = fields(options, predictor, size)
     if not all(name in predict and field.fits(predict[name]) for name, field in known.items()):
         return
     _check_classes_of_interest(predict["CoI"], config, report)
     build_decision = load("utils.decision.rules:build_decision")
-    given = [{name: predict[name] for name in fields(function)}
-             for function in (options, predictor)]
-    constructions = [lambda: options(**given[0]), lambda: predictor(None, None, **given[1])]
+    given = [{name: converted(predict[name], field.annotations)
+              for name, field in fields(function).items()}
+             for function in (options, predictor, size)]
+
+    def whole_predictor():
+        seen_at = size(**given[2])
+        _check_read_once(seen_at, config, report)
+        predictor(None, None, **given[1], seen_at=seen_at if seen_at.active else None)
+    constructions = [lambda: options(**given[0]), whole_predictor]
     constructions += [lambda phase=phase: build_decision(predict[phase], options=predict)
                       for phase in ("train", "val", "test")]
     messages = set()
@@ -236,6 +243,16 @@ def _check_predict(config, report):
                 messages.add(error.what)
                 key = (error.where or error.what.split(" ")[0]).rpartition(".")[2]
                 report.note(("predict", key) if key in known else ("predict",), error.what)
+
+
+def _check_read_once(seen_at, config, report):
+    """An image that the loader of the validation resizes must not be resized a second time."""
+    loader, trainer = config.get("val_loader"), config.get("trainer") or {}
+    size = load("utils.config.loader_section:read_size")(loader) if seen_at.active else None
+    if size is not None and trainer.get("val"):
+        report.note(("predict", "input_size"), "the val_loader already resizes images and labels "
+                    f"to {size}; remove base_size, val and crop_size there, or "
+                    f"{', '.join(seen_at.describe())} here")
 
 
 def _check_classes_of_interest(classes, config, report):

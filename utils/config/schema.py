@@ -241,7 +241,8 @@ def optimizer_entry(differential_lr: bool = False):
 
 LOSS = Component("losses", loss_entry, short=True, name="loss_of_an_output")
 MIXED = Component("losses", mixed_entry, short=True, name="loss_in_a_sum")
-PREDICT = Keys("utils.decision.rules:predict_section", "utils.predict.predictor:Predictor")
+PREDICT = Keys("utils.decision.rules:predict_section", "utils.predict.predictor:Predictor",
+               "utils.images.input_size:InputSize")
 
 _POLY = {"type": "Poly", "args": {}}
 _ALL_DEFAULTS: dict = {}

@@ -66,15 +66,16 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
     nonfinite: what to do about an image whose logits are not finite: raise a NumericalError with
         its id, or warn once and count its logits as zeros. (On a GPU this is found at the end.)
 
-    If the predictor has a base_size, images and labels of the loader have their own sizes, and so
-    have the scored logits. Nothing is read from the device before the last batch, except for
-    boundary scores and refined labels. In `Scores.image`, img_index is the position in the loader's
-    order.
+    If the predictor resizes images, images and labels of the loader have their own sizes, and so
+    have the scored logits, unless it says otherwise (Predictor.as_scored). Nothing is read from the
+    device before the last batch, except for boundary scores and refined labels. In `Scores.image`,
+    img_index is the position in the loader's order.
     """
     device = torch.device(device)
     counters = {name: _Counter(num_classes, ignore_index, classes_of_interest, published, boundary)
                 for name in _names(decisions, refiner)}
     decide, most_bytes = _shortcuts(predictor, decisions, loss, refiner)
+    scored = predictor.as_scored if isinstance(predictor, Predictor) else lambda labels: labels
     losses, sizes, finite = [], [], _FiniteWatch(nonfinite)
     with torch.inference_mode():
         for batch, positions in _numbered(loader, progress):
@@ -82,6 +83,7 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
             for members, images, labels in _groups_of_equal_size(batch, device, num_classes,
                                                                  most_bytes):
                 ids = [batch["id"][i] for i in members]
+                labels = scored(labels)
                 if decide:
                     predictions = [(decisions[0].name, decide(images, decisions[0]))]
                     finite.add(ids, _finite(predictor, None))
@@ -109,7 +111,7 @@ def _shortcuts(predictor, decisions, loss, refiner):
     # The largest logit alone does not need logits at the image's size.
     only_labels = [one.name for one in decisions] == ["max"] and loss is None and refiner is None
     return (predictor.decide if only_labels else None,
-            None if predictor.base_size is None else GROUP_BYTES)
+            GROUP_BYTES if predictor.resizes else None)
 
 
 def _finite(predictor, logits):

@@ -41,7 +41,7 @@ def is_streamed(height: int, width: int, predictor: Predictor, possible: bool = 
         an image that the network sees at another size is not streamed: its logits may fit into
         memory.
     """
-    if height * width < LARGE_PIXELS:
+    if height * width < LARGE_PIXELS or predictor.seen_at is not None:
         return False
     if predictor.view(height, width) is not None:
         return possible

@@ -23,6 +23,9 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, decides: bool = Tr
     """
     add = parser.add_argument
     add_base_size(parser)
+    add("--input-size", type=base_size, metavar="N|HxW|none",
+        help="exactly the size that the network sees: N pixels of the short side, or HxW; in place "
+             "of --base-size (further settings: train.py --list predict)")
     add("-mo", "--mode", choices=("whole", "sliding", "multiscale"),
         help="whole image, overlapping windows, or several scales")
     add("--scales", type=scale_list, metavar="LIST",
@@ -34,10 +37,14 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, decides: bool = Tr
         help="window of mode sliding (default: height and width of the image / 2.5)")
     add("--overlap", type=float, metavar="SHARE",
         help="share of a window that its neighbor also covers (default 1/3)")
-    add("--tiling", choices=("even", "source"),
-        help="source: windows as in yassouali/pytorch-segmentation")
-    add("--average", choices=("logits", "probs"),
-        help="average logits or probabilities over scales, flips and windows")
+    add("--stride", type=size, metavar="N|HxW",
+        help="pixels from one window to the next, in place of --overlap")
+    add("--tiling", choices=("even", "source", "fit", "spread"),
+        help="source: windows as in yassouali/pytorch-segmentation; fit: as in mmsegmentation; "
+             "spread: as in EoMT")
+    add("--average", choices=("logits", "probs", "view_probs", "exp"),
+        help="what is averaged over scales, flips and windows (view_probs: logits over windows, "
+             "probabilities over the rest)")
     add("--window-batch", type=int, metavar="N", help="windows in one forward pass")
     add("--amp", choices=("auto", "bf16", "fp16", "off"), help="reduced precision of the network")
     add("-d", "--device", type=device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
@@ -69,27 +76,46 @@ def with_arguments(options: dict, args: argparse.Namespace) -> dict:
     Raises ConfigError for an argument that would have no effect.
     """
     given = {name: getattr(args, name, None)
-             for name in ("mode", "scales", "flip", "crop_size", "overlap", "tiling", "average",
-                          "window_batch", "amp", "base_size", "threshold", "temperature")}
+             for name in ("mode", "scales", "flip", "crop_size", "overlap", "stride", "tiling",
+                          "average", "window_batch", "amp", "base_size", "input_size", "threshold",
+                          "temperature")}
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("amp") == "off":
         given["amp"] = False
-    if given.get("base_size") == "none":
-        given["base_size"] = None
+    given |= _replaced(given)
     if "scales" in given and "mode" not in given and options.get("mode", "whole") != "sliding":
         given["mode"] = "whole" if given["scales"] == (1.0,) else "multiscale"
     if given.get("mode", options.get("mode")) != options.get("mode") and "scales" not in given:
         given["scales"] = None      # the scales in the config belong to the mode there
     result = {**options, **given}
-    _require_effect(given, result)
+    _require_effect({name for name, value in given.items() if getattr(args, name, None)
+                     is not None}, result)
     return result
+
+
+def _replaced(given):
+    """What the given sizes and strides replace in the config; "none" becomes None."""
+    import inspect
+
+    from utils.images.input_size import InputSize
+    usual = {key: one.default for key, one in inspect.signature(InputSize).parameters.items()}
+    replaced = {}
+    if given.get("base_size") == "none":
+        replaced["base_size"] = None
+    if given.get("input_size") == "none" or ("base_size" in given and "input_size" not in given):
+        replaced |= usual
+    elif "input_size" in given and "base_size" not in given:
+        replaced["base_size"] = "val"
+    if "overlap" in given and "stride" not in given:
+        replaced["stride"] = None
+    return replaced
 
 
 def _require_effect(given, options):
     """Raise ConfigError for a given option that has no effect with the others."""
     mode, scales = options.get("mode", "whole"), options.get("scales")
     if mode != "sliding":
-        for name in ("crop_size", "overlap", "tiling", "window_batch"):
+        for name in ("crop_size", "overlap", "stride", "tiling", "window_batch"):
             if name in given:
                 raise ConfigError(f"{option_name(name)} has no effect in mode {mode}: only "
                                   "mode sliding has windows", option_name(name),

@@ -16,7 +16,7 @@ from utils.errors import ConfigError
 from utils.images.class_names import first_difference, moved, usable
 from utils.images.normalize import Normalize
 from utils.machine.distributed import require_device
-from utils.predict.predictor import Predictor, build_predictor
+from utils.predict.predictor import Predictor, build_predictor, input_size_of
 from utils.training.criterion import Criterion, validation_loss
 
 
@@ -60,9 +60,14 @@ class OpenModel:
                                self.activation)
 
     def chosen_size(self, options: dict, section: dict | None = None) -> int | list[int] | None:
-        """The base size of `predictor`: "val" is replaced by the size at which validation reads."""
+        """The base size of `predictor`: "val" is replaced by the size at which validation reads.
+
+        An input size among the options takes its place, so that "val" is then None.
+        """
         chosen = options.get("base_size", "val")
-        return (read_size(section) or self.base_size) if chosen == "val" else chosen
+        if chosen != "val":
+            return chosen
+        return None if input_size_of(options) else read_size(section) or self.base_size
 
     def loss(self) -> torch.nn.Module | None:
         """The loss that training reports in validation; None if the config has no loss."""

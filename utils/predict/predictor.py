@@ -8,6 +8,7 @@ overlapping windows (yassouali/pytorch-segmentation, HRNet, mmsegmentation; thei
 from utils.predict.windows); several scales with or without a mirrored copy (PSPNet, Zhao et al.,
 CVPR 2017). Every source averages logits; `average="probs"` averages probabilities.
 """
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from torch import nn
 from utils.errors import ConfigError, NumericalError
 from utils.images.base_size import BaseSize, WholeView, whole_view
 from utils.images.headers import max_pixels
+from utils.images.input_size import InputSize, InputView
 from utils.images.types import Image
 from utils.machine.precision import autocast_dtype
 from utils.machine.tensors import ImageBatch, LabelBatch, Logits, Masks
@@ -39,10 +41,13 @@ from utils.predict.resizing import (
 from utils.predict.view_sum import ViewSum
 from utils.predict.windows import (
     BLOCK_BYTES,
+    TILINGS,
     Place,
+    Tiling,
     View,
     Windows,
     batched_windows,
+    checked_stride,
     filled,
     mean_in_blocks,
     mean_of_windows,
@@ -52,6 +57,7 @@ from utils.predict.windows import (
 NOT_FINITE = "the network's logits are not finite (NaN or Inf)"
 NOT_FINITE_FIX = ("the weights are damaged or too large, or reduced precision overflows: try "
                   "--amp off, or an earlier checkpoint")
+AVERAGES = ("logits", "probs", "view_probs", "exp")
 # The scales of yassouali/pytorch-segmentation for every dataset except Cityscapes.
 MULTISCALE = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
@@ -72,8 +78,17 @@ def build_predictor(model: nn.Module, normalize: Callable[[ImageBatch], ImageBat
     """The predictor for the `predict` section of a config; every key is optional."""
     known = set(inspect.signature(Predictor).parameters) - set(Predictor.provided)
     settings: dict[str, Any] = {key: value for key, value in options.items() if key in known}
-    settings["activation"] = activation
-    return Predictor(model, normalize, **settings)
+    return Predictor(model, normalize, **settings, activation=activation,
+                     seen_at=input_size_of(options))
+
+
+def input_size_of(options: dict) -> InputSize | None:
+    """The input size of a `predict` section; None if images are not resized to one."""
+    keys = inspect.signature(InputSize).parameters
+    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                                for key, value in options.items() if key in keys}
+    size = InputSize(**settings)
+    return size if size.active else None
 
 
 class Predictor:
@@ -98,8 +113,15 @@ class Predictor:
         the last window back inside the image; "source" takes the stride of both axes from
         the height of the window and pads the last ones, as yassouali/pytorch-segmentation
         does (about 1.5 times the windows on a 1:2 image). There the stride is never more
-        than the width of the window, so that a tall image has no gaps.
-    average: "logits" or "probs"; whole views are resized before the softmax.
+        than the width of the window, so that a tall image has no gaps. "fit" is "even", but in
+        an image that is smaller than a window the window is made smaller, where "even" pads the
+        image (mmsegmentation). "spread" takes the fewest windows that cover the image, at equal
+        distances (EoMT).
+    stride: pixels from one window to the next, one number or [down, across], in place of overlap.
+    average: over views and windows: "logits"; "probs", where whole views are resized before the
+        softmax; "view_probs", where windows average logits and views probabilities
+        (mmsegmentation); or "exp", the exponentials of the logits of views and windows, where a
+        mirror image is averaged as logits (HRNet).
     activation: "softmax" or "sigmoid", the one that the loss of the model uses.
     window_batch: windows in one forward; None means 1 on a CPU, where batches
         cost more than they save, and 8 elsewhere.
@@ -115,6 +137,8 @@ class Predictor:
         training these images come from the loader, so that nothing is left to do; test.py,
         inference.py and the tools take the base_size or crop of the val_loader. The scales, and
         the windows of "sliding", are those of the resized image.
+    seen_at: the input size of the section (utils.images.input_size), which takes the place of
+        base_size.
     label_pairs: class ids that are exchanged in a mirror image (LIP: left and right arm). If a
         config has none, it gets those of its training data when it is resolved.
 
@@ -128,23 +152,25 @@ class Predictor:
     """
 
     # The program passes these; the other arguments are keys of the config's `predict` section.
-    provided = ("model", "normalize", "activation", "channels_last")
+    provided = ("model", "normalize", "activation", "channels_last", "seen_at")
 
     def __init__(self, model: nn.Module, normalize: Callable[[ImageBatch], ImageBatch],
                  mode: Literal["whole", "sliding", "multiscale"] = "whole",
                  scales: tuple[float, ...] | None = None, flip: bool = False,
                  crop_size: int | tuple[int, int] | None = None, overlap: float = 1 / 3,
-                 tiling: Literal["even", "source"] = "even",
-                 average: Literal["logits", "probs"] = "logits",
+                 tiling: Tiling = "even",
+                 stride: int | tuple[int, int] | None = None,
+                 average: Literal["logits", "probs", "view_probs", "exp"] = "logits",
                  activation: Literal["softmax", "sigmoid"] = "softmax",
                  window_batch: int | None = None,
                  amp: Literal["auto", "bf16", "fp16", False] = False,
                  channels_last: bool | None = None, align_corners: bool = False,
                  label_pairs: tuple[tuple[int, int], ...] = (),
-                 base_size: int | tuple[int, int] | Literal["val"] | None = "val"):
+                 base_size: int | tuple[int, int] | Literal["val"] | None = "val",
+                 seen_at: InputSize | None = None):
         _one_of("mode", mode, ("whole", "sliding", "multiscale"))
-        _one_of("tiling", tiling, ("even", "source"))
-        _one_of("average", average, ("logits", "probs"))
+        _one_of("tiling", tiling, TILINGS)
+        _one_of("average", average, AVERAGES)
         _one_of("activation", activation, ("softmax", "sigmoid"))
         _one_of("amp", amp, ("auto", "bf16", "fp16", False))
         scales = tuple(scales or (MULTISCALE if mode == "multiscale" else (1.0,)))
@@ -160,21 +186,31 @@ class Predictor:
             raise ConfigError(f"crop_size must be one or two positive numbers, found {crop_size}")
         if window_batch is not None and window_batch < 1:
             raise ConfigError(f"window_batch must be at least 1, found {window_batch}")
+        if seen_at is not None and base_size not in (None, "val"):
+            raise ConfigError(f"base_size {base_size} and an input size ({seen_at.describe()}) "
+                              "both say how images are resized", "predict.base_size",
+                              "leave one of them out")
 
         self.model, self.normalize = model, normalize
         self.mode, self.scales, self.flip = mode, scales, flip
         self.crop_size = (crop[0], crop[1]) if crop else None
         self.overlap = overlap
-        self.tiling: Literal["even", "source"] = tiling
+        self.tiling: Tiling = tiling
+        self.stride = checked_stride(stride, tiling, self.crop_size)
         self.average, self.activation, self.window_batch = average, activation, window_batch
         self.amp, self.channels_last, self.align_corners = amp, channels_last, align_corners
         self.label_pairs = label_pairs
-        self.base_size = _checked_base_size(base_size)
+        self.base_size, self.seen_at = _checked_base_size(base_size), seen_at
         self.finite = torch.ones(0, dtype=torch.bool)
         self._without_last_resize = LastResize(model)
 
     def __call__(self, image: ImageBatch) -> Logits:
-        """uint8 (N, 3, H, W) RGB -> float32 logits (N, C, H, W)."""
+        """uint8 (N, 3, H, W) RGB -> float32 logits (N, C, H, W).
+
+        With an input size whose score_at is "input" they have the size of the input instead.
+        """
+        if self.seen_at is not None:
+            return self._at_input_size(image, self.seen_at)
         view = self.view(*_size(image))
         with self._evaluating():
             logits = self._predict(self._normalized(self._as_seen(image, view)))
@@ -190,6 +226,8 @@ class Predictor:
         if rule.name != "max":
             # Contiguous, because a softmax over strided channels takes twice as long.
             return rule(self(image).contiguous())
+        if self.seen_at is not None:
+            return largest_class(self(image))
         view = self.view(*_size(image))
         with self._evaluating():
             x = self._normalized(self._as_seen(image, view))
@@ -203,9 +241,30 @@ class Predictor:
         """How an image of height x width pixels is resized for the network; None: not at all."""
         return whole_view(height, width, self.base_size)
 
+    @property
+    def resizes(self) -> bool:
+        """Whether images are resized on a CPU before the network sees them."""
+        return self.base_size is not None or self.seen_at is not None
+
     def takes(self, device: torch.device | str) -> torch.device | str:
         """The device on which images are best: the CPU if it resizes them, else the network's."""
-        return device if self.base_size is None else "cpu"
+        return "cpu" if self.resizes else device
+
+    def as_scored(self, labels: LabelBatch) -> LabelBatch:
+        """Labels (N, H, W) at the size of the logits of their images."""
+        if self.seen_at is None:
+            return labels
+        return self.seen_at.view(*_size(labels)).labels(labels)
+
+    def for_files(self) -> "Predictor":
+        """A predictor whose logits always have the size of the image; often itself."""
+        if self.seen_at is None or self.seen_at.whole().describe() \
+                == self.seen_at.describe():
+            return self
+        other = copy.copy(self)
+        whole = self.seen_at.whole()
+        other.seen_at = whole if whole.active else None
+        return other
 
     def require_finite(self, names: Sequence[str]):
         """Raise NumericalError for the first image of the last call whose logits are not finite.
@@ -227,10 +286,18 @@ class Predictor:
                                           strict=True):
                 logits = self(image[None].to(self.takes(device)))
                 self.require_finite([name])
-                yield image, label, name, logits
+                yield image, self.as_scored(label[None])[0], name, logits
 
     def labels(self, image: ImageBatch, rule: Rule) -> LabelBatch:
-        """rule.labels(self(image)): one class (N, H, W) for every pixel; as cheap as `decide`."""
+        """rule.labels(self(image)): one class (N, H, W) for every pixel; as cheap as `decide`.
+
+        They have the size of the image, whatever is scored.
+        """
+        other = self.for_files()
+        if other is not self:
+            labels = other.labels(image, rule)
+            self.finite = other.finite
+            return labels
         return rule.labels(self(image)) if rule.masks else self.decide(image, rule)
 
     def in_blocks(self, image: Image, device: torch.device | str,
@@ -246,11 +313,14 @@ class Predictor:
         Raises ConfigError unless the mode is "sliding" at scale 1, or a base_size resizes the
         image.
         """
+        if self.seen_at is not None:
+            raise ConfigError("an image that is resized to an input size is not predicted in "
+                              "blocks", "predict.input_size", "use predict.base_size")
         view = self.view(*image.shape[:2])
         if view is not None:
             self._in_strips(image, view, device, on_block, most_bytes)
             return
-        if self.mode != "sliding" or self.scales != (1.0,):
+        if self.mode != "sliding" or self.scales != (1.0,) or self._mirrors_views:
             raise ConfigError("blocks of an image are predicted by sliding windows at scale 1 only")
         windows = self.windows(*image.shape[:2])
 
@@ -259,13 +329,13 @@ class Predictor:
             return self._normalized(torch.from_numpy(window).to(device).permute(2, 0, 1)[None])
 
         def views_at(places):
-            return self._window_views(read, places, windows.tile, 1, device)
+            return self._window_views(read, places, windows.tile, 1, device, self._mirrors)
 
         with self._evaluating():
             classes = self._forward(filled(read(0, 0), windows.tile)).shape[1]
             for rows, columns, mean in mean_in_blocks(windows, views_at, classes, device,
-                                                      len(self._mirrors), most_bytes):
-                logits = self._as_logits(mean)
+                                                      self._repeats(self._mirrors), most_bytes):
+                logits = mean if self.average == "view_probs" else self._as_logits(mean)
                 finite = finite_images(logits)
                 self.finite = self.finite & finite if rows.start or columns.start else finite
                 on_block(rows, columns, logits)
@@ -284,15 +354,18 @@ class Predictor:
     def describe(self) -> dict:
         """The settings, for reports: mode, scales, flip, average, amp; windows if sliding.
 
-        Also "base_size", if there is one.
+        Also "base_size" or the keys of the input size, if there is one.
         """
         settings = {"mode": self.mode, "scales": list(self.scales), "flip": self.flip,
                     "average": self.average, "amp": self.amp}
         if self.base_size is not None:
             settings["base_size"] = self.base_size
+        if self.seen_at is not None:
+            settings |= self.seen_at.describe()
         if self.mode == "sliding":
             settings |= {"crop_size": list(self.crop_size) if self.crop_size else None,
                          "overlap": self.overlap, "tiling": self.tiling}
+            settings |= {"stride": list(self.stride)} if self.stride else {}
         if self.align_corners:
             settings["align_corners"] = True
         if self.flip and self.label_pairs:
@@ -301,7 +374,8 @@ class Predictor:
 
     def windows(self, height: int, width: int) -> Windows:
         """The windows that mode "sliding" cuts out of an image of height x width pixels."""
-        return overlapping_windows((height, width), self.crop_size, self.overlap, self.tiling)
+        return overlapping_windows((height, width), self.crop_size, self.overlap, self.tiling,
+                                   self.stride)
 
     @contextmanager
     def _evaluating(self):
@@ -329,10 +403,56 @@ class Predictor:
         # The memory layout is changed while the image is uint8, because that moves fewer bytes.
         return self.normalize(self._laid_out(image))
 
+    def _at_input_size(self, image: ImageBatch, size: InputSize) -> Logits:
+        """`__call__` with an input size."""
+        with self._evaluating():
+            if size.scale_from == "image" and (self.scales != (1.0,) or self.flip):
+                logits = self._as_logits(self._sum_from_image(image, size))
+            else:
+                view = size.view(*_size(image))
+                logits = view.logits(self._predict(view.pad(self._seen(image, view))))
+            self.finite = finite_images(logits)
+            return logits
+
+    def _seen(self, image, view: InputView):
+        """Normalized images (N, 3, h, w) of an InputView, not padded, on the network's device."""
+        pixels = view.images(image)
+        weights = next(self.model.parameters(), None)
+        return self._normalized(pixels.to(image.device if weights is None else weights.device))
+
+    def _sum_from_image(self, image: ImageBatch, size: InputSize) -> Logits:
+        """The mean over scales and mirrors, each made from the image and resized on its own.
+
+        returns: logits, probabilities or exponentials, float32 (N, C, *scored).
+        """
+        scored = size.view(*_size(image)).scored
+        probs = self._probs_of_views()
+        total, weight = None, 1 / len(self.scales)
+        for scale in self.scales:
+            view = size.view(*_size(image), scale)
+            x = self._seen(image, view)
+            maps = [self._map_of(view.pad(x.flip(-1) if mirrored else x), mirrored)
+                    for mirrored in self._mirrors]
+            if self.average == "exp" and self.mode != "sliding":
+                maps = [torch.stack(maps).mean(0).exp_()]
+            for one in maps:
+                one = view.at_scored(one, scored)
+                one = probs(one) if probs else one
+                total = (one.mul(weight / len(maps)) if total is None
+                         else total.add_(one, alpha=weight / len(maps)))
+        assert total is not None, "there is at least one scale"
+        return total
+
+    def _map_of(self, x, mirrored):
+        """The map of one view (N, C, H, W) of x, mirrored back: logits, or means of windows."""
+        view = self._slide(x, (False,)) if self.mode == "sliding" else self._forward(x).float()
+        return unmirrored(view, self._mirrored_classes(view)) if mirrored else view
+
     def _predict(self, x):
         """Normalized images (N, 3, H, W) -> float32 (N, C, H, W)."""
-        if self.scales == (1.0,) and self.mode == "sliding":
-            return self._as_logits(self._slide(x))
+        if self.scales == (1.0,) and self.mode == "sliding" and not self._mirrors_views:
+            mean = self._slide(x)
+            return mean if self.average == "view_probs" else self._as_logits(mean)
         if self.scales == (1.0,) and not self.flip:
             return self._forward(x).float()
         total = self._sum_of_views(x)
@@ -340,7 +460,7 @@ class Predictor:
 
     def _largest(self, x):
         """Normalized images (N, 3, H, W) -> labels (N, H, W)."""
-        if self.mode == "sliding" or self.average == "probs":
+        if self.mode == "sliding" or self.average != "logits":
             logits = self._predict(x)
             self.finite = finite_images(logits)
             return largest_class(logits)
@@ -364,23 +484,31 @@ class Predictor:
         return torch.cat(labels, 1)
 
     def _sum_of_views(self, x: ImageBatch) -> Logits | ViewSum:
-        """The mean over scales and mirrors of logits or probabilities.
+        """The mean over scales and mirrors of logits, probabilities or exponentials.
 
         returns: float32 (N, C, H, W), or a ViewSum of it if all views are SmallLogits.
         """
         sliding, size = self.mode == "sliding", _size(x)
-        mirrors = (False,) if sliding else self._mirrors
+        mirrors = (False,) if sliding and not self._mirrors_views else self._mirrors
         weight, total = 1 / (len(self.scales) * len(mirrors)), None
         # A ViewSum multiplies matrices, which a GPU may do in reduced precision.
         short = self.average == "logits" and x.device.type == "cpu"
         forward = self._forward_short if short else self._forward
-        probs = self._probs if self.average == "probs" and not sliding else None
+        probs = self._probs_of_views()
         # Scale 1 comes first: its map becomes the sum, to which the other views are added.
         for scale in sorted(self.scales, key=lambda scale: scale != 1):
             scaled = self._rescale(x, scale)
+            if self.average == "exp" and not sliding:
+                maps = [self._map_of(scaled.flip(-1) if mirrored else scaled, mirrored)
+                        for mirrored in mirrors]
+                assert not isinstance(total, ViewSum)       # which is of logits only
+                total = add_resized(total, torch.stack(maps).mean(0).exp_(),
+                                    weight * len(mirrors), size, self.align_corners)
+                continue
             for mirrored in mirrors:
                 if sliding:
-                    view = self._slide(scaled)
+                    view = self._slide(scaled.flip(-1) if mirrored else scaled,
+                                       (False,) if self._mirrors_views else self._mirrors)
                 else:
                     view = forward(scaled.flip(-1) if mirrored else scaled)
                 if isinstance(view, SmallLogits) and not isinstance(total, torch.Tensor):
@@ -411,28 +539,56 @@ class Predictor:
         height, width = (max(1, int(length * scale)) for length in x.shape[-2:])
         return resize(x, (height, width), self.align_corners)
 
-    def _slide(self, x):
-        """Mean over the windows that cover each pixel: logits, or probabilities."""
+    def _slide(self, x, mirrors: tuple[bool, ...] | None = None):
+        """Mean over the windows that cover each pixel: logits, probabilities or exponentials.
+
+        mirrors: the copies of each window; None: those of `_mirrors`.
+        """
         windows = self.windows(*x.shape[-2:])
+        mirrors = self._mirrors if mirrors is None else mirrors
 
         def read(top, left):
             return x[(..., *windows.area(top, left))]
 
-        views = self._window_views(read, windows.places, windows.tile, len(x), x.device)
-        return mean_of_windows(windows, views, len(self._mirrors))
+        views = self._window_views(read, windows.places, windows.tile, len(x), x.device, mirrors)
+        return mean_of_windows(windows, views, self._repeats(mirrors))
 
     def _window_views(self, read: Callable[[int, int], ImageBatch], places: list[Place],
-                      tile: tuple[int, int], n: int, device: torch.device | str) -> Iterator[View]:
-        """Logits or probabilities (n, C, *tile) of the windows at `places` and of their mirrors.
+                      tile: tuple[int, int], n: int, device: torch.device | str,
+                      mirrors: tuple[bool, ...]) -> Iterator[View]:
+        """What is averaged of the windows at `places` and of their mirrors, each (n, C, *tile).
 
-        read: (top, left) -> the part of the n normalized images that the window covers.
+        read: (top, left) -> the part of the n normalized images that the window covers. Each
+        window is there `_repeats(mirrors)` times.
         """
         batch = self.window_batch or (1 if torch.device(device).type == "cpu" else 8)
-        for group, crops in batched_windows(read, places, tile, max(1, batch // n), self._mirrors):
+        pair = []
+        for group, crops in batched_windows(read, places, tile, max(1, batch // n), mirrors):
             views = self._forward(crops).split(n)
             for (top, left, mirrored), view in zip(group, views, strict=True):
                 view = unmirrored(view, self._mirrored_classes(view)) if mirrored else view
+                if self.average == "exp":
+                    pair.append(view.float())
+                    if len(pair) == len(mirrors):
+                        yield top, left, torch.stack(pair).mean(0).exp_()
+                        pair = []
+                    continue
                 yield top, left, (self._probs(view.float()) if self.average == "probs" else view)
+
+    def _repeats(self, mirrors):
+        """How many maps `_window_views` gives of each window."""
+        return 1 if self.average == "exp" else len(mirrors)
+
+    @property
+    def _mirrors_views(self):
+        """Whether whole views are mirrored in mode "sliding", and not their windows."""
+        return self.flip and self.average == "view_probs"
+
+    def _probs_of_views(self):
+        """The function that turns a resized view into what is averaged; None: nothing is to do."""
+        of_views = self.average == "view_probs" or (self.average == "probs"
+                                                    and self.mode != "sliding")
+        return self._probs if of_views else None
 
     @property
     def _mirrors(self):
@@ -469,11 +625,11 @@ class Predictor:
         return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
 
     def _as_logits(self, mean):
-        """Turn mean probabilities into logits, in place; a mean of logits stays as it is."""
+        """Turn a mean of other values into logits, in place; a mean of logits stays as it is."""
         if self.average == "logits":
             return mean
         tiny = torch.finfo(mean.dtype).tiny
-        if self.activation == "softmax":
+        if self.activation == "softmax" or self.average == "exp":
             return mean.clamp_(min=tiny).log_()
         return mean.logit_(eps=torch.finfo(mean.dtype).eps)
 

@@ -7,15 +7,18 @@ The predictor and SegFix (utils.segfix.refiner) take their windows from here.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 
+from utils.errors import ConfigError
 from utils.machine.tensors import ImageBatch, Logits
 
 BLOCK_BYTES = 256 << 20     # the most memory for the logits of one block of a very large image
 
+Tiling = Literal["even", "source", "fit", "spread"]
+TILINGS = get_args(Tiling)
 Place = tuple[int, int]                     # first row and first column of a window
 View = tuple[int, int, torch.Tensor]        # the place, and the logits (N, C, h, w) there
 
@@ -58,7 +61,8 @@ class Windows:
 
 
 def overlapping_windows(size: tuple[int, int], tile: tuple[int, int] | None, overlap: float,
-                        tiling: Literal["even", "source"] = "even") -> Windows:
+                        tiling: Tiling = "even",
+                        stride: tuple[int, int] | None = None) -> Windows:
     """Windows over an image of `size` (H, W); neighbors share the part `overlap` of a window.
 
     tile: (h, w) of a window; None means the size of the image divided by 2.5.
@@ -66,18 +70,68 @@ def overlapping_windows(size: tuple[int, int], tile: tuple[int, int] | None, ove
     tiling: "even" takes the stride of each axis from the window's size on it, and moves the last
         window back inside the image. "source" takes the stride of both axes from the height of
         the window (never more than its width), and lets the last windows reach beyond the image,
-        as yassouali/pytorch-segmentation does.
+        as yassouali/pytorch-segmentation does. "fit" is "even" with windows that are never larger
+        than the image. "spread" takes the fewest windows, at equal distances.
+    stride: (down, across) in pixels, in place of `overlap`.
     """
     source = tiling == "source"
     if tile is None:
         tile = max(1, int(size[0] // 2.5)), max(1, int(size[1] // 2.5))
-    # Rounding errors may make a whole number slightly larger. Subtract a little, so that ceil does
-    # not add a pixel; the source adds it.
-    slack = 0 if source else 1e-9
-    down, across = (max(1, math.ceil(length * (1 - overlap) - slack)) for length in tile)
+    if tiling in ("fit", "spread"):
+        fitting = min(tile[0], size[0]), min(tile[1], size[1])
+        if tiling == "spread":
+            return spread_windows(size, fitting)
+        stride = stride or _strides(tile, overlap)
+        return strided_windows(size, fitting, stride)
+    if stride is not None:
+        return strided_windows(size, tile, stride)
+    down, across = _strides(tile, overlap, 0 if source else 1e-9)
     if source:
         across = min(down, tile[1])
     return strided_windows(size, tile, (down, across), inside=not source)
+
+
+def _strides(tile, overlap, slack=1e-9):
+    """The strides (down, across) of windows that share the part `overlap`.
+
+    slack: rounding errors may make a whole number slightly larger. Subtracting a little keeps ceil
+    from adding a pixel; the source adds it.
+    """
+    down, across = (max(1, math.ceil(length * (1 - overlap) - slack)) for length in tile)
+    return down, across
+
+
+def checked_stride(stride: int | tuple[int, int] | None, tiling: Tiling,
+                   tile: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The stride of the config as (down, across). Raises ConfigError for one that is impossible."""
+    if stride is None:
+        return None
+    steps = (stride, stride) if isinstance(stride, int) else stride
+    if tiling in ("source", "spread"):
+        raise ConfigError(f"stride has no effect with tiling {tiling!r}, which has its own",
+                          "predict.stride", "leave it out")
+    if tile is None:
+        raise ConfigError("a stride needs windows of a fixed size", "predict.stride",
+                          "give predict.crop_size too")
+    if len(steps) != 2 or min(steps) < 1 or steps[0] > tile[0] or steps[1] > tile[1]:
+        raise ConfigError(f"stride must be from 1 to crop_size {list(tile)}, found {stride}: a "
+                          "larger one leaves gaps between windows", "predict.stride")
+    return steps[0], steps[1]
+
+
+def spread_windows(size: tuple[int, int], tile: tuple[int, int]) -> Windows:
+    """The fewest windows of `tile` (h, w) that cover an image of `size`, at equal distances.
+
+    The distance is a fraction of a pixel, and each start is cut off to whole pixels (EoMT, Kerssies
+    et al., CVPR 2025, and its code).
+    """
+    starts = []
+    for length, window in zip(size, tile, strict=True):
+        number = math.ceil(length / window)
+        shared = (number * window - length) / (number - 1) if number > 1 else 0
+        # 1e-9: a whole number may come out a little too small, which would miss the last pixel.
+        starts.append([int(place * (window - shared) + 1e-9) for place in range(number)])
+    return Windows(size, tile, *starts)
 
 
 def strided_windows(size: tuple[int, int], tile: tuple[int, int], stride: tuple[int, int],

@@ -123,8 +123,13 @@ class NetworkOffsets:
             raise CheckpointError(f"{type(opened.model).__name__} predicts classes, not offsets",
                                   shown(path), "give a SegFix checkpoint, or a folder of offset "
                                   "files")
+        predictor = opened.predictor()
+        if predictor.seen_at is not None:
+            raise ConfigError("offsets are predicted at a base size; the config of this network "
+                              f"has an input size ({predictor.seen_at.describe()})", shown(path),
+                              "train or convert it with predict.base_size")
         return cls(opened.model, opened.normalize, str(path), crop, stride,
-                   opened.normalize.white, opened.predictor().base_size)
+                   opened.normalize.white, predictor.base_size)
 
     def __call__(self, image: torch.Tensor | None, name: str, size: tuple[int, int]) -> np.ndarray:
         """Offsets int8 (H, W, 2) of an image, uint8 (3, H, W) RGB, for labels of `size` (H, W)."""
