@@ -78,8 +78,8 @@ def build_predictor(model: nn.Module, normalize: Callable[[ImageBatch], ImageBat
     """The predictor for the `predict` section of a config; every key is optional."""
     known = set(inspect.signature(Predictor).parameters) - set(Predictor.provided)
     settings: dict[str, Any] = {key: value for key, value in options.items() if key in known}
-    return Predictor(model, normalize, **settings, activation=activation,
-                     seen_at=input_size_of(options))
+    settings["activation"] = activation
+    return Predictor(model, normalize, **settings, seen_at=input_size_of(options))
 
 
 def input_size_of(options: dict) -> InputSize | None:
