@@ -84,6 +84,8 @@ class Affine(nn.Module):
     x: float (N, C, H, W); the result has its dtype.
     """
 
+    is_norm = True      # for optimizer.no_decay, although its name does not say it
+
     def __init__(self, channels: int):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(1, channels, 1, 1))

@@ -1,7 +1,7 @@
 """Loads the tensors of a checkpoint into a network and its optimizer."""
 import inspect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,11 @@ def load_exact(model: nn.Module, state: Mapping[str, torch.Tensor], saved_arch: 
     model.load_state_dict(state)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], where: str):
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], where: str,
+                   order: Sequence[nn.Parameter] | None = None):
     """Load what an optimizer of the same class has kept for the same parameters.
 
+    order: the parameters in the order of `state`; None: that of `optimizer`.
     The settings of its groups (rates, momentum, ...) stay those of `optimizer`. What it keeps for a
     parameter is compared with what `optimizer` would keep before anything is copied: a file of a
     kilobyte can contain a view that would fill the memory. Raises CheckpointError if the state
@@ -73,7 +75,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], wher
             raise ValueError(f"it has {len(keys)} parameters, the network trains "
                              f"{len(parameters)}")
         own, known = optimizer.state_dict(), {}
+        key_of = dict(zip(map(id, order), keys, strict=True)) if order is not None else {}
         for number, (key, (parameter, group)) in enumerate(zip(keys, parameters, strict=True)):
+            key = key_of.get(id(parameter), key)
             saved = state["state"].get(key, {})
             if all(value is None for value in saved.values()):
                 continue        # no step has used this parameter

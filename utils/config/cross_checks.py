@@ -78,6 +78,7 @@ def check_between_keys(config: dict, report: "Mistakes"):
     for key, lowest in (("seed", 0), ("n_gpu", 0)):
         if type(config.get(key)) is int and config[key] < lowest:
             report.note((key,), f"expected an int of at least {lowest}, found {config[key]}")
+    _check_optimizer(config, report)
     _check_splits(config, report)
     _check_labels(config, report)
     _check_draws(config, report)
@@ -113,6 +114,13 @@ def _datasets(config: dict) -> Iterator[tuple[KeyPath, Any]]:
                         for number, part in enumerate(parts))
         elif isinstance(section, dict):
             yield (key,), section
+
+
+def _check_optimizer(config, report):
+    section = config.get("optimizer")
+    decay = section.get("layer_decay") if isinstance(section, dict) else None
+    if isinstance(decay, (int, float)) and not 0 < decay <= 1:
+        report.note(("optimizer", "layer_decay"), f"expected a number in (0, 1], found {decay}")
 
 
 def _check_splits(config, report):

@@ -26,6 +26,7 @@ from utils.config.schema import (
     PROVIDED,
     Component,
     Components,
+    Entries,
     Keys,
     Loss,
     config_keys,
@@ -169,6 +170,8 @@ def _object(schema: Mapping[str, Field], definitions: dict[str, dict]) -> dict[s
 def _section_schema(section, definitions):
     if isinstance(section, Keys):
         return _object(section.fields(), definitions)
+    if isinstance(section, Entries):
+        return {"type": "array", "items": _object(section.keys.fields(), definitions)}
     if isinstance(section, Components):
         return {"type": "array", "items": _component_schema(section.item, definitions)}
     if isinstance(section, Loss):

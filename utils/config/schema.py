@@ -214,6 +214,20 @@ class Keys:
                 report.note(path, text)
 
 
+class Entries:
+    """A list of sections without "type"; keys: the keys of each."""
+
+    def __init__(self, keys: Keys):
+        self.keys = keys
+
+    def resolve(self, value: Any, path: KeyPath, report: "Mistakes") -> list[dict[str, Any]]:
+        """The list with the defaults of its sections; mistakes go to `report`."""
+        if not isinstance(value, (list, tuple)):
+            report.note(path, f"expected a list of objects {{...}}, found {value_name(value)}")
+            return []
+        return [self.keys.resolve(item, (*path, i), report) for i, item in enumerate(value)]
+
+
 class Loss:
     """One loss for all outputs, a loss per named output, or a list in output order."""
 
@@ -226,6 +240,10 @@ class Loss:
         return {name: LOSS.resolve(item, (*path, name), report) for name, item in value.items()}
 
 
+GROUPS = Entries(Keys("utils.training.parameter_groups:ParameterGroup"))
+_NONE: list = []
+
+
 def loss_entry(weight: float = _UNSET, target: str = _UNSET,
                resize: Literal["logits", "logits_align_corners", "target"] = _UNSET):
     """Further keys of a loss section; the model or the loss decides those that are left out."""
@@ -235,8 +253,18 @@ def mixed_entry(weight: float = 1.0):
     """Further keys of one loss in a sum."""
 
 
-def optimizer_entry(differential_lr: bool = False):
-    """Further keys of the optimizer. differential_lr: a tenth of the rate for the backbone."""
+def optimizer_entry(differential_lr: bool = False,
+                    groups: Annotated[list, GROUPS] = _NONE,
+                    no_decay: list[Literal["norm", "bias", "position", "vector"]] = _NONE,
+                    layer_decay: float = 1.0):
+    """Further keys of the optimizer.
+
+    differential_lr: a tenth of the rate for the backbone. groups: other rates and weight decays
+    for parameters by their names, see utils/training/parameter_groups.py. no_decay: kinds of
+    parameters without weight decay: of normalization layers, biases, position tables and tokens,
+    everything with one axis. layer_decay: the rate of each layer of the backbone as a share of
+    that of the layer after it, where the head comes after the last one.
+    """
 
 
 LOSS = Component("losses", loss_entry, short=True, name="loss_of_an_output")
@@ -388,11 +416,11 @@ def section_callables(kind: str, cls: Any) -> list[Callable]:
     return [cls, *map(load, SHARED.get(kind, ()))]
 
 
-def section_of(annotation: Any) -> Component | Components | Keys | Loss | None:
-    """The section object (Component, Components, Keys or Loss) in an annotation, or None."""
+def section_of(annotation: Any) -> Component | Components | Keys | Entries | Loss | None:
+    """The section object (of one of the classes above) in an annotation, or None."""
     if get_origin(annotation) is Annotated:
         return next((one for one in annotation.__metadata__
-                     if isinstance(one, (Component, Components, Keys, Loss))), None)
+                     if isinstance(one, (Component, Components, Keys, Entries, Loss))), None)
     # Python 3.10 wraps the annotation of a parameter with default None once more.
     return next(filter(None, map(section_of, get_args(annotation))), None)
 

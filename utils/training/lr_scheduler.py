@@ -84,9 +84,10 @@ def build_scheduler(section: str | dict, optimizer: torch.optim.Optimizer, total
     built = over(optimizer)
     now = [float(group["lr"]) for group in optimizer.param_groups]
     if len(set(rates)) > 1 and len(set(now)) == 1 and now[0]:
-        raise ConfigError(f"{name} gives all parameters one rate, so that differential_lr has no "
-                          "effect", "lr_scheduler.args",
-                          f"list {len(rates)} rates, or set optimizer.differential_lr to false")
+        raise ConfigError(f"{name} gives all {len(rates)} groups of parameters one rate, so that "
+                          "differential_lr, groups and layer_decay of the optimizer have no effect",
+                          "lr_scheduler.args", f"list {len(rates)} rates, or remove them from "
+                                               "optimizer")
     if not built.per_validation:
         _check_rates(name, args, over(_scratch(rates)), total_steps, steps_per_epoch)
     return built

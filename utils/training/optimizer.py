@@ -1,4 +1,4 @@
-"""The optimizer of a config: torch's own class over one or two parameter groups."""
+"""The optimizer of a config: torch's own class over the parameter groups that the config makes."""
 import inspect
 from typing import Any
 
@@ -8,15 +8,14 @@ from utils.cli.console import notice
 from utils.config.build import construct
 from utils.config.registry import components, lookup
 from utils.errors import ConfigError
-
-BACKBONE_RATIO = 0.1    # of differential_lr: the encoder's rate as a share of the head's
+from utils.training.parameter_groups import parameter_groups
 
 
 def build_optimizer(section: dict, model: Any) -> torch.optim.Optimizer:
     """Build torch.optim's class `section["type"]` over the trainable parameters of `model`.
 
-    section: {"type", "args", "differential_lr"}. With differential_lr the encoder is a separate
-        group at a tenth of the rate (yassouali's rule), and schedulers keep the ratio.
+    section: {"type", "args"}, and the settings of utils.training.parameter_groups; schedulers
+        keep the ratios of the rates.
     model: a BaseModel.
 
     The fused step is used if the optimizer has one: on CPUs it is two to four times faster than
@@ -31,25 +30,18 @@ def build_optimizer(section: dict, model: Any) -> torch.optim.Optimizer:
     if section.get("differential_lr") and not any(p.requires_grad
                                                   for p in model.backbone_parameters()):
         notice("optimizer.differential_lr has no effect: the backbone is frozen")
-    head = [p for p in model.head_parameters() if p.requires_grad]
-    backbone = [p for p in model.backbone_parameters() if p.requires_grad]
-    if not head + backbone:
+    if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("every parameter is frozen: there is nothing to train",
                           "arch.args", "set freeze_backbone to false")
-    if section.get("differential_lr"):
-        lr = args.get("lr", inspect.signature(cls).parameters["lr"].default)
-        groups = [{"params": head, "name": "head"},
-                  {"params": backbone, "name": "backbone", "lr": lr * BACKBONE_RATIO}]
-    else:
-        groups = [{"params": head + backbone, "name": "all"}]
-    groups = [group for group in groups if group["params"]]
+    groups = _groups(section, cls, args, model)
+    trained = [p for group in groups for p in group["params"]]
     parameters = inspect.signature(cls).parameters
     if "fused" in parameters and not {"fused", "foreach", "differentiable"} & set(args):
-        args["fused"] = all(p.is_floating_point() for p in head + backbone)
+        args["fused"] = all(p.is_floating_point() for p in trained)
     # Some parameters and flags are refused by other errors, or only when a step is taken.
     refusals = (ValueError, OverflowError, RuntimeError, TypeError, AssertionError)
     optimizer = construct(cls, args, "optimizer.args", {"params": groups}, refusals)
-    device = (head + backbone)[0].device
+    device = trained[0].device
     try:
         moved = [_three_steps(cls, args, device, factor) for factor in (1.0, 2.0)]
     except refusals as error:
@@ -61,6 +53,29 @@ def build_optimizer(section: dict, model: Any) -> torch.optim.Optimizer:
     if args.get("lr") == 0:
         notice("optimizer.args.lr is 0: the weights will not change")
     return optimizer
+
+
+def _groups(section, cls, args, model):
+    """The groups of the optimizer, with their own rates and weight decays."""
+    declared = inspect.signature(cls).parameters
+    lr = args.get("lr", declared["lr"].default)
+    decay = args.get("weight_decay", getattr(declared.get("weight_decay"), "default", None))
+    for number, entry in enumerate(section.get("groups") or ()):
+        if entry.get("weight_decay") is not None and decay is None:
+            raise ConfigError(f"{cls.__name__} has no weight decay",
+                              f"optimizer.groups[{number}].weight_decay", "remove it")
+    if section.get("no_decay") and not decay:
+        notice("optimizer.no_decay has no effect: " + (
+            "optimizer.args.weight_decay is 0" if decay is not None else
+            f"{cls.__name__} has no weight decay"))
+    groups = []
+    for group in parameter_groups(section, model, tell=True):
+        groups.append({"params": group["params"], "name": group["name"]})
+        if group["lr_factor"] != 1:
+            groups[-1]["lr"] = lr * group["lr_factor"]
+        if group["weight_decay"] is not None and decay is not None:
+            groups[-1]["weight_decay"] = group["weight_decay"]
+    return groups
 
 
 def _three_steps(cls, args, device, factor):

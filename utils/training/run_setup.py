@@ -129,6 +129,11 @@ class Run:
                 notice(f"{title}: {len(loader.dataset)} images of "
                        f"{type(loader.dataset).__name__}, {trainer.num_classes} classes, "
                        f"{len(loader)} batches of {loader.batch_size}")
+        groups = trainer.optimizer.param_groups
+        for group in groups if len(groups) > 1 else ():
+            decay = f", weight decay {group['weight_decay']:g}" if "weight_decay" in group else ""
+            notice(f"parameters {group['name']}: {len(group['params'])} tensors, learning rate "
+                   f"{group.get('initial_lr', group['lr']):.3g}{decay}")
         notice(f"{progress.epochs} epochs, {progress.total_steps} steps, on {trainer.device}")
         if trainer.settings.tensorboard and not importlib.util.find_spec("tensorboard"):
             warn(NO_TENSORBOARD)

@@ -24,6 +24,7 @@ from utils.machine import distributed
 from utils.training.criterion import Criterion
 from utils.training.lr_scheduler import advance
 from utils.training.monitor import Monitor
+from utils.training.parameter_groups import parameter_order
 from utils.training.progress import Progress
 from utils.training.run_folder import run_facts
 
@@ -158,7 +159,8 @@ def _restore_optimizer(trainer, checkpoint, where):
     before, now = (config["optimizer"]["type"] for config in (checkpoint["config"],
                                                               trainer.config))
     if before == now:
-        load_optimizer(trainer.optimizer, checkpoint["optimizer"], where)
+        order = parameter_order(checkpoint["config"]["optimizer"], trainer.model)
+        load_optimizer(trainer.optimizer, checkpoint["optimizer"], where, order)
     else:
         notice(f"{now} starts without what {before} has kept of the steps before")
 
