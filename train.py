@@ -72,11 +72,11 @@ def main(argv: list[str] | None = None) -> int | None:
         device = start_processes(run, args)
         from dataloader.loader import make_loader
         from trainer import Trainer
-        from utils.images.normalize import Normalize
         from utils.training.criterion import Criterion
 
         config = run.config
         common = {"ignore_index": config["ignore_index"], "seed": config["seed"],
+                  "normalize": config["normalize"],
                   "rank": distributed.rank(), "world_size": distributed.world_size()}
         train_loader = make_loader(config["train_loader"], training=True, **common)
         val_loader = config["val_loader"] and make_loader(config["val_loader"], **common)
@@ -86,8 +86,7 @@ def main(argv: list[str] | None = None) -> int | None:
         model = run.network(dataset.num_classes)
         criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
                               config["loss_weights"], dataset.num_classes)
-        normalize = Normalize(dataset.mean, dataset.std, white=dataset.white)
-        parts = model, criterion, normalize, train_loader, val_loader, config
+        parts = model, criterion, dataset.normalization(), train_loader, val_loader, config
         if args.dry_run:
             trainer = Trainer(*parts, run.intended_folder, device, run.checkpoint,
                               run.checkpoint_path)

@@ -6,7 +6,7 @@ values of labels are mapped, and values that are not a class are refused, in `la
 import functools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +23,7 @@ from utils.images.class_names import first_difference, mistake_in
 from utils.images.headers import Header, read_header
 from utils.images.image_io import read_image, read_label, read_pair
 from utils.images.label_kind import mixing
+from utils.images.normalize import Normalize
 from utils.images.partly_used import partly_used
 from utils.images.picture_files import LABEL_SUFFIXES, evenly_spaced
 from utils.images.types import IGNORE_INDICES, MOST_CLASSES, Image, Labels, train_id_type
@@ -75,6 +76,8 @@ class BaseDataset(Dataset, ABC):
     palette: list[list[int]]                  # [r, g, b] of each class
     mean: list[float] = [0.485, 0.456, 0.406]    # ImageNet's, for pretrained backbones
     std: list[float] = [0.229, 0.224, 0.225]
+    channel_order: str = "RGB"                # this and the next: see Normalize
+    pixel_scale: float = 255.0
     splits: tuple[str, ...] = ()              # names a config may use; empty: any
     split_sizes: dict[str, int] = {}          # published number of images of each split
     flip_label_pairs: tuple = ()              # train ids that mirroring swaps: (left, right), ...
@@ -277,8 +280,22 @@ class BaseDataset(Dataset, ABC):
 
     @functools.cached_property
     def border_color(self) -> tuple[int, ...]:
-        """The mean color (r, g, b) in 0..255, which pads images."""
-        return tuple(round(255 * m) for m in self.mean)
+        """The mean color (r, g, b) in 0..255, which pads images: the network sees it as 0."""
+        return self.normalization().zero_color
+
+    def normalization(self) -> Normalize:
+        """How images of this dataset become the input of a network."""
+        return Normalize(self.mean, self.std, self.channel_order, self.pixel_scale, self.white)
+
+    def normalize_by(self, section: Mapping[str, Any] | None) -> None:
+        """Replace the dataset's own normalization by the section `normalize` of a config.
+
+        What the section leaves out (null) stays the dataset's. Call it before samples are read.
+        """
+        if section:
+            self.mean = section["mean"] or self.mean
+            self.std = section["std"] or self.std
+            self.channel_order, self.pixel_scale = section["order"], section["scale"]
 
     def describe(self, index: int) -> str:
         """The image file of a sample, or the id of a sample without files, for messages."""

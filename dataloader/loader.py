@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -219,12 +219,14 @@ build_loader.provided = ("dataset", "seed", "rank", "world_size", "training")
 
 
 def make_loader(section: dict, *, ignore_index: int, seed: int = 0, rank: int = 0,
-                world_size: int = 1, training: bool = False, key: str | None = None) -> Loader:
+                world_size: int = 1, training: bool = False, key: str | None = None,
+                normalize: Mapping[str, Any] | None = None) -> Loader:
     """Build the loader of a config section {"type": dataset, "args": {...}}.
 
     `args` is one flat dict for the dataset class, use_cache, Augmentation and build_loader;
     each key is passed to the callable that declares it. key: of the section in the config,
-    for messages; null is "train_loader" in training, else "val_loader".
+    for messages; null is "train_loader" in training, else "val_loader". normalize: that section
+    of the config, whose mean color pads images in place of the dataset's.
     """
     key = key or ("train_loader" if training else "val_loader")
     dataset_class = lookup(section["type"], components("datasets"), f"{key}.type")
@@ -240,6 +242,7 @@ def make_loader(section: dict, *, ignore_index: int, seed: int = 0, rank: int = 
             raise ConfigError(f"{section['type']}: {error or 'not enough memory'}") from error
         finally:
             SKIP_UNREADABLE.reset(token)
+        dataset.normalize_by(normalize)
         use_cache(dataset, **cache_args)
         return build_loader(dataset, **loader_args, seed=seed, rank=rank, world_size=world_size,
                             training=training)
@@ -257,7 +260,7 @@ def split_loader(config: dict, split: str | None, rank: int = 0, world_size: int
     read = at_own_size(section) if own_size else section
     return key, section, make_loader(read, ignore_index=config["ignore_index"],
                                      seed=config["seed"], rank=rank, world_size=world_size,
-                                     key=key)
+                                     key=key, normalize=config.get("normalize"))
 
 
 @contextlib.contextmanager

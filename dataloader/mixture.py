@@ -1,6 +1,6 @@
 """Several datasets of the same classes as one training set."""
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,6 +136,10 @@ class Mixture(BaseDataset):
 
     def check(self) -> None:
         """Checks nothing: every part checked its files when it was opened."""
+
+    def normalize_by(self, section: Mapping[str, Any] | None) -> None:
+        for dataset in (super(), *self.parts):      # a part pads its own images
+            dataset.normalize_by(section)
 
     def owner(self, index: int) -> tuple[BaseDataset, int]:
         """The part that a sample comes from, and its index there."""

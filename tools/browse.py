@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None):
     training = args.loader == "train" and bool(args.config or section["args"].get("augment"))
     section["args"]["num_workers"] = 0          # a few batches are not worth starting processes
     loader = make_loader(section, ignore_index=config["ignore_index"], seed=config["seed"],
-                         training=training)
+                         training=training, normalize=config.get("normalize"))
     accumulate = config["trainer"]["accumulate"] if training else 1
     if args.batch >= len(loader):
         raise ConfigError(f"epoch {args.epoch} has the batches 0 to {len(loader) - 1}", "--batch")

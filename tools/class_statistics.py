@@ -117,8 +117,8 @@ def as_text(result: dict) -> str:
     lines.append(f"ignored: {result['ignored_pixels']} pixels, {share:.2f}% of all")
     if absent:
         lines.append(f"without a single pixel: {', '.join(absent)}")
-    lines += [f"\"{key}\": {json.dumps([round(x, 5) for x in result[key]])}"
-              for key in ("mean", "std")]
+    numbers = {key: [round(x, 5) for x in result[key]] for key in ("mean", "std")}
+    lines.append(f"\"normalize\": {json.dumps(numbers)}")
     return "\n".join(lines)
 
 

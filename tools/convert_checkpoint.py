@@ -96,14 +96,15 @@ def make_checkpoint(name: str, network: "nn.Module", dataset: str | None = None,
     arch = {"type": entry.network.__name__, "args": dict(entry.args)}
     names, palette, loaders = _classes(arch["type"], num_classes, dataset, data_dir)
     loss = "SegFixLoss" if arch["type"] == "SegFix" else "CrossEntropyLoss2d"
+    normalize = {"mean": list(entry.mean), "std": list(entry.std), "order": entry.order,
+                 "scale": entry.scale}
     config = resolve_config({
-        "name": name, "arch": arch, **loaders, "loss": loss,
+        "name": name, "arch": arch, **loaders, "loss": loss, "normalize": normalize,
         "optimizer": {"type": "SGD", "args": {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}},
         "trainer": {"epochs": 1}}, name)
     return {"format": FORMAT, "model": network.state_dict(), "ema": None, "config": config,
             "class_names": names, "palette": palette,
-            "normalization": {"mean": list(entry.mean), "std": list(entry.std),
-                              "order": entry.order, "scale": entry.scale},
+            "normalization": normalize,
             "activation": "softmax", "epoch": None,
             "versions": {"torch": str(torch.__version__), "published": name,
                          "score": entry.score}}

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from dataloader.augmentation.transforms import Augmentation
+from tests.config.samples import small
 from tests.support.places import ROOT, SHARED
 from utils.config.registry import components
-from utils.config.schema import Component, Mistakes
+from utils.config.schema import Component, Mistakes, resolve_config
 from utils.errors import ConfigError, DataError
 from utils.images.image_io import write_image, write_label
 
@@ -460,6 +461,9 @@ def test_the_config_lines_of_the_documentation_are_accepted():
     text = (ROOT / "docs" / "datasets.md").read_text("utf-8")
     sections = [json.loads(block.partition("```")[0]) for block in text.split("```json\n")[1:]]
     found, report = components("datasets"), Mistakes("docs/datasets.md", {}, {})
+    of_configs = [section for section in sections if "type" not in section]
+    sections = [section for section in sections if "type" in section]
+    assert of_configs and all(resolve_config(small(**section)) for section in of_configs)
     for section in sections:
         Component("datasets").resolve(section, (section["type"],), report)
         report.raise_mistakes()

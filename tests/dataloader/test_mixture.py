@@ -33,9 +33,9 @@ def section(*parts, **args):
                                         "shuffle": True, **AUGMENT, **args}}
 
 
-def loader(*parts, rank=0, world_size=1, seed=3, **args):
+def loader(*parts, rank=0, world_size=1, seed=3, normalize=None, **args):
     return make_loader(section(*parts, **args), ignore_index=255, seed=seed, rank=rank,
-                       world_size=world_size, training=True)
+                       world_size=world_size, training=True, normalize=normalize)
 
 
 def ids_of(loader, epoch):
@@ -190,6 +190,13 @@ def test_all_parts_are_padded_with_the_mean_that_normalizes_them(tmp_path):
     mixture = Mixture([gray, FINE])
     assert mixture.mean == [0.5, 0.5, 0.5]
     assert mixture.parts[1].border_color == mixture.parts[0].border_color == (128, 128, 128)
+
+
+def test_the_normalization_of_the_config_replaces_that_of_every_part():
+    numbers = {"mean": [102.0, 115.0, 122.0], "std": [1.0] * 3, "order": "BGR", "scale": 1.0}
+    dataset = loader(FINE, COARSE, normalize=numbers).dataset
+    assert dataset.normalization().state() == numbers
+    assert {part.border_color for part in dataset.parts} == {(122, 115, 102)}
 
 
 def test_a_wrong_file_is_found_when_the_mixture_is_opened(tmp_path):

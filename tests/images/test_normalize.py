@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from utils.images.normalize import Normalize
+from models.weights.published import published
+from utils.images.normalize import InputNumbers, Normalize
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 IMAGES = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5) * 2
@@ -45,3 +46,39 @@ def test_the_input_is_not_changed_and_nothing_enters_a_state_dict():
 def test_wrong_numbers_are_refused(options):
     with pytest.raises(ValueError):
         Normalize(**({"mean": MEAN, "std": STD} | options))
+
+
+@pytest.mark.parametrize("options, color", [
+    ({"mean": [0.485, 0.456, 0.406], "std": STD}, (124, 116, 104)),
+    ({"mean": [0.485, 0.456, 0.406], "std": STD, "order": "BGR"}, (104, 116, 124)),
+    ({"mean": [102.9801, 115.9465, 122.7717], "std": [1.0] * 3, "order": "BGR", "scale": 1.0},
+     (123, 116, 103)),
+    ({"mean": [1.0] * 3, "std": [1.0] * 3, "scale": 127.5}, (128, 128, 128)),
+])
+def test_the_zero_color_is_seen_as_zero_to_half_a_step(options, color):
+    normalize = Normalize(**options)
+    assert normalize.zero_color == color
+    seen = normalize(torch.tensor(color, dtype=torch.uint8).view(1, 3, 1, 1))
+    assert (seen.abs().flatten() <= 0.5001 * normalize.factor.flatten()).all()
+
+
+@pytest.mark.parametrize("given, problem", [
+    ({"mean": [0.5] * 3}, "std: expected three numbers, because mean is given"),
+    ({"std": [0.5] * 3}, "mean: expected three numbers, because std is given"),
+    ({"mean": [0.5] * 2, "std": [0.2] * 3}, "mean: expected three numbers, found 2"),
+    ({"mean": [123.0, 116.0, 103.0], "std": [58.0] * 3}, "need \"scale\": 1"),
+    ({"mean": [0.5] * 3, "std": [0.2] * 3, "scale": 1.0}, "need \"scale\": 255"),
+    ({"scale": 1.0}, "scale: has no effect without mean and std"),
+    ({"mean": [0.5] * 3, "std": [0.2] * 3, "scale": 0.0}, "scale: expected more than 0, found 0"),
+])
+def test_numbers_that_cannot_be_meant_are_refused(given, problem):
+    settings = {"mean": None, "std": None, "order": "RGB", "scale": 255.0} | given
+    problems = InputNumbers.check_settings(settings)
+    assert len(problems) == 1 and problem in problems[0]
+
+
+def test_the_numbers_of_every_published_checkpoint_can_stand_in_a_config():
+    for name, entry in published().items():
+        numbers = {"mean": list(entry.mean), "std": list(entry.std), "order": entry.order,
+                   "scale": entry.scale}
+        assert InputNumbers.check_settings(numbers) == [], name

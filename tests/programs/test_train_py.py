@@ -244,3 +244,46 @@ def test_other_classes_in_validation_are_refused_before_the_first_step(options, 
     (tmp_path / "c.json").write_text(json.dumps(config))
     assert run("-c", tmp_path / "c.json", *options) == 2
     assert "validation differ: class 0 is 'sky' and 'road'" in capsys.readouterr().err
+
+
+CAFFE = {"mean": [102.9801, 115.9465, 122.7717], "std": [1.0, 1.0, 1.0], "order": "BGR",
+         "scale": 1.0}
+
+
+@pytest.fixture(scope="module")
+def caffe(tmp_path_factory):
+    """Seconds: a training with a normalization of its own."""
+    folder = tmp_path_factory.mktemp("caffe")
+    assert run(*COMMON, "trainer.epochs=1", f"normalize={json.dumps(CAFFE)}",
+               f"trainer.save_dir={folder}") == 0
+    return next(folder.glob("shapes/*")) / "last.pth"
+
+
+def test_the_normalization_of_the_config_is_that_of_training_checkpoint_and_prediction(
+        caffe, tmp_path, capsys):
+    saved = read_checkpoint(caffe)
+    assert saved["normalization"] == saved["config"]["normalize"] == CAFFE
+    logged = [json.loads(line) for line in (caffe.parent / "metrics.jsonl").open()][-1]
+    capsys.readouterr()
+    assert console.run(test_program.main, ["-r", str(caffe), "-s", "val", "--json",
+                                           "-o", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["loss"] == logged["loss"] and result["Mean_IoU"] == logged["Mean_IoU"]
+
+
+def test_prediction_does_not_take_another_normalization(caffe, tmp_path, capsys):
+    command = ["-r", str(caffe), "-s", "val", "-o", str(tmp_path)]
+    assert console.run(test_program.main, [*command, "normalize.order=RGB"]) == 2
+    assert "its checkpoint says how" in capsys.readouterr().err
+    config = read_checkpoint(caffe)["config"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**config, "normalize": {**CAFFE, "order": "RGB"}}))
+    assert console.run(test_program.main, [*command, "-c", str(other)]) == 0
+    assert "normalize.order is RGB; the network was trained with BGR, which is used" \
+        in capsys.readouterr().err
+
+
+def test_a_resumed_training_keeps_its_normalization(caffe, capsys):
+    assert run("-r", caffe, "normalize=null") == 2
+    assert "normalize was {'mean': [102.9801" in capsys.readouterr().err
+    assert run("-r", caffe, "normalize=null", "--resume-allow-changes", "--dry-run") == 0

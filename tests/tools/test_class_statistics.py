@@ -64,7 +64,7 @@ def test_a_loss_reads_the_file_by_every_rule(tmp_path, capsys):
         assert stdlib.fmean(present) == pytest.approx(1)
     assert found["weights"]["table"] is None
     out = capsys.readouterr().out
-    assert "wall" in out and '"mean": [' in out and "without a single pixel: " in out
+    assert "wall" in out and '"normalize": {"mean": [' in out and "without a single pixel: " in out
 
 
 def test_the_published_table_is_listed_for_the_classes_of_cityscapes():

@@ -37,7 +37,7 @@ from utils.config.signature import Field, annotation_schema, fields, json_defaul
 from utils.errors import ConfigError, unknown
 
 # Sections of the config itself that can be listed like the kinds of components.
-_SECTIONS = ("config", "trainer", "predict")
+_SECTIONS = ("config", "trainer", "predict", "normalize")
 RECIPES = "recipes"     # the kind that lists the files in configs/
 
 
@@ -46,8 +46,8 @@ def list_text(kind: str | None = None, name: str | None = None) -> str:
 
     Without a kind: the names of all components. With a kind: the first docstring line of each
     component and its arguments with types and defaults. With a name: the whole docstring of that
-    component. The kinds "config", "trainer" and "predict" list the keys of the config itself, and
-    "recipes" the files of configs/. Raises ConfigError for an unknown kind or name.
+    component. The kinds of _SECTIONS list the keys of the config itself, and "recipes" the files of
+    configs/. Raises ConfigError for an unknown kind or name.
     """
     if kind is None:
         return "\n\n".join(f"{one}:\n" + _wrapped(_classes(one)) for one in KINDS) \

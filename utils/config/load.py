@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from utils.cli.console import warn
 from utils.config.cross_checks import names_outputs
 from utils.config.loader_section import validated_size
 from utils.config.recipes import SECTION, no_such_config
@@ -71,9 +72,15 @@ def with_config(checkpoint: Mapping[str, Any], path: str | None = None,
 
     A config without test_loader applies overrides of test_loader to a copy of its val_loader.
     "base_size" is the size at which the network was validated, for utils.predict.open_model.
+    The images are normalized as the checkpoint says: overrides of `normalize` are refused, and
+    another section of the config at `path` is replaced, with a warning.
     Raises ConfigError for every mistake in the config, also in that of the checkpoint.
     """
     overrides = list(overrides)
+    for text in overrides:
+        if re.match(r"\s*normalize\s*[.+=]", text):
+            raise ConfigError(f"{text!r}: a network reads images as it was trained to, and its "
+                              "checkpoint says how", COMMAND_LINE, "remove it")
     if path:
         config, source = load_config(path, overrides), path
     else:
@@ -87,10 +94,25 @@ def with_config(checkpoint: Mapping[str, Any], path: str | None = None,
     except ConfigError as error:
         fix = error.fix if path or overrides else "give a whole config with -c CONFIG.json"
         raise ConfigError(error.what, error.where, fix) from None
+    if path:
+        resolved["normalize"] = _normalized_as(checkpoint, resolved["normalize"], path)
     size = validated_size(resolved)
     if path and size is None:       # another config: the network was still validated as it was
         size = validated_size(checkpoint["config"])
     return {**checkpoint, "config": resolved, "base_size": size}
+
+
+def _normalized_as(checkpoint, section, path):
+    """The section `normalize` of another config, as the checkpoint has it; warns if they differ."""
+    numbers = checkpoint.get("normalization") or {}
+    saved = {key: numbers[key] for key in ("mean", "std", "order", "scale") if key in numbers}
+    wrong = [key for key, value in (section or {}).items()
+             if value is not None and saved and saved.get(key) != value]
+    if not wrong:
+        return section
+    warn(f"{path}: normalize.{wrong[0]} is {section[wrong[0]]}; the network was trained with "
+         f"{saved.get(wrong[0])}, which is used")
+    return saved
 
 
 def save_config(config: dict, path: str | os.PathLike[str]):

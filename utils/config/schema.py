@@ -271,6 +271,7 @@ LOSS = Component("losses", loss_entry, short=True, name="loss_of_an_output")
 MIXED = Component("losses", mixed_entry, short=True, name="loss_in_a_sum")
 PREDICT = Keys("utils.decision.rules:predict_section", "utils.predict.predictor:Predictor",
                "utils.images.input_size:InputSize")
+NORMALIZE = Keys("utils.images.normalize:InputNumbers")
 
 _POLY = {"type": "Poly", "args": {}}
 _ALL_DEFAULTS: dict = {}
@@ -282,6 +283,7 @@ def config_keys(*, name: str = "segwright", seed: int = 0, deterministic: bool =
                 train_loader: Annotated[dict, Component("datasets")],
                 val_loader: Annotated[dict | None, Component("datasets")] = None,
                 test_loader: Annotated[dict | None, Component("datasets")] = None,
+                normalize: Annotated[dict | None, NORMALIZE] = None,
                 optimizer: Annotated[dict, Component("optimizers", optimizer_entry)],
                 lr_scheduler: Annotated[dict | str | None, Component("schedulers", short=True)]
                 = _POLY,
@@ -296,8 +298,9 @@ def config_keys(*, name: str = "segwright", seed: int = 0, deterministic: bool =
     name: the folder of its runs. seed: the seed of all random numbers. deterministic: the same
     numbers in every run, at some cost in speed. n_gpu: null: all visible GPUs, or the CPU if
     there is none; 0: the CPU. use_synch_bn: batch norms share their statistics over all GPUs.
-    lr_scheduler: null: a constant rate. loss_weights: one per output, if loss is a list.
-    val_loss: the loss to report in validation; null: the training loss.
+    normalize: null: by mean and std of the training set. lr_scheduler: null: a constant rate.
+    loss_weights: one per output, if loss is a list. val_loss: the loss to report in validation;
+    null: the training loss.
     """
 
 

@@ -1,11 +1,57 @@
 """Turns the bytes of a picture into the input of a network, on the device."""
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from utils.machine.tensors import ImageBatch
+
+SMALLEST_DEVIATION = 0.5        # of a channel, in 0..255: real images have far more
+
+
+@dataclass(frozen=True)
+class InputNumbers:
+    """The section `normalize` of a config: (x / scale - mean) / std, for each channel.
+
+    It holds for training, validation and prediction: every checkpoint and every exported graph
+    contains it. The color that becomes 0 pads images in training.
+
+    mean, std: three numbers each, both or neither; null: those of the training set.
+    order: of the channels that the network sees. mean[0] and std[0] belong to the first of them:
+        to red, or with "BGR" to blue (networks of Caffe and openseg).
+    scale: 255 if mean and std are those of pixels in 0..1; 1 if they are those of 0..255.
+    """
+
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    order: Literal["RGB", "BGR"] = "RGB"
+    scale: float = 255.0
+
+    @staticmethod
+    def check_settings(settings: Mapping[str, Any]) -> list[str]:
+        """Wrong numbers, as "key: text"."""
+        mean, std, scale = settings["mean"], settings["std"], settings["scale"]
+        if scale <= 0:
+            return [f"scale: expected more than 0, found {scale:g}"]
+        if (mean is None) != (std is None):
+            given, missing = ("mean", "std") if std is None else ("std", "mean")
+            return [f"{missing}: expected three numbers, because {given} is given"]
+        if mean is None:
+            return [] if scale == 255 else ["scale: has no effect without mean and std"]
+        problems = [f"{key}: expected three numbers, found {len(numbers)}"
+                    for key, numbers in (("mean", mean), ("std", std)) if len(numbers) != 3]
+        # A number for the other scale is wrong by a factor of 255, and the network learns anyway.
+        if not all(0 <= number * scale <= 255 for number in mean):
+            problems.append(f"mean: {mean} times scale {scale:g} is not a pixel value (0 to 255); "
+                            "numbers of pixels in 0..255 need \"scale\": 1")
+        if not all(number * scale >= SMALLEST_DEVIATION for number in std):
+            problems.append(f"std: {std} times scale {scale:g} is a deviation below "
+                            f"{SMALLEST_DEVIATION} of 255; numbers of pixels in 0..1 need "
+                            "\"scale\": 255")
+        return problems
 
 
 class Normalize(nn.Module):
@@ -47,6 +93,12 @@ class Normalize(nn.Module):
         if self.order == "BGR":
             images = images.flip(-3)
         return images.float().sub_(self.shift).mul_(self.factor)
+
+    @property
+    def zero_color(self) -> tuple[int, ...]:
+        """The color (r, g, b), whole numbers in 0..255, that becomes 0 or nearly 0."""
+        color = [min(max(round(self.scale * m), 0), 255) for m in self.mean]
+        return tuple(reversed(color) if self.order == "BGR" else color)
 
     def state(self) -> dict:
         """The constructor's arguments as plain types, for a checkpoint."""

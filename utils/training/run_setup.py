@@ -45,7 +45,7 @@ _HARMLESS = re.compile(r"name|n_gpu|test_loader.*|"
 _ORDER = re.compile(r"seed|trainer\.accumulate|train_loader\.(type|args\.("
                     r"batch_size|shuffle|drop_last|split|sampler(\..*)?))")
 # Keys of the steps themselves: a difference must be allowed with ALLOW as well.
-_UPDATE = re.compile(r"optimizer\..*")
+_UPDATE = re.compile(r"optimizer\..*|normalize(\..*)?")
 
 
 @dataclass
