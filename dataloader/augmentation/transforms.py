@@ -9,7 +9,7 @@ is first halved by averaging, which removes aliasing.
 """
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from utils.config.build import build
 from utils.config.schema import Components
 from utils.errors import ConfigError
 from utils.images.base_size import (
+    OPENCV,
     Span,
     halved,
     halvings,
@@ -60,10 +61,14 @@ class Augmentation:
     crop_size: the short side is resized to it and the center is cut out. With
     neither: the whole image (resized to base_size, if one is given).
 
-    base_size: long side of the image before the random scale; None keeps its size.
+    base_size: long side of the image before the random scale; None keeps its size. With augment
+        also [height, width]: exactly that size, whatever the proportion of the image.
+    base_side: "short": base_size is the short side; only with augment.
     crop_size: side of a square, or [height, width]; None gives crops of the size
         that the image has at base_size. With val and crop_size, base_size has no effect.
     scale: false, true for 0.5 to 2, or [smallest, largest] factor.
+    scale_step: the factors are the smallest one plus multiples of this step, each equally
+        often; null: all numbers in between.
     flip: half of the samples are mirrored left to right. vflip: half of them top to bottom.
     rot90: turned by 0, 90, 180 or 270 degrees, each equally often. A quarter turn of a crop that
         is not square is cut with height and width exchanged, so the crop keeps its size; without
@@ -76,20 +81,33 @@ class Augmentation:
         have: the place of the crop is drawn again, up to 10 times, until the crop has two
         classes and none exceeds the share (0.75 is common). 1: off.
     transforms: further operations on the crop, in order (`--list transforms`).
+    interpolation: of images: "linear", "cubic" or "lanczos". The first two halve an image first
+        where the scale is below one half; "lanczos" averages at any scale below 1.
+    border: color [r, g, b], 0 to 255, of pixels outside the image; null: the mean color.
+    border_place: where an image lies that is smaller than its crop: "end" has the border below
+        and on the right (before mirroring), "random" on all sides.
 
     scale, flip, vflip, rot90, rotate and blur have no effect without `augment`.
     """
 
-    def __init__(self, base_size: int | None = None, crop_size: int | list[int] | None = None,
+    def __init__(self, base_size: int | list[int] | None = None,
+                 crop_size: int | list[int] | None = None,
                  augment: bool = False, scale: bool | list[float] = True, flip: bool = False,
                  rotate: bool | float = False, blur: bool | float = False, val: bool = False,
                  aspect: bool | tuple[float, float] = False, cat_max_ratio: float = 1.0,
                  transforms: Annotated[Sequence, Components("transforms")] = (),
-                 vflip: bool = False, rot90: bool = False):
+                 vflip: bool = False, rot90: bool = False,
+                 base_side: Literal["long", "short"] = "long", scale_step: float | None = None,
+                 interpolation: Literal["linear", "cubic", "lanczos"] = "linear",
+                 border: list[int] | None = None,
+                 border_place: Literal["end", "random"] = "end"):
         self.options = {"base_size": base_size, "crop_size": crop_size, "augment": augment,
                         "scale": scale, "flip": flip, "rotate": rotate, "blur": blur, "val": val,
                         "aspect": aspect, "cat_max_ratio": cat_max_ratio,
-                        "transforms": transforms, "vflip": vflip, "rot90": rot90}
+                        "transforms": transforms, "vflip": vflip, "rot90": rot90,
+                        "base_side": base_side, "scale_step": scale_step,
+                        "interpolation": interpolation, "border": border,
+                        "border_place": border_place}
         if augment and val:
             raise ConfigError("augment and val are both true: crops are either random or central",
                               "augment", "set one of them to false")
@@ -101,23 +119,29 @@ class Augmentation:
             raise ConfigError("cat_max_ratio must be above 0 and at most 1, got "
                               f"{cat_max_ratio}", "cat_max_ratio")
         for key, given in (("aspect", aspect), ("cat_max_ratio", cat_max_ratio < 1),
-                           ("transforms", transforms)):
+                           ("transforms", transforms), ("scale_step", scale_step is not None),
+                           ("interpolation", interpolation != "linear"),
+                           ("border", border is not None), ("border_place", border_place != "end")):
             if given and not augment:
                 raise ConfigError(f"{key} has no effect without augment", key,
                                   f"set \"augment\": true, or leave {key} out")
-        if base_size is not None and base_size < 1:
-            raise ConfigError(f"base_size must be at least 1, got {base_size}", "base_size")
-        self.base_size, self.crop_size = base_size, _size(crop_size)
-        largest = max(math.prod(self.crop_size or (1,)), (base_size or 1) ** 2)
+        self.base_size = _base_size(base_size, base_side, augment)
+        self.base_side, self.crop_size = base_side, _size(crop_size)
+        base = self.base_size or 1
+        largest = max(math.prod(self.crop_size or (1,)),
+                      math.prod(base) if isinstance(base, tuple) else base ** 2)
         if largest > max_pixels():
             raise ConfigError(f"images of {largest:,} pixels; the limit is {max_pixels():,}",
                               "base_size, crop_size")
         self.augment, self.val = augment, val
         self.scale = _factors(scale, SCALE, "scale") if augment else (1.0, 1.0)
+        self.scale_steps = None if scale_step is None else _steps(self.scale, scale_step)
         self.aspect = _factors(aspect, ASPECT, "aspect")
         self.cat_max_ratio = cat_max_ratio
         self.flip, self.vflip, self.rot90 = (augment and one for one in (flip, vflip, rot90))
         self.max_angle = _amount(rotate, ANGLE, "rotate") if augment else 0.0
+        self.interpolation, self.border_place = interpolation, border_place
+        self.border = None if border is None else _color(border)
         max_sigma = _amount(blur, SIGMA, "blur") if augment else 0.0
         self.pixel_transforms = [GaussianBlur(max_sigma)] if max_sigma else []
         self.pixel_transforms += [build("transforms", section) for section in transforms]
@@ -138,7 +162,7 @@ class Augmentation:
         image, the crop shows the nearest pixel inside.
         """
         view = self.draw_view(label, rng, label_border, train_ids, center)
-        image, label = view.cut(image, label, image_border, label_border)
+        image, label = view.cut(image, label, self.border or image_border, label_border)
         for transform in self.pixel_transforms:
             image, label = transform(image, label, rng, image_border=image_border,
                                      label_border=label_border)
@@ -149,9 +173,9 @@ class Augmentation:
                   center: tuple[int, int] | None = None) -> "View":
         """The part of an image with this label (H, W) to show; makes all geometric draws."""
         height, width = label.shape
-        zoom = self.base_size / max(height, width) if self.base_size else 1.0
-        crop_height, crop_width = self.crop_size or (shown_length(height, zoom),
-                                                     shown_length(width, zoom))
+        zooms = self._zooms(height, width)
+        crop_height, crop_width = self.crop_size or (shown_length(height, zooms[0]),
+                                                     shown_length(width, zooms[1]))
         if not self.augment:
             if not self.crop_size:
                 whole = whole_view(height, width, self.base_size)
@@ -162,7 +186,8 @@ class Augmentation:
                 columns = span(width, crop_width, zoom, 0.5)
             return View(rows, columns, (crop_height, crop_width))
         low, high = self.scale
-        zoom *= rng.uniform(low, high)
+        scale = rng.uniform(low, high) if self.scale_steps is None else \
+            self.scale_steps[rng.integers(len(self.scale_steps))]
         angle = rng.uniform(-self.max_angle, self.max_angle)
         down, right, mirrored = rng.random(3)
         narrowest, widest = self.aspect
@@ -174,18 +199,31 @@ class Augmentation:
             turns -= turns % 2
         if turns % 2:
             crop_height, crop_width = crop_width, crop_height
+        zoom_y, zoom_x = zooms[0] * scale / stretch, zooms[1] * scale * stretch
         tries = REDRAWS if self.cat_max_ratio < 1 else 0
         while True:
-            rows = span(height, crop_height, zoom / stretch, down)
-            columns = span(width, crop_width, zoom * stretch, right)
+            rows = span(height, crop_height, zoom_y, down)
+            columns = span(width, crop_width, zoom_x, right)
             view = View(rows, columns, (crop_height, crop_width), angle,
-                        bool(self.flip and mirrored < 0.5), upside_down, turns)
+                        bool(self.flip and mirrored < 0.5), upside_down, turns,
+                        self.interpolation)
+            if self.border_place == "random":
+                view = view.within_border(down, right)
             if center is not None:
                 view = view.around(center, label.shape, (down, right))
             if not tries or self._is_mixed(view.probe(label), label_border, train_ids):
                 return view
             tries -= 1
             down, right = rng.random(2)
+
+    def _zooms(self, height, width):
+        """The zoom of rows and of columns of an image of this size, before the random scale."""
+        if self.base_size is None:
+            return 1.0, 1.0
+        if isinstance(self.base_size, tuple):
+            return self.base_size[0] / height, self.base_size[1] / width
+        side = (min if self.base_side == "short" else max)(height, width)
+        return self.base_size / side, self.base_size / side
 
     def _is_mixed(self, stored, label_border, train_ids):
         """Whether stored values (P,) have two classes and none exceeds cat_max_ratio."""
@@ -200,8 +238,8 @@ class Augmentation:
 class View(NamedTuple):
     """A part of an image that fills a crop of size = (height, width) pixels.
 
-    Without an angle, rows x columns of the source fill the top left of the
-    crop and the rest is border. With an angle (degrees, counterclockwise), the
+    Without an angle, rows x columns of the source fill the crop from `before` = (row,
+    column) on, and the rest is border. With an angle (degrees, counterclockwise), the
     image is first rotated about its center. The crop is then mirrored left to
     right (flip) and top to bottom (vflip), and turned by 90 degrees
     counterclockwise, `turns` times; an odd number exchanges its height and width.
@@ -214,6 +252,16 @@ class View(NamedTuple):
     flip: bool = False
     vflip: bool = False
     turns: int = 0
+    interpolation: str = "linear"
+    before: tuple[int, int] = (0, 0)
+
+    def within_border(self, down: float, right: float) -> "View":
+        """The image at another place in its border; down, right: where, each in [0, 1).
+
+        Along an axis on which there is no border nothing changes.
+        """
+        missing = self.size[0] - self.rows.shown, self.size[1] - self.columns.shown
+        return self._replace(before=(int(down * (missing[0] + 1)), int(right * (missing[1] + 1))))
 
     def cut(self, image: Image, label: Labels, image_border: tuple,
             label_border: int) -> tuple[Image, Labels]:
@@ -248,18 +296,17 @@ class View(NamedTuple):
 
     def _resize(self, image, label, image_border, label_border):
         (top, height, rows), (left, width, columns) = self.rows, self.columns
-        image = resized(image, self.rows, self.columns)
+        image = resized(image, self.rows, self.columns, self.interpolation)
         label = label[top:top + height, left:left + width]
         if (rows, columns) != (height, width):
             # INTER_NEAREST aligns corners; INTER_NEAREST_EXACT aligns pixel centers, as
             # INTER_LINEAR does.
             label = cv2.resize(label, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
-        bottom, right = self.size[0] - rows, self.size[1] - columns     # width of the border
-        if bottom or right:
-            image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT,
-                                       value=image_border)
-            label = cv2.copyMakeBorder(label, 0, bottom, 0, right, cv2.BORDER_CONSTANT,
-                                       value=label_border)
+        if (rows, columns) != self.size:
+            top, left = self.before
+            widths = top, self.size[0] - rows - top, left, self.size[1] - columns - left
+            image = cv2.copyMakeBorder(image, *widths, cv2.BORDER_CONSTANT, value=image_border)
+            label = cv2.copyMakeBorder(label, *widths, cv2.BORDER_CONSTANT, value=label_border)
         if self.flip:
             image, label = cv2.flip(image, 1), cv2.flip(label, 1)
         return np.ascontiguousarray(image), np.ascontiguousarray(label)
@@ -272,7 +319,7 @@ class View(NamedTuple):
         label, to_label = self._needed_region(label, to_source, 0)
         # OpenCV warps four channels twice as fast as three, with the same values.
         image = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), to_image, size,
-                               flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                               flags=OPENCV[self.interpolation] | cv2.WARP_INVERSE_MAP,
                                borderMode=cv2.BORDER_CONSTANT, borderValue=(*image_border, 0))
         image = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
         label = cv2.warpAffine(label, to_label, size,
@@ -286,7 +333,8 @@ class View(NamedTuple):
         # Crop pixel -> its center in the scaled image -> rotated there -> source.
         mirror = np.array([[-1, 0, self.size[1] - 1], [0, 1, 0], [0, 0, 1.0]]) if self.flip \
             else np.eye(3)
-        place = _translation(self.columns.start * sx + 0.5, self.rows.start * sy + 0.5)
+        place = _translation(self.columns.start * sx + 0.5 - self.before[1],
+                             self.rows.start * sy + 0.5 - self.before[0])
         center = _translation(shape[1] * sx / 2, shape[0] * sy / 2)
         back = _translation(-shape[1] * sx / 2, -shape[0] * sy / 2)
         cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
@@ -308,11 +356,11 @@ class View(NamedTuple):
         height, width = self.size
         corners = to_source @ np.array([[-1, width, -1, width], [-1, -1, height, height],
                                         [1, 1, 1, 1]])
-        # One more pixel of the halved image on every side, for bilinear sampling.
         step = 2 ** times
-        left, right = _aligned(corners[0].min() - step, corners[0].max() + step,
+        more = _MORE[self.interpolation] * step
+        left, right = _aligned(corners[0].min() - more, corners[0].max() + more,
                                image.shape[1], step)
-        top, bottom = _aligned(corners[1].min() - step, corners[1].max() + step,
+        top, bottom = _aligned(corners[1].min() - more, corners[1].max() + more,
                                image.shape[0], step)
         region = image[top:bottom, left:right]
         # An incomplete block at the far edge is completed by repeating the edge.
@@ -326,6 +374,10 @@ class View(NamedTuple):
         shrink = np.diag([1 / step, 1 / step, 1])
         full = np.vstack([to_source, [0, 0, 1]])
         return region, (_translation(-0.5, -0.5) @ shrink @ shift @ full)[:2]
+
+
+# Pixels of the halved image on every side of the crop that its edge is interpolated from.
+_MORE = {"linear": 1, "cubic": 2, "lanczos": 4}
 
 
 def _span_over(part, length, point, place):
@@ -354,6 +406,42 @@ def _size(crop_size):
         raise ConfigError(f"crop_size must be a positive number or [height, width], got "
                           f"{crop_size}", "crop_size")
     return tuple(size)
+
+
+def _base_size(base_size, base_side, augment):
+    """base_size as a number, (height, width) or None."""
+    if base_side != "long" and not isinstance(base_size, int):
+        raise ConfigError(f"base_side has no effect: base_size is {base_size}", "base_side",
+                          "give base_size as one number, or leave base_side out")
+    if not augment and (base_side != "long" or isinstance(base_size, list)):
+        key = "base_side" if base_side != "long" else "base_size"
+        raise ConfigError(f"{key} {base_side if key == 'base_side' else base_size} resizes in "
+                          "training only", key,
+                          "predict.input_size sets such a size for validation and prediction")
+    if base_size is None:
+        return None
+    sides = [base_size] * 2 if isinstance(base_size, int) else list(base_size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ConfigError(f"base_size must be at least 1, or [height, width], got {base_size}",
+                          "base_size")
+    return base_size if isinstance(base_size, int) else (sides[0], sides[1])
+
+
+def _steps(scale, step):
+    """The factors smallest, smallest + step, … up to the largest."""
+    smallest, largest = scale
+    if not 0 < step <= largest - smallest:
+        raise ConfigError(f"scale_step must be above 0 and at most {largest - smallest:g}, the "
+                          f"range of scale, got {step}", "scale_step")
+    count = math.floor((largest - smallest) / step + 1e-9) + 1
+    return [smallest + step * number for number in range(count)]
+
+
+def _color(border):
+    """border as (r, g, b)."""
+    if len(border) != 3 or not all(0 <= value <= 255 for value in border):
+        raise ConfigError(f"border must be [r, g, b] from 0 to 255, got {border}", "border")
+    return tuple(border)
 
 
 def _factors(value, default, key):

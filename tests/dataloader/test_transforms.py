@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dataloader.augmentation.pixel_transforms import GaussianBlur
 from dataloader.augmentation.transforms import Augmentation, Crop, Span, View
@@ -400,3 +401,107 @@ def test_opencv_warps_four_channels_like_three(angle):
     four = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), matrix, (64, 48),
                           borderValue=(7, 8, 9, 0), **options)
     assert np.array_equal(four[..., :3], three)
+
+
+def whole_crop(image, label, seed=0, **options):
+    chain = Augmentation(augment=True, **{"scale": False, **options})
+    return chain(image, label, np.random.default_rng(seed), **BORDERS)
+
+
+@pytest.mark.parametrize("base, size", [
+    ({"base_size": 60, "base_side": "short"}, (60, 100)), ({"base_size": 60}, (36, 60)),
+    ({"base_size": [90, 90]}, (90, 90)), ({"base_size": [473, 40]}, (473, 40))])
+def test_the_base_is_the_long_side_the_short_side_or_both(base, size):
+    image, label = scene(120, 200)
+    crop = whole_crop(image, label, **base)
+    assert crop.image.shape == (*size, 3) and crop.label.shape == size
+
+
+def test_an_exact_base_size_shows_the_whole_image_in_each_axis_at_its_own_scale():
+    image, label = scene(120, 240)
+    crop = whole_crop(image, label, base_size=[60, 60], crop_size=60)
+    expected = cv2.resize(label, (60, 60), interpolation=cv2.INTER_NEAREST_EXACT)
+    np.testing.assert_array_equal(crop.label, expected)
+    turned = whole_crop(image, label, base_size=[60, 60], crop_size=60, rotate=1e-4)
+    assert (turned.label == expected).mean() > 0.98      # samples lie between pixels
+
+
+def test_scale_step_draws_each_multiple_equally_often():
+    label = np.zeros((100, 200), np.uint8)
+    chain = Augmentation(augment=True, scale=[0.5, 2.1], scale_step=0.1, crop_size=10)
+    rng = np.random.default_rng(0)
+    scales = [chain.draw_view(label, rng).rows.length for _ in range(1700)]
+    expected = [round(10 / (0.5 + 0.1 * k)) for k in range(17)]      # HRNet: 0.5, 0.6, … 2.1
+    assert set(scales) == set(expected) and chain.scale_steps[-1] == pytest.approx(2.1)
+    assert scales.count(20) == pytest.approx(100, abs=30)
+
+
+@pytest.mark.parametrize("rotate", [False, 1e-4])
+def test_a_random_border_place_moves_the_same_pixels(rotate):
+    image, label = scene(30, 40)
+    tops, lefts = set(), set()
+    for seed in range(60):
+        crop = whole_crop(image, label, seed, crop_size=[34, 50], border_place="random",
+                          border=[0, 0, 0], rotate=rotate)
+        rows, columns = np.nonzero(crop.label != 255)
+        top, left = rows.min(), columns.min()
+        tops.add(top)
+        lefts.add(left)
+        inside = np.s_[top:top + 30, left:left + 40]
+        assert (crop.label[inside] == label).mean() > 0.98
+        outside = np.ones(crop.label.shape, bool)
+        outside[inside] = False
+        assert (crop.label[outside] == 255).all()
+        if not rotate:
+            np.testing.assert_array_equal(crop.image[inside], image)
+            assert not crop.image[outside].any()
+    assert tops == set(range(5)) and lefts == set(range(11))
+
+
+def test_the_border_has_its_own_color_and_is_below_and_on_the_right():
+    image, label = scene(30, 40)
+    crop = whole_crop(image, label, crop_size=[34, 50], border=[128, 0, 7])
+    np.testing.assert_array_equal(crop.image[:30, :40], image)
+    assert (crop.image[30:] == (128, 0, 7)).all() and (crop.label[:, 40:] == 255).all()
+
+
+def test_an_image_is_enlarged_by_the_named_interpolation():
+    image, label = scene(30, 40, seed=3)
+    for name, expected in (
+            ("linear", cv2.resize(image, (80, 60), interpolation=cv2.INTER_LINEAR)),
+            ("cubic", cv2.resize(image, (80, 60), interpolation=cv2.INTER_CUBIC)),
+            ("lanczos", np.array(Image.fromarray(image).resize((80, 60), Image.LANCZOS)))):
+        crop = whole_crop(image, label, base_size=80, interpolation=name)
+        np.testing.assert_array_equal(crop.image, expected)
+        np.testing.assert_array_equal(crop.label, cv2.resize(
+            label, (80, 60), interpolation=cv2.INTER_NEAREST_EXACT))
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "cubic", "lanczos"])
+@pytest.mark.parametrize("scale", [0.4, 1.5])
+def test_a_rotated_image_is_interpolated_as_one_that_is_not(interpolation, scale):
+    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8),
+                             (0, 0), 4)
+    image = cv2.normalize(image, np.empty_like(image), 0, 255, cv2.NORM_MINMAX)
+    label = np.zeros((90, 120), np.uint8)
+    flat, turned = (whole_crop(image, label, scale=[scale, scale], crop_size=30, rotate=rotate,
+                               interpolation=interpolation) for rotate in (False, 1e-6))
+    difference = np.abs(flat.image.astype(int) - turned.image)
+    assert difference.mean() < 1.5
+
+
+@pytest.mark.parametrize("options, key", [
+    ({"base_side": "short"}, "base_side"), ({"base_side": "short", "base_size": [3, 4]},
+                                            "base_side"),
+    ({"base_size": [3, 4, 5]}, "base_size"), ({"base_size": 0}, "base_size"),
+    ({"base_size": [3, 4], "augment": False}, "base_size"),
+    ({"base_size": 9, "base_side": "short", "augment": False}, "base_side"),
+    ({"scale_step": 0.1, "scale": False}, "scale_step"), ({"scale_step": 2.0}, "scale_step"),
+    ({"border": [1, 2]}, "border"), ({"border": [0, 0, 256]}, "border"),
+    ({"border": [0, 0, 0], "augment": False}, "border"),
+    ({"interpolation": "cubic", "augment": False}, "interpolation"),
+])
+def test_a_wrong_base_step_or_border_is_refused(options, key):
+    with pytest.raises(ConfigError) as caught:
+        Augmentation(**{"augment": True, **options})
+    assert caught.value.where == key

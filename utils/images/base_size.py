@@ -17,6 +17,8 @@ import numpy as np
 
 from utils.images.types import Image
 
+OPENCV = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}
+
 BaseSize: TypeAlias = int | tuple[int, int] | None
 
 
@@ -106,15 +108,23 @@ def span(length: int, crop: int, zoom: float, place: float) -> Span:
     return Span(int(place * (length - taken + 1)), taken, crop)
 
 
-def resized(image: Image, rows: Span, columns: Span) -> Image:
-    """The pixels (H, W, 3) of an image that the spans take, at the size that they show."""
+def resized(image: Image, rows: Span, columns: Span, interpolation: str = "linear") -> Image:
+    """The pixels (H, W, 3) of an image that the spans take, at the size that they show.
+
+    interpolation: "linear", "cubic" or "lanczos" (Pillow's, which averages where it reduces).
+    """
     image = np.asarray(image[rows.start:rows.start + rows.length,
                              columns.start:columns.start + columns.length])
     if (rows.shown, columns.shown) == (rows.length, columns.length):
         return image
+    size = columns.shown, rows.shown
+    if interpolation == "lanczos":
+        from PIL import Image as Pillow
+        picture = Pillow.fromarray(np.ascontiguousarray(image))
+        return np.array(picture.resize(size, Pillow.Resampling.LANCZOS))
     for _ in range(halvings(rows.scale, columns.scale)):
         image = halved(image)
-    return cv2.resize(image, (columns.shown, rows.shown), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(image, size, interpolation=OPENCV[interpolation])
 
 
 def halvings(*scales: float) -> int:
