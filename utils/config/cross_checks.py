@@ -225,6 +225,9 @@ def _arguments_in(section, path):
 def _check_predict(config, report):
     """Construct the decision rules and the predictor to find the settings that they reject."""
     predict = config.get("predict", {})
+    protocols, name = load("utils.predict.protocols:PROTOCOLS"), predict.get("protocol")
+    if isinstance(name, str) and name not in protocols:
+        report.note(("predict", "protocol"), unknown("protocol", name, protocols))
     options, predictor, size = load(_RULES), load(_PREDICTOR), load(_INPUT_SIZE)
     known = fields(options, predictor, size)
     if not all(name in predict and field.fits(predict[name]) for name, field in known.items()):

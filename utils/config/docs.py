@@ -39,6 +39,7 @@ from utils.errors import ConfigError, unknown
 # Sections of the config itself that can be listed like the kinds of components.
 _SECTIONS = ("config", "trainer", "predict", "normalize")
 RECIPES = "recipes"     # the kind that lists the files in configs/
+PROTOCOLS = "protocols"     # the kind that lists values of predict.protocol
 
 
 def list_text(kind: str | None = None, name: str | None = None) -> str:
@@ -46,20 +47,24 @@ def list_text(kind: str | None = None, name: str | None = None) -> str:
 
     Without a kind: the names of all components. With a kind: the first docstring line of each
     component and its arguments with types and defaults. With a name: the whole docstring of that
-    component. The kinds of _SECTIONS list the keys of the config itself, and "recipes" the files of
-    configs/. Raises ConfigError for an unknown kind or name.
+    component. The kinds of _SECTIONS list the keys of the config itself, "recipes" the files of
+    configs/, and "protocols" the values of predict.protocol. Raises ConfigError for an unknown kind
+    or name.
     """
     if kind is None:
         return "\n\n".join(f"{one}:\n" + _wrapped(_classes(one)) for one in KINDS) \
             + ("\n\n--list KIND [NAME] prints details; KIND may also be "
-               f"{', '.join(_SECTIONS)}\n--list {RECIPES} [WORD] prints the configs of configs/")
+               f"{', '.join(_SECTIONS)}\n--list {RECIPES} [WORD] prints the configs of configs/\n"
+               f"--list {PROTOCOLS} [WORD] prints the published ways of predicting")
     if kind == RECIPES:
         return _recipes(name or "")
+    if kind == PROTOCOLS:
+        return load("utils.predict.protocols:protocols_text")(name)
     if kind in _SECTIONS:
         return _describe_section(kind)
     if kind not in KINDS:
         of = [one for one in KINDS if kind in _classes(one)]
-        raise ConfigError(unknown("kind", kind, [*KINDS, *_SECTIONS, RECIPES]), "--list",
+        raise ConfigError(unknown("kind", kind, [*KINDS, *_SECTIONS, RECIPES, PROTOCOLS]), "--list",
                           f"--list {of[0]} {kind}" if of else None)
     if name is not None:
         classes = _classes(kind)

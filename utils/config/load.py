@@ -14,6 +14,7 @@ from utils.cli.console import warn
 from utils.config.cross_checks import names_outputs
 from utils.config.loader_section import validated_size
 from utils.config.recipes import SECTION, no_such_config
+from utils.config.registry import load
 from utils.config.schema import path_name, resolve_config
 from utils.config.signature import KeyPath, value_name
 from utils.errors import ConfigError, shown
@@ -60,7 +61,8 @@ def apply_overrides(config: dict, overrides: Iterable[str] = ()) -> LoadedConfig
     """Returns a copy of `config` with overrides as in load_config; ${NAME} and ~ are replaced."""
     values = copy.deepcopy(dict(config))
     places, typed = dict(getattr(config, "places", {})), dict(getattr(config, "typed", {}))
-    # A new type removes the old arguments, so it comes before overrides of its arguments.
+    # A new type removes the old arguments, so it comes before overrides of its arguments; and so
+    # does a protocol.
     for override in sorted(overrides, key=lambda text: not _is_type(text)):
         _apply(override, values, places, typed)
     return LoadedConfig(values, places, typed)
@@ -232,6 +234,9 @@ def _merge(values: dict, places: _Tree, child: dict, child_places: _Tree, path: 
     if "type" in child and "type" in values and child["type"] != values["type"]:
         values.pop("args", None)
         places.pop("args", None)
+    for key in _replaced_by_protocol(path, values, child):
+        values.pop(key, None)
+        places.pop(key, None)
     for key, value in child.items():
         old, here = values.get(key), (*path, key)
         if isinstance(value, dict) and isinstance(old, dict) and not _other_form(here, old, value):
@@ -239,6 +244,14 @@ def _merge(values: dict, places: _Tree, child: dict, child_places: _Tree, path: 
             _merge(old, places[key].below, value, child_places[key].below, here)
         else:
             values[key], places[key] = copy.deepcopy(value), copy.deepcopy(child_places[key])
+
+
+def _replaced_by_protocol(path, values, child):
+    """The keys of `predict` that an evaluation protocol replaces which `child` brings in."""
+    name = child.get("protocol")
+    if path != ("predict",) or name is None or name == values.get("protocol"):
+        return ()
+    return load("utils.predict.protocols:DETERMINED")
 
 
 def _forget(places: dict, path: KeyPath):
@@ -276,6 +289,10 @@ def _apply(override: str, values: dict, places: dict, typed: dict):
     if key == "type" and holder.get("type", value) != value:
         holder.pop("args", None)
         _forget(places, (*path[:-1], "args"))
+    if isinstance(holder, dict):
+        for name in _replaced_by_protocol(path[:-1], holder, {key: value}):
+            holder.pop(name, None)
+            _forget(places, (*path[:-1], name))
     holder[key] = value
     _forget(places, path)
     places[path] = COMMAND_LINE
@@ -323,7 +340,7 @@ def _override_value(text):
 
 
 def _is_type(override):
-    return bool(re.match(r"[^=]*\btype=", override))
+    return bool(re.match(r"[^=]*\btype=|predict\.protocol=", override))
 
 
 def _expanded(value, path, places, problems):

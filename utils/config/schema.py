@@ -170,15 +170,21 @@ class Components:
 
 
 class Keys:
-    """A section without "type": its keys are the parameters of `functions`, "module:name" each."""
+    """A section without "type": its keys are the parameters of `functions`, "module:name" each.
 
-    def __init__(self, *functions: str):
-        self.functions = functions
+    presets: "module:name" of a function that adds the keys which another key of the section stands
+    for.
+    """
+
+    def __init__(self, *functions: str, presets: str | None = None):
+        self.functions, self.presets = functions, presets
 
     def resolve(self, value: Any, path: KeyPath, report: "Mistakes") -> dict[str, Any]:
         """The section with its defaults; its mistakes go to `report`."""
         if not report.is_object(value, path, "an object {...}"):
             return {}
+        if self.presets:
+            value = load(self.presets)(value)
         functions = list(map(load, self.functions))
         hidden = {name for function in functions for name in provided_by(function)}
         before = len(report.mistakes)
@@ -270,7 +276,8 @@ def optimizer_entry(differential_lr: bool = False,
 LOSS = Component("losses", loss_entry, short=True, name="loss_of_an_output")
 MIXED = Component("losses", mixed_entry, short=True, name="loss_in_a_sum")
 PREDICT = Keys("utils.decision.rules:predict_section", "utils.predict.predictor:Predictor",
-               "utils.images.input_size:InputSize")
+               "utils.images.input_size:InputSize", "utils.predict.protocols:protocol_section",
+               presets="utils.predict.protocols:expanded")
 NORMALIZE = Keys("utils.images.normalize:InputNumbers")
 
 _POLY = {"type": "Poly", "args": {}}

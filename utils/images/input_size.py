@@ -88,9 +88,9 @@ class InputSize:
 
     def view(self, height: int, width: int, scale: float = 1.0) -> "InputView":
         """How an image of height x width pixels is seen; scale: of input_size and long_side."""
-        rows, columns = self._resized(height, width, scale)
+        rows, columns = kept = self._resized(height, width, scale)
         if self.fill == "stretch":
-            rows, columns = (_rounded_up(side, self.multiple) for side in (rows, columns))
+            rows, columns = (_rounded_up(side, self.multiple) for side in kept)
         crop = self.input_crop
         if crop is None:
             inside = (0, 0, rows, columns)
@@ -98,12 +98,13 @@ class InputSize:
             shown = min(rows, crop[0]), min(columns, crop[1])
             inside = (rows - shown[0]) // 2, (columns - shown[1]) // 2, *shown
         padded = _rounded_up(inside[2], self.multiple), _rounded_up(inside[3], self.multiple)
-        return InputView((height, width), (rows, columns), inside, padded, self)
+        return InputView((height, width), kept, (rows, columns), inside, padded, self)
 
-    def _resized(self, height, width, scale):
+    def _resized(self, height: int, width: int, scale: float) -> tuple[int, int]:
         """Rows and columns of the resized image, before they are rounded up to a multiple."""
         if isinstance(self.input_size, tuple):
-            return tuple(self._whole_pixels(side * scale) for side in self.input_size)
+            rows, columns = self.input_size
+            return self._whole_pixels(rows * scale), self._whole_pixels(columns * scale)
         zoom = scale
         if self.input_size is not None:
             short, long = self.input_size, self.long_side
@@ -155,12 +156,13 @@ class InputSize:
 class InputView:
     """How one image is seen: resized, then cut to its center, then padded on the right and bottom.
 
-    source: height and width of the image. resized: after the resize. inside: the part of the
-    resized image that is predicted, (top, left, rows, columns). padded: the size of the network's
-    input.
+    source: height and width of the image. kept: after the resize to input_size. resized: after a
+    second resize to a multiple, as mmsegmentation does it. inside: the part of the resized image
+    that is predicted, (top, left, rows, columns). padded: the size of the network's input.
     """
 
     source: tuple[int, int]
+    kept: tuple[int, int]
     resized: tuple[int, int]
     inside: tuple[int, int, int, int]
     padded: tuple[int, int]
@@ -174,8 +176,9 @@ class InputView:
     def cut(self, image: Image) -> Image:
         """An image uint8 (H, W, 3) resized and cut, (rows, columns, 3); not padded yet."""
         top, left, rows, columns = self.inside
-        return _resize(image, self.resized, self.of.interpolation)[top:top + rows,
-                                                                   left:left + columns]
+        for size in (self.kept, self.resized):
+            image = _resize(image, size, self.of.interpolation)
+        return image[top:top + rows, left:left + columns]
 
     def images(self, images: ImageBatch) -> ImageBatch:
         """`cut` of images uint8 (N, 3, H, W) on any device: (N, 3, rows, columns) on the CPU."""
@@ -203,10 +206,8 @@ class InputView:
             return labels
         for axis, (source, resized, first, shown) in enumerate(zip(
                 self.source, self.resized, self.inside[:2], self.inside[2:], strict=True), start=1):
-            # The pixel below the center of each new one, as Pillow's and torchvision's "nearest".
-            places = (np.arange(first, first + shown) + 0.5) * source / resized
-            labels = labels.index_select(axis, torch.from_numpy(
-                places.astype(np.int64)).to(labels.device))
+            places = _nearest(source, resized)[first:first + shown]
+            labels = labels.index_select(axis, torch.from_numpy(places).to(labels.device))
         return labels
 
 
@@ -219,9 +220,16 @@ def resize_logits(logits: Logits, size: tuple[int, int], interpolation: str) -> 
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits.contiguous()
     if interpolation == "nearest":
-        return F.interpolate(logits, size, mode="nearest-exact")
+        rows, columns = (torch.from_numpy(_nearest(old, new)).to(logits.device)
+                         for old, new in zip(logits.shape[-2:], size, strict=True))
+        return logits.index_select(-2, rows).index_select(-1, columns)
     mode = {"linear": "bilinear", "cubic": "bicubic"}[interpolation]
     return F.interpolate(logits.contiguous(), size, mode=mode, align_corners=False)
+
+
+def _nearest(old, new):
+    """For each of `new` pixels, the one of `old` below its center, as Pillow's "nearest"."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)
 
 
 def _resize(image, size, interpolation):

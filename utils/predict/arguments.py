@@ -16,12 +16,16 @@ CHECKPOINT_HELP = ", or a folder, for the newest model_best.pth in it; auto: sav
 MOST_SCALES, LEAST_SCALE, LARGEST_SCALE = 100, 0.01, 100
 
 
-def add_prediction_arguments(parser: argparse.ArgumentParser, decides: bool = True):
+def add_prediction_arguments(parser: argparse.ArgumentParser, decides: bool = True,
+                             protocol_help: str = ""):
     """Add --mode, --scales and so on; the checkpoint's config is used where one is not given.
 
     decides: also add the settings of the decision rules, --threshold and --temperature.
+    protocol_help: of --protocol, if a program does more with it.
     """
     add = parser.add_argument
+    add("--protocol", metavar="NAME", help=protocol_help or
+        "a published way of predicting: sets the options below (train.py --list protocols)")
     add_base_size(parser)
     add("--input-size", type=base_size, metavar="N|HxW|none",
         help="exactly the size that the network sees: N pixels of the short side, or HxW; in place "
@@ -82,6 +86,9 @@ def with_arguments(options: dict, args: argparse.Namespace) -> dict:
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("amp") == "off":
         given["amp"] = False
+    if getattr(args, "protocol", None):
+        from utils.predict.protocols import settings_of
+        options = {**options, **settings_of(args.protocol, "--protocol")}
     given |= _replaced(given)
     if "scales" in given and "mode" not in given and options.get("mode", "whole") != "sliding":
         given["mode"] = "whole" if given["scales"] == (1.0,) else "multiscale"

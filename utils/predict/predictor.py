@@ -106,6 +106,7 @@ class Predictor:
     scales: factors the image is resized by; None means 0.75 to 2 in steps of
         0.25 for "multiscale" and 1 otherwise. "sliding" cuts its windows out of
         every scaled image. A "view" below is the image at one scale, mirrored or not.
+    scale_rounding: of the rows and columns of a scaled image; "nearest" is that of scipy's zoom.
     flip: adds a mirrored copy of every view (of every window when sliding).
     crop_size: height and width of a window; None means the size of the image divided by 2.5.
     overlap: the share of a window that its neighbor also covers; the stride is rounded up.
@@ -142,10 +143,9 @@ class Predictor:
     label_pairs: class ids that are exchanged in a mirror image (LIP: left and right arm). If a
         config has none, it gets those of its training data when it is resolved.
 
-    Padding is 0 after normalization, that is the mean color. A scaled image
-    has floor(H * scale) rows. Memory does not grow with the number of views:
-    they are summed one by one into one map of the full size. If the network ends in
-    a resize, a CPU adds the small logits of the scales first and resizes them once.
+    Padding is 0 after normalization, that is the mean color. Memory does not grow with the number
+    of views: they are summed one by one into one map of the full size. If the network ends in a
+    resize, a CPU adds the small logits of the scales first and resizes them once.
 
     finite: bool (N,) on the device, after a call: whether all logits of each image are finite.
         Labels and masks of the others mean nothing; `require_finite` refuses them.
@@ -156,7 +156,8 @@ class Predictor:
 
     def __init__(self, model: nn.Module, normalize: Callable[[ImageBatch], ImageBatch],
                  mode: Literal["whole", "sliding", "multiscale"] = "whole",
-                 scales: tuple[float, ...] | None = None, flip: bool = False,
+                 scales: tuple[float, ...] | None = None,
+                 scale_rounding: Literal["floor", "nearest"] = "floor", flip: bool = False,
                  crop_size: int | tuple[int, int] | None = None, overlap: float = 1 / 3,
                  tiling: Tiling = "even",
                  stride: int | tuple[int, int] | None = None,
@@ -169,6 +170,7 @@ class Predictor:
                  base_size: int | tuple[int, int] | Literal["val"] | None = "val",
                  seen_at: InputSize | None = None):
         _one_of("mode", mode, ("whole", "sliding", "multiscale"))
+        _one_of("scale_rounding", scale_rounding, ("floor", "nearest"))
         _one_of("tiling", tiling, TILINGS)
         _one_of("average", average, AVERAGES)
         _one_of("activation", activation, ("softmax", "sigmoid"))
@@ -193,6 +195,7 @@ class Predictor:
 
         self.model, self.normalize = model, normalize
         self.mode, self.scales, self.flip = mode, scales, flip
+        self.scale_rounding = scale_rounding
         self.crop_size = (crop[0], crop[1]) if crop else None
         self.overlap = overlap
         self.tiling: Tiling = tiling
@@ -368,6 +371,8 @@ class Predictor:
             settings |= {"stride": list(self.stride)} if self.stride else {}
         if self.align_corners:
             settings["align_corners"] = True
+        if self.scale_rounding != "floor" and self.scales != (1.0,):
+            settings["scale_rounding"] = self.scale_rounding
         if self.flip and self.label_pairs:
             settings["label_pairs"] = [list(pair) for pair in self.label_pairs]
         return settings
@@ -536,7 +541,8 @@ class Predictor:
     def _rescale(self, x, scale):
         if scale == 1:
             return x
-        height, width = (max(1, int(length * scale)) for length in x.shape[-2:])
+        whole = int if self.scale_rounding == "floor" else round
+        height, width = (max(1, whole(length * scale)) for length in x.shape[-2:])
         return resize(x, (height, width), self.align_corners)
 
     def _slide(self, x, mirrors: tuple[bool, ...] | None = None):
