@@ -89,7 +89,8 @@ class BaseTrainer(ABC):
                 and distributed.is_main() and last_is_outdated(self, self._finished)
         elif settings.finetune_from:
             notice(f"fine-tuning from {settings.finetune_from}\n"
-                   f"{load_foreign(self.model, settings.finetune_from)}")
+                   + str(load_foreign(self.model, settings.finetune_from,
+                                      settings.finetune_exclude)))
 
         self.train_model: Any = self._wrapped(self.model)       # called in training
         # Several ranks must first agree to stop; a single process can stop at once.

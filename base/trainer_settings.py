@@ -1,4 +1,5 @@
 """The settings of a training: the section `trainer` of a config."""
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -48,7 +49,10 @@ class TrainerSettings:
     rank_timeout: seconds after which the other processes give up on one that hangs; time in which
     the job is suspended does not count.
     finetune_from: a checkpoint, also of another program: the tensors whose names and shapes fit
-        are the start of the training.
+        are the start of the training. "run:NAME": the newest model_best.pth of the runs called
+        NAME in save_dir; "run:NAME/last.pth": the newest last.pth.
+    finetune_exclude: regular expressions; tensors of the network whose names they fit are not
+        taken from finetune_from.
     """
 
     # Arguments of the trainer that the program sets: a config must not contain them.
@@ -81,6 +85,7 @@ class TrainerSettings:
     max_skipped: int = 10
     rank_timeout: float = RANK_TIMEOUT
     finetune_from: str | None = None
+    finetune_exclude: tuple[str, ...] = ()
 
     @staticmethod
     def check_settings(settings: dict) -> list[str]:
@@ -95,6 +100,12 @@ class TrainerSettings:
                 problems.append(f"trainer.{key}: expected at least {bound}, got {settings[key]}")
         if not 0 <= settings["ema"] < 1:
             problems.append(f"trainer.ema: expected a decay in [0, 1), got {settings['ema']}")
+        for number, pattern in enumerate(settings["finetune_exclude"]):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                problems.append(f"trainer.finetune_exclude: [{number}] {pattern!r} is no regular "
+                                f"expression: {error}")
         problem = monitor_problem(settings["monitor"])
         if problem:
             problems.append(f"trainer.monitor: {problem}")

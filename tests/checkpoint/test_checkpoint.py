@@ -13,7 +13,7 @@ from utils.checkpoint.format import epochs_finished
 from utils.checkpoint.load import load_exact, load_foreign, load_partial, match_tensors, unwrap
 from utils.checkpoint.read import read_checkpoint, read_state
 from utils.checkpoint.write import write_checkpoint
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
 
 
 class Net(nn.Module):
@@ -122,6 +122,23 @@ def test_fine_tuning_loads_the_fitting_tensors_and_lists_the_others():
     assert torch.equal(target.body[0].weight, source.body[0].weight)
     assert {key for key, *_ in report.mismatched} == {"head.weight", "head.bias"}
     assert "(19, 8, 1, 1)" in str(report) and "(5, 8, 1, 1)" in str(report)
+
+
+def test_excluded_tensors_keep_their_start_values_and_are_not_missing():
+    source, target = Net(), Net()
+    kept = {k: v.clone() for k, v in target.state_dict().items()}
+    some = next(iter(kept)).split(".")[0]
+    report = load_partial(target, source.state_dict(), "x.pth", [f"^{some}"])
+    for key, value in target.state_dict().items():
+        wanted = kept if key.startswith(some) else source.state_dict()
+        assert torch.equal(value, wanted[key]), key
+    assert report.excluded == sorted(k for k in kept if k.startswith(some))
+    assert not report.missing and "left out by trainer.finetune_exclude" in str(report)
+
+
+def test_a_pattern_that_excludes_nothing_is_refused():
+    with pytest.raises(ConfigError, match="'nothing' fits no tensor of x.pth"):
+        load_partial(Net(), Net().state_dict(), "x.pth", ["nothing"])
 
 
 @pytest.mark.parametrize("wrap", [

@@ -72,11 +72,16 @@ def training_checkpoint(text: str) -> Path:
 
 
 def newest_best(folder: str | Path) -> Path | None:
-    """The newest undamaged model_best.pth under `folder`, or None.
+    """The newest undamaged model_best.pth under `folder`, or None; as `newest_file`."""
+    return newest_file(folder, BEST)
+
+
+def newest_file(folder: str | Path, name: str) -> Path | None:
+    """The newest undamaged checkpoint of this file name under `folder`, or None.
 
     Prints a warning for each newer file that it skips. Raises UnreadableCheckpoint.
     """
-    found, skipped = _peeked(_below(Path(folder)))
+    found, skipped = _peeked(_below(Path(folder), name))
     newest_first = sorted(found, key=lambda one: (one.saved, one.order), reverse=True)
     sound = _first_sound(newest_first, skipped, verify)
     if sound is None:
@@ -197,14 +202,14 @@ def _content(folder: Path) -> tuple[list[Path], list[Path]]:
     return [path for path in files if path.suffix == ".pth"], folders
 
 
-def _below(folder: Path) -> list[Path]:
-    """Every model_best.pth in a folder and its subfolders."""
+def _below(folder: Path, name: str) -> list[Path]:
+    """Every file of a name in a folder and its subfolders."""
     def fail(error):
         raise _unlisted(error.filename, error)
     if not folder.is_dir():
         return []
-    return [Path(place, BEST) for place, _, names in os.walk(folder, onerror=fail)
-            if BEST in names]
+    return [Path(place, name) for place, _, names in os.walk(folder, onerror=fail)
+            if name in names]
 
 
 def _unlisted(folder, error):

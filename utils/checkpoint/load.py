@@ -1,5 +1,6 @@
 """Loads the tensors of a checkpoint into a network and its optimizer."""
 import inspect
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from torch import nn
 from utils.checkpoint.limits import network_within
 from utils.checkpoint.read import read_weights
 from utils.config.registry import STEP_IMPLEMENTATION
-from utils.errors import CheckpointError, listed
+from utils.errors import CheckpointError, ConfigError, listed
 
 # Starting from a file is refused if more than this share of the network's tensors is not in it.
 MAX_DROPPED = 0.5
@@ -129,8 +130,10 @@ def _checked(saved, name, example, what):
     return value
 
 
-def load_foreign(model: Any, path: str | Path) -> "LoadReport":
+def load_foreign(model: Any, path: str | Path, exclude: Sequence[str] = ()) -> "LoadReport":
     """Start `model`, a BaseModel, from a checkpoint of any origin (`trainer.finetune_from`).
+
+    exclude: patterns of names of the network that keep their start values (finetune_exclude).
 
     If the file has tensors of an encoder below "encoder.", as those of
     segmentation_models_pytorch, and more of the network is filled that way, they are taken as the
@@ -144,19 +147,24 @@ def load_foreign(model: Any, path: str | Path) -> "LoadReport":
         rest = {key: value for key, value in state.items() if not key.startswith(ENCODER)}
         forms.append({**rest, **model.rename_foreign(inner)})
     state = max(forms, key=lambda form: len(match_tensors(model, form).loaded))
-    return load_partial(model, state, str(path))
+    return load_partial(model, state, str(path), exclude)
 
 
-def load_partial(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> "LoadReport":
+def load_partial(model: nn.Module, state: Mapping[str, torch.Tensor], where: str,
+                 exclude: Sequence[str] = ()) -> "LoadReport":
     """Load the tensors of `state` that fit `model`; the report lists the others.
 
     state: a bare state dict with the keys of this network (see `unwrap` and
         BaseModel.rename_foreign).
-    Raises CheckpointError if more than half of the network's tensors would keep their start
-    values, or if a tensor is not finite.
+    exclude: regular expressions, searched in the names of tensors that are not loaded.
+    Raises CheckpointError if more than half of the network's other tensors would keep their start
+    values, or if a tensor is not finite; ConfigError if a pattern fits no tensor of `state`.
     """
-    report = match_tensors(model, state)
-    keys = {k for k in model.state_dict() if not k.endswith("num_batches_tracked")}
+    excluded = _excluded(state, exclude, where)
+    report = match_tensors(model, {k: v for k, v in state.items() if k not in excluded})
+    report.excluded = sorted(excluded)
+    report.missing = [k for k in report.missing if k not in excluded]
+    keys = {k for k in model.state_dict() if not k.endswith("num_batches_tracked")} - excluded
     missing = 1 - len(keys & set(report.loaded)) / max(1, len(keys))
     if missing > MAX_DROPPED:
         raise CheckpointError(f"only {len(report.loaded)} of {report.total} tensors of "
@@ -166,6 +174,19 @@ def load_partial(model: nn.Module, state: Mapping[str, torch.Tensor], where: str
     _refuse_nonfinite(fitting, where)
     model.load_state_dict(fitting, strict=False)
     return report
+
+
+def _excluded(state, patterns, where):
+    """The keys of `state` that a pattern fits."""
+    found = set()
+    for number, pattern in enumerate(patterns):
+        fitting = {key for key in state if re.search(pattern, key)}
+        if not fitting:
+            raise ConfigError(f"{pattern!r} fits no tensor of {where}, which are called "
+                              f"{listed(list(state), 5)}", f"trainer.finetune_exclude[{number}]",
+                              "correct or remove it")
+        found |= fitting
+    return found
 
 
 def unwrap(state: Any, where: str = "checkpoint") -> dict[str, torch.Tensor]:
@@ -204,6 +225,7 @@ class LoadReport:
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, str, str]] = field(default_factory=list)
     # mismatched: (key, shape and dtype in the file, the same in the network)
 
@@ -214,7 +236,8 @@ class LoadReport:
     def __str__(self):
         lines = [f"  loaded {len(self.loaded)} of {self.total} tensors"]
         for title, keys in (("missing in the file", self.missing),
-                            ("not in the network", self.unexpected)):
+                            ("not in the network", self.unexpected),
+                            ("left out by trainer.finetune_exclude", self.excluded)):
             if keys:
                 groups = Counter(k.split(".")[0] for k in keys)
                 counts = ", ".join(f"{name} {n}" for name, n in groups.most_common(5))

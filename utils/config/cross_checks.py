@@ -37,6 +37,7 @@ _OF_TRAINER = (
                'val is false or monitor is "off"'),
     _Condition(("keep",), lambda s: s["save_period"], "save_period is 0"),
     _Condition(("max_skipped",), lambda s: s["nonfinite"] == "skip", 'nonfinite is "stop"'),
+    _Condition(("finetune_exclude",), lambda s: s["finetune_from"], "finetune_from is null"),
     _Condition(("log_dir",), lambda s: s["tensorboard"], "tensorboard is false"),
 )
 _OF_LOADER = (

@@ -98,6 +98,17 @@ class Run:
             distributed.remember("run_folder", str(folder.absolute()))
             yield folder
 
+    def settle_start(self):
+        """Write the file that trainer.finetune_from means into the config, on every rank.
+
+        So the config of a run says which file it started from. Raises CheckpointError.
+        """
+        from utils.training.earlier_runs import start_file
+        trainer = self.config["trainer"]
+        if trainer["finetune_from"] and not self.checkpoint:
+            trainer["finetune_from"] = distributed.broadcast_object(
+                start_file(trainer["finetune_from"], trainer["save_dir"]))
+
     def require_same_data(self, dataset: Any):
         """Raise ConfigError if the checkpoint's run used other samples, or in another order."""
         saved = self.checkpoint.get("dataset") if self.checkpoint else None
@@ -173,6 +184,7 @@ def open_run(args: argparse.Namespace) -> Run:
         else:
             notice(f"no checkpoint of {name!r} to resume from: starting fresh")
     if checkpoint:
+        _keep_start(checkpoint["config"], config)
         _compare_configs(checkpoint["config"], config, path, args.resume_allow_changes)
     return Run(config, checkpoint, path, args.resume_allow_changes)
 
@@ -190,6 +202,7 @@ def start_processes(run: Run, args: argparse.Namespace) -> "torch.device":
     device = args.device or ("cpu" if config["n_gpu"] == 0 else None)
     device = distributed.start(device, config["trainer"]["rank_timeout"])
     from utils.machine.seeding import seed_everything, set_deterministic
+    run.settle_start()
     seed_everything(config["seed"])
     set_deterministic(config["deterministic"])
     return device
@@ -239,6 +252,13 @@ def _correct_record(checkpoint):
         for key in args.keys() & used.keys() - {"lr", "betas", "momentum"}:
             if type(args[key]) in (int, float):
                 args[key] = used[key]
+
+
+def _keep_start(saved, config):
+    """Keep the file that the run started from, where the config names a run instead."""
+    start = saved.get("trainer", {}).get("finetune_from")
+    if start and str(config["trainer"]["finetune_from"]).startswith("run:"):
+        config["trainer"]["finetune_from"] = start
 
 
 def _compare_configs(saved, config, path, allow_changes):

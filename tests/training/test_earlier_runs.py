@@ -1,0 +1,70 @@
+"""start_file: what trainer.finetune_from means, and which runs are finished."""
+import json
+
+import pytest
+
+from tests.programs.test_train_py import COMMON, run
+from utils.checkpoint.read import read_checkpoint
+from utils.errors import CheckpointError
+from utils.training.earlier_runs import is_finished, start_file
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A finished run called first, and one of the name second that keeps only last.pth."""
+    folder = tmp_path_factory.mktemp("saved")
+    common = [*COMMON, "trainer.epochs=1", f"trainer.save_dir={folder}"]
+    assert run(*common, "name=first", "trainer.val_per_epochs=1") == 0
+    assert run(*common, "name=second", "trainer.val=false", "trainer.monitor=off") == 0
+    return folder
+
+
+def test_the_name_of_a_run_means_its_newest_best(saved, capsys):
+    best, = saved.glob("first/*/model_best.pth")
+    assert start_file("run:first", str(saved)) == str(best)
+    assert f"run:first is {best}" in capsys.readouterr().err
+    last, = saved.glob("second/*/last.pth")
+    assert start_file("run:second/last.pth", str(saved)) == str(last)
+    assert start_file("some/file.pth", str(saved)) == "some/file.pth"
+
+
+@pytest.mark.parametrize("text, words", [
+    ("run:fist", ["no run called 'fist' has a model_best.pth", "did you mean run:first?"]),
+    ("run:second", ["run:second/last.pth", "it monitors nothing"]),
+    ("run:first/other.pth", ["no run called 'first' has a other.pth"]),
+])
+def test_a_run_that_is_not_there_is_named_with_what_is(saved, text, words):
+    with pytest.raises(CheckpointError) as caught:
+        start_file(text, str(saved))
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_run_starts_from_another_and_its_config_names_the_file(saved, capsys):
+    assert run(*COMMON, f"trainer.save_dir={saved}", "name=third", "trainer.epochs=1",
+               "trainer.finetune_from=run:first") == 0
+    best, = saved.glob("first/*/model_best.pth")
+    folder, = saved.glob("third/*/")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["trainer"]["finetune_from"] == str(best)
+    total = len(read_checkpoint(best)["model"])
+    assert f"loaded {total} of {total} tensors" in capsys.readouterr().err
+    assert run(*COMMON, f"trainer.save_dir={saved}", "name=third", "trainer.epochs=1",
+               "trainer.finetune_from=run:first", "-r", "auto") == 0
+    assert "differs from the checkpoint" not in capsys.readouterr().err
+
+
+def test_a_run_is_finished_when_no_step_is_left(tmp_path):
+    common = [*COMMON, f"trainer.save_dir={tmp_path}", "name=first", "trainer.val_per_epochs=1"]
+    assert run(*common, "trainer.epochs=1") == 0
+    last, = tmp_path.glob("first/*/last.pth")
+    assert is_finished(read_checkpoint(last))
+    content = {**read_checkpoint(last)}
+    content["config"]["trainer"]["epochs"] = 2
+    assert not is_finished(content)
+    content["config"]["trainer"] |= {"epochs": None, "iterations": content["step"] + 1}
+    assert not is_finished(content)
+    content["config"]["trainer"] |= {"iterations": content["step"]}
+    assert is_finished(content)
+    content["config"]["trainer"] |= {"iterations": 99999, "early_stop": 2}
+    content["monitor"]["waited"] = 2
+    assert is_finished(content)

@@ -1,0 +1,56 @@
+"""What earlier runs have left: whether one is finished, and its checkpoint to start from."""
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoint.find import BEST, LAST, newest_file
+from utils.checkpoint.read import contents_of, peek
+from utils.cli.console import notice, warn
+from utils.errors import CheckpointError, nearest
+from utils.training.run_folder import runs_folder
+
+RUN = "run:"
+
+
+def start_file(text: str, save_dir: str) -> str:
+    """The file that trainer.finetune_from means.
+
+    text: a path, which is returned; "run:NAME" for the newest model_best.pth of the runs of a name
+        below `save_dir`; or "run:NAME/FILE" for the newest file of that name, such as last.pth.
+    Says which file it is, and warns if its run is not finished. Raises CheckpointError if there
+    is none.
+    """
+    if not text.startswith(RUN):
+        return text
+    name, _, file = text.removeprefix(RUN).partition("/")
+    folder = runs_folder(save_dir, name)
+    path = newest_file(folder, file or BEST)
+    if path is None:
+        raise CheckpointError(f"no run called {name!r} has a {file or BEST}",
+                              f"trainer.finetune_from: {text}", _remedy(folder, name, file))
+    notice(f"{text} is {path}")
+    last = path.parent / LAST
+    if last.is_file() and not is_finished(peek(last)):
+        warn(f"the run in {path.parent} is not finished; its {path.name} may still change")
+    return str(path)
+
+
+def is_finished(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a run has no more steps to take, by its last.pth and the config in it."""
+    settings = checkpoint["config"]["trainer"]
+    epochs = settings.get("epochs")
+    if settings.get("iterations"):
+        epochs = math.ceil(settings["iterations"] / checkpoint["steps_per_epoch"])
+    waited = checkpoint.get("monitor", {}).get("waited", 0)
+    return checkpoint["epoch"] > epochs or 0 < settings.get("early_stop", 0) <= waited
+
+
+def _remedy(folder: Path, name, file):
+    if not file and newest_file(folder, LAST):
+        return f"write run:{name}/{LAST}: the run keeps no best, because it monitors nothing"
+    runs = folder.parent
+    names = [one.name for one in runs.iterdir() if one.is_dir()] if runs.is_dir() else []
+    near = nearest(name, names)
+    return f"did you mean run:{near}?" if near and near != name else \
+        f"train it first, or give a path; {contents_of(folder if folder.is_dir() else runs)}"
