@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from base import dataset_files
@@ -21,8 +22,11 @@ from dataloader.list_lines import ListLines
 from utils.cli.console import notice
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.files.jsonc import read_jsonc
+from utils.images.image_io import read_image, read_pair
 from utils.images.name_pattern import NamePattern
 from utils.images.palette import voc_palette
+from utils.images.picture_files import LABEL_SUFFIXES
+from utils.images.types import Image, Labels
 
 EVERYTHING = "all"
 _CLASS_KEYS = {"names", "palette", "label_ids", "ignore_ids", "ignore_colors", "mean", "std",
@@ -48,6 +52,8 @@ class Folder(BaseDataset):
     image_pattern, label_pattern: instead of the endings, patterns of the names: "*" is what
         image and label share, as in "*_mask.png", "mask_*", "images/**". If both
         folders are one, a file is an image unless it fits label_pattern.
+    label_threshold: labels are masks of two classes, also as JPEG or in color: a pixel whose
+        gray value, 0 to 255, is at least this number is class 1, and no pixel is ignored.
     list_file: the list of the split; tried like classes. null: SPLIT.txt in data_dir.
     mean, std: of the pixels, in 0..1; null uses those of the class file, or ImageNet's.
     white: the value that becomes 255 in images of more than 8 bits, for example 4095 if 12
@@ -61,7 +67,7 @@ class Folder(BaseDataset):
                  label_ending: str = "", image_pattern: str | None = None,
                  label_pattern: str | None = None, list_file: str | None = None,
                  mean: list[float] | None = None, std: list[float] | None = None,
-                 white: float | None = None,
+                 white: float | None = None, label_threshold: int | None = None,
                  ignore_index: int = 255, seed: int = 0, augmentation: Callable | None = None):
         root = Path(os.path.expanduser(data_dir))
         class_file = _read_classes(classes, root) if classes else {}
@@ -90,6 +96,9 @@ class Folder(BaseDataset):
                                            and 0 < self.white < float("inf")):
             raise ConfigError(f"expected a number above 0, found {self.white!r}", "white")
         self.label_map = _label_map(label_map, class_file, self.num_classes)
+        self.label_threshold = label_threshold
+        if label_threshold is not None:
+            self._use_threshold(label_threshold)
         if self.label_palette and class_file.get("ignore_colors"):
             self._add_ignored_colors(self.label_palette, class_file["ignore_colors"])
         self.image_dir, self.label_dir = root / image_dir, root / label_dir
@@ -113,6 +122,34 @@ class Folder(BaseDataset):
                                 "pair)", shown(self.root), f"set split to {self._known_splits()}")
             self._require(*folders)
         yield from dataset_files.pairs_of(self._files(*folders), self.problem)
+
+    def _use_threshold(self, threshold):
+        """Read masks. Raises ConfigError if other arguments contradict that."""
+        if self.num_classes != 2:
+            raise ConfigError(f"label_threshold makes two classes; there are {self.num_classes}",
+                              "label_threshold", "name two classes, or remove it")
+        if self.label_map:
+            raise ConfigError("label_map (or label_ids and ignored values of the class file) and "
+                              "label_threshold both say what stored values mean",
+                              "label_threshold", "give one of them")
+        if not 1 <= threshold <= 255:
+            raise ConfigError(f"expected 1 to 255, found {threshold}", "label_threshold",
+                              "128 is the middle of black and white")
+        self.label_palette = None       # colors are those of pictures, not of the files
+        self.label_suffixes = (*LABEL_SUFFIXES, ".jpg", ".jpeg")
+
+    def read_label(self, path: Path) -> Labels:
+        if self.label_threshold is None:
+            return super().read_label(path)
+        gray = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY)
+        return (gray >= self.label_threshold).astype(np.uint8)
+
+    def load(self, index: int) -> tuple[Image, Labels]:
+        sample = self.samples[index]
+        if self.label_threshold is None or sample.image is None or sample.label is None:
+            return super().load(index)
+        return read_pair(sample.image, sample.label, label=self.read_label(sample.label),
+                         white=self.white)
 
     def _require(self, image_dir, label_dir):
         """Raise a DataError if one of the folders does not exist."""

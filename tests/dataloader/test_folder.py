@@ -3,7 +3,9 @@ import json
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from dataloader.augmentation.transforms import Augmentation
 from dataloader.folder import Folder
 from tests.support.tiff import tiff
 from utils.errors import ConfigError, DataError
@@ -455,3 +457,56 @@ def test_values_out_of_range_of_a_smoothed_label_get_that_remedy(tmp_path):
     smooth(tmp_path, "a")
     with pytest.raises(DataError, match="fix: the label was smoothed, or stored as JPEG"):
         Folder(str(tmp_path), num_classes=2, label_map={"255": 1})
+
+
+def put_mask(root, stem, inside, suffix=".jpg"):
+    """An image and a mask as JPEG, with white where `inside`."""
+    put(root, stem, np.zeros(inside.shape))
+    (root / "labels" / f"{stem}.png").unlink()
+    mask = Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).convert("RGB")
+    mask.save(root / "labels" / f"{stem}{suffix}", quality=60)
+
+
+MASKS = {"class_names": ["background", "polyp"], "label_threshold": 128}
+
+
+def test_masks_stored_as_jpeg_are_read_with_a_threshold(tmp_path, capsys):
+    inside = np.zeros((40, 56), bool)
+    inside[8:24, 16:40] = True      # on the blocks of the JPEG
+    put_mask(tmp_path, "a", inside)
+    put_mask(tmp_path, "b", np.flip(inside, 1), ".JPEG")
+    dataset = Folder(str(tmp_path), **MASKS)
+    for index, expected in enumerate((inside, np.flip(inside, 1))):
+        label = dataset[index]["label"].numpy()
+        np.testing.assert_array_equal(label, expected)
+        np.testing.assert_array_equal(dataset.load_label(index), expected)
+    np.testing.assert_array_equal(dataset.read_train_ids(tmp_path / "labels" / "a.jpg"), inside)
+    assert "smoothed" not in capsys.readouterr().err
+
+
+def test_the_threshold_itself_is_class_1_and_borders_are_ignored(tmp_path):
+    label = np.full((6, 8), 128, np.uint8)
+    label[:, :3] = 127
+    put(tmp_path, "a", label)
+    cv2.imwrite(str(tmp_path / "labels" / "a.png"), label)
+    dataset = Folder(str(tmp_path), **MASKS, augmentation=Augmentation(
+        crop_size=10, augment=True, scale=False))
+    found = dataset[0]["label"].numpy()
+    np.testing.assert_array_equal(found[:6, :8], label == 128)
+    assert (found[6:] == 255).all() and (found[:, 8:] == 255).all()
+
+
+@pytest.mark.parametrize("args, text", [
+    ({"num_classes": 3}, "makes two classes; there are 3"),
+    ({"num_classes": 2, "label_map": {"255": 1}}, "both say what stored values mean"),
+    ({"num_classes": 2, "label_threshold": 0}, "expected 1 to 255, found 0")])
+def test_a_threshold_that_contradicts_other_arguments_is_refused(tmp_path, args, text):
+    put(tmp_path, "a")
+    with pytest.raises(ConfigError, match=text):
+        Folder(str(tmp_path), **{"label_threshold": 128, **args})
+
+
+def test_a_label_as_jpeg_without_a_threshold_names_it(tmp_path):
+    put_mask(tmp_path, "a", np.ones((8, 8), bool))
+    with pytest.raises(DataError, match="label_threshold"):
+        Folder(str(tmp_path), num_classes=2)

@@ -7,9 +7,11 @@ from typing import TypeVar
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 # Files that may lie where a label is expected, and why they are none.
+_JPEG = ("JPEG changes label values: store labels as PNG; or read masks of two classes with "
+         "\"label_threshold\": 128 (Folder)")
 NO_LABELS = {
-    ".jpg": "JPEG changes label values: store labels as PNG",
-    ".jpeg": "JPEG changes label values: store labels as PNG",
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
     ".npy": "labels are pictures: store the array of class ids as a gray PNG",
     ".npz": "labels are pictures: store the array of class ids as a gray PNG",
     ".mat": "labels are pictures: store the class ids as a gray PNG",
