@@ -1,0 +1,176 @@
+"""Every recipe is built without its data, and takes a step on a batch of noise."""
+import functools
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from tests.recipes.facts import RECIPES, resolved
+from utils.checkpoint.load import without_download
+from utils.config.build import build
+from utils.config.registry import components
+from utils.images.normalize import Normalize
+from utils.training.criterion import Criterion
+from utils.training.lr_scheduler import build_scheduler
+from utils.training.optimizer import build_optimizer
+
+CLASSES = {"CityScapes": 19, "Cityscapes": 19, "MiniCity": 19, "VOC": 21, "VOC2010_Context": 59,
+           "LIP": 20, "ADE20K": 150, "COCO": 171, "Folder": 2, "CamVid": 11, "Shapes": 9,
+           "SegFixTargets": 10, "Cityscapes_coarse": 19, "Cityscapes_fine_coarse": 19}
+STEPS = 1000
+PIXELS = 64 * 128      # of a crop of a step on a CPU; RMI and pyramid pooling need as many
+
+
+def classes_of(config):
+    """The number of classes that the network of a recipe needs, from the published tables."""
+    section = config["train_loader"]
+    section = (section["args"].get("parts") or [section])[0]
+    return CLASSES[section["type"]] + bool(section["args"].get("train_void"))
+
+
+@functools.cache
+def _network(arch, classes):
+    with torch.device("meta"):
+        network = build("models", json.loads(arch), num_classes=classes)
+    return network.to_empty(device="cpu")       # memory that nothing touches
+
+
+def network_of(config):
+    """The network of a recipe without weights, and the number of its classes."""
+    classes = classes_of(config)
+    return _network(json.dumps(without_download(config["arch"])), classes), classes
+
+
+def criterion_of(config, model, classes):
+    return Criterion(config["loss"], model.output_weights, config["ignore_index"],
+                     config["loss_weights"], classes)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_builds_network_loss_optimizer_and_schedule(name):
+    config = resolved(name)
+    model, classes = network_of(config)
+    section = config["train_loader"]
+    declared = section["args"].get("num_classes") or getattr(
+        components("datasets")[section["type"]], "num_classes", None)
+    if isinstance(declared, int):
+        assert declared + bool(section["args"].get("train_void")) == classes
+    criterion_of(config, model, classes)
+    optimizer = build_optimizer(config["optimizer"], model)
+    scheduler: Any = build_scheduler(config["lr_scheduler"], optimizer, STEPS, 10)
+    assert scheduler.per_iteration or config["lr_scheduler"]["type"] == "ConstantLR"
+    args = config["optimizer"]["args"]
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {args["weight_decay"]}
+    sizes = [p.numel() for group in optimizer.param_groups for p in group["params"]]
+    assert sum(sizes) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name, share, factor", [
+    ("mic_hrnet_wce", 0.5, 0.5 ** 0.9), ("openseg_baseoc_r101", 0.25, 0.75 ** 0.9),
+    ("paddle_mscale_ocr_w48", 0.5, 0.25), ("hoya012_r50_ce", 0.7, 1.0),
+    ("rankdice_voc_pspnet_r50_ce", 0.5, (0.5 - 1 / STEPS) ** 0.9)])
+def test_the_rate_after_a_share_of_the_steps_is_the_published_one(name, share, factor):
+    config = resolved(name)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=config["optimizer"]["args"]["lr"])
+    scheduler = build_scheduler(config["lr_scheduler"], optimizer, STEPS, 1)
+    optimizer.step()
+    for _ in range(round(share * STEPS)):
+        scheduler.step()
+    rate = optimizer.param_groups[0]["lr"] / config["optimizer"]["args"]["lr"]
+    assert rate == pytest.approx(factor, rel=1e-6)
+
+
+def test_the_head_of_rankdice_learns_ten_times_as_fast_as_its_backbone():
+    for name in ("rankdice_voc_pspnet_r50_ce", "rankdice_cityscapes_deeplab_r101_ce",
+                 "rankdice_kvasir_fcn8_ce", "openseg_hrnet48_ocr_pascal_context"):
+        config = resolved(name)
+        optimizer = build_optimizer(config["optimizer"], network_of(config)[0])
+        assert sorted({group["lr"] for group in optimizer.param_groups}) == \
+            pytest.approx([0.001, 0.01]), name
+
+
+@pytest.mark.parametrize("name, output", [
+    ("mic_hrnet_wce", "out"), ("mic_ms_wrmi", "out"), ("mic_ocr_wce", "aux"),
+    ("openseg_baseoc_r101", "aux"), ("hoya012_r50_wce", "out")])
+def test_weighted_losses_have_the_class_weights_of_the_cityscapes_table(name, output):
+    config = resolved(name)
+    criterion = criterion_of(config, *network_of(config))
+    weights, = {tuple(buffer.tolist()) for key, buffer in criterion.named_buffers()
+                if key.endswith("weight") and buffer.numel() == 19}
+    table = [0.8373, 0.918, 0.866, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023, 0.9539,
+             0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507]
+    assert weights == pytest.approx(table)
+
+
+@pytest.mark.parametrize("name", ["rankdice_voc_unet_cedice", "camvid_enet", "losses_mic_dkfz"])
+def test_a_small_recipe_takes_a_step(name):
+    take_step(resolved(name), "cpu")
+
+
+def distinct():
+    """A recipe of every combination of network, loss and classes."""
+    found = {}
+    for name in RECIPES:
+        config = resolved(name)
+        key = json.dumps([config["arch"], config["loss"], config["loss_weights"],
+                          classes_of(config)])
+        found.setdefault(key, name)
+    return list(found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", distinct())
+def test_every_network_with_its_loss_takes_a_step(name):
+    take_step(resolved(name), "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", distinct())
+def test_every_recipe_takes_a_step_on_a_batch_of_its_crop(name, request):
+    config = resolved(name)
+    take_step(config, request.config.getoption("--device"), whole=True)
+
+
+def take_step(config, device, whole=False):
+    """Take an optimizer step on noise; the weights change and stay finite.
+
+    whole: crop and images per GPU are the recipe's; otherwise two crops of PIXELS.
+    """
+    torch.manual_seed(0)
+    classes, args = classes_of(config), config["train_loader"]["args"]
+    model = build("models", without_download(config["arch"]), num_classes=classes).to(device)
+    criterion = criterion_of(config, model, classes).to(device)
+    optimizer = build_optimizer(config["optimizer"], model)
+    batch = made_up_batch(args, classes, config["ignore_index"], whole)
+    batch = {key: value.to(device) for key, value in batch.items()}
+    normalize = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).to(device)
+    before = [p.detach().clone() for p in model.parameters()]
+    loss, _ = criterion(model.train()(normalize(batch["image"])), batch)
+    loss.backward()
+    optimizer.step()
+    assert math.isfinite(loss.item()) and loss.item() > 0
+    assert all(p.isfinite().all() for p in model.parameters())
+    changed = sum(not torch.equal(old, p) for old, p in
+                  zip(before, model.parameters(), strict=True))
+    assert changed > 0.5 * len(before)
+
+
+def made_up_batch(args, classes, ignore_index, whole):
+    """Images of noise with labels in blocks, as a loader returns them."""
+    crop = args["crop_size"] or 256
+    height, width = (crop, crop) if isinstance(crop, int) else crop
+    images = max(2, args["batch_size"]) if whole else 2
+    if not whole:
+        factor = (PIXELS / (height * width)) ** 0.5
+        height, width = (max(64, round(side * factor / 8) * 8) for side in (height, width))
+    blocks = torch.randint(0, classes, (images, 1, height // 8 + 1, width // 8 + 1))
+    label = torch.nn.functional.interpolate(blocks.float(), scale_factor=8)
+    label = label[:, 0, :height, :width].long()
+    label[:, :8] = ignore_index
+    boundary = (label % 2).where(label != ignore_index, ignore_index)
+    return {"image": torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8),
+            "label": label, "boundary": boundary,
+            "direction": (label % 8).where(label != ignore_index, ignore_index)}
