@@ -105,18 +105,17 @@ def test_weighted_losses_have_the_class_weights_of_the_cityscapes_table(name, ou
     assert weights == pytest.approx(table)
 
 
-@pytest.mark.parametrize("name", ["rankdice_voc_unet_cedice", "camvid_enet", "losses_mic_dkfz"])
+@pytest.mark.parametrize("name", ["camvid_enet", "segfix_camvid_light", "losses_mic_dkfz"])
 def test_a_small_recipe_takes_a_step(name):
     take_step(resolved(name), "cpu")
 
 
 def distinct():
-    """A recipe of every combination of network, loss and classes."""
+    """A recipe of every combination of network and loss."""
     found = {}
     for name in RECIPES:
         config = resolved(name)
-        key = json.dumps([config["arch"], config["loss"], config["loss_weights"],
-                          classes_of(config)])
+        key = json.dumps([config["arch"], config["loss"], config["loss_weights"]])
         found.setdefault(key, name)
     return list(found.values())
 

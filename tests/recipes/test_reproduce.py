@@ -28,7 +28,7 @@ def rows_of(name):
     results = [(one["name"], result_text(one), one["test"]) for one in published.results]
     if published.results[0]["name"] in RULES:
         text = " / ".join(f"{rule} {text}" for rule, text, _ in results)
-        results = [("", text, f"-p {','.join(rule for rule, *_ in results)} --as-validation")]
+        results = [("", text, f"-p {','.join(rule for rule, *_ in results)}")]
     for number, (part, text, test) in enumerate(results):
         checkpoint = f"`{published.checkpoint}`" if published.checkpoint else "-"
         row = f"[{name}](../{place})" if number == 0 else f"[{name}+{part}](../{place})"
