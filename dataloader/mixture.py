@@ -2,7 +2,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -22,13 +22,16 @@ _STREAM = 0x6D6978      # separates the draws of parts from other uses of the se
 
 
 def part_entry(times: float | None = None, images: int | None = None,
-               of_first: float | None = None, centroid_classes: list[int] | None = None):
+               of_first: float | list[float] | None = None, last_epoch: int | None = None,
+               centroid_classes: list[int] | None = None):
     """The keys of one part of a mixture, in addition to "type" and "args".
 
     At most one of the first three; without them an epoch shows the part once.
     times: how often an epoch shows each image; 0.5: half of them, others each epoch.
     images: how many images of the part an epoch shows. of_first: the same number, as a
-    multiple of the images of the first part. centroid_classes: the classes that
+    multiple of the images of the first part; [first, last]: it changes evenly from the
+    first epoch to last_epoch, and the epochs keep their length, because images of the first
+    part take the places that this part leaves. centroid_classes: the classes that
     class-uniform sampling may draw from this part; null: all.
     """
 
@@ -75,7 +78,9 @@ class Mixture(BaseDataset):
             part.mean = self.mean       # pads images; all parts are normalized by this mean
         self._starts = np.cumsum([0, *map(len, self.parts)])
         self.centroid_classes = [section.get("centroid_classes") for section in parts]
-        self.counts = _counts(parts, [len(part) for part in self.parts], weights, epoch_images)
+        self._counts = _counts(parts, [len(part) for part in self.parts], weights, epoch_images)
+        self._changes = _changes(parts, self._counts[0])
+        self.counts = self.counts_in(1)
         if sum(self.counts) > MAX_EPOCH:
             raise ConfigError(f"an epoch would show {sum(self.counts)} images; the limit is "
                               f"{MAX_EPOCH}", "parts", "draw fewer images")
@@ -83,9 +88,9 @@ class Mixture(BaseDataset):
         super().__init__("", split, ignore_index, seed, augmentation)
         self.root = first.root
         if self.counts != list(map(len, self.parts)):
-            notice("an epoch of training shows " + ", ".join(
-                f"{count} of {len(part)} ({type(part).__name__} {part.split})"
-                for count, part in zip(self.counts, self.parts, strict=True)))
+            notice("an epoch of training shows " + self._shown_in(1))
+        for last in sorted({change.last_epoch for change in self._changes.values()}):
+            notice(f"from epoch {last} on it shows {self._shown_in(last)}")
 
     @staticmethod
     def check_settings(settings: dict) -> list[str]:
@@ -93,7 +98,8 @@ class Mixture(BaseDataset):
         parts, weights = settings["parts"], settings["weights"]
         if not parts:
             return ["parts: expected at least one dataset"]
-        problems = [f"parts[{number}]: a Mixture cannot be part of another; list its parts here"
+        problems = _problems_of_changes(parts)
+        problems += [f"parts[{number}]: a Mixture cannot be part of another; list its parts here"
                     for number, part in enumerate(parts)
                     if components("datasets").get(part.get("type")) is Mixture]
         for number, part in enumerate(parts):
@@ -103,7 +109,7 @@ class Mixture(BaseDataset):
             if weights is not None and given:
                 problems.append(f"parts[{number}].{given[0]}: has no effect with weights")
             problems += [f"parts[{number}].{key}: expected more than 0, found {part[key]}"
-                         for key in given if part[key] <= 0]
+                         for key in given if not isinstance(part[key], list) and part[key] <= 0]
         if parts[0].get("of_first") is not None:
             problems.append("parts[0].of_first: this is the first part; use times or images")
         if weights is not None and (len(weights) != len(parts) or min(weights) < 0
@@ -150,10 +156,23 @@ class Mixture(BaseDataset):
         """The number of the part that a sample comes from; for indices (N,) an array (N,)."""
         return np.searchsorted(self._starts, index, side="right") - 1
 
+    def counts_in(self, epoch: int) -> list[int]:
+        """The number of images that an epoch, from 1, shows of each part; the sum never changes."""
+        counts = list(self._counts)
+        for number, change in self._changes.items():
+            counts[number] = change.images(epoch)
+            counts[0] += change.most - counts[number]
+        return counts
+
+    def _shown_in(self, epoch):
+        return ", ".join(f"{count} of {len(part)} ({type(part).__name__} {part.split})"
+                         for count, part in zip(self.counts_in(epoch), self.parts, strict=True))
+
     def draw_epoch(self, epoch: int) -> np.ndarray:
         """The indices (N,) that a training epoch visits, before they are shuffled."""
         draws = []
-        for number, (part, count) in enumerate(zip(self.parts, self.counts, strict=True)):
+        counts = self.counts_in(epoch)
+        for number, (part, count) in enumerate(zip(self.parts, counts, strict=True)):
             rng = stream(self.seed, epoch, _STREAM, number)
             draws.append(self._starts[number] + drawn(count, len(part), rng))
         return np.concatenate(draws)
@@ -182,6 +201,47 @@ class Mixture(BaseDataset):
         """The image file or id of a sample, for messages."""
         part, index_there = self.owner(index)
         return part.describe(index_there)
+
+
+class _Change(NamedTuple):
+    """The images of a part, which change evenly from the first epoch to last_epoch."""
+
+    first: float        # images, not rounded
+    last: float
+    last_epoch: int
+
+    @property
+    def most(self) -> int:
+        return round(max(self.first, self.last))
+
+    def images(self, epoch: int) -> int:
+        done = min((epoch - 1) / (self.last_epoch - 1), 1.0)
+        return round(self.first + (self.last - self.first) * done)
+
+
+def _changes(parts, images):
+    """number of a part -> its _Change. images: that the first part shows in an epoch."""
+    return {number: _Change(part["of_first"][0] * images, part["of_first"][1] * images,
+                            part["last_epoch"])
+            for number, part in enumerate(parts) if isinstance(part.get("of_first"), list)}
+
+
+def _problems_of_changes(parts):
+    """The mistakes in a changing of_first, as "key: text"."""
+    problems = []
+    for number, part in enumerate(parts):
+        range_, last = part.get("of_first"), part.get("last_epoch")
+        if not isinstance(range_, list):
+            if last is not None:
+                problems.append(f"parts[{number}].last_epoch: has an effect only with of_first as "
+                                "[first, last]")
+        elif len(range_) != 2 or min(range_) < 0 or not any(range_):
+            problems.append(f"parts[{number}].of_first: expected a number or [first, last] of at "
+                            f"least 0, not both 0, found {range_}")
+        elif last is None or last < 2:
+            problems.append(f"parts[{number}].last_epoch: expected the epoch, from 2, in which "
+                            f"of_first is {range_[1]:g}, found {last}")
+    return problems
 
 
 def _opened(section, number, ignore_index, seed, augmentation):
@@ -225,6 +285,8 @@ def _counts(parts, sizes, weights, epoch_images):
     for part, size in zip(parts, sizes, strict=True):
         if part.get("images") is not None:
             counts.append(part["images"])
+        elif isinstance(part.get("of_first"), list):
+            counts.append(0)        # by epoch: see counts_in
         elif part.get("of_first") is not None:
             counts.append(round(part["of_first"] * counts[0]))
         else:

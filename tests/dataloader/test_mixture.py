@@ -73,6 +73,30 @@ def test_weights_divide_an_epoch_among_the_parts():
     assert sum(Mixture([FINE, COARSE, FINE], weights=[1, 1, 1], epoch_images=100).counts) == 100
 
 
+FALLING = {"of_first": [1, 0], "last_epoch": 5}
+
+
+def test_a_share_changes_evenly_over_the_epochs_and_the_epochs_keep_their_length(capsys):
+    mixture = Mixture([FINE, {**COARSE, **FALLING}])
+    assert [mixture.counts_in(epoch) for epoch in (1, 2, 3, 4, 5, 6, 99)] == [
+        [12, 12], [15, 9], [18, 6], [21, 3], [24, 0], [24, 0], [24, 0]]
+    for epoch in (1, 3, 5):
+        draw = mixture.draw_epoch(epoch)
+        assert len(draw) == 24 and (draw >= 12).sum() == mixture.counts_in(epoch)[1]
+        fine = np.bincount(draw[draw < 12], minlength=12)
+        assert fine.max() - fine.min() <= 1
+    assert "from epoch 5 on it shows 24 of 12 (Shapes train), 0 of 20" in capsys.readouterr().err
+    rising = Mixture([FINE, {**COARSE, "of_first": [0.5, 1.5], "last_epoch": 3}])
+    assert [rising.counts_in(epoch) for epoch in (1, 2, 3)] == [[24, 6], [18, 12], [12, 18]]
+
+
+def test_a_falling_share_trains_whole_epochs_of_one_length():
+    mixed = loader(FINE, {**COARSE, **FALLING}, seed=1)
+    assert {len(batches(mixed, epoch)) for epoch in (1, 2, 5)} == {len(mixed)} == {6}
+    mixed.set_epoch(5)
+    assert not any("test" in name for batch in mixed for name in batch["id"])
+
+
 @given(count=st.integers(0, 60), total=st.integers(1, 25), seed=st.integers(0, 9))
 def test_the_counts_of_a_draw_differ_by_at_most_one(count, total, seed):
     counts = np.bincount(drawn(count, total, np.random.default_rng(seed)), minlength=total)
@@ -239,6 +263,11 @@ def test_a_resolved_mixture_resolves_to_itself_and_keeps_only_given_keys_of_part
     ([FINE, {**FINE, "times": 1, "images": 3}], {}, "parts[1]: times and images contradict"),
     ([{**FINE, "of_first": 1}], {}, "parts[0].of_first: this is the first part"),
     ([FINE, {**FINE, "images": 0}], {}, "parts[1].images: expected more than 0"),
+    ([FINE, {**FINE, "of_first": [1]}], {}, "parts[1].of_first: expected a number or"),
+    ([FINE, {**FINE, "of_first": [0, 0], "last_epoch": 3}], {}, "not both 0"),
+    ([FINE, {**FINE, "of_first": [1, 0]}], {}, "parts[1].last_epoch: expected the epoch, from 2"),
+    ([FINE, {**FINE, "of_first": 1, "last_epoch": 3}], {}, "parts[1].last_epoch: has an effect"),
+    ([{**FINE, "of_first": [1, 0], "last_epoch": 3}], {}, "parts[0].of_first: this is the first"),
     ([FINE, FINE], {"weights": [1]}, "weights: expected 2 numbers"),
     ([FINE, FINE], {"weights": [1e308, 1e308]}, "weights: expected 2 numbers"),
     ([FINE, FINE], {"weights": [1, 1], "epoch_images": 10 ** 12}, "epoch_images: expected 1 to"),
