@@ -10,7 +10,7 @@ from pathlib import Path
 from utils.cli import console
 from utils.evaluation.arguments import parse
 from utils.machine import distributed
-from utils.predict.arguments import require_rule_arguments, with_arguments
+from utils.predict.arguments import with_arguments
 
 
 def main(argv: list[str] | None = None):
@@ -21,26 +21,25 @@ def main(argv: list[str] | None = None):
 
 
 def score(args: argparse.Namespace):
-    """Score the checkpoint, write the files, and print the scores."""
+    """Score the checkpoint under each protocol, write the files, and print the scores."""
     from dataloader.loader import split_loader
     from utils.checkpoint.find import find_checkpoint
     from utils.checkpoint.read import read_checkpoint_and_digest
     from utils.config.load import with_config
-    from utils.config.loader_section import read_size
+    from utils.config.loader_section import loader_section, read_size
     from utils.decision.rules import rule_of
     from utils.errors import ConfigError
-    from utils.evaluation.evaluate import build_rules, evaluate
     from utils.evaluation.results_file import check_results
-    from utils.evaluation.score_report import Scored, deliver, score_entries
+    from utils.evaluation.score_protocols import ProtocolScores, protocols_to_score
     from utils.images.image_list import prepare_folder
     from utils.predict.open_model import open_model
-    from utils.predict.predictor import build_predictor
     from utils.segfix.refiner import open_refiner
     args.checkpoint = find_checkpoint(args.checkpoint)
     stored, digest = read_checkpoint_and_digest(args.checkpoint)
     checkpoint = with_config(stored, args.config, args.overrides)
     config = checkpoint["config"]
-    options = with_arguments(config["predict"], args)
+    names = protocols_to_score(args.protocol, loader_section(config, args.split)[1]["type"])
+    ways = [with_arguments(config["predict"], args, name) for name in names]
     folder = args.output or os.path.dirname(os.path.abspath(args.checkpoint))
     prepare_folder(folder)
     if distributed.is_main():
@@ -56,22 +55,12 @@ def score(args: argparse.Namespace):
     if args.as_validation and read is None:
         raise ConfigError(f"--as-validation has no effect: {key} reads images and labels at their "
                           "own size", "--as-validation", "leave it out")
-    predictor = (opened.predictor(options, section) if own_size else
-                 build_predictor(opened.model, opened.normalize, options, opened.activation))
-    rules = build_rules(args.predict or options["test"], opened.activation, options, opened.model)
-    require_rule_arguments(args, [rule.name for rule in rules])
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
-    options = {**options, "boundary": options["boundary"] or refiner is not None}
-    results = evaluate(predictor, loader, rules, num_classes=len(opened.class_names),
-                       ignore_index=config["ignore_index"], classes_of_interest=options["CoI"],
-                       published=options["published"], boundary=options["boundary"],
-                       loss=opened.loss(), device=device, progress=key, refiner=refiner)
-    if distributed.is_main():
-        names = loader.dataset.class_names
-        scored = Scored(opened, digest, predictor, rules, key, section, names, options, refiner,
-                        read)
-        ids = [sample.id for sample in loader.dataset.samples]
-        deliver(folder, results, score_entries(results, scored), names, ids, args.json)
+    scores = ProtocolScores(opened, digest, loader, key, section, read, refiner, own_size)
+    for name, options in zip(names, ways, strict=True):
+        scores.add(name, options, args, folder)
+    if len(names) > 1 and distributed.is_main() and not args.json:
+        console.output("\n" + scores.table())
 
 
 if __name__ == "__main__":

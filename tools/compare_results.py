@@ -8,8 +8,9 @@ examples:
   python -m tools.compare_results a_image_scores.csv b_image_scores.csv --json
 
 Reads results.json, which names a CSV file of image scores in the same folder, or such a CSV file.
-The two results must share images; only those count. p comes from a paired randomization test, the
-interval from the jackknife (docs/metrics.md); few images cannot show a difference.
+The two results must share images; only those count. Results of different evaluation protocols are
+refused without --across-protocols. p comes from a paired randomization test, the interval from the
+jackknife (docs/metrics.md); few images cannot show a difference.
 """
 import argparse
 import json
@@ -39,6 +40,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--run", nargs="+", metavar="N", type=at_least(1),
         help="number of the result to take from each results.json, as --list prints it "
              "(one for both, or two; default: the newest)")
+    add("--across-protocols", action="store_true",
+        help="compare results of different evaluation protocols: the difference is then also that "
+             "of the protocols")
     add("--level", type=float, default=0.95, help="of the intervals (default 0.95)")
     add("--draws", type=at_least(100), default=2000,
         help="random exchanges for p, if there are too many to try all (default 2000)")
@@ -69,6 +73,8 @@ def main(argv: list[str] | None = None):
     rules, numbers = args.rule or [None], args.run or [None]
     first, first_entry = open_scores(args.first, rules[0], numbers[0])
     second, second_entry = open_scores(args.second, rules[-1], numbers[-1])
+    if first_entry and second_entry and not args.across_protocols:
+        _require_one_protocol(args, first_entry, second_entry)
     table = compare(first, second, args.level, args.draws, args.seed)
     images = len(set(first.ids) & set(second.ids))
     if images < max(len(first.ids), len(second.ids)):
@@ -85,6 +91,18 @@ def main(argv: list[str] | None = None):
              f"{images} images, percent, difference = second - first", "",
              *_rows(table, args.level)]
     console.output("\n".join(lines))
+
+
+def _require_one_protocol(args, first: "Entry", second: "Entry"):
+    """Raise ConfigError if two results were measured under different evaluation protocols."""
+    from utils.errors import ConfigError
+    from utils.evaluation.results_file import protocol_of
+    one, two = protocol_of(first), protocol_of(second)
+    if one != two:
+        raise ConfigError(f"the results were measured under different protocols: {one} / {two}",
+                          f"{args.first}, {args.second}",
+                          "score both with the same --protocol of test.py, or compare them all "
+                          "the same with --across-protocols")
 
 
 def open_scores(path: str | Path, rule: str | None = None, number: int | None = None) \

@@ -10,6 +10,7 @@ EXAMPLES = """Score a checkpoint. Its config names the data, so no other argumen
 examples:
   python test.py -r auto
   python test.py -r model_best.pth -p all --split val --mode sliding --flip
+  python test.py -r model_best.pth --protocol all          # what flip, scales, windows are worth
   python test.py -r model_best.pth --segfix segfix.pth     # with and without refinement
   python test.py -r model_best.pth test_loader.args.data_dir=/data/camvid --json | jq .Mean_IoU
 """
@@ -26,7 +27,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="max, T, rankdice, rankiou, several with commas, or all (default: from the config)")
     add("-s", "--split", choices=("test", "val", "train"),
         help="loader of the config (default: test_loader, or val_loader if there is none)")
-    add_prediction_arguments(parser)
+    add_prediction_arguments(parser, protocol_help="score under a published protocol, under "
+        "several (A,B), or under all that fit the data, and print what each is worth "
+        "(train.py --list protocols)")
     add("--as-validation", action="store_true", help="score images and labels as validation in "
         "training does, resized or cropped by the loader (default: labels at their own size)")
     add("--segfix", metavar="PATH", help="also score the labels refined by SegFix: a folder of "
@@ -41,6 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_overrides(parser, "test_loader.args.batch_size=4")
     args = parse_with_overrides(parser, argv)
     check_segfix(parser, args)
-    if args.as_validation and args.base_size:
-        parser.error("--as-validation scores at the size of the loader: leave out --base-size")
+    if args.as_validation and (args.base_size or args.input_size or args.protocol):
+        parser.error("--as-validation scores at the size of the loader: leave out --base-size, "
+                     "--input-size and --protocol")
     return args

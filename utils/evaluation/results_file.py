@@ -115,6 +115,14 @@ def differences(first: Entry, second: Entry) -> list[str]:
     return parts
 
 
+def protocol_of(entry: Entry) -> str:
+    """The name of the protocol of a result and what was changed in it, or that it has none."""
+    name, changed = entry.get("protocol"), entry.get("protocol_changes")
+    if name is None:
+        return "none"
+    return f"{name}, but {_text(changed)}" if isinstance(changed, dict) and changed else str(name)
+
+
 def _flat(value, name=""):
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     if not isinstance(value, dict):

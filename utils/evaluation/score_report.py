@@ -26,6 +26,7 @@ from utils.metrics.image_scores import image_scores, write_image_scores
 from utils.metrics.table import format_intervals, format_rules, format_table
 from utils.predict.open_model import OpenModel
 from utils.predict.predictor import Predictor
+from utils.predict.protocols import changes
 from utils.segfix.refiner import Refiner
 
 # 2: checkpoint.epoch is the number of finished epochs; before, it was one more. "intervals" and
@@ -68,7 +69,8 @@ class Scored:
         refined = self.refiner is not None and rule.endswith(REFINED)
         decision = by_name[rule.removesuffix(REFINED) if refined else rule]
         # Keys for what is seldom used are only there if it is.
-        seldom = {"segfix": self.refiner.describe() if refined and self.refiner else None,
+        seldom = {"protocol": options.get("protocol"), "protocol_changes": changes(options),
+                  "segfix": self.refiner.describe() if refined and self.refiner else None,
                   "labels_resized_to": self.read_at,
                   "published": options.get("published"), "boundary": options.get("boundary"),
                   "classes_of_interest": None if options.get("CoI", "all") == "all"

@@ -131,6 +131,10 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
     predictor = opened.predictor(options)
     tell_base_size(predictor.base_size, options)
+    if predictor.for_files() is not predictor:
+        predictor = predictor.for_files()
+        notice("the settings score images at the size of the network's input; files show the whole "
+               "image at its own size")
     if refiner and args.masks and decision.masks:
         notice(f"--segfix refines the label maps; the masks of rule {rule} stay as they are")
     return Pipeline(opened, predictor, decision, refiner, options["temperature"])

@@ -74,9 +74,10 @@ def add_rule_arguments(parser: argparse.ArgumentParser):
                              "(default: from the config)")
 
 
-def with_arguments(options: dict, args: argparse.Namespace) -> dict:
+def with_arguments(options: dict, args: argparse.Namespace, protocol: str | None = "") -> dict:
     """The config's `predict` section, replaced where an argument was given.
 
+    protocol: None for that of the config, or a name, for a program that reads --protocol itself.
     Raises ConfigError for an argument that would have no effect.
     """
     given = {name: getattr(args, name, None)
@@ -86,9 +87,10 @@ def with_arguments(options: dict, args: argparse.Namespace) -> dict:
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("amp") == "off":
         given["amp"] = False
-    if getattr(args, "protocol", None):
+    protocol = getattr(args, "protocol", None) if protocol == "" else protocol
+    if protocol is not None:
         from utils.predict.protocols import settings_of
-        options = {**options, **settings_of(args.protocol, "--protocol")}
+        options = {**options, **settings_of(protocol, "--protocol")}
     given |= _replaced(given)
     if "scales" in given and "mode" not in given and options.get("mode", "whole") != "sliding":
         given["mode"] = "whole" if given["scales"] == (1.0,) else "multiscale"

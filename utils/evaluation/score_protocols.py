@@ -1,0 +1,153 @@
+"""Scores one checkpoint under one protocol or several, and says what each of them is worth."""
+import argparse
+import time
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from utils.cli.console import notice
+from utils.evaluation.evaluate import build_rules, evaluate
+from utils.evaluation.score_report import Scored, deliver, score_entries
+from utils.machine.distributed import is_main
+from utils.metrics.confidence import Difference, compare, intervals
+from utils.metrics.image_scores import ImageScores, image_scores
+from utils.metrics.table import aligned, percent
+from utils.predict.arguments import require_rule_arguments
+from utils.predict.open_model import OpenModel
+from utils.predict.predictor import build_predictor
+from utils.predict.protocols import names_for, settings_of
+from utils.segfix.refiner import Refiner
+
+OWN = "own settings"        # of the checkpoint's config, in the table
+METRIC = "Mean_IoU"
+
+
+class Run(NamedTuple):
+    """One protocol, or OWN, and what one rule reached with it.
+
+    settings: how images were predicted and scored (Predictor.describe and the scoring options).
+    seconds: per image, with reading and scoring.
+    """
+
+    name: str
+    rule: str
+    settings: dict[str, Any]
+    scores: ImageScores
+    seconds: float
+
+
+def protocols_to_score(text: str | None, dataset: str) -> list[str | None]:
+    """The protocols that --protocol names, in order; None stands for the config's own settings.
+
+    text: a name, several with commas, or "all": the own settings and all protocols for data of the
+    type `dataset`. Raises ConfigError for an unknown name.
+    """
+    if text is None:
+        return [None]
+    if text == "all":
+        return [None, *names_for(dataset)]
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        settings_of(name, "--protocol")
+    return [*names]
+
+
+@dataclass
+class ProtocolScores:
+    """The scores of one checkpoint on one loader, protocol after protocol.
+
+    digest: sha256 of the checkpoint. key, section: the loader of the config. read: the size at
+    which it reads images and labels; None: their own. own_size: the predictor resizes images.
+    """
+
+    opened: OpenModel
+    digest: str
+    loader: Any
+    key: str
+    section: dict
+    read: int | list[int] | None
+    refiner: Refiner | None
+    own_size: bool
+    runs: list[Run] = field(default_factory=list)
+
+    def add(self, name: str | None, options: dict, args: argparse.Namespace, folder: str):
+        """Score with `options`, a `predict` section; add the result to the files and print it.
+
+        name: the protocol, None for the config's own settings. args: of test.py. Settings that were
+        scored before are left out, with a notice.
+        """
+        opened, loader = self.opened, self.loader
+        predictor = (opened.predictor(options, self.section) if self.own_size else build_predictor(
+            opened.model, opened.normalize, options, opened.activation))
+        rules = build_rules(args.predict or options["test"], opened.activation, options,
+                            opened.model)
+        require_rule_arguments(args, [rule.name for rule in rules])
+        options = {**options, "boundary": options["boundary"] or self.refiner is not None}
+        settings = {**predictor.describe(), "published": options["published"],
+                    "CoI": options["CoI"]}
+        if not self._is_new(settings, name or OWN):
+            return
+        start = time.perf_counter()
+        results = evaluate(
+            predictor, loader, rules, num_classes=len(opened.class_names),
+            ignore_index=opened.config["ignore_index"], classes_of_interest=options["CoI"],
+            published=options["published"], boundary=options["boundary"], loss=opened.loss(),
+            device=opened.device, progress=self.key, refiner=self.refiner)
+        seconds = time.perf_counter() - start
+        names = loader.dataset.class_names
+        ids = [sample.id for sample in loader.dataset.samples]
+        if is_main():
+            scored = Scored(opened, self.digest, predictor, rules, self.key, self.section, names,
+                            options, self.refiner, self.read)
+            deliver(folder, results, score_entries(results, scored), names, ids, args.json)
+        for rule, scores in results.items():
+            table = image_scores(scores.image or {}, ids, names, options["CoI"])
+            self.runs.append(Run(name or OWN, rule, settings, table,
+                                 seconds / max(scores.images, 1)))
+
+    def _is_new(self, settings, name):
+        same = next((run for run in self.runs if run.settings == settings), None)
+        if same:
+            notice(f"protocol {name} is left out: it predicts as {same.name}")
+        return same is None
+
+    def table(self, level: float = 0.95) -> str:
+        """Each run's mean IoU, and its difference to the first run of its rule.
+
+        The intervals are those of tools.compare_results: from the single images, paired for the
+        difference (docs/metrics.md).
+        """
+        share = f"{100 * level:g} % interval"
+        rows = [("protocol", "rule", "mean IoU", share, "difference", share, "p", "s/image", "")]
+        first = {run.rule: run for run in reversed(self.runs)}
+        for run in self.runs:
+            one = compare(first[run.rule].scores, run.scores, level)[METRIC]
+            bounds = intervals(run.scores, level).get(METRIC)
+            row = (run.name, run.rule, percent(one.second), _bounds(bounds) if bounds else "-")
+            if run is first[run.rule]:
+                rows.append((*row, "", "", "", f"{run.seconds:.2f}", ""))
+                continue
+            rows.append((*row, f"{100 * one.value:+.2f}", _bounds(one, "+"),
+                         f"{one.p:.3f}" if one.p >= 0.0005 else "<0.001", f"{run.seconds:.2f}",
+                         _verdict(one)))
+        reference = self.runs[0]
+        changed = [f"  {run.name}: {_text(run.settings, reference.settings)}" for run in self.runs
+                   if run is not reference and run.rule == reference.rule]
+        return "\n".join(["what each protocol is worth (percent; difference to the first)",
+                          *aligned(rows, (0, 1, 8)), "",
+                          f"settings that differ from {reference.name}:", *changed])
+
+
+def _bounds(one, sign=""):
+    return (f"{100 * one.low:{sign}.2f} .. {100 * one.high:{sign}.2f}" if one.low == one.low
+            else "-")
+
+
+def _verdict(one: Difference):
+    return "" if one.differs else ("no clear difference" if one.enough else
+                                   "too few images to tell")
+
+
+def _text(settings, usual):
+    parts = [f"{key} {settings.get(key)}" for key in dict.fromkeys((*settings, *usual))
+             if settings.get(key) != usual.get(key)]
+    return ", ".join(parts) or "none"
