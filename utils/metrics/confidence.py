@@ -24,7 +24,7 @@ images cannot give a p below 2 / 2^N. (A bootstrap needs about a hundred images 
 """
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -85,18 +85,34 @@ def compare(first: ImageScores, second: ImageScores, level: float = 0.95, draws:
     Raises DataError if no image is in both or the numbers of classes differ. Metrics that are
     undefined in either result are left out.
     """
-    first, second = paired(first, second)
-    a, b = _rows(first), _rows(second)
-    known = {name: _known(first)[name] | _known(second)[name]
-             for name in _known(first) if name in _known(second)}
+    return compare_runs([first], [second], level, draws, seed)
+
+
+def compare_runs(first: Sequence[ImageScores], second: Sequence[ImageScores], level: float = 0.95,
+                 draws: int = 2000, seed: int = 0) -> dict[str, Difference]:
+    """metric -> the difference between the mean scores of two groups of runs, as `compare`.
+
+    An image is left out, or its predictions are exchanged, in all runs at once, for which the
+    groups must have as many runs. The result holds for other images, and for these very runs.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} runs against {len(second)}")
+    firsts, seconds = paired_runs(first, second)
+    a, b = (np.concatenate([_rows(one) for one in group], 1) for group in (firsts, seconds))
+    known = {name: _known_in([*firsts, *seconds], name) for name in _known(firsts[0])
+             if all(name in _known(one) for one in (*firsts, *seconds))}
+
+    def mean(sums, group):
+        tables = [_scores(part, one) for part, one in
+                  zip(np.split(sums, len(group), axis=1), group, strict=True)]
+        return {name: np.mean([table[name] for table in tables], 0) for name in known}
 
     def differences(sums):
         of_first, of_second = np.split(sums, 2, axis=1)
-        one, two = _scores(of_first, first), _scores(of_second, second)
+        one, two = mean(of_first, firsts), mean(of_second, seconds)
         return {name: two[name] - one[name] for name in known}
 
-    one, two = (_scores(rows.sum(0, keepdims=True), table)
-                for rows, table in ((a, first), (b, second)))
+    one, two = mean(a.sum(0, keepdims=True), firsts), mean(b.sum(0, keepdims=True), seconds)
     spreads = _jackknife(differences, np.concatenate((a, b), 1), known)
     p = _exchanged(differences, a, b, draws, seed)
     table = {}
@@ -139,6 +155,18 @@ def paired(first: ImageScores, second: ImageScores) -> tuple[ImageScores, ImageS
     return (_selected(first, [i for i, _ in common]), _selected(second, [i for _, i in common]))
 
 
+def paired_runs(first: Sequence[ImageScores], second: Sequence[ImageScores]) \
+        -> tuple[list[ImageScores], list[ImageScores]]:
+    """All tables reduced to the images that are in all of them, in the order of the first one.
+
+    Raises DataError as `paired`.
+    """
+    reduced = first[0]
+    for other in (*first[1:], *second):
+        reduced, _ = paired(reduced, other)
+    return ([paired(reduced, one)[1] for one in first], [paired(reduced, one)[1] for one in second])
+
+
 def _selected(table, rows):
     return dataclasses.replace(
         table, ids=[table.ids[i] for i in rows], image=table.image[rows],
@@ -161,6 +189,11 @@ def _known(scores: ImageScores) -> dict[str, np.ndarray]:
     for name, values in zip(OF_IMAGE, scores.image.T, strict=True):
         known[name] = ~np.isnan(values)
     return known
+
+
+def _known_in(tables, name):
+    """Bool (N,): the images with a value of a metric in any of the tables."""
+    return np.logical_or.reduce([_known(one)[name] for one in tables])
 
 
 def _scores(sums: np.ndarray, scores: ImageScores) -> Table:

@@ -4,6 +4,7 @@ docs/studies.md describes the file. All mistakes are collected and reported at o
 """
 import dataclasses
 import itertools
+import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ _CELL_KEYS = ("label", "config", "overrides", "test", "seeds", "published", "not
 _LEVEL_KEYS = ("overrides", "test", "note")
 # Options of test.py that the program sets, or that give more than one result.
 _OWN_OPTIONS = ("-r", "-m", "--resume", "--model", "-c", "--config", "-o", "--output", "--json",
-                "--debug", "--version", "--help", "-h")
+                "-d", "--device", "--debug", "--version", "--help", "-h")
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,9 @@ class _Reader:
         published = self.published(row["published"], (*where, "published"), scores) \
             if where and row.get("published") is not None else {}
         label = ", ".join(filter(None, parts)) or (Path(config).stem if config else "results")
-        return Cell(label, data, None if results or not config else self.path.parent / config,
+        return Cell(label, data, None if results or not config else self.below(config),
                     tuple(dict.fromkeys(overrides)), tuple(test), seeds,
-                    tuple(self.path.parent / one for one in results), published,
+                    tuple(map(self.below, results)), published,
                     (self.text(row, where, "note") if where else None) or "",
                     f"{self.path}: {'.'.join(map(str, where))}" if where else str(self.path))
 
@@ -317,6 +318,10 @@ class _Reader:
             self.note((*where, key), f"expected text or a list of texts, found {value_name(value)}")
             return []
         return value
+
+    def below(self, path: str) -> Path:
+        """A path in the file, which is relative to the file."""
+        return Path(os.path.normpath(self.path.absolute().parent / path))
 
     def near(self, config: str) -> str:
         """A hint with the existing config whose name is the most similar one."""

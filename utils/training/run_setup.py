@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = "config.json"
 ALLOW = "--resume-allow-changes"
 # Keys that may differ on resume because they do not affect the result.
-_HARMLESS = re.compile(r"name|n_gpu|test_loader.*|"
+HARMLESS = re.compile(r"name|n_gpu|test_loader.*|"
                        r"(train|val)_loader\.args\.(num_workers|pin_memory|prefetch_factor|timeout)|"
                        rf"optimizer\.args\.({'|'.join(STEP_IMPLEMENTATION)})|"
                        r"trainer\.(save_dir|save_period|save_every|keep|save_async|requeue|"
@@ -269,9 +269,9 @@ def _compare_configs(saved, config, path, allow_changes):
     refused = []
     for key, old, new in _differences(_with_defaults(saved), config):
         line = f"{key} was {old!r}, is {new!r}"
-        if _ORDER.fullmatch(key) or _UPDATE.fullmatch(key) and not _HARMLESS.fullmatch(key):
+        if _ORDER.fullmatch(key) or _UPDATE.fullmatch(key) and not HARMLESS.fullmatch(key):
             refused.append(line)
-        elif not _HARMLESS.fullmatch(key):
+        elif not HARMLESS.fullmatch(key):
             notice(f"differs from the checkpoint: {line}")
     if refused and not allow_changes:
         raise ConfigError("the run would not continue where it stopped:\n  " + "\n  ".join(refused),

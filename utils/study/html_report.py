@@ -1,0 +1,232 @@
+"""report.html: everything about a study in one file that a browser opens without a network."""
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from utils.study import tables
+from utils.study.summary import Summary
+
+_PAGE = Path(__file__).with_name("report_page.html")
+# Okabe and Ito, without their yellow, which is hard to see on white; rows beyond are dashed.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_DASHES = ("", "6 3", "2 3", "8 3 2 3")
+_WIDE, _HIGH, _LEFT, _BOTTOM = 520, 260, 52, 28
+
+Shown = dict
+
+
+def html_report(summary: Summary, chart: bytes, shown: Shown) -> str:
+    """The page. chart: the picture of the study, PNG. shown: of utils.study.pictures, or {}."""
+    picture = base64.b64encode(chart).decode()
+    parts = [f"<h1>{escape(summary['name'])}</h1>", _note(summary["note"]),
+             _main_table(summary),
+             f'<p><img class="chart" alt="every run a point, means as bars" '
+             f'src="data:image/png;base64,{picture}"></p>',
+             _differences(summary), _ranks(summary), _problems(summary), _runs(summary),
+             _heat_map(summary), _curves(summary), _differing(shown), _worst(shown)]
+    return _PAGE.read_text(encoding="utf-8").replace("@TITLE@", escape(summary["name"])).replace(
+        "@BODY@", "\n".join(filter(None, parts)))
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>' if text else ""
+
+
+def _cell(text: str, value: object = None, classes: str = "", style: str = "") -> str:
+    """A cell of a table. value: what it is sorted by; None: unknown, which is sorted last."""
+    return (f'<td data-value="{"" if value is None else escape(str(value))}"'
+            + f' class="{classes}"' * bool(classes) + f' style="{style}"' * bool(style)
+            + f">{escape(text)}</td>")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(one)}</th>" for one in heads)
+    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    return (f'<div class="wide"><table class="sortable"><thead><tr>{head}</tr></thead>\n'
+            f"<tbody>{body}</tbody></table></div>")
+
+
+def _main_table(summary: Summary) -> str:
+    heads, rows = ["row", *(["data"] if any(row["data"] for row in summary["rows"]) else [])], []
+    for score in summary["scores"]:
+        heads += [tables.score_title(score), "runs", "published", "difference"]
+    for row in summary["rows"]:
+        cells = [_cell(row["label"], row["label"])]
+        cells += [_cell(row["data"], row["data"])] if "data" in heads else []
+        for score, one in row["scores"].items():
+            printed = one["published"]
+            cells += [_cell(tables.spread(one, score), one["mean"], "best" * one["best"]),
+                      _cell(", ".join(tables.number(value, score) for value in one["values"]),
+                            max(one["values"], default=None), "runs"),
+                      _cell(tables.number(printed and printed["mean"], score),
+                            printed and printed["mean"]),
+                      _cell(tables.number(one["difference"], score, True), one["difference"])]
+        cells += [_cell(tables.scaled(row["parameters"], 1e6), row["parameters"]),
+                  _cell(tables.scaled(row["flops"], 1e9), row["flops"]),
+                  _cell(tables.duration(row["seconds"]), row["seconds"])]
+        rows.append(cells)
+    about = ("Mean ± standard deviation over the runs, then every run. FLOPs are those of one "
+             "image as it is tested, two per multiply-add; time is that of a training. Click a "
+             "heading to sort.")
+    return _table([*heads, "parameters M", "GFLOPs", "time"], rows) + _note(about)
+
+
+def _differences(summary: Summary) -> str:
+    if not summary["comparisons"]:
+        return ""
+    rows = []
+    for one in summary["comparisons"]:
+        score, seeds, images = one["score"], one["seeds"], one["images"] or {}
+        rows.append([
+            _cell(one["row"], one["row"]), _cell(tables.score_title(score), score),
+            _cell(tables.number(seeds["value"], score, True), seeds["value"]),
+            _cell(tables.bounds(seeds, score), seeds["low"]),
+            _cell(tables.p_text(seeds["p_holm"]), seeds["p_holm"]),
+            _cell(tables.bounds(images, score), images.get("low")),
+            _cell(tables.p_text(images.get("p_holm")), images.get("p_holm"))])
+    heads = ["row", "score", "difference", "95 % over seeds", "p (Holm)", "95 % over images",
+             "p (Holm)"]
+    needed = tables.needed_text(summary) if summary["seeds_needed"] else ""
+    return (f"<h2>Differences to {escape(summary['baseline'])}</h2>" + _table(heads, rows)
+            + _note(tables.differences_text(summary)) + _note(needed))
+
+
+def _ranks(summary: Summary) -> str:
+    ranks = summary["ranks"]
+    if not ranks:
+        return ""
+    rows = [[_cell(label, label), _cell(f"{ranks['mean'][i]:.2f}", ranks["mean"][i]),
+             *(_cell(f"{one[i]:g}", one[i]) for one in ranks["ranks"])]
+            for i, label in enumerate(ranks["labels"])]
+    return ("<h2>Ranks over data sets</h2>" + _table(["row", "mean rank", *ranks["data"]], rows)
+            + _note(tables.ranks_text(summary)))
+
+
+def _problems(summary: Summary) -> str:
+    missing = tables.missing_text(summary)
+    failed = "".join(f'<p class="failed">failed: {escape(one["run"])}: {escape(one["message"])}</p>'
+                     for one in summary["failed"])
+    return _note(missing) + failed
+
+
+def _runs(summary: Summary) -> str:
+    rows = [[_cell(row["title"], row["title"]),
+             _cell("-" if run["seed"] is None else str(run["seed"]), run["seed"]),
+             *(_cell(tables.number(value, score), value)
+               for score, value in run["scores"].items()),
+             _cell(tables.duration(run["seconds"]), run["seconds"]),
+             _cell(run["folder"] or run["place"], run["folder"] or run["place"])]
+            for row in summary["rows"] for run in row["runs"]]
+    heads = ["row", "seed", *map(tables.score_title, summary["scores"]), "time", "folder"]
+    return "<h2>Runs</h2>" + _table(heads, rows)
+
+
+def _heat_map(summary: Summary) -> str:
+    """Rows against classes; the darker, the better."""
+    groups: dict[tuple[str, ...], list[dict]] = {}
+    for row in summary["rows"]:
+        if row["classes"]:
+            groups.setdefault(tuple(row["classes"]), []).append(row)
+    parts = []
+    for names, rows in groups.items():
+        lines = [[_cell(row["title"], row["title"]), *(_heat(row["classes"][name])
+                                                       for name in names)] for row in rows]
+        parts.append(_table(["row", *names], lines))
+    return "<h2>IoU of the classes, mean over the runs</h2>" + "\n".join(parts) if parts else ""
+
+
+def _heat(value: float | None) -> str:
+    if value is None:
+        return _cell("-")
+    red, green, blue = (round(255 + value * (dark - 255)) for dark in (8, 48, 107))
+    ink = "#fff" if value > 0.55 else "#222"
+    return _cell(f"{100 * value:.1f}", value, "",
+                 f"background:rgb({red},{green},{blue});color:{ink}")
+
+
+def _curves(summary: Summary) -> str:
+    rows = [row for row in summary["rows"] if any(run["curves"] for run in row["runs"])]
+    charts = [(title, _chart(rows, key)) for key, title in (
+        ("loss", "Training loss"), ("score", "Validation, mean IoU in percent"))]
+    charts = [(title, chart) for title, chart in charts if chart]
+    if not charts:
+        return ""
+    legend = "".join(
+        f'<label><input type="checkbox" value="{i}" checked> <svg width="30" height="8">'
+        f'<line x1="0" y1="4" x2="30" y2="4" {_stroke(i)}/></svg> {escape(row["title"])}</label>'
+        for i, row in enumerate(rows))
+    drawn = "".join(f"<div><h3>{title}</h3>{chart}</div>" for title, chart in charts)
+    return (f'<h2>Curves</h2><p class="legend">{legend}</p><div class="curves">{drawn}</div>'
+            + _note("Over the optimizer steps. Every run is a line; point at one for its name."))
+
+
+def _stroke(i: int) -> str:
+    dash = _DASHES[i // len(_COLORS) % len(_DASHES)]
+    return f'stroke="{_COLORS[i % len(_COLORS)]}" stroke-width="1.5"' + \
+        (f' stroke-dasharray="{dash}"' if dash else "")
+
+
+def _chart(rows: list[dict], key: str) -> str:
+    """An SVG of one line per run; empty without points."""
+    lines = [(i, row["title"], run["seed"], run["curves"].get(key) or [])
+             for i, row in enumerate(rows) for run in row["runs"]]
+    points = [(x, y) for *_, line in lines for x, y in line if y is not None]
+    if not points:
+        return ""
+    factor = 100 if key == "score" else 1
+    most = max(x for x, _ in points) or 1
+    ordered = sorted(y for _, y in points)
+    # A few first losses far above all others would press the rest together.
+    high = ordered[-1] if key == "score" else ordered[int(0.99 * (len(ordered) - 1))]
+    low = min(0.0, ordered[0])
+    high = high if high > low else low + 1
+
+    def place(x: float, y: float) -> str:
+        return (f"{_LEFT + x / most * (_WIDE - _LEFT - 8):.1f},"
+                f"{8 + (high - min(y, high)) / (high - low) * (_HIGH - _BOTTOM - 8):.1f}")
+    drawn = [f'<polyline data-row="{i}" {_stroke(i)} points="'
+             + " ".join(place(x, y) for x, y in line if y is not None)
+             + f'"><title>{escape(title)}, seed {seed}</title></polyline>'
+             for i, title, seed, line in lines]
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        value = low + share * (high - low)
+        y = float(place(0, value).partition(",")[2])
+        drawn.insert(0, f'<line x1="{_LEFT}" x2="{_WIDE}" y1="{y}" y2="{y}" stroke="#e2e2e2"/>'
+                        f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">'
+                        f"{factor * value:.3g}</text>")
+    drawn += [f'<text x="{_LEFT}" y="{_HIGH - 8}">0</text>',
+              f'<text x="{_WIDE}" y="{_HIGH - 8}" text-anchor="end">{most:g} steps</text>']
+    return f'<svg viewBox="0 0 {_WIDE + 4} {_HIGH}" role="img">{"".join(drawn)}</svg>'
+
+
+def _differing(shown: Shown) -> str:
+    parts = []
+    for one in shown.get("differing", ()):
+        where = f"{one['data']}: " if one["data"] else ""
+        figures = [_figure(one["image"], "image"), _figure(one["label"], "label")]
+        figures += [_figure(run["picture"], f"{run['name']}: {_percent(run['score'])}")
+                    for run in one["runs"]]
+        parts.append(f"<h3>{escape(where + one['id'])}</h3>{''.join(figures)}")
+    return "<h2>Images on which the runs differ most (mIoU of the image)</h2>" + "\n".join(parts) \
+        if parts else ""
+
+
+def _worst(shown: Shown) -> str:
+    parts = []
+    for run in shown.get("worst", ()):
+        figures = "".join(
+            _figure(one["image"], one["id"]) + _figure(one["label"], "label")
+            + _figure(one["picture"], f"prediction: {_percent(one['score'])}")
+            for one in run["images"])
+        parts.append(f"<h3>{escape(run['name'])}</h3>{figures}")
+    return "<h2>Worst images of each run</h2>" + "\n".join(parts) if parts else ""
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _figure(picture: str | None, caption: str) -> str:
+    drawn = f'<img alt="" src="{picture}" loading="lazy">' if picture else "<p>no picture</p>"
+    return f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"

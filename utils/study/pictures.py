@@ -1,0 +1,213 @@
+"""Predicts the images that the report of a study shows, and counts FLOPs, in a process per run.
+
+Shown are the images on which the runs differ most (by the spread of mIoU_I), and the worst images
+of each run. The pictures stay in the folder of the result, so a second report opens no network.
+"""
+import base64
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.cli.console import notice, warn
+from utils.study.execute import CPU, launch
+from utils.study.results import COSTS, RunResult
+
+DIFFERING, WORST = 4, 2     # images of a data set, and of a run
+_WIDTH = 288                # pixels of a picture in the report
+_FOLDER = "pictures"
+
+Shown = dict[str, Any]      # {"differing": [...], "worst": [...]}, see `picture_results`
+
+
+def picture_results(results: Sequence[RunResult], device: str, folder: Path) -> Shown:
+    """Make the missing pictures, and set `costs` of the results.
+
+    device: to predict on. folder: of the study, for the log of the processes.
+    Returns {"differing": [{"data", "id", "image", "label", "runs": [{"name", "score",
+    "picture"}]}], "worst": [{"name", "images": [{"id", "score", "image", "label", "picture"}]}]};
+    pictures are data URLs, None where one could not be made.
+    """
+    usable = [result for result in results if result.images is not None
+              and result.folder is not None and _checkpoint(result)]
+    if len(usable) < len(results):
+        notice(f"{len(results) - len(usable)} of {len(results)} results have no checkpoint or no "
+               "scores of images: the report shows no pictures of them")
+    chosen = {data: _differing([one for one in usable if one.cell.data == data])
+              for data in dict.fromkeys(one.cell.data for one in usable)}
+    for number, result in enumerate(usable, start=1):
+        ids = list(dict.fromkeys([*chosen[result.cell.data], *_worst(result)]))
+        _make(result, ids, device, folder, f"{number} of {len(usable)}")
+    differing = [{"data": data, "id": name, **_truth(usable, data, name), "runs": [
+        {"name": _title(one), "score": _score(one, name), "picture": _url(_path(one, name, "png"))}
+        for one in usable if one.cell.data == data]} for data, names in chosen.items()
+        for name in names]
+    worst = [{"name": _title(one), "images": [
+        {"id": name, "score": _score(one, name), **_truth([one], one.cell.data, name),
+         "picture": _url(_path(one, name, "png"))} for name in _worst(one)]} for one in usable]
+    return {"differing": differing, "worst": worst}
+
+
+def picture_process(job: dict, split_loader: Callable[..., Any],
+                    test_arguments: Callable[[list[str]], Any]):
+    """The content of the process: predict the images of one result.
+
+    job: {"checkpoint", "test", "ids", "folder", "device"}. split_loader: of dataloader.loader.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from utils.checkpoint.read import read_checkpoint
+    from utils.config.load import with_config
+    from utils.evaluation.evaluate import build_rules
+    from utils.files.whole_file import write_bytes
+    from utils.predict.arguments import with_arguments
+    from utils.predict.open_model import open_model
+    args = test_arguments(job["test"])
+    checkpoint = with_config(read_checkpoint(job["checkpoint"]), args.config, args.overrides)
+    config = checkpoint["config"]
+    options = with_arguments(config["predict"], args)
+    opened = open_model(checkpoint, job["device"], job["checkpoint"])
+    _, section, loader = split_loader(config, args.split, own_size=True)
+    predictor = opened.predictor(options, section)
+    rule = build_rules(args.predict or options["test"], opened.activation, options,
+                       opened.model)[0]
+    index = {sample.id: i for i, sample in enumerate(loader.dataset.samples)}
+    place = Path(job["folder"])
+    (place / _FOLDER).mkdir(exist_ok=True)
+    flops = size = None
+    for name in job["ids"]:
+        sample = loader.dataset[index[name]]
+        images = sample["image"][None].to(job["device"])
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            labels = predictor.labels(images, rule)[0].cpu().numpy()
+        if flops is None:
+            flops, size = counter.get_total_flops(), list(images.shape[2:])
+        _write(place / _FOLDER, name, sample, labels, loader.dataset.palette)
+    costs = {"parameters": sum(one.numel() for one in opened.model.parameters()),
+             "flops": flops, "size": size}
+    write_bytes(place / COSTS, json.dumps(costs).encode())
+
+
+def _differing(results: list[RunResult]) -> list[str]:
+    """The images whose mIoU_I differs most between runs, the largest spread first."""
+    if len(results) < 2:
+        return []
+    columns = [_by_image(result) for result in results]
+    common = set(columns[0]).intersection(*columns[1:])
+    spread = {name: float(np.std([column[name] for column in columns])) for name in common}
+    return sorted(spread, key=lambda name: (-spread[name], name))[:DIFFERING]
+
+
+def _worst(result: RunResult) -> list[str]:
+    scores = _by_image(result)
+    return sorted(scores, key=lambda name: (scores[name], name))[:WORST]
+
+
+def _by_image(result: RunResult) -> dict[str, float]:
+    """image -> mIoU_I, where it is defined."""
+    assert result.images is not None
+    return {name: float(value) for name, value in
+            zip(result.images.ids, result.images.image[:, 0], strict=True) if value == value}
+
+
+def _score(result, name):
+    return _by_image(result).get(name)
+
+
+def _title(result: RunResult) -> str:
+    seed = "" if result.seed is None else f", seed {result.seed}"
+    return f"{result.cell.title}{seed}"
+
+
+def _checkpoint(result: RunResult) -> Path | None:
+    """The checkpoint that was scored, if it is still there."""
+    name = Path(str((result.entry.get("checkpoint") or {}).get("path", ""))).name
+    path = result.folder / name if result.folder and name else None
+    return path if path and path.is_file() else None
+
+
+def _make(result, ids, device, folder, progress):
+    """Start the process of a result if a picture or the costs are missing."""
+    missing = not (result.place.parent / COSTS).is_file() or any(
+        not _path(result, name, suffix).is_file() for name in ids for suffix in _SUFFIXES)
+    if missing and ids:
+        notice(f"pictures of {_title(result)} ({progress})")
+        test = list(result.cell.test) if result.cell.config else \
+            ["--predict", str(result.entry.get("procedure", "max"))]
+        job = {"checkpoint": str(_checkpoint(result)), "test": test, "ids": ids,
+               "folder": str(result.place.parent), "device": CPU if device == CPU else "cuda"}
+        process, _ = launch([sys.executable, "-m", "tools.study", "--pictures", json.dumps(job)],
+                            folder / "pictures.log", [device])
+        try:
+            status = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+        if status:
+            warn(f"no pictures of {_title(result)}: see {folder / 'pictures.log'}")
+    path = result.place.parent / COSTS
+    if path.is_file():
+        result.costs = json.loads(path.read_bytes())
+
+
+_SUFFIXES = ("png", "label.png", "jpg")     # prediction, label, image
+
+
+def _path(result: RunResult, name: str, suffix: str) -> Path:
+    """The file of a picture; names of images may hold any characters."""
+    return result.place.parent / _FOLDER / f"{_file_name(name)}.{suffix}"
+
+
+def _file_name(name):
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _truth(results, data, name) -> dict[str, str | None]:
+    """The image and its label, from any result that has them."""
+    for result in results:
+        if result.cell.data == data and _path(result, name, "jpg").is_file():
+            return {"image": _url(_path(result, name, "jpg")),
+                    "label": _url(_path(result, name, "label.png"))}
+    return {"image": None, "label": None}
+
+
+def _url(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    kind = "jpeg" if path.suffix == ".jpg" else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _write(folder: Path, name: str, sample: dict, labels: np.ndarray, palette: Any):
+    """Write prediction, label and image, reduced to the width of the report."""
+    from utils.files.whole_file import write_bytes
+    from utils.images.palette import colorize
+    image = np.asarray(sample["image"]).transpose(1, 2, 0)
+    truth = np.asarray(sample["label"])
+    pictures = {"jpg": image, "label.png": colorize(truth, palette),
+                "png": colorize(labels, palette)}
+    for suffix, picture in pictures.items():
+        write_bytes(folder / f"{_file_name(name)}.{suffix}", _encoded(picture, suffix))
+
+
+def _encoded(picture: np.ndarray, suffix: str) -> bytes:
+    import io
+
+    from PIL import Image
+    drawn = Image.fromarray(np.ascontiguousarray(picture))
+    photo = suffix == "jpg"
+    if drawn.width > _WIDTH:
+        size = _WIDTH, max(1, round(drawn.height * _WIDTH / drawn.width))
+        drawn = drawn.resize(size, Image.Resampling.LANCZOS if photo else
+                             Image.Resampling.NEAREST)
+    data = io.BytesIO()
+    if photo:
+        drawn.save(data, "JPEG", quality=85)
+    else:
+        drawn.quantize(256).save(data, "PNG", optimize=True)
+    return data.getvalue()

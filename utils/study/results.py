@@ -1,0 +1,281 @@
+"""Finds and reads what runs have left in their folders: scores, curves, times.
+
+Nothing else records the state of a study. Results of other programs are read as well: results.json
+of test.py, and the JSON of tools.evaluate_labels.
+"""
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoint.find import BEST, LAST
+from utils.errors import DataError, shown
+from utils.files.json_values import plain_json
+from utils.metrics.image_scores import ImageScores, read_image_scores
+from utils.metrics.scores import NUMBERS
+from utils.study.plan import PlannedRun, PlannedTest
+from utils.study.study_file import Cell
+
+TESTS = "tests"             # in the folder of a run: one folder for each way of testing
+COSTS = "costs.json"        # parameters and FLOPs, next to results.json
+_POINTS = 400               # of a curve
+_STAMP = "%Y-%m-%d %H:%M:%S"
+# The folder of a run that a study made.
+_OF_STUDY = re.compile(r"(?P<label>.+)_s(?P<seed>\d+)-[0-9a-f]{8}")
+
+
+@dataclass
+class RunResult:
+    """The result of one run in one row.
+
+    seed: None if it is not known (of another program). place: its results file.
+    folder: of the run; None for results of other programs.
+    scores: name -> fraction. classes: name -> IoU, nan where undefined.
+    images: None if the result has no scores of single images.
+    seconds: of the training, as its log shows it; None if there is none.
+    curves: "loss" and "score" -> [step, value] pairs.
+    """
+
+    cell: Cell
+    name: str
+    place: Path
+    scores: dict[str, float]
+    classes: dict[str, float | None]
+    seed: int | None = None
+    folder: Path | None = None
+    entry: dict[str, Any] = field(default_factory=dict)
+    images: ImageScores | None = None
+    seconds: float | None = None
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    costs: dict[str, Any] = field(default_factory=dict)
+
+
+def attempts(run: PlannedRun) -> list[Path]:
+    """The dated folders of a run that have a checkpoint, the newest first."""
+    found = [path for path in run.folder.glob("*") if (path / LAST).is_file()
+             or (path / BEST).is_file()]
+    return sorted(found, key=lambda path: _modified(path / LAST), reverse=True)
+
+
+def checkpoint_to_test(run: PlannedRun) -> Path | None:
+    """The best checkpoint of a run, or its last one if it was not validated; None without any."""
+    settings = run.config["trainer"]
+    validated = settings["val"] and settings["monitor"] != "off"
+    name = BEST if validated else LAST
+    return next((folder / name for folder in attempts(run) if (folder / name).is_file()), None)
+
+
+def test_folder(checkpoint: Path, test: PlannedTest) -> Path:
+    """Where the result of a test of this checkpoint is kept."""
+    return checkpoint.parent / TESTS / test.code
+
+
+def find_result(test: PlannedTest) -> Path | None:
+    """The results file of a finished test, or None. Files that a kill left unfinished do not count.
+
+    A result that is older than its checkpoint does not count either: the run was continued by hand.
+    """
+    checkpoint = checkpoint_to_test(test.run)
+    if checkpoint is None:
+        return None
+    path = test_folder(checkpoint, test) / "results.json"
+    try:
+        entry = _content(path)
+        images = path.parent / entry["image_scores"]
+        if not images.is_file() or _modified(path) < _modified(checkpoint):
+            return None
+    except (DataError, KeyError, TypeError):
+        return None
+    return path
+
+
+def read_test(test: PlannedTest) -> RunResult | None:
+    """The result of a finished test; None if it is not finished."""
+    path = find_result(test)
+    if path is None:
+        return None
+    return read_result(path, test.cell, test.run.seed, test.run.name, path.parents[2])
+
+
+def read_result(path: Path, cell: Cell, seed: int | None = None, name: str | None = None,
+                folder: Path | None = None, entry: Mapping[str, Any] | None = None) -> RunResult:
+    """The result in a results file. entry: one of several in it; None takes the newest.
+
+    Raises DataError if the file cannot be read or has no scores.
+    """
+    entry = dict(entry or _content(path))
+    scores = {key: entry[key] for key in NUMBERS if isinstance(entry.get(key), (int, float))}
+    image = entry.get("image") or {}        # of tools.evaluate_labels
+    for key, inner in (("mIoU_I", "Mean_IoU"), ("mDice_I", "Mean_Dice")):
+        if isinstance(image.get(inner), (int, float)):
+            scores[key] = image[inner]
+    if isinstance(entry.get("averageScoreClasses"), (int, float)):     # Cityscapes' own rules
+        scores["Mean_IoU"] = entry["averageScoreClasses"]
+    if not scores:
+        raise DataError("has no score", shown(path), "give a results.json of test.py, or the "
+                                                     "--json file of tools.evaluate_labels")
+    images = None
+    if isinstance(entry.get("image_scores"), str):
+        images = read_image_scores(path.parent / entry["image_scores"])
+        if entry.get("classes_of_interest"):
+            images.classes_of_interest = list(entry["classes_of_interest"])
+    result = RunResult(cell, name or _name_of(path), path, scores, _classes(entry), seed, folder,
+                       entry, images)
+    if folder is not None:
+        result.seconds = training_seconds(folder / "log.txt")
+        result.curves = curves(folder / "metrics.jsonl")
+    result.costs = _read_json(path.parent / COSTS) or {}
+    return result
+
+
+def read_existing(cells: Iterable[Cell]) -> list[RunResult]:
+    """The results of the cells that name results files."""
+    found = []
+    for cell in cells:
+        for path in cell.results:
+            folder = run_folder_of(path)
+            found.append(read_result(path, cell, seed_of(folder), None, folder))
+    return found
+
+
+def run_folder_of(path: Path) -> Path | None:
+    """The folder of the run that a results file lies in, or None."""
+    for folder in list(path.parents)[:3]:
+        if (folder / "config.json").is_file() and (folder / LAST).is_file():
+            return folder
+    return None
+
+
+def seed_of(folder: Path | None) -> int | None:
+    """The seed of the run in a folder."""
+    config = _read_json(folder / "config.json") if folder else None
+    seed = config.get("seed") if config else None
+    return seed if type(seed) is int else None
+
+
+def find_results(places: Iterable[Path]) -> dict[str, list[Path]]:
+    """label -> results files of the runs with this label, in files and folders (--from).
+
+    Runs that differ only in their seed have one label: their name without seed and key, or else
+    the name of their folder. Raises DataError if a place has no results.
+    """
+    found: dict[str, list[Path]] = {}
+    for place in places:
+        paths = [place] if place.is_file() else sorted(place.rglob("results.json"))
+        if not paths:
+            raise DataError("there is no results.json", shown(place),
+                            "run test.py first, or give the file itself")
+        for path in paths:
+            files = found.setdefault(_label_of(path, place), [])
+            if path not in files:
+                files.append(path)
+    return found
+
+
+def _label_of(path: Path, place: Path) -> str:
+    folder = run_folder_of(path)
+    if folder is None:
+        return path.stem if path == place else str(path.parent.relative_to(place.parent))
+    name = folder.parent.name
+    match = _OF_STUDY.fullmatch(name)
+    label = match["label"] if match else name
+    way = path.parent.name if path.parent.parent.name == TESTS else ""
+    return f"{label}, test {way}" if way not in ("", "plain") else label
+
+
+def _name_of(path):
+    folder = run_folder_of(path)
+    return f"{folder.parent.name}/{folder.name}" if folder else str(path)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror or error}", shown(path)) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"is not a results file: {error}", shown(path)) from None
+    if not isinstance(document, dict):
+        raise DataError("is not a results file", shown(path))
+    return document
+
+
+def _classes(entry) -> dict[str, float | None]:
+    if isinstance(entry.get("classes"), list):
+        return {str(one.get("name")): one.get("IoU") for one in entry["classes"]
+                if isinstance(one, dict)}
+    if isinstance(entry.get("classScores"), dict):
+        return {str(name): value for name, value in entry["classScores"].items()}
+    names, values = entry.get("class_names"), entry.get("Class_IoU")
+    if isinstance(names, list) and isinstance(values, list):
+        return dict(zip(map(str, names), values, strict=False))
+    return {}
+
+
+def training_seconds(log: Path) -> float | None:
+    """The time from the first to the last line of each session in a log.txt; None without one.
+
+    Steps that were repeated after a kill count twice: it is the time that was spent.
+    """
+    total, first, last = 0.0, None, None
+    for line in _lines(log):
+        try:
+            now = datetime.strptime(line[:19], _STAMP)
+        except ValueError:
+            continue
+        if line[20:].startswith("training ") or first is None:
+            total += (last - first).total_seconds() if first and last else 0.0
+            first = now
+        last = now
+    return total + (last - first).total_seconds() if first and last else None
+
+
+def curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """The loss of the training and the scores of the validations over the steps."""
+    loss: dict[int, float] = {}
+    score: dict[int, float] = {}
+    for line in _lines(path):
+        try:
+            one = json.loads(line)
+            step = one["step"]
+            if one["kind"] == "train" and isinstance(one.get("train/loss"), (int, float)):
+                loss[step] = one["train/loss"]
+            elif one["kind"] == "validation" and isinstance(one.get("Mean_IoU"), (int, float)):
+                score[step] = one["Mean_IoU"]
+        except (ValueError, KeyError, TypeError):
+            continue        # a line that a kill has cut off
+    return {"loss": _thinned(loss), "score": _thinned(score)}
+
+
+def _thinned(points: dict[int, float]) -> list[tuple[float, float]]:
+    """At most _POINTS of a curve; a point stands for the mean of its neighbors."""
+    ordered = sorted(points.items())
+    width = -(-len(ordered) // _POINTS) or 1
+    groups = [ordered[i:i + width] for i in range(0, len(ordered), width)]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            yield from stream
+    except OSError:
+        return
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return plain_json(content) if isinstance(content, dict) else None
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,192 @@
+"""Puts the results of a study together: the content of study.json, from which all tables are made.
+
+Scores and differences are fractions; null where something is not known.
+"""
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from utils.errors import DataError
+from utils.files.json_values import plain_json
+from utils.metrics.confidence import compare_runs
+from utils.study.results import RunResult
+from utils.study.statistics import (
+    POWER,
+    holm,
+    over_seeds,
+    pooled_sd,
+    rank_rows,
+    seeds_needed,
+)
+from utils.study.study_file import Cell, Study
+
+SCHEMA = 1
+LEVEL = 0.95
+LOWER_IS_BETTER = ("loss",)
+
+Summary = dict[str, Any]
+
+
+def summarize(study: Study, results: Iterable[RunResult],
+              failed: Sequence[tuple[str, str]] = ()) -> Summary:
+    """The content of study.json.
+
+    results: of finished runs, in any order. failed: (name of the run, message).
+    """
+    by_cell: dict[int, list[RunResult]] = {}
+    for result in results:
+        by_cell.setdefault(id(result.cell), []).append(result)
+    rows = [_row(study, cell, by_cell.get(id(cell), [])) for cell in study.cells]
+    for score in study.scores:
+        _mark_best(rows, score)
+    comparisons, needed = _comparisons(study, by_cell)
+    ranks = rank_rows(_means(rows, study.scores[0]))
+    return plain_json({
+        "schema": SCHEMA, "name": study.name, "note": study.note, "scores": list(study.scores),
+        "baseline": study.baseline, "margin": study.margin / 100, "level": LEVEL, "rows": rows,
+        "comparisons": comparisons, "seeds_needed": needed,
+        "ranks": dataclasses.asdict(ranks) if ranks else None,
+        "failed": [{"run": name, "message": message} for name, message in failed]})
+
+
+def _row(study: Study, cell: Cell, runs: list[RunResult]) -> dict[str, Any]:
+    runs = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name))
+    costs = next((run.costs for run in runs if run.costs), {})
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    have = {run.seed for run in runs}
+    return {
+        "label": cell.label, "data": cell.data, "title": cell.title, "note": cell.note,
+        "config": str(cell.config) if cell.config else None,
+        "overrides": list(cell.overrides), "test": list(cell.test),
+        "scores": {score: _score(cell, score, runs) for score in study.scores},
+        "classes": _classes(runs),
+        "parameters": costs.get("parameters"), "flops": costs.get("flops"),
+        "size": costs.get("size"), "seconds": statistics.fmean(seconds) if seconds else None,
+        "missing": [seed for seed in cell.seeds if cell.config and seed not in have],
+        "runs": [{"name": run.name, "seed": run.seed, "place": str(run.place),
+                  "folder": str(run.folder) if run.folder else None,
+                  "scores": {key: run.scores.get(key) for key in study.scores},
+                  "seconds": run.seconds, "curves": run.curves} for run in runs]}
+
+
+def _score(cell, score, runs) -> dict[str, Any]:
+    values = [run.scores[score] for run in runs if score in run.scores]
+    mean = statistics.fmean(values) if values else math.nan
+    published = cell.published.get(score)
+    printed = published.mean / 100 if published else math.nan
+    return {"values": values, "mean": mean,
+            "sd": statistics.stdev(values) if len(values) > 1 else math.nan, "best": False,
+            "published": {"mean": printed, "runs": [one / 100 for one in published.runs]}
+            if published else None,
+            "difference": mean - printed}
+
+
+def _classes(runs) -> dict[str, float | None]:
+    """class -> its mean IoU over the runs."""
+    table = {}
+    for name in dict.fromkeys(name for run in runs for name in run.classes):
+        values = [value for run in runs if (value := run.classes.get(name)) is not None
+                  and not math.isnan(value)]
+        table[name] = statistics.fmean(values) if values else None
+    return table
+
+
+def _mark_best(rows, score):
+    """Mark the best mean of each data set; all of them if several print the same."""
+    sign = -1 if score in LOWER_IS_BETTER else 1
+    for data in {row["data"] for row in rows}:
+        known = [row["scores"][score] for row in rows
+                 if row["data"] == data and not math.isnan(row["scores"][score]["mean"])]
+        best = max((round(sign * one["mean"], 4) for one in known), default=None)
+        for one in known:
+            one["best"] = len(known) > 1 and round(sign * one["mean"], 4) == best
+
+
+def _comparisons(study: Study, by_cell) -> tuple[list[dict], dict | None]:
+    """(each row against the baseline of its data set, the seeds that the margin needs)."""
+    if study.baseline is None:
+        return [], None
+    table, of_main = [], []
+    for score in study.scores:
+        family = []
+        for cell in study.cells:
+            base = next((one for one in study.cells
+                         if one.label == study.baseline and one.data == cell.data), None)
+            first, second = by_cell.get(id(base), []), by_cell.get(id(cell), [])
+            if cell is base or not first or not second:
+                continue
+            seeds = over_seeds(_by_seed(first, score), _by_seed(second, score), LEVEL) \
+                if all(any(score in run.scores for run in runs) for runs in (first, second)) \
+                else None
+            if seeds is None:
+                continue
+            family.append({"row": cell.title, "baseline": base.title if base else None,
+                           "score": score, "seeds": dataclasses.asdict(seeds),
+                           "images": _over_images(first, second, score)})
+            if score == study.scores[0]:
+                of_main.append(seeds)
+        for kind in ("seeds", "images"):
+            known = [one for one in family if one[kind]]
+            for one, p in zip(known, holm([one[kind]["p"] for one in known]), strict=True):
+                one[kind]["p_holm"] = p
+        table += family
+    return table, _needed(study, of_main)
+
+
+def _by_seed(runs: list[RunResult], score: str) -> dict[int | None, list[float]]:
+    table: dict[int | None, list[float]] = {}
+    for run in runs:
+        if score in run.scores:
+            table.setdefault(run.seed, []).append(run.scores[score])
+    return table
+
+
+def _over_images(first: list[RunResult], second: list[RunResult], score: str) -> dict | None:
+    """The difference over the images of the runs of both rows; None if it cannot be told."""
+    pairs = _pairs(first, second)
+    if not pairs:
+        return None
+    try:
+        table = compare_runs([one for one, _ in pairs], [two for _, two in pairs], LEVEL)
+    except DataError:
+        return None         # not one common image, or other classes
+    if score not in table:
+        return None
+    one = table[score]
+    return {"value": one.value, "low": one.low, "high": one.high, "p": one.p,
+            "images": one.images, "runs": len(pairs)}
+
+
+def _pairs(first, second):
+    """Image scores of the runs of common seeds, or of the runs in their order."""
+    ones = {run.seed: run.images for run in first if run.images and run.seed is not None}
+    twos = {run.seed: run.images for run in second if run.images and run.seed is not None}
+    common = sorted(ones.keys() & twos.keys())
+    if common:
+        return [(ones[seed], twos[seed]) for seed in common]
+    return list(zip([run.images for run in first if run.images],
+                    [run.images for run in second if run.images], strict=False))
+
+
+def _needed(study: Study, differences) -> dict | None:
+    paired = [one for one in differences if one.paired]
+    sd = pooled_sd(paired)
+    if math.isnan(sd):
+        return None
+    needed = seeds_needed(sd, study.margin / 100, LEVEL)
+    have = min(one.seeds for one in paired)
+    return {"sd": sd, "margin": study.margin / 100, "power": POWER, "needed": needed, "have": have,
+            "more": None if needed is None else max(0, needed - have)}
+
+
+def _means(rows, score) -> dict[str, dict[str, float]]:
+    """data set -> row -> mean score, larger is better."""
+    sign = -1 if score in LOWER_IS_BETTER else 1
+    table: dict[str, dict[str, float]] = {}
+    for row in rows:
+        mean = row["scores"][score]["mean"]
+        if row["data"] and not math.isnan(mean):
+            table.setdefault(row["data"], {})[row["label"]] = sign * mean
+    return table
