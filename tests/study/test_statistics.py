@@ -1,5 +1,6 @@
 """utils/study/statistics.py: what differences over seeds and data sets are worth."""
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,15 @@ from utils.study.statistics import (
 SIMULATIONS = 1000
 
 
-def seeds(values):
+def seeds(values) -> dict[int | None, list[float]]:
     return {seed: [value] for seed, value in enumerate(values)}
 
 
 def test_a_paired_difference_is_that_of_scipy():
     from scipy.stats import ttest_rel
     first, second = [0.50, 0.52, 0.49, 0.53], [0.53, 0.53, 0.54, 0.55]
-    one, known = over_seeds(seeds(first), seeds(second)), ttest_rel(second, first)
+    one = over_seeds(seeds(first), seeds(second))
+    known: Any = ttest_rel(second, first)
     bounds = known.confidence_interval(0.95)
     assert one.p == pytest.approx(known.pvalue)
     assert (one.low, one.high) == pytest.approx((bounds.low, bounds.high))
@@ -35,7 +37,7 @@ def test_without_common_seeds_the_difference_is_that_of_welch():
     from scipy.stats import ttest_ind
     first, second = [0.50, 0.52, 0.49], [0.53, 0.58, 0.54, 0.55]
     one = over_seeds({None: first}, {None: second})
-    known = ttest_ind(second, first, equal_var=False)
+    known: Any = ttest_ind(second, first, equal_var=False)
     assert one.p == pytest.approx(known.pvalue) and not one.paired
     assert one.low == pytest.approx(known.confidence_interval(0.95).low)
 
@@ -72,6 +74,7 @@ def test_the_pooled_sd_weighs_by_degrees_of_freedom():
 
 def test_ranks_of_equal_scores_are_shared_and_a_constant_order_is_significant():
     ranks = rank_rows({f"d{i}": {"a": 0.9, "b": 0.5, "c": 0.5, "d": 0.1} for i in range(6)})
+    assert ranks is not None
     assert ranks.mean == [1, 2.5, 2.5, 4] and ranks.p < 0.001
     # Nemenyi: q 2.569 of four rows (Demsar, table 5), times sqrt(4 * 5 / (6 * 6)).
     assert ranks.critical == pytest.approx(2.569 * math.sqrt(20 / 36), abs=2e-3)

@@ -37,7 +37,8 @@ def draw(summary: Summary) -> "PillowImage":
         sheet.text(place(tick), bottom + 12, _tick_text(tick, score), 11, FAINT, "mm")
     for i, row in enumerate(rows):
         _draw_row(sheet, row, score, left, _TOP + _LINE * (i + 0.5), place)
-    _draw_legend(sheet, left, bottom + 40)
+    printed = any(row["scores"][score]["published"] for row in rows)
+    _draw_legend(sheet, left, bottom + 40, printed, low > 0)
     return sheet.image()
 
 
@@ -54,13 +55,16 @@ def _draw_row(sheet, row, score, left, y, place):
         _point(sheet, place(value), y)
 
 
-def _draw_legend(sheet, left, y):
+def _draw_legend(sheet, left, y, printed, cut):
     sheet.box(left, y - 5, left + 22, y + 5, BAR)
     sheet.text(left + 28, y, "mean", 11, FAINT)
     _point(sheet, left + 84, y)
     sheet.text(left + 94, y, "one run", 11, FAINT)
-    _diamond(sheet, left + 170, y)
-    sheet.text(left + 182, y, "published", 11, FAINT)
+    if printed:
+        _diamond(sheet, left + 170, y)
+        sheet.text(left + 182, y, "published", 11, FAINT)
+    if cut:
+        sheet.text(left + _PANEL, y, "the axis does not begin at 0", 11, FAINT, "rm")
 
 
 def _point(sheet, x, y):
@@ -68,9 +72,9 @@ def _point(sheet, x, y):
 
 
 def _diamond(sheet, x, y):
-    for width in range(6):
-        sheet.line([(x - width, y - 6 + width), (x + width, y - 6 + width)], PRINTED)
-        sheet.line([(x - width, y + 6 - width), (x + width, y + 6 - width)], PRINTED)
+    for half in range(-11, 12):
+        width = 6 - abs(half) / 2
+        sheet.box(x - width, y + half / 2, x + width, y + half / 2, PRINTED)
 
 
 def _range(rows, score) -> tuple[float, float]:

@@ -50,7 +50,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _main_table(summary: Summary) -> str:
     heads, rows = ["row", *(["data"] if any(row["data"] for row in summary["rows"]) else [])], []
     for score in summary["scores"]:
-        heads += [tables.score_title(score), "runs", "published", "difference"]
+        heads += [tables.score_title(score), "runs"]
+        heads += ["published", "difference"] * tables.has_published(summary, score)
     for row in summary["rows"]:
         cells = [_cell(row["label"], row["label"])]
         cells += [_cell(row["data"], row["data"])] if "data" in heads else []
@@ -58,10 +59,10 @@ def _main_table(summary: Summary) -> str:
             printed = one["published"]
             cells += [_cell(tables.spread(one, score), one["mean"], "best" * one["best"]),
                       _cell(", ".join(tables.number(value, score) for value in one["values"]),
-                            max(one["values"], default=None), "runs"),
-                      _cell(tables.number(printed and printed["mean"], score),
-                            printed and printed["mean"]),
-                      _cell(tables.number(one["difference"], score, True), one["difference"])]
+                            max(one["values"], default=None), "runs")]
+            if tables.has_published(summary, score):
+                cells += [_cell(tables.published_text(printed, score), printed and printed["mean"]),
+                          _cell(tables.number(one["difference"], score, True), one["difference"])]
         cells += [_cell(tables.scaled(row["parameters"], 1e6), row["parameters"]),
                   _cell(tables.scaled(row["flops"], 1e9), row["flops"]),
                   _cell(tables.duration(row["seconds"]), row["seconds"])]

@@ -19,6 +19,7 @@ from utils.config.load import load_config, with_config
 from utils.config.schema import resolve_config
 from utils.errors import ConfigError, UserError
 from utils.study.study_file import Cell, Study
+from utils.training.earlier_runs import start_file
 from utils.training.run_setup import HARMLESS
 
 KEY_DIGITS = 8
@@ -164,7 +165,7 @@ def _run(study: Study, cell: Cell, seed: int) -> PlannedRun:
     given = load_config(cell.config, [*cell.overrides, f"seed={seed}"])
     config = resolve_config(given, str(cell.config))
     start = config["trainer"]["finetune_from"]
-    if start and not start.startswith("run:") and not Path(start).is_file():
+    if start and not Path(start_file(start, config["trainer"]["save_dir"])).is_file():
         raise ConfigError(f"trainer.finetune_from: {start} does not exist", str(cell.config),
                           "train the stage before it first, or download the file")
     key = key_of(given)

@@ -122,7 +122,7 @@ def _main(summary: Summary, bold: str) -> tuple[list[str], list[list[str]]]:
     for score in scores:
         head.append(score_title(score))
         head += ["runs"] * several
-        if _has_published(summary, score):
+        if has_published(summary, score):
             head += ["published", "difference"]
     lines = []
     for row in rows:
@@ -133,8 +133,8 @@ def _main(summary: Summary, bold: str) -> tuple[list[str], list[list[str]]]:
             line.append(bold.format(text) if one["best"] else text)
             if several:
                 line.append(", ".join(number(value, score) for value in one["values"]) or "-")
-            if _has_published(summary, score):
-                line += [_published_text(one["published"], score),
+            if has_published(summary, score):
+                line += [published_text(one["published"], score),
                          number(one["difference"], score, True)]
         lines.append(line + [show(row) for _, _, show in optional])
     return [*head, *(title for title, _, _ in optional)], lines
@@ -144,11 +144,13 @@ def _several(summary) -> bool:
     return any(len(row["runs"]) > 1 for row in summary["rows"])
 
 
-def _has_published(summary, score):
+def has_published(summary: Summary, score: str) -> bool:
+    """Whether any row has a published value of a score."""
     return any(row["scores"][score]["published"] for row in summary["rows"])
 
 
-def _published_text(published, score):
+def published_text(published: dict | None, score: str) -> str:
+    """The published mean, with the runs where they are printed."""
     if not published:
         return "-"
     runs = ", ".join(number(value, score) for value in published["runs"])
