@@ -30,6 +30,10 @@ def segment(args: argparse.Namespace) -> int:
     from utils.inference.segment_videos import segment_videos
     from utils.machine.distributed import is_main
     pipeline = open_pipeline(args)
+    if args.ids == "label":
+        from dataloader.label_files import stored_ids
+        config = pipeline.opened.config
+        pipeline.opened.label_ids = stored_ids(config["train_loader"], config["ignore_index"])
     prepare_folder(args.output, args.images)
     report, start = InferenceReport(pipeline.describe()), time.perf_counter()
     with StopSignal() as stop:

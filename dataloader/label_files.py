@@ -1,9 +1,14 @@
 """The labels of a dataset without its images: for commands that convert or score label files."""
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from base.base_dataset import BaseDataset, Sample
+from utils.config.registry import components, lookup
+from utils.config.signature import fields
 from utils.errors import ConfigError
 from utils.images.picture_files import picture_files
 
@@ -33,3 +38,27 @@ def label_files(cls: type[BaseDataset], folder: Path, paths: Iterable[Path] | No
         except ConfigError:     # the other arguments may decide which splits exist
             pass
     return labels_only(**args, split=last)
+
+
+def stored_ids(section: dict, ignore_index: int = 255) -> list[int]:
+    """For each class of a loader section {"type", "args"}, the value that its label files hold.
+
+    A mixture is read by its first part. Raises ConfigError if the labels of the dataset do not say
+    it: if they come in several encodings, or a class stands for no single value up to 65535.
+    """
+    section = next(iter(section["args"].get("parts") or [section]))
+    cls = lookup(section["type"], components("datasets"), "train_loader.type")
+    if cls.encodings > 1:
+        raise ConfigError(f"labels of {section['type']} come in more than one encoding", "--ids",
+                          "write train ids: leave --ids out")
+    known = set(fields(cls)) - {"data_dir"}
+    args = {key: value for key, value in section["args"].items() if key in known}
+    with tempfile.TemporaryDirectory() as empty:
+        dataset = label_files(cls, Path(empty), [], args, ignore_index)
+        table = dataset.train_id_table(np.uint16)
+    found = [np.flatnonzero(table == number) for number in range(dataset.num_classes)]
+    for name, values in zip(dataset.class_names, found, strict=True):
+        if len(values) != 1:
+            raise ConfigError(f"class {name!r} stands for {len(values)} values of the label files",
+                              "--ids", "write train ids: leave --ids out")
+    return [int(values[0]) for values in found]

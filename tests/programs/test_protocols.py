@@ -15,7 +15,10 @@ from tests.programs.test_validated_size import (
     scores_of_test,
 )
 from tools import compare_results
+from utils.checkpoint.read import read_checkpoint
+from utils.checkpoint.write import write_checkpoint
 from utils.cli import console
+from utils.inference import large_image
 from utils.predict.protocols import PROTOCOLS
 
 SMALL = {"mmseg-ade20k": {"input_size": 48, "long_side": 96, "multiple": 8},
@@ -119,3 +122,31 @@ def test_two_protocols_are_compared_only_when_asked(data, tmp_path, capsys, smal
     assert console.run(compare_results.main, [*results, "--across-protocols"]) == 0
     assert "protocol: whole / mmseg-ade20k" in capsys.readouterr().out
     assert console.run(compare_results.main, [results[0], results[0]]) == 0
+
+
+def test_label_ids_are_the_values_of_the_datasets_own_label_files(data, tmp_path):  # noqa: F811
+    path = checkpoint(data, tmp_path / "model.pth")
+    state = read_checkpoint(path)
+    state["config"]["train_loader"]["args"]["label_map"] = {"7": 0, "300": 1, "2": 2}
+    write_checkpoint(path, state)
+    classes = predicted(path, data, tmp_path / "classes")
+    stored = predicted(path, data, tmp_path / "stored", "--ids", "label")
+    for name, one in classes.items():
+        assert np.array_equal(stored[name], np.array([7, 300, 2])[one])
+
+
+def test_a_streamed_image_gets_label_ids_and_their_colors(data, tmp_path, monkeypatch):  # noqa: F811
+    path = checkpoint(data, tmp_path / "model.pth", base_size=48)
+    state = read_checkpoint(path)
+    state["config"]["train_loader"]["args"]["label_map"] = {"7": 0, "30": 1, "2": 2}
+    write_checkpoint(path, state)
+    whole = predicted(path, data, tmp_path / "whole", "--ids", "label")
+    monkeypatch.setattr(large_image, "LARGE_PIXELS", 1)
+    streamed = predicted(path, data, tmp_path / "streamed", "--ids", "label")
+    for name, one in whole.items():
+        assert set(np.unique(streamed[name])) <= {2, 7, 30}
+        assert (streamed[name] != one).mean() < 1e-3
+        colors = [np.array(Image.open(tmp_path / folder / name).convert("RGB"))
+                  for folder in ("whole", "streamed")]
+        assert np.array_equal(colors[0][one == streamed[name]], colors[1][one == streamed[name]])
+        assert [99, 99, 99] in colors[0].reshape(-1, 3).tolist() or 2 not in one

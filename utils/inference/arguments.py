@@ -40,6 +40,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="image types to take from folders, e.g. jpg or jpg,png (default: every image type)")
     add("-p", "--predict", metavar="RULE",
         help="decision rule: max, T, rankdice or rankiou (default: from the config)")
+    add("--ids", choices=("train", "label"), default="train",
+        help="what label maps hold: class ids 0, 1, ... (default), or the values of the dataset's "
+             "own label files, which test servers want (python -m tools.submission)")
     add("--overlay", action="store_true",
         help="also write the image with the class colors over it (videos always have them)")
     add("--side-by-side", action="store_true",

@@ -23,6 +23,7 @@ from utils.inference.prediction_files import (
     OVERLAY,
     PROBABILITIES,
     SIDE_BY_SIDE,
+    as_stored,
     class_shares,
     make_folders,
     mask_names,
@@ -108,8 +109,9 @@ def _write(paths, image, labels, opened, check_stop):
             files.append(PngStrips(paths[OVERLAY], height, width, "rgb"))
         if SIDE_BY_SIDE in paths:
             files.append(PngStrips(paths[SIDE_BY_SIDE], height, 2 * width + GAP, "rgb"))
+        first, stored_palette = as_stored(labels[:1], palette, opened.label_ids)
         files.append(PngStrips(paths[LABELS], height, width,
-                               "palette" if labels.dtype == np.uint8 else "gray16", palette))
+                               "palette" if first.dtype == np.uint8 else "gray16", stored_palette))
         counts = np.zeros(len(names), np.int64)
         step = max(1, STRIP_PIXELS // width)
         for top in range(0, height, step):
@@ -122,6 +124,7 @@ def _write(paths, image, labels, opened, check_stop):
                 mixed = overlay(original, strip, palette)
                 parts += [mixed] if OVERLAY in paths else []
                 parts += [side_by_side(original, mixed)] if SIDE_BY_SIDE in paths else []
+            strip, _ = as_stored(strip, palette, opened.label_ids)
             for file, part in zip(files, [*parts, strip], strict=True):
                 file.write(part)
         for file in files:      # the label map last: where it exists, the other files do too

@@ -28,7 +28,8 @@ def wanted_outputs(args: argparse.Namespace) -> list[str]:
 
 def write_prediction(paths: dict[str, str], image: Image, labels: Labels,
                      class_names: list[str], palette: list[list[int]],
-                     probabilities: np.ndarray | None = None, masks: np.ndarray | None = None):
+                     probabilities: np.ndarray | None = None, masks: np.ndarray | None = None,
+                     label_ids: list[int] | None = None):
     """Write every output that `paths` (suffix -> path) contains.
 
     image: uint8 (H, W, 3), RGB. labels: class ids (H, W).
@@ -38,7 +39,8 @@ def write_prediction(paths: dict[str, str], image: Image, labels: Labels,
     PROBABILITIES npz: "probabilities" uint8 (C, H, W), 255 means 1; "class_names"
     MASKS         a folder with a 1-bit PNG per class (see `mask_names`); masks, bool
                   (C, H, W), may overlap and may leave pixels without a class
-    probabilities and masks are required only if `paths` contains them.
+    probabilities and masks are required only if `paths` contains them. label_ids: what LABELS holds
+    for each class; None: class ids.
     Raises DataError naming the file that cannot be written.
     """
     make_folders(paths)
@@ -57,7 +59,22 @@ def write_prediction(paths: dict[str, str], image: Image, labels: Labels,
             with PngStrips(os.path.join(paths[MASKS], name), height, width, "mask") as file:
                 file.write(mask)
     if LABELS in paths:         # last: where the label map exists, the other files do too
-        write_label(paths[LABELS], labels, palette)
+        write_label(paths[LABELS], *as_stored(labels, palette, label_ids))
+
+
+def as_stored(labels: Labels, palette: list[list[int]], label_ids: list[int] | None) \
+        -> tuple[Labels, list[list[int]]]:
+    """(labels, palette) of a label map that holds label_ids[k] for class k; None changes nothing.
+
+    Other values of the palette are black.
+    """
+    if label_ids is None:
+        return labels, palette
+    wide = np.uint8 if max(label_ids) < 256 else np.uint16
+    colors = [[0, 0, 0] for _ in range(max(label_ids) + 1)]
+    for value, color in zip(label_ids, palette, strict=True):
+        colors[value] = list(color)
+    return np.array(label_ids, wide)[labels], colors
 
 
 def make_folders(paths: dict[str, str]):

@@ -177,7 +177,8 @@ class _Writing:
 
     def _write(self, paths, image, labels, probs, masks):
         names = self.opened.class_names
-        write_prediction(paths, image, labels, names, self.opened.palette, probs, masks)
+        write_prediction(paths, image, labels, names, self.opened.palette, probs, masks,
+                         self.opened.label_ids)
         return class_shares(np.bincount(labels.ravel(), minlength=len(names)), names)
 
 

@@ -30,6 +30,7 @@ class OpenModel:
     activation: "softmax" or "sigmoid", as the loss of the network needs it.
     epoch: number of finished epochs of the weights, if known.
     base_size: the size at which the network was validated (utils.images.base_size).
+    label_ids: the value that a written label map holds for each class; None: class ids.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class OpenModel:
     activation: str
     epoch: int | None
     base_size: int | list[int] | None = None
+    label_ids: list[int] | None = None
 
     @property
     def device(self) -> torch.device:
