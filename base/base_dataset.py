@@ -36,6 +36,7 @@ SHOWN_VALUES = 8           # of the stored values that a label must not contain
 # True while a loader with on_corrupt="skip" is built: unreadable files are reported, not fatal, so
 # that a run they interrupted can resume.
 SKIP_UNREADABLE = ContextVar("SKIP_UNREADABLE", default=False)
+VOID_NAME = "void"         # of the class that train_void adds
 NO_CLASS = -2 ** 62        # train id of a stored value without a meaning; always out of range
 PADDING_16_BITS = 65535    # stored value of pixels outside the image in 16-bit labels
 
@@ -86,6 +87,8 @@ class BaseDataset(Dataset, ABC):
     label_suffixes: tuple[str, ...] = LABEL_SUFFIXES    # what pair_by_stem takes for a label
     encodings: int = 1                        # of labels; if several, the folder decides which
     cache: PixelSource | None = None          # replaces the files
+    void: int | None = None                   # id of the class that add_void has added
+    trains_void: bool = False                 # whether samples show it in place of ignore_index
 
     provided = ("ignore_index", "seed", "augmentation")    # by the program, not by a config
 
@@ -180,6 +183,26 @@ class BaseDataset(Dataset, ABC):
             warn(f"\"white\" is {self.white} in train_loader and {other.white} in val_loader; "
                  "predictions will use the former")
 
+    def add_void(self, train_void: bool = False, training: bool = False) -> None:
+        """The classes, with one for pixels that have none.
+
+        train_void: a last class "void" is trained on all pixels without a label, borders
+            included. Validation leaves these pixels out, and counts void as wrong elsewhere.
+            Set it in every loader, and list the other classes in predict.CoI.
+        """
+        if not train_void:
+            return
+        if self.ignore_index == self.num_classes:
+            raise ConfigError(f"train_void makes {self.ignore_index} a class, and ignore_index is "
+                              f"{self.ignore_index}", "train_void", "set ignore_index to 255")
+        if VOID_NAME in self.class_names:
+            raise ConfigError(f"there is a class {VOID_NAME!r} already", "train_void", "remove it")
+        self.void, self.trains_void = self.num_classes, training
+        self.num_classes += 1
+        self.class_names = [*self.class_names, VOID_NAME]
+        self.palette = [*self.palette, [0, 0, 0]]
+        self._tables = {}
+
     def draw_epoch(self, epoch: int) -> np.ndarray:
         """The indices (N,) that a training epoch visits, before they are shuffled."""
         return np.arange(len(self))
@@ -258,6 +281,8 @@ class BaseDataset(Dataset, ABC):
         ids = self.label_to_train_ids(label, stored, self.samples[index].label)
         if mirrored and self.flip_label_pairs:
             ids = _swap_classes(ids, self.flip_label_pairs)
+        if self.trains_void:
+            ids = np.where(ids == self.ignore_index, ids.dtype.type(self.void), ids)
         image = np.require(image, requirements=["C", "W"])    # the arrays of a cache are read-only
         return {"image": torch.from_numpy(image).permute(2, 0, 1),
                 "label": torch.from_numpy(ids), "id": self.samples[index].id}
@@ -347,7 +372,7 @@ class BaseDataset(Dataset, ABC):
         ids = np.array(self.train_ids(np.arange(2 ** bits, dtype=np.int64)), dtype=np.int64)
         if bits == 16:
             ids[PADDING_16_BITS] = self.ignore_index
-        valid = (ids >= 0) & (ids < self.num_classes)
+        valid = (ids >= 0) & (ids < (self.num_classes if self.void is None else self.void))
         ignored = ids == self.ignore_index
         border = int(np.flatnonzero(ignored)[-1]) if ignored.any() else None
         kind = train_id_type(self.num_classes, self.ignore_index)

@@ -231,7 +231,8 @@ def make_loader(section: dict, *, ignore_index: int, seed: int = 0, rank: int = 
     key = key or ("train_loader" if training else "val_loader")
     dataset_class = lookup(section["type"], components("datasets"), f"{key}.type")
     declared = section_callables("datasets", dataset_class)
-    dataset_args, cache_args, augmentation_args, loader_args = split_args(section, *declared)
+    dataset_args, cache_args, augmentation_args, loader_args, void_args = \
+        split_args(section, *declared)
     with _mistakes_in(f"{key}.args", fields(*declared)):
         token = SKIP_UNREADABLE.set(loader_args.get("on_corrupt") == "skip")
         try:
@@ -243,6 +244,7 @@ def make_loader(section: dict, *, ignore_index: int, seed: int = 0, rank: int = 
         finally:
             SKIP_UNREADABLE.reset(token)
         dataset.normalize_by(normalize)
+        dataset.add_void(**void_args, training=training)
         use_cache(dataset, **cache_args)
         return build_loader(dataset, **loader_args, seed=seed, rank=rank, world_size=world_size,
                             training=training)

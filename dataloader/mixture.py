@@ -147,6 +147,10 @@ class Mixture(BaseDataset):
         for dataset in (super(), *self.parts):      # a part pads its own images
             dataset.normalize_by(section)
 
+    def add_void(self, train_void: bool = False, training: bool = False) -> None:
+        for dataset in (super(), *self.parts):
+            dataset.add_void(train_void, training)
+
     def owner(self, index: int) -> tuple[BaseDataset, int]:
         """The part that a sample comes from, and its index there."""
         number = self.part_of(index)

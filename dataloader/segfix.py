@@ -88,6 +88,8 @@ class SegFixTargets(BaseDataset):
                 problems.append(f"{key}: expected at least 0, found {settings[key]}")
         if settings.get("targets") and settings["min_pixels"] != MIN_PIXELS:
             problems.append("min_pixels: has no effect on targets that are read from files")
+        if settings.get("train_void"):
+            problems.append("train_void: borders and directions of void are not defined")
         if settings.get("sampler"):
             problems.append("sampler: borders and directions are not classes to draw images by")
         return problems

@@ -6,6 +6,7 @@ import torch
 
 from base.base_dataset import BaseDataset, Sample
 from dataloader.augmentation.transforms import Augmentation
+from dataloader.shapes import Shapes
 from utils.errors import ConfigError, DataError
 from utils.images.image_io import write_image, write_label
 from utils.losses import build_loss
@@ -286,3 +287,34 @@ def test_checking_headers_is_fast(tmp_path):
     start = time.process_time()
     Plain(root, "other")
     assert time.process_time() - start < 0.2           # 20 us per file, plus the constructor
+
+
+def with_void(training, **options):
+    dataset = Shapes(split="train", length=4, size=(32, 48), **options)
+    labels = [dataset[index]["label"].numpy() for index in range(4)]
+    dataset.add_void(train_void=True, training=training)
+    return dataset, labels, [dataset[index]["label"].numpy() for index in range(4)]
+
+
+def test_void_is_trained_as_the_last_class_in_place_of_ignored_pixels():
+    dataset, before, after = with_void(True)
+    assert any((label == 255).any() for label in before)
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(new, np.where(old == 255, 9, old))
+    assert dataset.num_classes == 10 and dataset.class_names[-1] == "void"
+    assert len(dataset.palette) == 10 and Shapes.num_classes == 9
+
+
+def test_void_stays_ignored_in_validation_and_borders_are_void_in_training():
+    _, before, after = with_void(False)
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(new, old)
+    chain = Augmentation(crop_size=[40, 60], augment=True, scale=False)
+    _, before, after = with_void(True, augmentation=chain)
+    assert (before[0][32:] == 255).all() and (after[0][32:] == 9).all()
+
+
+def test_an_ignore_index_that_void_would_take_is_refused():
+    dataset = Shapes(split="train", length=2, size=(32, 48), ignore_index=9)
+    with pytest.raises(ConfigError, match="set ignore_index to 255"):
+        dataset.add_void(train_void=True, training=True)

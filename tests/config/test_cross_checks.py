@@ -84,3 +84,14 @@ def test_a_setting_out_of_range_is_reported_together_with_a_misspelled_one():
     lines = mistakes(small(trainer={"epcohs": 2, "save_every": -1, "val": False, "ema": "x"}))
     assert [line.partition(": ")[0] for line in lines] == ["trainer.epcohs", "trainer.ema",
                                                            "trainer.save_every"]
+
+
+def test_void_is_trained_by_every_loader_or_none_and_is_not_averaged():
+    loader = {"type": "VOC", "args": {"data_dir": "d", "split": "train", "train_void": True}}
+    other = {"type": "VOC", "args": {"data_dir": "d", "split": "val"}}
+    assert mistakes(small(train_loader=loader, val_loader=other)) == [
+        "val_loader.args.train_void: expected true, as in the other loaders",
+        "predict.CoI: train_void adds the class void, over which no score averages: list the "
+        "others, [0, 1, …, 20]"]
+    resolve_config(small(train_loader=loader, predict={"CoI": list(range(21))},
+                         loss={"type": "CE", "args": {"weight": [1.0] * 22}}))

@@ -287,3 +287,19 @@ def test_a_resumed_training_keeps_its_normalization(caffe, capsys):
     assert run("-r", caffe, "normalize=null") == 2
     assert "normalize was {'mean': [102.9801" in capsys.readouterr().err
     assert run("-r", caffe, "normalize=null", "--resume-allow-changes", "--dry-run") == 0
+
+
+def test_a_network_with_void_is_trained_saved_and_scored_on_the_other_classes(tmp_path, capsys):
+    """Seconds: a training, and the score of its checkpoint."""
+    void = ["train_loader.args.train_void=true", "val_loader.args.train_void=true",
+            "predict.CoI=[0,1,2,3,4,5,6,7,8]", "loss=CE"]
+    assert run(*COMMON, *void, "trainer.epochs=1", f"trainer.save_dir={tmp_path}") == 0
+    path = next(tmp_path.glob("shapes/*")) / "last.pth"
+    assert read_checkpoint(path)["class_names"][-1] == "void"
+    capsys.readouterr()
+    assert console.run(test_program.main, ["-r", str(path), "--json", "-o", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    classes = json.loads((tmp_path / "results.json").read_text())["runs"][-1]["classes"]
+    assert len(classes) == 10
+    ious = [entry["IoU"] for entry in classes[:9] if entry["IoU"] is not None]
+    assert result["Mean_IoU"] == pytest.approx(np.mean(ious))

@@ -83,6 +83,7 @@ def check_between_keys(config: dict, report: "Mistakes"):
     _check_splits(config, report)
     _check_labels(config, report)
     _check_draws(config, report)
+    _check_void(config, report)
     _check_outputs(config, report)
     _check_class_weights(config, report)
     _check_predict(config, report)
@@ -203,6 +204,7 @@ def _check_class_weights(config, report):
         count = args.get("num_classes") if isinstance(args, dict) else None
     if type(count) is not int:
         return
+    count += bool(_train_void(config, "train_loader"))
     for key in ("loss", "val_loss"):
         for path, args in _arguments_in(config.get(key), (key,)):
             weights = args.get("weight")
@@ -265,6 +267,25 @@ def _check_read_once(seen_at, config, report):
         report.note(("predict", "input_size"), "the val_loader already resizes images and labels "
                     f"to {size}; remove base_size, val and crop_size there, or "
                     f"{', '.join(seen_at.describe())} here")
+
+
+def _train_void(config, loader):
+    args = (config.get(loader) or {}).get("args")
+    return isinstance(args, dict) and args.get("train_void") is True
+
+
+def _check_void(config, report):
+    """Every loader must have the class void or none, and no score may average over it."""
+    given = {key: _train_void(config, key) for key in LOADERS if config.get(key)}
+    if not any(given.values()):
+        return
+    for key in (key for key, value in given.items() if not value):
+        report.note((key, "args", "train_void"), "expected true, as in the other loaders")
+    if isinstance(predict := config.get("predict"), dict) and predict.get("CoI") == "all":
+        count = _static(config, "train_loader", "datasets", "num_classes")
+        last = count - 1 if type(count) is int else "N"
+        report.note(("predict", "CoI"), "train_void adds the class void, over which no score "
+                                        f"averages: list the others, [0, 1, …, {last}]")
 
 
 def _check_classes_of_interest(classes, config, report):

@@ -91,5 +91,6 @@ def _without_augmentation(part: dict) -> dict[str, Any]:
 
 
 def _data_keys(dataset: type, role: str) -> dict[str, Field]:
-    """The arguments that select the data: those of the dataset class and of its cache."""
-    return fields(*section_callables(role, dataset)[:2])
+    """The arguments that select the data: of the dataset class, its cache and its classes."""
+    callables = section_callables(role, dataset)
+    return fields(*callables[:2], *callables[4:])

@@ -41,7 +41,8 @@ SHARED = {
     "models": ("base.base_model:BaseModel.freeze", "base.base_model:BaseModel.two_classes"),
     "datasets": ("dataloader.pixel_cache:use_cache",
                  "dataloader.augmentation.transforms:Augmentation",
-                 "dataloader.loader:build_loader"),
+                 "dataloader.loader:build_loader",
+                 "base.base_dataset:BaseDataset.add_void"),
     # Datasets inside a mixture: they take the options that they leave out from the mixture.
     "parts": ("dataloader.pixel_cache:use_cache",
               "dataloader.augmentation.transforms:Augmentation"),
