@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from models.weights.published import published
 from tests.recipes.facts import RECIPES, resolved
 from utils.checkpoint.load import without_download
 from utils.config.build import build
+from utils.config.recipes import read_published
 from utils.config.registry import components
 from utils.images.normalize import Normalize
 from utils.training.criterion import Criterion
@@ -19,6 +21,7 @@ from utils.training.optimizer import build_optimizer
 CLASSES = {"CityScapes": 19, "Cityscapes": 19, "MiniCity": 19, "VOC": 21, "VOC2010_Context": 59,
            "LIP": 20, "ADE20K": 150, "COCO": 171, "Folder": 2, "CamVid": 11, "Shapes": 9,
            "SegFixTargets": 10, "Cityscapes_coarse": 19, "Cityscapes_fine_coarse": 19}
+PUBLISHED = {name: section for name, path in RECIPES.items() if (section := read_published(path))}
 STEPS = 1000
 PIXELS = 64 * 128      # of a crop of a step on a CPU; RMI and pyramid pooling need as many
 
@@ -173,3 +176,23 @@ def made_up_batch(args, classes, ignore_index, whole):
     return {"image": torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8),
             "label": label, "boundary": boundary,
             "direction": (label % 8).where(label != ignore_index, ignore_index)}
+
+
+@pytest.mark.parametrize("loader", sorted({section.loader for section in PUBLISHED.values()
+                                           if section.loader}))
+def test_a_published_file_fits_the_networks_of_its_recipes(loader):
+    entry, shapes = published()[loader], {}
+    for name in (name for name, section in PUBLISHED.items() if section.loader == loader):
+        config = resolved(name)
+        network, classes = network_of(config)
+        if classes not in shapes:
+            with torch.device("meta"):
+                shapes[classes] = {key: value.shape for key, value in
+                                   entry.build(classes).state_dict().items()}
+        mine = {key: value.shape for key, value in network.state_dict().items()}
+        assert mine == shapes[classes], name
+        normalize = config["normalize"]
+        if normalize:
+            assert (normalize["order"], normalize["scale"]) == (entry.order, entry.scale), name
+            assert normalize["mean"] == pytest.approx(entry.mean, abs=0.01), name
+            assert normalize["std"] == pytest.approx(entry.std), name
