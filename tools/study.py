@@ -4,7 +4,7 @@ examples:
   python -m tools.study configs/studies/shapes_demo.json
   python -m tools.study STUDY.json --dry-run
   python -m tools.study STUDY.json --devices cuda:0,cuda:1
-  python -m tools.study STUDY.json --slurm "--time=8:00:00 --gres=gpu:1" --submit
+  python -m tools.study STUDY.json --slurm="--time=8:00:00 --gres=gpu:1" --submit
   python -m tools.study --from saved/a saved/b other/results.json --baseline a -o comparison
 
 A study names configs, changes and seeds (docs/studies.md). Each run is an ordinary run of train.py

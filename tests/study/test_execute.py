@@ -67,14 +67,16 @@ def test_a_study_that_is_killed_three_times_has_the_table_of_an_undisturbed_one(
     for number, signum in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)):
         process = start("-m", "tools.study", tmp_path / "killed" / "small.json", "--devices", "cpu",
                         "-o", tmp_path / "killed" / "out")
-        _wait_for_checkpoints(tmp_path / "killed" / "runs", number + 1, process)
-        kill_group(process, signum)
-        process.wait(60)
+        try:
+            _wait_for_checkpoints(tmp_path / "killed" / "runs", number + 1, process)
+        finally:
+            kill_group(process, signum)
+            process.wait(60)
     assert finished(tmp_path / "killed") == expected
 
 
 def _wait_for_checkpoints(runs, count, process):
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while len(list(runs.rglob("last.pth"))) < count and process.poll() is None:
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -145,9 +147,10 @@ def test_an_array_job_trains_every_run_and_continues_what_was_requeued(tmp_path)
     env = {**environment(), **stub_cluster(tmp_path)}
     job = subprocess.Popen(
         [sys.executable, "-m", "tools.study", path, "--devices", "cpu", "-o", tmp_path / "out",
-         "--slurm", "--time=1:00", "--submit"], cwd=ROOT, env=env, start_new_session=True,
+         "--slurm=--time=1:00", "--submit"], cwd=ROOT, env=env, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     _wait_for_checkpoints(tmp_path / "runs", 1, job)
+    assert job.poll() is None, job.communicate()
     tasks = subprocess.run(["pgrep", "-s", str(job.pid), "-f", "array.sh"], text=True,
                            capture_output=True).stdout.split()
     os.kill(int(tasks[-1]), signal.SIGUSR1)
