@@ -16,7 +16,7 @@ from utils.errors import DataError, shown
 from utils.files.json_values import plain_json
 from utils.metrics.image_scores import ImageScores, read_image_scores
 from utils.metrics.scores import NUMBERS
-from utils.study.plan import PlannedRun, PlannedTest
+from utils.study.plan import PlannedRun, PlannedTest, key_of
 from utils.study.study_file import Cell
 
 TESTS = "tests"             # in the folder of a run: one folder for each way of testing
@@ -160,19 +160,32 @@ def find_results(places: Iterable[Path]) -> dict[str, list[Path]]:
     """label -> results files of the runs with this label, in files and folders (--from).
 
     Runs that differ only in their seed have one label: their name without seed and key, or else
-    the name of their folder. Raises DataError if a place has no results.
+    the name of their folder. Other configs of one name are told apart by a number, "name (2)".
+    Raises DataError if a place has no results.
     """
     found: dict[str, list[Path]] = {}
+    keys: dict[str, list[str]] = {}         # label -> the different configs under it
     for place in places:
         paths = [place] if place.is_file() else sorted(place.rglob("results.json"))
         if not paths:
             raise DataError("there is no results.json", shown(place),
                             "run test.py first, or give the file itself")
         for path in paths:
-            files = found.setdefault(_label_of(path, place), [])
+            label, key = _label_of(path, place), _key_without_seed(run_folder_of(path))
+            known = keys.setdefault(label, [])
+            if key not in known:
+                known.append(key)
+            number = known.index(key) + 1
+            files = found.setdefault(label if number == 1 else f"{label} ({number})", [])
             if path not in files:
                 files.append(path)
     return found
+
+
+def _key_without_seed(folder: Path | None) -> str:
+    """Equal for runs whose configs differ only in their seed."""
+    config = _read_json(folder / "config.json") if folder else None
+    return key_of({key: value for key, value in config.items() if key != "seed"}) if config else ""
 
 
 def _label_of(path: Path, place: Path) -> str:

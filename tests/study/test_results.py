@@ -1,0 +1,60 @@
+"""utils/study/results.py: what the folders of runs say."""
+import json
+
+import pytest
+
+from utils.errors import DataError
+from utils.study.results import curves, find_results, read_result, training_seconds
+from utils.study.study_file import Cell
+
+
+def run_folder(folder, name, seed, lr=0.1):
+    place = folder / name / "11-29_08-00-00"
+    place.mkdir(parents=True)
+    (place / "last.pth").touch()
+    (place / "config.json").write_text(json.dumps(
+        {"name": name, "seed": seed, "optimizer": {"args": {"lr": lr}}}))
+    (place / "results.json").write_text(json.dumps({"procedure": "max", "Mean_IoU": 0.5}))
+    return place
+
+
+def test_runs_that_differ_only_in_their_seed_are_one_row(tmp_path):
+    run_folder(tmp_path, "net_s0-00000000", 0)
+    run_folder(tmp_path, "net_s1-11111111", 1)
+    assert {label: len(paths) for label, paths in find_results([tmp_path]).items()} == {"net": 2}
+
+
+def test_runs_of_one_name_with_other_settings_are_rows_of_their_own(tmp_path):
+    run_folder(tmp_path, "net_s0-00000000", 0)
+    run_folder(tmp_path, "net_s0-22222222", 0, lr=0.2)
+    assert list(find_results([tmp_path])) == ["net", "net (2)"]
+
+
+def test_a_place_without_results_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="there is no results.json"):
+        find_results([tmp_path])
+
+
+@pytest.mark.parametrize("document,score", [
+    ({"Mean_IoU": 0.5, "image": {"Mean_IoU": 0.4}, "class_names": ["a"], "Class_IoU": [0.5]}, 0.5),
+    ({"averageScoreClasses": 0.6, "classScores": {"road": 0.9}}, 0.6)])
+def test_scores_of_other_programs_are_read(tmp_path, document, score):
+    (tmp_path / "theirs.json").write_text(json.dumps(document))
+    result = read_result(tmp_path / "theirs.json", Cell("theirs"))
+    assert result.scores["Mean_IoU"] == score and len(result.classes) == 1
+    assert result.images is None and result.seed is None
+
+
+def test_the_time_of_a_training_is_that_of_its_sessions(tmp_path):
+    (tmp_path / "log.txt").write_text(
+        "2026-11-29 08:00:00 training ENet to epoch 3\n2026-11-29 08:00:30 saved\n"
+        "2026-11-29 09:00:00 training ENet to epoch 3\n2026-11-29 09:00:12 best\n")
+    assert training_seconds(tmp_path / "log.txt") == 42
+    assert training_seconds(tmp_path / "none.txt") is None
+
+
+def test_curves_are_read_past_a_line_that_a_kill_cut_off(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"kind": "train", "step": 5, "train/loss": 2.0}\n{"kind": "trai\n'
+        '{"kind": "validation", "step": 8, "Mean_IoU": 0.25}\n')
+    assert curves(tmp_path / "metrics.jsonl") == {"loss": [(5, 2.0)], "score": [(8, 0.25)]}
