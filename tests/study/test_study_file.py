@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from tests.support.places import ROOT
 from utils.errors import ConfigError
 from utils.study.study_file import Published, read_study
 
@@ -98,3 +99,10 @@ def test_wrong_seeds_are_refused(tmp_path, seeds):
 @pytest.mark.parametrize("option", ["-r", "--output=x", "--json"])
 def test_options_of_the_test_that_the_study_sets_are_refused(tmp_path, option):
     assert "is set by the study" in mistakes(tmp_path, test=[option])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.json")),
+                         ids=lambda path: path.stem)
+def test_every_study_of_the_repository_can_be_read(path):
+    study = read_study(path)
+    assert study.cells and all(cell.config and cell.config.is_file() for cell in study.cells)

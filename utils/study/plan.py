@@ -164,13 +164,13 @@ def _run(study: Study, cell: Cell, seed: int) -> PlannedRun:
     assert cell.config is not None
     given = load_config(cell.config, [*cell.overrides, f"seed={seed}"])
     config = resolve_config(given, str(cell.config))
-    start = config["trainer"]["finetune_from"]
-    if start and not Path(start_file(start, config["trainer"]["save_dir"])).is_file():
-        raise ConfigError(f"trainer.finetune_from: {start} does not exist", str(cell.config),
-                          "train the stage before it first, or download the file")
     key = key_of(given)
     folder = Path(config["trainer"]["save_dir"])
     there = sorted(path.name for path in folder.glob(f"*-{key}") if path.is_dir())
+    start = config["trainer"]["finetune_from"]
+    if start and not there and not Path(start_file(start, config["trainer"]["save_dir"])).is_file():
+        raise ConfigError(f"trainer.finetune_from: {start} does not exist", str(cell.config),
+                          "train the stage before it first, or download the file")
     label = re.sub(r"[^\w.+-]+", "_", f"{study.name}_{cell.title}").strip("_")[:_LONGEST_LABEL]
     name = there[0] if there else f"{label}_s{seed}-{key}"
     return PlannedRun(key, name, cell.config, cell.overrides, seed, {**config, "name": name})
