@@ -64,35 +64,36 @@ def main(argv: list[str] | None = None) -> int | None:
         from utils.config.docs import side_command
         return side_command(args)
 
-    from utils.training.run_setup import open_run, start_processes
+    from utils.training.run_setup import start_processes
+    from utils.training.stages import open_runs, print_configs
     with distributed.reporting_once():
-        run = open_run(args)              # the checked config, and the checkpoint to resume from
         if args.print_config:
-            return run.print_config()
-        device = start_processes(run, args)
-        from dataloader.loader import make_loader
-        from trainer import Trainer
-        from utils.training.criterion import Criterion
-
-        config = run.config
-        common = {"ignore_index": config["ignore_index"], "seed": config["seed"],
-                  "normalize": config["normalize"],
-                  "rank": distributed.rank(), "world_size": distributed.world_size()}
-        train_loader = make_loader(config["train_loader"], training=True, **common)
-        val_loader = config["val_loader"] and make_loader(config["val_loader"], **common)
-        dataset = train_loader.dataset
-        run.require_same_data(dataset)
-        dataset.require_same_classes(val_loader.dataset if val_loader else None)
-        model = run.network(dataset.num_classes)
-        criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
-                              config["loss_weights"], dataset.num_classes)
-        parts = model, criterion, dataset.normalization(), train_loader, val_loader, config
-        if args.dry_run:
-            trainer = Trainer(*parts, run.intended_folder, device, run.checkpoint,
-                              run.checkpoint_path)
-            return run.report(trainer, trainer.rehearse())
-        with run.folder() as folder:
-            Trainer(*parts, folder, device, run.checkpoint, run.checkpoint_path).train()
+            return print_configs(args)
+        for run in open_runs(args):       # the checked config, and the checkpoint to resume from
+            device = start_processes(run, args)
+            from dataloader.loader import make_loader
+            from trainer import Trainer
+            from utils.training.criterion import Criterion
+            config = run.config
+            common = {"ignore_index": config["ignore_index"], "seed": config["seed"],
+                      "normalize": config["normalize"],
+                      "rank": distributed.rank(), "world_size": distributed.world_size()}
+            train_loader = make_loader(config["train_loader"], training=True, **common)
+            val_loader = config["val_loader"] and make_loader(config["val_loader"], **common)
+            dataset = train_loader.dataset
+            run.require_same_data(dataset)
+            dataset.require_same_classes(val_loader.dataset if val_loader else None)
+            model = run.network(dataset.num_classes)
+            criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
+                                  config["loss_weights"], dataset.num_classes)
+            parts = model, criterion, dataset.normalization(), train_loader, val_loader, config
+            if args.dry_run:
+                trainer = Trainer(*parts, run.intended_folder, device, run.checkpoint,
+                                  run.checkpoint_path)
+                run.report(trainer, trainer.rehearse())
+                continue
+            with run.folder() as folder:
+                Trainer(*parts, folder, device, run.checkpoint, run.checkpoint_path).train()
 
 
 if __name__ == "__main__":

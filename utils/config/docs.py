@@ -95,7 +95,8 @@ def json_schema() -> dict:
     required = [name for name, field in fields(config_keys).items() if field.required]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": "Segwright config", **schema,
-            "anyOf": [{"required": ["extends"]}, {"required": required}],
+            "anyOf": [{"required": ["extends"]}, {"required": ["stages"]},
+                      {"required": required}],
             "$defs": definitions}
 
 

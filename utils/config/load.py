@@ -48,8 +48,85 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     resolve_config. Raises ConfigError for a file, an override or a variable that is wrong.
     """
     values, places = _Files().load(os.fspath(path))
-    config = LoadedConfig(values, _flat(places), {})
-    config = apply_overrides(config, overrides)
+    if "stages" in values:
+        raise ConfigError("the config has stages; a single config is expected here",
+                          places["stages"].place, "give the config.json of one of its runs; "
+                                                  "train.py takes all stages")
+    return _completed(values, places, overrides)
+
+
+def has_stages(path: str | os.PathLike[str]) -> bool:
+    """Whether the config at a path is a chain of stages. Raises ConfigError for a wrong file."""
+    return "stages" in _Files().load(os.fspath(path))[0]
+
+
+def load_stages(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> list[LoadedConfig]:
+    """Returns the config of each stage of the chain at `path`; one if it has no "stages".
+
+    A stage changes the keys beside "stages"; one that has "extends" is a config of its own. The
+    last stage is called like the chain and the others <name>_stage1, ..., unless they state a name.
+    Each starts from "run:" the one before, unless it states trainer.finetune_from. overrides:
+    "stages[0].KEY=VALUE" changes one stage, trainer.finetune_from the first one, others all.
+    Raises ConfigError as `load_config` does.
+    """
+    values, places = _Files().load(os.fspath(path))
+    if "stages" not in values:
+        return [load_config(path, overrides)]
+    stages, nodes = values.pop("stages"), places.pop("stages")
+    if not isinstance(stages, list) or not stages or not all(isinstance(s, dict) for s in stages):
+        raise ConfigError(f"expected a list of objects {{...}}, found {value_name(stages)}",
+                          f"stages ({nodes.place})")
+    general, own = _sorted_overrides(overrides, len(stages))
+    configs: list[LoadedConfig] = []
+    for number, stage in enumerate(stages):
+        merged, merged_places = _of_stage(stage, nodes.below[number], values, places)
+        named = "name" in stage or "extends" in stage and "name" in merged
+        config = _completed(merged, merged_places,
+                            [one for one in general if not (named and one.startswith("name="))])
+        if not named and number < len(stages) - 1:
+            config["name"] = f"{config.get('name', 'segwright')}_stage{number + 1}"
+        if configs and "finetune_from" not in (stage.get("trainer") or {}):
+            config["trainer"] = {**config.get("trainer", {}),
+                                 "finetune_from": f"run:{configs[-1].get('name')}"}
+        configs.append(apply_overrides(config, own[number]))
+    return configs
+
+
+def _of_stage(stage, node, values, places):
+    """(values, places) of a stage merged with the keys beside "stages" or the files it extends."""
+    stage, below = copy.deepcopy(stage), copy.deepcopy(node.below)
+    if "extends" in stage:
+        file = below["extends"].place.rpartition(":")[0]
+        parents = list(_parents(stage.pop("extends"), file, below))
+        below.pop("extends")
+        values, places = {}, {}
+        for parent in parents:
+            _merge(values, places, *_Files().load(parent, (file,)))
+    values, places = copy.deepcopy(values), copy.deepcopy(places)
+    _merge(values, places, stage, below)
+    return values, places
+
+
+def _sorted_overrides(overrides, count):
+    """(overrides of all stages, a list of those of each)."""
+    general, own = [], [[] for _ in range(count)]
+    for override in overrides:
+        match = re.match(r"stages(?:\[(\d+)\]|\.(\d+))\.", override)
+        if match and int(match[1] or match[2]) < count:
+            own[int(match[1] or match[2])].append(override[match.end():])
+        elif re.match(r"stages\W", override):
+            raise ConfigError(f"{override!r} is not a key of one of {count} stages", COMMAND_LINE,
+                              "write stages[0].KEY=VALUE")
+        elif override.startswith("trainer.finetune_from="):
+            own[0].append(override)         # the others start from the stage before
+        else:
+            general.append(override)
+    return general, own
+
+
+def _completed(values: dict, places: "_Tree", overrides: Iterable[str]) -> LoadedConfig:
+    """The config with the overrides and without variables."""
+    config = apply_overrides(LoadedConfig(values, _flat(places), {}), overrides)
     problems = []
     values = _expanded(config, (), config.places, problems)
     if problems:

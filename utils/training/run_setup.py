@@ -56,6 +56,7 @@ class Run:
     checkpoint: "Checkpoint | None" = None
     checkpoint_path: Path | None = None
     allow_changes: bool = False     # --resume-allow-changes
+    place: Path | None = None       # the folder in which it trains or has trained
 
     @property
     def arch(self) -> dict:
@@ -96,6 +97,7 @@ class Run:
             if distributed.is_main() and not self.checkpoint_path:
                 save_config(self.config, folder / "config.json")
             distributed.remember("run_folder", str(folder.absolute()))
+            self.place = folder
             yield folder
 
     def settle_start(self):
@@ -161,7 +163,7 @@ def open_run(args: argparse.Namespace) -> Run:
     """
     checkpoint, path = _of_previous_attempt() or (None, None)
     if not path and args.resume and args.resume != "auto":
-        checkpoint, path = _read(args.resume)
+        checkpoint, path = read_resumed(args.resume)
     _correct_record(checkpoint)
     if args.config or not checkpoint:
         source = args.config or DEFAULT_CONFIG
@@ -184,8 +186,7 @@ def open_run(args: argparse.Namespace) -> Run:
         else:
             notice(f"no checkpoint of {name!r} to resume from: starting fresh")
     if checkpoint:
-        _keep_start(checkpoint["config"], config)
-        _compare_configs(checkpoint["config"], config, path, args.resume_allow_changes)
+        compare_configs(checkpoint["config"], config, path, args.resume_allow_changes)
     return Run(config, checkpoint, path, args.resume_allow_changes)
 
 
@@ -208,7 +209,8 @@ def start_processes(run: Run, args: argparse.Namespace) -> "torch.device":
     return device
 
 
-def _read(text):
+def read_resumed(text: str) -> "tuple[Checkpoint, Path]":
+    """The checkpoint that -r names, and its path. Raises CheckpointError."""
     from utils.checkpoint.find import newest_training, training_checkpoint
     from utils.checkpoint.read import DamagedCheckpoint, read_training
     path = training_checkpoint(text)
@@ -232,6 +234,14 @@ def _of_previous_attempt():
     notice(f"restart {distributed.restarts()}: resuming from {newest[1]}" if newest else
            f"restart {distributed.restarts()}: nothing was saved before, starting again")
     return newest
+
+
+def is_same_training(saved: dict, config: dict) -> bool:
+    """Whether two configs train the same, so that a run of the first one is one of the second."""
+    config = {**config, "trainer": dict(config["trainer"])}
+    _keep_start(saved, config)
+    return all(HARMLESS.fullmatch(key)
+               for key, _, _ in _differences(_with_defaults(saved), config))
 
 
 def _correct_record(checkpoint):
@@ -261,11 +271,12 @@ def _keep_start(saved, config):
         config["trainer"]["finetune_from"] = start
 
 
-def _compare_configs(saved, config, path, allow_changes):
+def compare_configs(saved: dict, config: dict, path: Path | None, allow_changes: bool):
     """Print what differs from the checkpoint's config.
 
     Raises ConfigError if the order of samples or the optimizer changes and that is not allowed.
     """
+    _keep_start(saved, config)
     refused = []
     for key, old, new in _differences(_with_defaults(saved), config):
         line = f"{key} was {old!r}, is {new!r}"

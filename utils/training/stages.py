@@ -1,0 +1,134 @@
+"""The stages of a chain: trainings in turn, each from the best checkpoint of the one before.
+
+A chain has no state of its own. Which stages are finished is read from the folders of their runs:
+with -r auto the newest run of a stage's name that has the stage's config counts.
+"""
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from utils.cli.console import notice
+from utils.config.cross_checks import settings_without_effect
+from utils.config.load import has_stages, load_stages
+from utils.config.schema import resolve_config
+from utils.errors import CheckpointError, ConfigError
+from utils.machine import distributed
+from utils.training.run_folder import check_save_dir, is_run_of, runs_folder
+from utils.training.run_setup import (
+    DEFAULT_CONFIG,
+    Run,
+    compare_configs,
+    is_same_training,
+    open_run,
+    read_resumed,
+)
+
+
+def open_runs(args: argparse.Namespace) -> Iterator[Run]:
+    """The runs of train.py in turn: one, or those stages of a chain that are not finished.
+
+    Ask for the next one when a run has trained. All configs are checked before the first run.
+    Raises ConfigError and CheckpointError.
+    """
+    configs = _configs(args)
+    if configs is None:
+        yield open_run(args)
+        return
+    for number, config in enumerate(configs):
+        for line in settings_without_effect(config):
+            notice(f"stage {number + 1}: {line}")
+        check_save_dir(config["trainer"]["save_dir"], config["name"])
+    resumed, first = _resumed(args, configs)
+    start = None
+    for number, config in enumerate(configs[first:], first):
+        title = f"stage {number + 1} of {len(configs)}, {config['name']!r}"
+        trainer = config["trainer"]
+        if number > first and trainer["finetune_from"] == f"run:{configs[number - 1]['name']}":
+            trainer["finetune_from"] = start
+        run = _run(config, args, resumed if number == first else None)
+        if run.checkpoint and run.checkpoint_path and _finished(run.checkpoint):
+            notice(f"{title} is finished: {run.checkpoint_path.parent}")
+            start = _best(run.checkpoint_path.parent)
+            continue
+        notice(f"{title}: " + (f"resuming from {run.checkpoint_path}" if run.checkpoint else
+                               f"starting from {trainer['finetune_from']}"
+                               if trainer["finetune_from"] else "starting")
+               + "; after an interruption the same command with -r auto goes on")
+        yield run
+        start = distributed.broadcast_object(_best(run.place) if run.place else None)
+
+
+def print_configs(args: argparse.Namespace):
+    """Print the resolved config, or those of all stages (--print-config)."""
+    configs = _configs(args)
+    if configs is None:
+        return open_run(args).print_config()
+    print(json.dumps({"stages": configs}, indent=2))
+
+
+def _configs(args) -> list[dict[str, Any]] | None:
+    """The resolved configs of a chain, or None for a config without stages."""
+    source = args.config or (DEFAULT_CONFIG if args.resume in (None, "auto") else None)
+    if source is None or not os.path.isfile(source) or not has_stages(source):
+        return None
+    configs, mistakes = [], []
+    for number, config in enumerate(load_stages(source, args.overrides), 1):
+        try:
+            configs.append(resolve_config(config, f"stage {number} of {source}"))
+        except ConfigError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    names = [config["name"] for config in configs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"two stages are called {twice!r}", f"stages in {source}",
+                          "give each its own name")
+    if len({config["n_gpu"] for config in configs}) > 1:
+        raise ConfigError("the stages have different n_gpu", f"stages in {source}",
+                          "give all of them the same")
+    return configs
+
+
+def _resumed(args, configs):
+    """((checkpoint, path) that -r names or None, the number of its stage or 0)."""
+    if args.resume in (None, "auto"):
+        return None, 0
+    checkpoint, path = read_resumed(args.resume)
+    names = [config["name"] for config in configs]
+    name = checkpoint["config"].get("name")
+    if name not in names:
+        raise CheckpointError(f"the checkpoint is of the run {name!r}; the stages are called "
+                              f"{', '.join(names)}", str(path), "give a checkpoint of a stage, or "
+                                                                "-r auto")
+    number = names.index(name)
+    compare_configs(checkpoint["config"], configs[number], path, args.resume_allow_changes)
+    return (checkpoint, path), number
+
+
+def _run(config, args, resumed) -> Run:
+    """The run of a stage: that of -r, with -r auto the newest of this config, or a new one."""
+    if resumed is None and (args.resume == "auto" or distributed.restarts()):
+        from utils.checkpoint.find import newest_training
+        name = config["name"]
+        resumed = newest_training(
+            runs_folder(config["trainer"]["save_dir"], name),
+            lambda saved: is_run_of(name, saved) and is_same_training(saved["config"], config))
+    checkpoint, path = resumed or (None, None)
+    if checkpoint:
+        config["trainer"]["finetune_from"] = checkpoint["config"]["trainer"]["finetune_from"]
+    return Run(config, checkpoint, path, args.resume_allow_changes)
+
+
+def _finished(checkpoint) -> bool:
+    from utils.training.earlier_runs import is_finished
+    return is_finished(checkpoint)
+
+
+def _best(folder: Path) -> str:
+    """The checkpoint of a finished stage from which the next one starts."""
+    from utils.checkpoint.find import BEST, LAST
+    return str(folder / (BEST if (folder / BEST).is_file() else LAST))
