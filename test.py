@@ -4,7 +4,6 @@ Options: utils/evaluation/arguments.py.
 """
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from utils.cli import console
@@ -64,4 +63,4 @@ def score(args: argparse.Namespace):
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    distributed.exit_after(lambda: console.run(main))

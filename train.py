@@ -1,6 +1,5 @@
 """Train a segmentation network from a JSON config."""
 import argparse
-import sys
 
 from utils.cli import console
 from utils.cli.arguments import (
@@ -97,4 +96,4 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    distributed.exit_after(lambda: console.run(main))

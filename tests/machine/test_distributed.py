@@ -3,12 +3,14 @@
 Every test of two processes takes seconds: both import torch.
 """
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
 
-from tests.support.ranks import on_ranks
+from tests.support.ranks import free_port, on_ranks
 from utils.errors import ConfigError
 from utils.machine import distributed
 
@@ -141,3 +143,44 @@ def _leave(rank, world):
     distributed.stop()
     # Python aborts where a daemon thread is in the middle of a call as the program ends.
     assert not [one for one in threading.enumerate() if one.name == "rank watch"]
+
+
+# In its last phase Python frees the objects of every module.
+LAST_PHASE = """
+import atexit, os, sys
+import torch
+from utils.machine import distributed
+
+class Late:
+    def __del__(self):
+        os.abort()
+
+late = Late()
+atexit.register(print, "atexit ran")
+def run():
+    distributed.start("cpu")
+    distributed.all_reduce_(torch.ones(1))
+    distributed.stop()
+    print("done")
+    {end}
+distributed.exit_after(run)
+"""
+
+
+@pytest.mark.parametrize(("end", "status"), [("return 0", 0), ("return 5", 5),
+                                             ("raise SystemExit(3)", 3), ("sys.exit(0)", 0)])
+def test_a_rank_ends_without_the_last_phase_of_the_interpreter(tmp_path, end, status):
+    # There a thread of gloo that still frees a tensor would abort the process.
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ended = subprocess.run([sys.executable, "-c", LAST_PHASE.format(end=end)], env=environment,
+                           capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout.split()) == (status, ["done", "atexit", "ran"]), \
+        ended.stderr
+
+
+@pytest.mark.parametrize("status", [0, 4])
+def test_a_single_process_exits_as_usual(status):
+    with pytest.raises(SystemExit) as ended:
+        distributed.exit_after(lambda: status)
+    assert ended.value.code == status

@@ -6,6 +6,7 @@ In a single process every function here works and communicates nothing.
 """
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -14,14 +15,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 from utils.errors import ConfigError, first_line, listed
 
 TYPE_CHECKING = False     # of typing, whose import would take a sixteenth of the time of --help
 if TYPE_CHECKING:         # at run time only the functions that need torch import it
-    from typing import Any
+    from typing import Any, NoReturn
 
     import torch
 
@@ -31,6 +32,7 @@ RANK_TIMEOUT = 600.0      # seconds
 _NO_TIMEOUT = 365         # days
 _PAUSE = 0.05             # seconds between two looks whether all ranks have started
 _watcher: RankWatch | None = None
+_joined = False           # whether this process ever joined a process group
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -114,6 +116,8 @@ def start(device: str | None = None, timeout: float = RANK_TIMEOUT) -> torch.dev
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
+        global _joined
+        _joined = True
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         store = _meet(timeout, rank, world)
         if world > 1:
@@ -163,6 +167,28 @@ def stop():
     if world_size() > 1:
         import torch.distributed as dist
         dist.destroy_process_group()
+
+
+def exit_after(run: Callable[[], int]) -> NoReturn:
+    """Run the program and end this process with the status that `run` returns or exits with.
+
+    A rank ends without the last phase of the interpreter, in which Python takes its objects apart:
+    a thread of gloo that still frees a tensor of the last exchange would abort the process there
+    ("terminate called without an active exception"), and a finished run would count as failed.
+    """
+    try:
+        status = run()
+    except SystemExit as error:
+        if not isinstance(error.code, int):
+            raise
+        status = error.code
+    if _joined:
+        atexit._run_exitfuncs()     # worker processes end, events are written
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 @contextlib.contextmanager
