@@ -40,6 +40,13 @@ def _network(arch, classes):
     return network.to_empty(device="cpu")       # memory that nothing touches
 
 
+@pytest.fixture(scope="module", autouse=True)
+def networks_are_freed():
+    """Other tests limit the memory of the same process."""
+    yield
+    _network.cache_clear()
+
+
 def network_of(config):
     """The network of a recipe without weights, and the number of its classes."""
     classes = classes_of(config)

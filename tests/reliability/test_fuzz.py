@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import struct
@@ -18,6 +19,7 @@ import warnings
 import zipfile
 import zlib
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,7 +43,7 @@ FULL = os.environ.get("FUZZ") == "full"
 SEED = int(os.environ.get("FUZZ_SEED", 0))
 PATIENCE = 3         # seconds before a training that a mutation made long gets SIGTERM
 LONGEST = 60         # seconds after SIGTERM before it counts as hanging
-MEMORY = 6e9         # bytes of data: a config may need more than the machine has
+MEMORY = 6e9         # bytes of data a program may add: a config may need more than there is
 
 
 def mutations(few, many):
@@ -110,13 +112,19 @@ def hurried():
 
 @contextmanager
 def bounded():
-    """Limit the memory to MEMORY; without it the system would kill some process."""
+    """Limit the memory that is added to MEMORY; else the system would kill some process."""
     limits = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (int(MEMORY), limits[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (_data_of_this_process() + int(MEMORY), limits[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def _data_of_this_process():
+    """Bytes that count against the limit: earlier tests may have left gigabytes to the process."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"^VmData:\s+(\d+)", status, re.MULTILINE)[1])
 
 
 # --- configs ---
