@@ -15,6 +15,7 @@ import re
 import resource
 import signal
 import struct
+import tempfile
 import warnings
 import zipfile
 import zlib
@@ -502,8 +503,7 @@ def scored(trained, tmp_path_factory):
 def test_scores_are_added_to_mutated_results_or_it_is_one_message(draw, scored, tmp_path, capfd):
     """Each evaluates two small pictures: 5 s."""
     evaluate, files = scored
-    folder = tmp_path / str(draw.random())
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))       # a number that is drawn comes again
     name = draw.choice(["results.json", "results.json", "results.txt"])
     for other, content in files.items():
         (folder / other).write_bytes(mutated_bytes(content, draw) if other == name else content)
