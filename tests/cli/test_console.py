@@ -89,3 +89,28 @@ def test_a_character_that_stdout_cannot_show_is_printed_escaped(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii"))
     assert console.run(lambda argv: print("Stra\u00dfe \ud800"), []) == 0
     assert buffer.getvalue() == b"Stra\\xdfe \\ud800\n"
+
+
+def test_a_signal_that_is_just_being_sent_comes_before_the_end(monkeypatch):
+    # Later its handler is gone, and it would kill the process.
+    sent = []
+    monkeypatch.setattr(console.os, "kill", lambda *_: (time.sleep(0.2), sent.append(1)))
+    monkeypatch.setattr(console._Stop, "PATIENCE", 0.0)
+    stop = console._Stop()
+    with pytest.raises(console.Interrupted):
+        stop.handle(signal.SIGTERM, None)
+    time.sleep(0.05)
+    stop.end()
+    assert sent == [1]
+
+
+def test_a_signal_of_a_destructor_is_not_sent_after_the_end(monkeypatch):
+    sent = []
+    monkeypatch.setattr(console.os, "kill", lambda *_: sent.append(1))
+
+    class Lost:
+        def __del__(self):
+            raise console.Interrupted(signal.SIGTERM, "before anything was saved")
+    assert console.run(lambda argv: Lost() and None, []) == 0
+    time.sleep(0.1)
+    assert sent == []

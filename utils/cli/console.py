@@ -231,7 +231,7 @@ def _ending_on_signals():
             number = getattr(signal, name, None)
             if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 previous[number] = signal.signal(number, stop.handle)
-    sys.unraisablehook = functools.partial(_send_again, hook)
+    sys.unraisablehook = functools.partial(stop.send_again, hook)
     try:
         yield
     except Exception:
@@ -257,9 +257,13 @@ class _Stop:
         self.error: BaseException | None = None
         self._again = False                         # this process sent the signal to itself
         self._timer: threading.Timer | None = None
+        self._later: threading.Timer | None = None
+        self._over = False                          # the program has ended; handlers still stand
 
     def handle(self, signum: int, frame: object):
         """The signal handler."""
+        if self._over:
+            return
         if _torch_is_being_imported():
             # An exception inside torch's C++ code would abort the program.
             _print_labeled("interrupted", "before anything was saved", "33")
@@ -273,13 +277,40 @@ class _Stop:
                           else Interrupted(signum, "before anything was saved"))
         raise self.error
 
+    def send_again(self, hook: Callable[..., object], unraisable: "sys.UnraisableHookArgs"):
+        """Send a signal again whose exception was lost; other errors go to `hook`.
+
+        Python only prints an exception that is raised in a destructor or a fork, so a request to
+        stop that arrives there is sent again 0.05 s later.
+        """
+        error = unraisable.exc_value
+        if isinstance(error, StopNow):
+            return              # StopSignal has stored the signal
+        if not isinstance(error, (Interrupted, KeyboardInterrupt)):
+            hook(unraisable)
+            return
+        self._later = threading.Timer(0.05, os.kill, (os.getpid(),
+                                                      getattr(error, "signum", signal.SIGINT)))
+        self._later.daemon = True
+        self._later.start()
+
     def end(self):
-        """Send the signal no more."""
-        if self._timer:
-            self._timer.cancel()
+        """Send the signal no more, and take none.
+
+        One that is just being sent would come when its handler is gone, and kill the process.
+        """
+        self._over = True
+        self._cancel()
+
+    def _cancel(self):
+        for timer in (self._timer, self._later):
+            if timer:
+                timer.cancel()
+                # It may wait for a lock that this thread held when the signal came.
+                timer.join(0.5)
 
     def _wait(self, signum):
-        self.end()
+        self._cancel()
         self._timer = threading.Timer(self.PATIENCE, self._send, (signum,))
         self._timer.daemon = True
         self._timer.start()
@@ -294,23 +325,6 @@ class _Stop:
         while error is not None and error is not self.error and seen < 100:
             error, seen = error.__context__, seen + 1
         return error is self.error
-
-
-def _send_again(hook, unraisable):
-    """Send a signal again whose exception was lost.
-
-    Python only prints an exception that is raised in a destructor or a fork, so a request to stop
-    that arrives there is sent again 0.05 s later.
-    """
-    error = unraisable.exc_value
-    if isinstance(error, StopNow):
-        return              # StopSignal has stored the signal
-    if not isinstance(error, (Interrupted, KeyboardInterrupt)):
-        hook(unraisable)
-        return
-    later = threading.Timer(0.05, os.kill, (os.getpid(), getattr(error, "signum", signal.SIGINT)))
-    later.daemon = True
-    later.start()
 
 
 def _torch_is_being_imported():
