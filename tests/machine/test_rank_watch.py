@@ -21,9 +21,13 @@ def store(monkeypatch):
                          timeout=timedelta(seconds=5))
 
 
+def put(store, key, value):
+    store.set(f"segwright/0/{key}", json.dumps(value))
+    store.get(f"segwright/0/{key}")     # `set` does not wait until other connections see it
+
+
 def status_of_rank_1(store, **line):
-    store.set("segwright/0/line/1", json.dumps({"beat": 7, "passed": 1, "place": "step 3",
-                                                "still": 9.0, **line}))
+    put(store, "line/1", {"beat": 7, "passed": 1, "place": "step 3", "still": 9.0, **line})
 
 
 def report(capsys, error):
@@ -45,7 +49,7 @@ def test_a_rank_without_new_status_lines_is_gone(store, capsys):
 
 
 def test_a_rank_that_has_ended_is_not_gone(store, capsys):
-    store.set("segwright/0/line/1", json.dumps({"ended": True}))
+    put(store, "line/1", {"ended": True})
     status, printed = report(capsys, BROKEN)
     assert status == 1 and "connection closed by peer" in printed
 
@@ -64,7 +68,7 @@ def test_a_rank_with_fewer_steps_is_late(store, capsys, monkeypatch):
 
 
 def test_the_first_failure_is_the_one_that_every_rank_reports(store, capsys):
-    store.set("segwright/0/failure", json.dumps({"rank": 1, "text": "on fire", "by": 1}))
+    put(store, "failure", {"rank": 1, "text": "on fire", "by": 1})
     status, printed = report(capsys, ValueError("later, and of another kind"))
     assert status == 1 and "[rank 0] stopped because rank 1 failed: on fire" in printed
     assert "later" not in printed
@@ -121,6 +125,6 @@ def test_the_clock_of_a_watch_knows_the_processes_of_its_machine(store):
     watch = RankWatch(0, 2)
     watch._find_neighbors()
     assert watch._neighbors is None
-    store.set("segwright/0/process/1", json.dumps([running_time.machine(), 4711]))
+    put(store, "process/1", [running_time.machine(), 4711])
     watch._find_neighbors()
     assert watch._neighbors == [4711]
