@@ -7,6 +7,7 @@ from PIL import Image
 
 from utils.errors import ConfigError
 from utils.images.input_size import InputSize, resize_logits
+from utils.predict.windows import filled
 
 
 def sizes(height, width, **settings):
@@ -71,7 +72,7 @@ def test_labels_are_those_of_pillows_nearest_cut_to_the_center():
 
 def test_padding_is_added_after_normalization_and_left_out_of_the_logits():
     view = InputSize(input_size=20, multiple=16, fill="pad").view(30, 50)
-    padded = view.pad(torch.ones(1, 3, 20, 33))
+    padded = filled(torch.ones(1, 3, 20, 33), view.padded)
     assert padded.shape == (1, 3, 32, 48)
     assert padded[..., :20, :33].eq(1).all() and padded.sum() == 3 * 20 * 33
     logits = torch.zeros(1, 2, 32, 48)

@@ -71,7 +71,7 @@ def load_stages(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     """
     values, places = _Files().load(os.fspath(path))
     if "stages" not in values:
-        return [load_config(path, overrides)]
+        return [_completed(values, places, overrides)]
     stages, nodes = values.pop("stages"), places.pop("stages")
     if not isinstance(stages, list) or not stages or not all(isinstance(s, dict) for s in stages):
         raise ConfigError(f"expected a list of objects {{...}}, found {value_name(stages)}",

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from utils.errors import ConfigError
 from utils.images.headers import max_pixels
 from utils.images.types import Image
-from utils.machine.tensors import ImageBatch, LabelBatch, Logits
+from utils.machine.tensors import LabelBatch, Logits
 
 _OPENCV = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 _PILLOW = {"lanczos": "LANCZOS", "antialias": "BILINEAR"}
@@ -179,17 +179,6 @@ class InputView:
         for size in (self.kept, self.resized):
             image = _resize(image, size, self.of.interpolation)
         return image[top:top + rows, left:left + columns]
-
-    def images(self, images: ImageBatch) -> ImageBatch:
-        """`cut` of images uint8 (N, 3, H, W) on any device: (N, 3, rows, columns) on the CPU."""
-        pixels = images.cpu().permute(0, 2, 3, 1).numpy()
-        cut = [torch.from_numpy(np.ascontiguousarray(self.cut(one))) for one in pixels]
-        return torch.stack(cut).permute(0, 3, 1, 2)
-
-    def pad(self, x: ImageBatch) -> ImageBatch:
-        """Normalized images (N, 3, rows, columns) padded with 0, the mean color."""
-        missing = self.padded[0] - x.shape[2], self.padded[1] - x.shape[3]
-        return F.pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x
 
     def logits(self, logits: Logits) -> Logits:
         """Logits (N, C, *padded) of the network as they are scored, float32 (N, C, *scored)."""

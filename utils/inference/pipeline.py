@@ -131,8 +131,9 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
     predictor = opened.predictor(options)
     tell_base_size(predictor.base_size, options)
-    if predictor.for_files() is not predictor:
-        predictor = predictor.for_files()
+    whole = predictor.for_files()
+    if whole is not predictor:
+        predictor = whole
         notice("the settings score images at the size of the network's input; files show the whole "
                "image at its own size")
     if refiner and args.masks and decision.masks:

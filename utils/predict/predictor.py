@@ -261,11 +261,12 @@ class Predictor:
 
     def for_files(self) -> "Predictor":
         """A predictor whose logits always have the size of the image; often itself."""
-        if self.seen_at is None or self.seen_at.whole().describe() \
-                == self.seen_at.describe():
+        if self.seen_at is None:
+            return self
+        whole = self.seen_at.whole()
+        if whole.describe() == self.seen_at.describe():
             return self
         other = copy.copy(self)
-        whole = self.seen_at.whole()
         other.seen_at = whole if whole.active else None
         return other
 
@@ -415,15 +416,13 @@ class Predictor:
                 logits = self._as_logits(self._sum_from_image(image, size))
             else:
                 view = size.view(*_size(image))
-                logits = view.logits(self._predict(view.pad(self._seen(image, view))))
+                logits = view.logits(self._predict(filled(self._seen(image, view), view.padded)))
             self.finite = finite_images(logits)
             return logits
 
     def _seen(self, image, view: InputView):
         """Normalized images (N, 3, h, w) of an InputView, not padded, on the network's device."""
-        pixels = view.images(image)
-        weights = next(self.model.parameters(), None)
-        return self._normalized(pixels.to(image.device if weights is None else weights.device))
+        return self._normalized(self._as_seen(image, view))
 
     def _sum_from_image(self, image: ImageBatch, size: InputSize) -> Logits:
         """The mean over scales and mirrors, each made from the image and resized on its own.
@@ -436,7 +435,7 @@ class Predictor:
         for scale in self.scales:
             view = size.view(*_size(image), scale)
             x = self._seen(image, view)
-            maps = [self._map_of(view.pad(x.flip(-1) if mirrored else x), mirrored)
+            maps = [self._map_of(filled(x.flip(-1) if mirrored else x, view.padded), mirrored)
                     for mirrored in self._mirrors]
             if self.average == "exp" and self.mode != "sliding":
                 maps = [torch.stack(maps).mean(0).exp_()]

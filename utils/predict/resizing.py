@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.images.base_size import WholeView
+from utils.images.input_size import InputView
 from utils.machine.tensors import ImageBatch, LabelBatch, Logits
 from utils.predict.largest_class import upsampled_labels
 from utils.predict.windows import empty_map
@@ -55,10 +56,10 @@ def resize_rows(x: torch.Tensor, size: tuple[int, int], rows: range,
     return F.interpolate(mixed, (len(rows), width), mode="bilinear", align_corners=align_corners)
 
 
-def at_base_size(images: ImageBatch, view: WholeView) -> ImageBatch:
-    """The view of uint8 images (N, 3, H, W) on any device: uint8 (N, 3, *view.size) on the CPU.
+def at_base_size(images: ImageBatch, view: WholeView | InputView) -> ImageBatch:
+    """The view of uint8 images (N, 3, H, W) on any device: uint8 (N, 3, h, w) on the CPU.
 
-    By OpenCV, as the images of a dataset are resized: a network sees the pixels of validation.
+    A WholeView resizes as a dataset does: a network sees the pixels of validation.
     """
     pixels = images.cpu().permute(0, 2, 3, 1).numpy()
     return torch.stack([torch.from_numpy(view.cut(image)) for image in pixels]).permute(0, 3, 1, 2)
