@@ -212,14 +212,10 @@ def encoded(path: Path, size: tuple[int, int],
 
 def write_zip(path: str, files: dict[str, bytes]):
     """Write a zip file whole or not at all; the same files give the same bytes."""
-    from utils.files.whole_file import WholeFile, remedy
-    try:
-        with WholeFile(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            for name in sorted(files):      # PNG is compressed already
-                archive.writestr(zipfile.ZipInfo(name, _FIXED), files[name])
-    except OSError as error:
-        raise DataError(f"cannot write: {error.strerror or error}", shown(path),
-                        remedy(error)) from None
+    from utils.files.whole_file import unfinished
+    with unfinished(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name in sorted(files):      # PNG is compressed already
+            archive.writestr(zipfile.ZipInfo(name, _FIXED), files[name])
 
 
 if __name__ == "__main__":

@@ -53,10 +53,8 @@ def test_a_run_starts_from_another_and_its_config_names_the_file(saved, capsys):
     assert "differs from the checkpoint" not in capsys.readouterr().err
 
 
-def test_a_run_is_finished_when_no_step_is_left(tmp_path):
-    common = [*COMMON, f"trainer.save_dir={tmp_path}", "name=first", "trainer.val_per_epochs=1"]
-    assert run(*common, "trainer.epochs=1") == 0
-    last, = tmp_path.glob("first/*/last.pth")
+def test_a_run_is_finished_when_no_step_is_left(saved):
+    last, = saved.glob("first/*/last.pth")
     assert is_finished(read_checkpoint(last))
     content = {**read_checkpoint(last)}
     content["config"]["trainer"]["epochs"] = 2

@@ -101,7 +101,7 @@ def newest_training(folder: str | Path, fits: Callable[[Mapping[str, Any]], bool
     paths, folders = _content(folder)
     paths += [path for inner in folders for path in _content(inner)[0]]
     early, known = _passed_by_last(paths)
-    for considered in ([path for path in paths if path not in early], paths):
+    for considered in ([path for path in paths if path not in early], paths) if early else (paths,):
         found, skipped = _peeked(considered, fits, known)
         newest_first = _newest_first(_without_weights(found, skipped))
         sound = _first_sound(newest_first, skipped, read_training)

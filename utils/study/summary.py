@@ -109,6 +109,7 @@ def _comparisons(study: Study, by_cell) -> tuple[list[dict], dict | None]:
     if study.baseline is None:
         return [], None
     table, of_main = [], []
+    compared: dict[int, tuple[dict, int]] = {}      # of all scores at once
     for score in study.scores:
         family = []
         for cell in study.cells:
@@ -122,9 +123,11 @@ def _comparisons(study: Study, by_cell) -> tuple[list[dict], dict | None]:
                 else None
             if seeds is None:
                 continue
+            if id(cell) not in compared:
+                compared[id(cell)] = _over_images(first, second)
             family.append({"row": cell.title, "baseline": base.title if base else None,
                            "score": score, "seeds": dataclasses.asdict(seeds),
-                           "images": _over_images(first, second, score)})
+                           "images": _of_score(*compared[id(cell)], score)})
             if score == study.scores[0]:
                 of_main.append(seeds)
         for kind in ("seeds", "images"):
@@ -143,20 +146,24 @@ def _by_seed(runs: list[RunResult], score: str) -> dict[int | None, list[float]]
     return table
 
 
-def _over_images(first: list[RunResult], second: list[RunResult], score: str) -> dict | None:
-    """The difference over the images of the runs of both rows; None if it cannot be told."""
+def _over_images(first: list[RunResult], second: list[RunResult]) -> tuple[dict, int]:
+    """(score -> the difference over the images of the runs of both rows, how many pairs of runs).
+
+    A difference that cannot be told is missing.
+    """
     pairs = _pairs(first, second)
-    if not pairs:
-        return None
     try:
-        table = compare_runs([one for one, _ in pairs], [two for _, two in pairs], LEVEL)
+        return (compare_runs([one for one, _ in pairs], [two for _, two in pairs], LEVEL)
+                if pairs else {}), len(pairs)
     except DataError:
-        return None         # not one common image, or other classes
-    if score not in table:
-        return None
-    one = table[score]
-    return {"value": one.value, "low": one.low, "high": one.high, "p": one.p,
-            "images": one.images, "runs": len(pairs)}
+        return {}, len(pairs)       # not one common image, or other classes
+
+
+def _of_score(table: dict, runs: int, score: str) -> dict | None:
+    """What study.json says of one of the differences over images."""
+    one = table.get(score)
+    return one and {"value": one.value, "low": one.low, "high": one.high, "p": one.p,
+                    "images": one.images, "runs": runs}
 
 
 def _pairs(first, second):

@@ -37,10 +37,10 @@ DEFAULT_CONFIG = "config.json"
 ALLOW = "--resume-allow-changes"
 # Keys that may differ on resume because they do not affect the result.
 HARMLESS = re.compile(r"name|n_gpu|test_loader.*|"
-                       r"(train|val)_loader\.args\.(num_workers|pin_memory|prefetch_factor|timeout)|"
-                       rf"optimizer\.args\.({'|'.join(STEP_IMPLEMENTATION)})|"
-                       r"trainer\.(save_dir|save_period|save_every|keep|save_async|requeue|"
-                       r"rank_timeout|tensorboard|log_dir|log_per_iter)")
+                      r"(train|val)_loader\.args\.(num_workers|pin_memory|prefetch_factor|timeout)|"
+                      rf"optimizer\.args\.({'|'.join(STEP_IMPLEMENTATION)})|"
+                      r"trainer\.(save_dir|save_period|save_every|keep|save_async|requeue|"
+                      r"rank_timeout|tensorboard|log_dir|log_per_iter)")
 # Keys that determine which samples a step uses: a difference must be allowed with ALLOW.
 _ORDER = re.compile(r"seed|trainer\.accumulate|train_loader\.(type|args\.("
                     r"batch_size|shuffle|drop_last|split|sampler(\..*)?))")
