@@ -81,6 +81,7 @@ def main(argv: list[str] | None = None):
         console.warn(f"only the {images} images in both results are compared "
                      f"(they have {len(first.ids)} and {len(second.ids)})")
     _warn_of_few_images(table, images, args.level)
+    _tell_without_dataset_level(first, second)
     apart = differences(first_entry, second_entry) if first_entry and second_entry else []
     if args.json:
         console.output(json.dumps(_as_json(table, images, apart), allow_nan=False))
@@ -181,6 +182,17 @@ def _warn_of_few_images(table: "dict[str, Difference]", images: int, level: floa
     few = [name for name, one in table.items() if not one.enough]
     if few:
         console.warn(f"fewer than {least} images have a value of {', '.join(few)}: too few to tell")
+
+
+def _tell_without_dataset_level(first: "ImageScores", second: "ImageScores"):
+    """Say why only image-level scores are compared, if so."""
+    from utils.metrics.confidence import same_counts
+    if not same_counts([first, second]):
+        reason = ("scores as the RankDice code computes them count no pixels"
+                  if first.pixels is None or second.pixels is None else
+                  f"one averages classes {first.classes_of_interest}, the other "
+                  f"{second.classes_of_interest}")
+        console.notice(f"only image-level scores are compared: {reason}")
 
 
 def _as_json(table: "dict[str, Difference]", images: int, apart: list[str]) -> dict[str, Any]:

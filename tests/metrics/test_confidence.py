@@ -1,4 +1,5 @@
 """Intervals and comparisons of scores: worked by hand, against scipy, and by simulation."""
+import dataclasses
 import math
 
 import numpy as np
@@ -186,3 +187,16 @@ def test_results_without_images_or_with_an_id_twice_are_errors():
         compare(a, b)
     with pytest.raises(DataError, match="no scored image"):
         compare(table_of(np.zeros((0, 3, 2), int)), a)
+
+
+def test_results_with_other_classes_of_interest_or_without_counts_share_image_level_scores():
+    first, second = drawn(0, 30, gain=0.1)
+    usual = compare(first, second)
+    for other in (dataclasses.replace(second, pixels=None),
+                  dataclasses.replace(second, classes_of_interest=[0]),
+                  dataclasses.replace(second, classes_of_interest=[0, 2])):
+        for pair in ((first, other), (other, first)):
+            table = compare(*pair)
+            assert list(table) == ["mIoU_I", "mDice_I", "Pixel_Accuracy", "Binary_Accuracy"]
+            for name, one in table.items():
+                assert one.p == usual[name].p and abs(one.value) == abs(usual[name].value)

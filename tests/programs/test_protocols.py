@@ -91,6 +91,18 @@ def test_a_protocol_that_predicts_as_another_is_left_out(data, tmp_path, capsys,
     assert status == 0 and "protocol whole is left out: it predicts as own settings" in err
 
 
+def test_several_protocols_as_published_are_compared_by_image_level_scores(data, tmp_path, capsys,  # noqa: F811
+                                                                           small_protocols):
+    path = checkpoint(data, tmp_path / "model.pth")
+    for rule in ("max", "T"):
+        status, out, err = run(capsys, "-r", path, "-o", str(tmp_path), "--protocol",
+                               "whole,whole-flip", "-p", rule, "predict.published=true",
+                               "predict.CoI=[1]")
+        assert status == 0, err
+        table = out[out.index("what each protocol is worth"):].splitlines()
+        assert "mIoU_I" in table[1] and "mean IoU" not in table[1] and len(table) == 7
+
+
 def test_a_wrong_protocol_ends_before_anything_is_scored(data, tmp_path, capsys):  # noqa: F811
     path = checkpoint(data, tmp_path / "model.pth")
     status, _, err = run(capsys, "-r", path, "--protocol", "whole,mmseg-ade2k")

@@ -70,6 +70,21 @@ def test_classes_of_interest_of_the_run_are_kept(tmp_path, capsys):
     assert a != b
 
 
+def test_results_without_equal_counts_share_image_level_scores_and_a_notice_says_why(tmp_path,
+                                                                                     capsys):
+    usual = write_json(tmp_path, ["max", "rankdice"])
+    (tmp_path / "other").mkdir()
+    other = write_json(tmp_path / "other", ["max", "rankdice"], classes_of_interest=[1])
+    published = write(tmp_path / "published.csv", 0.1, published=True)
+    for path, reason in ((other, "averages classes [0, 1], the other [1]"),
+                         (published, "count no pixels")):
+        main([usual, path, "--json", "--draws", "200"])
+        captured = capsys.readouterr()
+        assert set(json.loads(captured.out)["metrics"]) == {"mIoU_I", "mDice_I", "Pixel_Accuracy",
+                                                            "Binary_Accuracy"}
+        assert reason in captured.err
+
+
 def test_only_common_images_are_compared_and_a_warning_says_so(tmp_path, capsys):
     a, b = write(tmp_path / "a.csv", 0.1), write(tmp_path / "b.csv", 0.1, first=10)
     main([a, b, "--json", "--draws", "200"])

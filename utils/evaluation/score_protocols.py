@@ -18,7 +18,8 @@ from utils.predict.protocols import names_for, settings_of
 from utils.segfix.refiner import Refiner
 
 OWN = "own settings"        # of the checkpoint's config, in the table
-METRIC = "Mean_IoU"
+# The scores of the tables: of the dataset level, and of the image level, which every run has.
+TITLES = {"Mean_IoU": "mean IoU", "mIoU_I": "mIoU_I"}
 
 
 class Run(NamedTuple):
@@ -114,27 +115,60 @@ class ProtocolScores:
         """Each run's mean IoU, and its difference to the first run of its rule.
 
         The intervals are those of tools.compare_results: from the single images, paired for the
-        difference (docs/metrics.md).
+        difference (docs/metrics.md). Image-level scores follow if a run has no other, or cannot be
+        compared by another: the published code counts no pixels, and classes may differ.
         """
-        share = f"{100 * level:g} % interval"
-        rows = [("protocol", "rule", "mean IoU", share, "difference", share, "p", "s/image", "")]
-        first = {run.rule: run for run in reversed(self.runs)}
+        rows = []
         for run in self.runs:
-            one = compare(first[run.rule].scores, run.scores, level)[METRIC]
-            bounds = intervals(run.scores, level).get(METRIC)
-            row = (run.name, run.rule, percent(one.second), _bounds(bounds) if bounds else "-")
-            if run is first[run.rule]:
-                rows.append((*row, "", "", "", f"{run.seconds:.2f}", ""))
-                continue
-            rows.append((*row, f"{100 * one.value:+.2f}", _bounds(one, "+"),
-                         f"{one.p:.3f}" if one.p >= 0.0005 else "<0.001", f"{run.seconds:.2f}",
-                         _verdict(one)))
+            first = next(one for one in self.runs if one.rule == run.rule)
+            rows.append((run, first, intervals(run.scores, level),
+                         compare(first.scores, run.scores, level) if run is not first else {}))
+        tables = _tables(rows, level)
         reference = self.runs[0]
         changed = [f"  {run.name}: {_text(run.settings, reference.settings)}" for run in self.runs
                    if run is not reference and run.rule == reference.rule]
         return "\n".join(["what each protocol is worth (percent; difference to the first)",
-                          *aligned(rows, (0, 1, 8)), "",
-                          f"settings that differ from {reference.name}:", *changed])
+                          *tables, f"settings that differ from {reference.name}:", *changed])
+
+
+def _tables(rows, level):
+    """The lines of a table for each score that is needed.
+
+    rows: (run, the first run of its rule, intervals and differences to it by score).
+    """
+    comparable = all("Mean_IoU" in scores and (run is first or _same_classes(run, first))
+                     for run, first, scores, _ in rows)
+    for name, title in TITLES.items():
+        shown = [row for row in rows if name in row[2]]
+        if shown and not (comparable and name == "mIoU_I"):
+            table = [*_table(shown, name, title, f"{100 * level:g} % interval")]
+            yield from aligned(table, (0, 1, 8))
+            yield ""
+
+
+def _table(rows, name, title, share):
+    yield "protocol", "rule", title, share, "difference", share, "p", "s/image", ""
+    for run, first, scores, differences in rows:
+        row = (run.name, run.rule, percent(scores[name].value), _bounds(scores[name]))
+        one, seconds = differences.get(name), f"{run.seconds:.2f}"
+        if run is first:
+            yield *row, "", "", "", seconds, ""
+        elif one is None:
+            yield *row, "-", "-", "-", seconds, _why_not(run, first)
+        else:
+            yield (*row, f"{100 * one.value:+.2f}", _bounds(one, "+"),
+                   f"{one.p:.3f}" if one.p >= 0.0005 else "<0.001", seconds, _verdict(one))
+
+
+def _why_not(run, first):
+    """Why there is no difference of a dataset-level score, if it is not undefined."""
+    if first.scores.pixels is None:
+        return f"{first.name} counts no pixels"
+    return "" if _same_classes(run, first) else "averages other classes"
+
+
+def _same_classes(run, first):
+    return run.scores.classes_of_interest == first.scores.classes_of_interest
 
 
 def _bounds(one, sign=""):

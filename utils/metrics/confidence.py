@@ -94,13 +94,16 @@ def compare_runs(first: Sequence[ImageScores], second: Sequence[ImageScores], le
 
     An image is left out, or its predictions are exchanged, in all runs at once, for which the
     groups must have as many runs. The result holds for other images, and for these very runs.
+    Dataset-level scores are left out unless all runs count pixels and average the same classes.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} runs against {len(second)}")
     firsts, seconds = paired_runs(first, second)
+    if not same_counts([*firsts, *seconds]):
+        firsts, seconds = ([dataclasses.replace(one, pixels=None) for one in group]
+                           for group in (firsts, seconds))
     a, b = (np.concatenate([_rows(one) for one in group], 1) for group in (firsts, seconds))
-    known = {name: _known_in([*firsts, *seconds], name) for name in _known(firsts[0])
-             if all(name in _known(one) for one in (*firsts, *seconds))}
+    known = {name: _known_in([*firsts, *seconds], name) for name in _known(firsts[0])}
 
     def mean(sums, group):
         tables = [_scores(part, one) for part, one in
@@ -126,6 +129,12 @@ def compare_runs(first: Sequence[ImageScores], second: Sequence[ImageScores], le
         table[name] = Difference(value, *bounds, spread.images, float(one[name][0]),
                                  float(two[name][0]), p[name], enough, differs)
     return table
+
+
+def same_counts(tables: Sequence[ImageScores]) -> bool:
+    """Whether all results count pixels and average the same classes in dataset-level scores."""
+    return all(one.pixels is not None and one.classes_of_interest == tables[0].classes_of_interest
+               for one in tables)
 
 
 def least_images(level: float) -> int:
