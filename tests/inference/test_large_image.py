@@ -15,7 +15,7 @@ from utils.images.normalize import Normalize
 from utils.images.palette import voc_palette
 from utils.inference import large_image
 from utils.inference.large_image import is_streamed, segment_large
-from utils.inference.prediction_files import LABELS, MASKS, OVERLAY, PROBABILITIES, SIDE_BY_SIDE
+from utils.inference.prediction_files import LABELS, MASKS, OVERLAY, SIDE_BY_SIDE
 from utils.predict.predictor import build_predictor
 
 NAMES = ["dark", "medium", "bright"]
@@ -85,8 +85,7 @@ def test_no_file_is_left_after_a_stop_between_two_strips(image, tmp_path):
 
 
 @pytest.mark.parametrize("rule, suffix, text", [
-    ("rankdice", LABELS, "-p max"), ("max", PROBABILITIES, "--probabilities"),
-    ("T", MASKS, "--masks of rule T")])
+    ("rankdice", LABELS, "-p max"), ("T", MASKS, "--masks of rule T")])
 def test_results_that_need_all_logits_at_once_are_an_error(image, tmp_path, rule, suffix, text):
     opened, predictor = stages()
     with pytest.raises(DataError, match=text):

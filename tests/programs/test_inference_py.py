@@ -101,14 +101,27 @@ def test_every_output_is_written_next_to_the_labels(checkpoint, tmp_path):
         "a_masks/03_car.png", "a_masks/04_person.png", "a_overlay.png", "a_probabilities.npz",
         "a_side_by_side.png"]
     file = np.load(f"{tmp_path}/out/a_probabilities.npz")
-    probs = file["probabilities"]                     # uint8, 255 means 1
-    assert probs.shape == (5, 24, 40) and list(file["class_names"]) == NAMES
-    assert np.abs(probs.sum(0, dtype=int) - 255).max() <= 3
+    probs = file["probabilities"]
+    assert probs.dtype == np.float16 and probs.shape == (5, 24, 40)
+    assert list(file["class_names"]) == NAMES and file["activation"] == "softmax"
+    assert file["palette"].tolist() == voc_palette(5)
+    assert np.abs(probs.sum(0, dtype=np.float32) - 1).max() <= 5 * 2 ** -12
     masks = mask_stack(f"{tmp_path}/out/a_masks")
-    assert masks[probs > 128].all() and not masks[probs < 127].any()
+    assert masks[probs > 0.501].all() and not masks[probs < 0.499].any()
     labels = np.array(Image.open(f"{tmp_path}/out/a.png"))
     assert np.array_equal(np.take_along_axis(probs, labels[None], 0)[0], probs.max(0))
     assert Image.open(f"{tmp_path}/out/a_overlay.png").size == (40, 24)
+
+
+def test_probabilities_of_8_bits_are_rounded_and_the_cost_is_said(checkpoint, tmp_path, capsys):
+    picture(f"{tmp_path}/in/a.png")
+    for kind in ("float16", "uint8"):
+        assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / kind, "--probabilities",
+                   kind) == 0
+    exact, coarse = (np.load(tmp_path / kind / "a_probabilities.npz")["probabilities"]
+                     for kind in ("float16", "uint8"))
+    assert coarse.dtype == np.uint8 and np.abs(coarse / 255 - exact).max() <= 1 / 510 + 2 ** -12
+    assert capsys.readouterr().err.count("below 1/510") == 1
 
 
 @pytest.mark.parametrize("options", [
@@ -640,12 +653,15 @@ def everything_is_large(monkeypatch):
 def test_a_streamed_image_has_the_results_of_the_whole_image(checkpoint, tmp_path, request, rule):
     picture(f"{tmp_path}/in/a.png", 75, 143)
     options = ["-i", tmp_path / "in", "--mode", "sliding", "--crop-size", "24x32", "--overlay",
-               "--side-by-side", "-p", rule, *(["--masks"] if rule == "max" else [])]
+               "--side-by-side", "-p", rule, "--probabilities",
+               *(["--masks"] if rule == "max" else [])]
     assert run(checkpoint, *options, "-o", tmp_path / "whole") == 0
     request.getfixturevalue("everything_is_large")
     assert run(checkpoint, *options, "-o", tmp_path / "out") == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
-    for name in tree(tmp_path / "out"):
+    assert (tmp_path / "out" / "a_probabilities.npz").read_bytes() == \
+        (tmp_path / "whole" / "a_probabilities.npz").read_bytes()
+    for name in filter(lambda name: name.endswith(".png"), tree(tmp_path / "out")):
         streamed, whole = (Image.open(f"{tmp_path}/{run}/{name}") for run in ("out", "whole"))
         assert streamed.mode == whole.mode and streamed.getpalette() == whole.getpalette()
         assert np.array_equal(np.array(streamed), np.array(whole))
@@ -667,8 +683,7 @@ def test_uncompressed_files_are_mapped_and_pixels_are_equal(tmp_path, name, opti
 
 
 @pytest.mark.parametrize("options,text", [
-    (("-p", "rankdice"), "-p max"), (("--probabilities",), "--probabilities"),
-    (("-p", "T", "--masks"), "--masks")])
+    (("-p", "rankdice"), "-p max"), (("-p", "T", "--masks"), "--masks")])
 def test_an_output_that_cannot_be_streamed_is_one_line(checkpoint, tmp_path, capsys, options, text,
                                                        everything_is_large):
     picture(f"{tmp_path}/in/a.png")

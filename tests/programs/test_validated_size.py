@@ -295,7 +295,7 @@ def test_the_temperature_changes_written_probabilities(data, tmp_path):
         image = torch.from_numpy(read_image(str(data / "images" / "0.png"))).permute(2, 0, 1)[None]
         probs = (opened.predictor()(image) / (3 if folder == "b" else 1)).softmax(1)[0]
         stored = np.load(tmp_path / folder / "0_probabilities.npz")["probabilities"]
-        assert np.abs(stored / 255 - probs.numpy()).max() <= 0.5 / 255 + 1e-6
+        assert np.abs(stored - probs.numpy()).max() <= 2 ** -12 + 1e-6
 
 
 def test_validation_in_training_says_that_it_resizes_the_labels(tmp_path, capsys):

@@ -47,8 +47,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="also write the image with the class colors over it (videos always have them)")
     add("--side-by-side", action="store_true",
         help="also write the image and its overlay side by side")
-    add("--probabilities", action="store_true",
-        help="also write .npz files: uint8 (C, H, W), 255 means probability 1")
+    add("--probabilities", nargs="?", const="float16", choices=("float16", "uint8"),
+        help="also write .npz files of probabilities (C, H, W): float16 (default), or uint8, where "
+             "255 means 1, which is smaller and loses faint classes")
     add("--masks", action="store_true",
         help="also write a folder NAME_masks with a 1-bit PNG per class; masks may overlap")
     add("--segfix", metavar="PATH",

@@ -4,14 +4,18 @@ The network runs window by window, and the labels go to a temporary file. The me
 decoded image (3 bytes per pixel, less if it can be mapped from its file), a block of logits, and a
 strip of the result.
 """
+import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Callable, Collection
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from utils.decision.rules import Decision
+from utils.decision.stored_scores import write_probabilities
 from utils.errors import DataError, shown
 from utils.files.whole_file import UNFINISHED
 from utils.images.png_strips import PngStrips
@@ -28,9 +32,11 @@ from utils.inference.prediction_files import (
     make_folders,
     mask_names,
 )
+from utils.machine.tensors import Logits
 from utils.predict.open_model import OpenModel
 from utils.predict.predictor import Predictor
 
+MapsOf: TypeAlias = Callable[[Logits, Collection[str]], dict[str, np.ndarray]]
 LARGE_PIXELS = 1 << 25      # images of at least this size are streamed, if the mode allows it
 STRIP_PIXELS = 1 << 22      # pixels of the result that are colored and written at a time
 
@@ -52,12 +58,14 @@ def is_streamed(height: int, width: int, predictor: Predictor, possible: bool = 
 
 def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
                   predictor: Predictor, decision: Decision,
-                  check_stop: Callable[[], None] = lambda: None) -> dict[str, float]:
+                  check_stop: Callable[[], None] = lambda: None,
+                  maps_of: MapsOf = lambda logits, wanted: {}) -> dict[str, float]:
     """Segment an image, uint8 (H, W, 3), window by window and write the outputs in `paths`.
 
     The labels equal those of the whole image at once.
     paths: suffix -> path, as in `write_prediction`.
     check_stop: called between windows and strips; if it raises, no file is left.
+    maps_of: (logits (1, C, h, w), suffixes) -> {suffix: array (1, ..., h, w)} of further outputs.
     Returns class name -> share of the pixels. Raises DataError for outputs and rules that need all
     logits at once, and for a file that cannot be written, NumericalError for logits that are not
     finite.
@@ -70,16 +78,22 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
     dtype = np.uint8 if len(opened.class_names) <= 256 else np.uint16
     folder = os.path.dirname(next(iter(paths.values())))
     try:
-        with tempfile.TemporaryFile(prefix=UNFINISHED, dir=folder or ".") as file:
-            labels = np.memmap(file, dtype, "w+", shape=(height, width))
+        with contextlib.ExitStack() as files:
+            def mapped(dtype, *shape):
+                return _mapped(files, folder, dtype, shape)
+            labels, maps = mapped(dtype, height, width), {}
 
             def store(rows, columns, logits):
                 check_stop()
                 with torch.inference_mode():
                     labels[rows, columns] = decision.labels(logits)[0].cpu().numpy()
+                    for suffix, part in maps_of(logits, paths).items():
+                        if suffix not in maps:
+                            maps[suffix] = mapped(part.dtype, *part.shape[1:-2], height, width)
+                        maps[suffix][..., rows, columns] = part[0]
             predictor.in_blocks(image, opened.device, store)
             predictor.require_finite([folder])
-            return _write(paths, image, labels, opened, check_stop)
+            return _write(paths, image, labels, maps, opened, check_stop)
     except OSError as error:
         raise DataError(f"cannot write: {error.strerror or error}", shown(folder or "."),
                         "check that the folder is writable and has room") from None
@@ -90,17 +104,29 @@ def unstreamable(paths: Collection[str], decision: Decision) -> str | None:
     if decision.name not in ("max", "T"):
         return (f"the rule {decision.name} needs all logits of an image at once, but this "
                 "image is streamed: use -p max")
-    if PROBABILITIES in paths or (MASKS in paths and decision.masks):
-        what = "--probabilities" if PROBABILITIES in paths else f"--masks of rule {decision.name}"
-        return (f"{what} of a streamed image would not fit into memory: leave it out, or "
-                "cut the image into parts")
+    if MASKS in paths and decision.masks:
+        return (f"--masks of rule {decision.name} of a streamed image would not fit into memory: "
+                "leave it out, or cut the image into parts")
     return None
 
 
-def _write(paths, image, labels, opened, check_stop):
+def _mapped(files, folder, dtype, shape):
+    """An array in a temporary file that `files`, an ExitStack, closes. Raises OSError if the disk
+    has no room: writing into a mapped file that cannot grow would end the program.
+    """
+    file = files.enter_context(tempfile.TemporaryFile(prefix=UNFINISHED, dir=folder or "."))
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)
+    return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def _write(paths, image, labels, maps, opened, check_stop):
     """Write all output files strip by strip. Returns class name -> share of the pixels."""
     height, width = labels.shape
     names, palette = opened.class_names, opened.palette
+    if PROBABILITIES in paths:
+        write_probabilities(paths[PROBABILITIES], maps[PROBABILITIES], names, palette,
+                            opened.activation)
     masks = [os.path.join(paths[MASKS], name) for name in mask_names(names)] \
         if MASKS in paths else []
     files = [PngStrips(path, height, width, "mask") for path in masks]

@@ -12,11 +12,13 @@ from utils.checkpoint.read import read_checkpoint
 from utils.cli.console import notice
 from utils.config.load import with_config
 from utils.decision.rules import Decision, build_decision, probabilities, rule_of
+from utils.decision.stored_scores import COARSE, stored_form
 from utils.errors import ConfigError, DataError, NumericalError, UserError, shown
 from utils.images.image_list import Source
 from utils.images.types import Image, Labels
 from utils.inference.prediction_files import MASKS, PROBABILITIES
 from utils.machine import distributed
+from utils.machine.tensors import Logits
 from utils.predict.arguments import require_rule_arguments, tell_base_size, with_arguments
 from utils.predict.open_model import OpenModel, open_model
 from utils.predict.predictor import Predictor, not_finite, zeroed
@@ -26,14 +28,12 @@ Job: TypeAlias = tuple[Source, dict[str, str]]      # an input and its output fi
 
 
 class Prediction(NamedTuple):
-    """labels: class ids (H, W). probabilities: uint8 (C, H, W), 255 means 1. masks: bool (C, H, W).
-
-    The last two are None unless they are wanted.
+    """labels: class ids (H, W). maps: suffix -> array of the other outputs that are wanted, as
+    utils.inference.prediction_files.write_prediction takes them.
     """
 
     labels: Labels
-    probabilities: np.ndarray | None = None
-    masks: np.ndarray | None = None
+    maps: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Pipeline:
     decision: logits -> labels (N, H, W) or masks (N, C, H, W).
     refiner: labels -> labels with better borders (SegFix), or None.
     temperature: divides the logits whose probabilities are written.
+    stored: the form in which they are written (utils.decision.stored_scores.KINDS).
     """
 
     opened: OpenModel
@@ -52,6 +53,7 @@ class Pipeline:
     decision: Decision
     refiner: Refiner | None = None
     temperature: float = 1.0
+    stored: str = "float16"
 
     def predict(self, images: list[Image], names: list[str], wanted: Collection[str]) \
             -> list[Prediction | UserError]:
@@ -60,23 +62,21 @@ class Pipeline:
         names: of the images, for messages and to find their offset files. wanted: suffixes of the
         output files: PROBABILITIES and MASKS are made only if they are among these.
         """
-        with_masks = MASKS in wanted and self.decision.masks
+        of_probabilities, with_masks = PROBABILITIES in wanted, self.decision.masks
         stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
         x = stack.to(self.predictor.takes(self.opened.device))
-        probs: list[np.ndarray | None] = [None] * len(images)
-        masks: list[np.ndarray | None] = [None] * len(images)
+        maps: dict[str, np.ndarray] = {}        # suffix -> (N, ...)
         with torch.inference_mode():
-            if self.decision.name == "max" and PROBABILITIES not in wanted:
+            if self.decision.name == "max" and not of_probabilities:
                 labels = self.predictor.labels(x, self.decision)
                 finite = self.predictor.finite.tolist()
             else:
                 logits, finite = self._finite_logits(x)
                 labels = self.decision.labels(logits)
-                if PROBABILITIES in wanted:
-                    shares = probabilities(logits, self.opened.activation, self.temperature)
-                    probs = list(shares.mul_(255).round_().to(torch.uint8).cpu().numpy())
-                if with_masks:
-                    masks = list(self.decision(logits).cpu().numpy())
+                if MASKS in wanted and with_masks:
+                    maps[MASKS] = self.decision(logits).cpu().numpy()
+                if of_probabilities:
+                    maps |= self.maps(logits, wanted)
             results = []
             for i, name in enumerate(names):
                 if not finite[i]:
@@ -87,10 +87,18 @@ class Pipeline:
                 except (DataError, NumericalError) as error:
                     results.append(error)
                     continue
+                own = {suffix: array[i] for suffix, array in maps.items()}
                 if MASKS in wanted and not with_masks:
-                    masks[i] = one == np.arange(len(self.opened.class_names))[:, None, None]
-                results.append(Prediction(one, probs[i], masks[i]))
+                    own[MASKS] = one == np.arange(len(self.opened.class_names))[:, None, None]
+                results.append(Prediction(one, own))
         return results
+
+    def maps(self, logits: Logits, wanted: Collection[str]) -> dict[str, np.ndarray]:
+        """The outputs among `wanted` that are made of probabilities: suffix -> array (N, ...)."""
+        if PROBABILITIES not in wanted:
+            return {}
+        probs = probabilities(logits, self.opened.activation, self.temperature)
+        return {PROBABILITIES: stored_form(probs, self.stored)}
 
     def _finite_logits(self, x):
         """Logits (N, C, H, W), and for each image whether they are finite; zeros if they are not.
@@ -127,7 +135,9 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
                           f"{args.predict} cannot decide on them", "--predict",
                           "leave the rule out")
     decision = build_decision(rule, opened.activation, options)
-    require_rule_arguments(args, [rule], args.probabilities)
+    require_rule_arguments(args, [rule], bool(args.probabilities))
+    if args.probabilities == "uint8":
+        notice(f"--probabilities {COARSE}")
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
     predictor = opened.predictor(options)
     tell_base_size(predictor.base_size, options)
@@ -138,4 +148,5 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
                "image at its own size")
     if refiner and args.masks and decision.masks:
         notice(f"--segfix refines the label maps; the masks of rule {rule} stay as they are")
-    return Pipeline(opened, predictor, decision, refiner, options["temperature"])
+    return Pipeline(opened, predictor, decision, refiner, options["temperature"],
+                    args.probabilities or "float16")

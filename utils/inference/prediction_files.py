@@ -3,13 +3,13 @@
 Each file is written completely or not at all, so a file that exists is finished.
 """
 import argparse
-import io
 import os
 import re
 
 import numpy as np
 
-from utils.files.whole_file import make_folder, write_bytes
+from utils.decision.stored_scores import write_probabilities
+from utils.files.whole_file import make_folder
 from utils.images.image_io import write_image, write_label
 from utils.images.png_strips import PngStrips
 from utils.images.types import Image, Labels
@@ -28,22 +28,24 @@ def wanted_outputs(args: argparse.Namespace) -> list[str]:
 
 def write_prediction(paths: dict[str, str], image: Image, labels: Labels,
                      class_names: list[str], palette: list[list[int]],
-                     probabilities: np.ndarray | None = None, masks: np.ndarray | None = None,
-                     label_ids: list[int] | None = None):
+                     maps: dict[str, np.ndarray] | None = None,
+                     label_ids: list[int] | None = None, activation: str = "softmax"):
     """Write every output that `paths` (suffix -> path) contains.
 
     image: uint8 (H, W, 3), RGB. labels: class ids (H, W).
     LABELS        palette PNG: class ids and colors in one file
     OVERLAY       the colors of the labels over the image
     SIDE_BY_SIDE  the image to the left of that
-    PROBABILITIES npz: "probabilities" uint8 (C, H, W), 255 means 1; "class_names"
-    MASKS         a folder with a 1-bit PNG per class (see `mask_names`); masks, bool
+    PROBABILITIES npz, see utils.decision.stored_scores; maps: float16 or uint8 (C, H, W)
+    MASKS         a folder with a 1-bit PNG per class (see `mask_names`); maps: bool
                   (C, H, W), may overlap and may leave pixels without a class
-    probabilities and masks are required only if `paths` contains them. label_ids: what LABELS holds
-    for each class; None: class ids.
+    maps: suffix -> array; those of PROBABILITIES and MASKS are required if `paths` contains them.
+    label_ids: what LABELS holds for each class; None: class ids. activation: "softmax" or
+    "sigmoid", of the probabilities.
     Raises DataError naming the file that cannot be written.
     """
     make_folders(paths)
+    maps = maps or {}
     if OVERLAY in paths or SIDE_BY_SIDE in paths:
         mixed = overlay(image, labels, palette)
         if OVERLAY in paths:
@@ -51,10 +53,10 @@ def write_prediction(paths: dict[str, str], image: Image, labels: Labels,
         if SIDE_BY_SIDE in paths:
             write_image(paths[SIDE_BY_SIDE], side_by_side(image, mixed))
     if PROBABILITIES in paths:
-        _write_npz(paths[PROBABILITIES], probabilities=probabilities, class_names=class_names)
+        write_probabilities(paths[PROBABILITIES], maps[PROBABILITIES], class_names, palette,
+                            activation)
     if MASKS in paths:
-        assert masks is not None
-        for name, mask in zip(mask_names(class_names), masks, strict=True):
+        for name, mask in zip(mask_names(class_names), maps[MASKS], strict=True):
             height, width = mask.shape
             with PngStrips(os.path.join(paths[MASKS], name), height, width, "mask") as file:
                 file.write(mask)
@@ -100,8 +102,3 @@ def class_shares(counts: np.ndarray, class_names: list[str]) -> dict[str, float]
     return {name: count / total
             for name, count in zip(class_names, counts.tolist(), strict=True) if count}
 
-
-def _write_npz(path, class_names, **arrays):
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, class_names=np.array(class_names, dtype=np.str_), **arrays)
-    write_bytes(path, buffer.getbuffer())

@@ -19,7 +19,7 @@ from utils.images.image_io import map_image, read_image
 from utils.images.partly_used import unused_in
 from utils.images.types import Image
 from utils.inference.large_image import is_streamed, segment_large, unstreamable
-from utils.inference.pipeline import Job, Pipeline
+from utils.inference.pipeline import Job, Pipeline, Prediction
 from utils.inference.prediction_files import class_shares, write_prediction
 from utils.inference.report import InferenceReport
 from utils.machine import distributed
@@ -91,8 +91,8 @@ class _NetworkStage:
         self.pipeline, self.opened = pipeline, pipeline.opened
         self.report, self.check_stop = report, check_stop
 
-    def segment(self, group: Group) -> list[tuple]:
-        """Returns (job, image, labels, probabilities or None, masks or None) of each image.
+    def segment(self, group: Group) -> list[tuple[Job, Image, Prediction]]:
+        """Returns (job, image, prediction) of each image.
 
         An image that fails is recorded in the report and left out. If a batch fails, its images
         are tried one by one.
@@ -122,7 +122,7 @@ class _NetworkStage:
             if isinstance(result, UserError):
                 self.report.fail(job[0].path, result)
             else:
-                done.append((job, image, *result))
+                done.append((job, image, result))
         return done
 
     def stream(self, job: Job):
@@ -133,7 +133,7 @@ class _NetworkStage:
                 raise DataError("--segfix does not work on images that are streamed")
             image = map_image(source.path, self.opened.normalize.white)
             shares = segment_large(image, outputs, self.opened, self.pipeline.predictor,
-                                   self.pipeline.decision, self.check_stop)
+                                   self.pipeline.decision, self.check_stop, self.pipeline.maps)
         except (DataError, NumericalError) as error:
             self.report.fail(source.path, error)
             return
@@ -164,10 +164,9 @@ class _Writing:
         self.pool, self.opened, self.report = pool, pipeline.opened, report
         self.pending = deque()
 
-    def submit(self, job: Job, image: Image, *prediction: np.ndarray | None):
-        """Begin to write the labels, probabilities and masks of an image."""
-        self.pending.append((job, image, self.pool.submit(self._write, job[1], image,
-                                                          *prediction)))
+    def submit(self, job: Job, image: Image, prediction: Prediction):
+        """Begin to write the output files of an image."""
+        self.pending.append((job, image, self.pool.submit(self._write, job[1], image, prediction)))
 
     def wait(self, most_pending: int = 0):
         """Wait until at most so many images are unfinished, and report the others as done."""
@@ -175,10 +174,10 @@ class _Writing:
             job, image, shares = self.pending.popleft()
             self.report.done.append(_report_entry(job, image, shares.result()))
 
-    def _write(self, paths, image, labels, probs, masks):
-        names = self.opened.class_names
-        write_prediction(paths, image, labels, names, self.opened.palette, probs, masks,
-                         self.opened.label_ids)
+    def _write(self, paths, image, prediction):
+        names, labels = self.opened.class_names, prediction.labels
+        write_prediction(paths, image, labels, names, self.opened.palette, prediction.maps,
+                         self.opened.label_ids, self.opened.activation)
         return class_shares(np.bincount(labels.ravel(), minlength=len(names)), names)
 
 

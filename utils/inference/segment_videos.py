@@ -166,5 +166,5 @@ class _FrameFiles:
                 warn(f"{shown(self.folder)} holds files already: those of the same frames are "
                      "replaced, others stay")
         write_prediction(paths, frame, prediction.labels, self.opened.class_names,
-                         self.opened.palette, prediction.probabilities, prediction.masks,
-                         self.opened.label_ids)
+                         self.opened.palette, prediction.maps, self.opened.label_ids,
+                         self.opened.activation)
