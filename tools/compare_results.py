@@ -114,6 +114,7 @@ def open_scores(path: str | Path, rule: str | None = None, number: int | None = 
     takes the newest. Raises DataError if the file has no such result.
     """
     from utils.errors import DataError, shown
+    from utils.evaluation.results_file import image_scores_of
     from utils.metrics.image_scores import read_image_scores
     path = Path(path)
     if path.suffix.lower() != ".json":
@@ -129,15 +130,13 @@ def open_scores(path: str | Path, rule: str | None = None, number: int | None = 
                         f"has no result {number}; it has {len(runs)}", shown(path),
                         "see --list")
     entry = chosen[0]
-    if not isinstance(entry.get("image_scores"), str):
+    scores = image_scores_of(entry, path)
+    if scores is None:
         raise DataError("does not name a file of image scores", shown(path), "run test.py again")
     if number is None and len(chosen) > 2:      # the newest is also among the runs
         console.notice(f"{shown(path)} holds {len(chosen) - 1} results"
                        + (f" of rule {rule}" if rule else "")
                        + "; the newest is taken (--list shows them, --run chooses)")
-    scores = read_image_scores(path.parent / entry["image_scores"])
-    if entry.get("classes_of_interest"):
-        scores.classes_of_interest = list(entry["classes_of_interest"])
     return scores, entry
 
 
@@ -205,14 +204,13 @@ def _as_json(table: "dict[str, Difference]", images: int, apart: list[str]) -> d
 
 def _rows(table: "dict[str, Difference]", level: float) -> list[str]:
     """The lines of the table."""
-    from utils.metrics.table import aligned, percent
+    from utils.metrics.table import aligned, bounds_text, p_text, percent, signed_percent
     rows = [("", "first", "second", "difference", f"{100 * level:g} % interval", "p", "")]
     for name, one in table.items():
-        bounds = f"{100 * one.low:+.2f} .. {100 * one.high:+.2f}" if one.low == one.low else "-"
         verdict = ("too few images to tell" if not one.enough else
                    "differ" if one.differs else "no clear difference")
-        rows.append((name, percent(one.first), percent(one.second), f"{100 * one.value:+.2f}",
-                     bounds, f"{one.p:.3f}" if one.p >= 0.0005 else "<0.001", verdict))
+        rows.append((name, percent(one.first), percent(one.second), signed_percent(one.value),
+                     bounds_text(one.low, one.high, signed_percent), p_text(one.p), verdict))
     return aligned(rows, (0, 6))
 
 

@@ -17,6 +17,7 @@ from utils.files.json_values import plain_json
 from utils.files.shared_file import change_file, content, locked, set_aside
 from utils.files.whole_file import write_bytes
 from utils.images.base_size import base_size_text
+from utils.metrics.image_scores import ImageScores, read_image_scores
 from utils.metrics.scores import NUMBERS
 
 Entry = dict[str, Any]
@@ -113,6 +114,19 @@ def differences(first: Entry, second: Entry) -> list[str]:
         if (a or None) != (b or None):
             parts.append(f"{key}: {_text(a)} / {_text(b)}")
     return parts
+
+
+def image_scores_of(entry: Entry, path: Path) -> ImageScores | None:
+    """The scores of the single images of an entry of the results file `path`; None if it has none.
+
+    Raises DataError if the file that the entry names cannot be read.
+    """
+    if not isinstance(entry.get("image_scores"), str):
+        return None
+    scores = read_image_scores(path.parent / entry["image_scores"])
+    if entry.get("classes_of_interest"):
+        scores.classes_of_interest = list(entry["classes_of_interest"])
+    return scores
 
 
 def protocol_of(entry: Entry) -> str:

@@ -10,7 +10,7 @@ from utils.evaluation.score_report import Scored, deliver, score_entries
 from utils.machine.distributed import is_main
 from utils.metrics.confidence import Difference, compare, intervals
 from utils.metrics.image_scores import ImageScores, image_scores
-from utils.metrics.table import aligned, percent
+from utils.metrics.table import aligned, bounds_text, p_text, percent, signed_percent
 from utils.predict.arguments import require_rule_arguments
 from utils.predict.open_model import OpenModel
 from utils.predict.predictor import build_predictor
@@ -149,15 +149,17 @@ def _tables(rows, level):
 def _table(rows, name, title, share):
     yield "protocol", "rule", title, share, "difference", share, "p", "s/image", ""
     for run, first, scores, differences in rows:
-        row = (run.name, run.rule, percent(scores[name].value), _bounds(scores[name]))
+        own = scores[name]
+        row = (run.name, run.rule, percent(own.value), bounds_text(own.low, own.high))
         one, seconds = differences.get(name), f"{run.seconds:.2f}"
         if run is first:
             yield *row, "", "", "", seconds, ""
         elif one is None:
             yield *row, "-", "-", "-", seconds, _why_not(run, first)
         else:
-            yield (*row, f"{100 * one.value:+.2f}", _bounds(one, "+"),
-                   f"{one.p:.3f}" if one.p >= 0.0005 else "<0.001", seconds, _verdict(one))
+            yield (*row, signed_percent(one.value),
+                   bounds_text(one.low, one.high, signed_percent), p_text(one.p), seconds,
+                   _verdict(one))
 
 
 def _why_not(run, first):
@@ -169,11 +171,6 @@ def _why_not(run, first):
 
 def _same_classes(run, first):
     return run.scores.classes_of_interest == first.scores.classes_of_interest
-
-
-def _bounds(one, sign=""):
-    return (f"{100 * one.low:{sign}.2f} .. {100 * one.high:{sign}.2f}" if one.low == one.low
-            else "-")
 
 
 def _verdict(one: Difference):

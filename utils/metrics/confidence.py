@@ -103,7 +103,8 @@ def compare_runs(first: Sequence[ImageScores], second: Sequence[ImageScores], le
         firsts, seconds = ([dataclasses.replace(one, pixels=None) for one in group]
                            for group in (firsts, seconds))
     a, b = (np.concatenate([_rows(one) for one in group], 1) for group in (firsts, seconds))
-    known = {name: _known_in([*firsts, *seconds], name) for name in _known(firsts[0])}
+    masks = [_known(one) for one in (*firsts, *seconds)]
+    known = {name: np.logical_or.reduce([one[name] for one in masks]) for name in masks[0]}
 
     def mean(sums, group):
         tables = [_scores(part, one) for part, one in
@@ -198,11 +199,6 @@ def _known(scores: ImageScores) -> dict[str, np.ndarray]:
     for name, values in zip(OF_IMAGE, scores.image.T, strict=True):
         known[name] = ~np.isnan(values)
     return known
-
-
-def _known_in(tables, name):
-    """Bool (N,): the images with a value of a metric in any of the tables."""
-    return np.logical_or.reduce([_known(one)[name] for one in tables])
 
 
 def _scores(sums: np.ndarray, scores: ImageScores) -> Table:

@@ -1,6 +1,6 @@
 """Tables of scores as text, per class and per rule, in percent; `-` for an undefined score."""
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from utils.errors import shown
 from utils.metrics.scores import Scores
@@ -80,7 +80,7 @@ def format_intervals(table: dict[str, dict[str, float]]) -> str:
     """One line with the bounds of the main scores; table: metric -> {"low", "high"}."""
     titles = {"Mean_IoU": "mean IoU", "Mean_Dice": "mean Dice", "mIoU_I": "mIoU_I",
               "mDice_I": "mDice_I"}
-    parts = [f"{title} {percent(table[name]['low'])} .. {percent(table[name]['high'])}"
+    parts = [f"{title} {bounds_text(table[name]['low'], table[name]['high'])}"
              for name, title in titles.items() if name in table]
     return f"95 % intervals for other images: {', '.join(parts)}" if parts else ""
 
@@ -88,6 +88,25 @@ def format_intervals(table: dict[str, dict[str, float]]) -> str:
 def percent(value: float | None) -> str:
     """A fraction as text in percent: 0.5 -> "50.00"; nan and None -> "-"."""
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+
+
+def signed_percent(value: float | None) -> str:
+    """A difference of fractions as text in percent: 0.5 -> "+50.00"; nan and None -> "-"."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:+.2f}"
+
+
+def bounds_text(low: float | None, high: float | None, number: Callable = percent) -> str:
+    """An interval as text, its bounds as `number` shows them; "-" if they are not known."""
+    if low is None or high is None or math.isnan(low):
+        return "-"
+    return f"{number(low)} .. {number(high)}"
+
+
+def p_text(p: float | None) -> str:
+    """A p value as text; nan and None -> "-"."""
+    if p is None or math.isnan(p):
+        return "-"
+    return f"{p:.3f}" if p >= 0.0005 else "<0.001"
 
 
 def cell(name: object) -> str:

@@ -243,6 +243,16 @@ def launch(command: list[str], log: Path, devices: Sequence[str], threads: int =
     return process, start
 
 
+def run_program(command: list[str], log: Path, devices: Sequence[str]) -> tuple[int, int]:
+    """Start a program as `launch` does, and wait; (exit status, where its output begins)."""
+    process, start = launch(command, log, devices)
+    try:
+        return process.wait(), start
+    finally:
+        if process.poll() is None:
+            process.terminate()
+
+
 def _environment(devices, threads) -> dict[str, str]:
     """The variables of a program: it sees only its own GPUs; threads of torch on a CPU."""
     env = {key: value for key, value in os.environ.items()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from utils.metrics.table import p_text, percent
 from utils.study import tables
 from utils.study.summary import Summary
 
@@ -83,9 +84,9 @@ def _differences(summary: Summary) -> str:
             _cell(one["row"], one["row"]), _cell(tables.score_title(score), score),
             _cell(tables.number(seeds["value"], score, True), seeds["value"]),
             _cell(tables.bounds(seeds, score), seeds["low"]),
-            _cell(tables.p_text(seeds["p_holm"]), seeds["p_holm"]),
+            _cell(p_text(seeds["p_holm"]), seeds["p_holm"]),
             _cell(tables.bounds(images, score), images.get("low")),
-            _cell(tables.p_text(images.get("p_holm")), images.get("p_holm"))])
+            _cell(p_text(images.get("p_holm")), images.get("p_holm"))])
     heads = ["row", "score", "difference", "95 % over seeds", "p (Holm)", "95 % over images",
              "p (Holm)"]
     needed = tables.needed_text(summary) if summary["seeds_needed"] else ""
@@ -206,7 +207,7 @@ def _differing(shown: Shown) -> str:
     for one in shown.get("differing", ()):
         where = f"{one['data']}: " if one["data"] else ""
         figures = [_figure(one["image"], "image"), _figure(one["label"], "label")]
-        figures += [_figure(run["picture"], f"{run['name']}: {_percent(run['score'])}")
+        figures += [_figure(run["picture"], f"{run['name']}: {percent(run['score'])}")
                     for run in one["runs"]]
         parts.append(f"<h3>{escape(where + one['id'])}</h3>{''.join(figures)}")
     return "<h2>Images on which the runs differ most (mIoU of the image)</h2>" + "\n".join(parts) \
@@ -218,14 +219,10 @@ def _worst(shown: Shown) -> str:
     for run in shown.get("worst", ()):
         figures = "".join(
             _figure(one["image"], one["id"]) + _figure(one["label"], "label")
-            + _figure(one["picture"], f"prediction: {_percent(one['score'])}")
+            + _figure(one["picture"], f"prediction: {percent(one['score'])}")
             for one in run["images"])
         parts.append(f"<h3>{escape(run['name'])}</h3>{figures}")
     return "<h2>Worst images of each run</h2>" + "\n".join(parts) if parts else ""
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _figure(picture: str | None, caption: str) -> str:

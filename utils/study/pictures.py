@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from utils.cli.console import notice, warn
-from utils.study.execute import CPU, launch
+from utils.study.execute import CPU, run_program
 from utils.study.results import COSTS, RunResult
 
 DIFFERING, WORST = 4, 2     # images of a data set, and of a run
@@ -141,13 +141,9 @@ def _make(result, ids, device, folder, progress):
             ["--predict", str(result.entry.get("procedure", "max"))]
         job = {"checkpoint": str(_checkpoint(result)), "test": test, "ids": ids,
                "folder": str(result.place.parent), "device": CPU if device == CPU else "cuda"}
-        process, _ = launch([sys.executable, "-m", "tools.study", "--pictures", json.dumps(job)],
-                            folder / "pictures.log", [device])
-        try:
-            status = process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
+        status, _ = run_program(
+            [sys.executable, "-m", "tools.study", "--pictures", json.dumps(job)],
+            folder / "pictures.log", [device])
         if status:
             warn(f"no pictures of {_title(result)}: see {folder / 'pictures.log'}")
     path = result.place.parent / COSTS

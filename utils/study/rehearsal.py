@@ -10,7 +10,7 @@ from typing import Any
 from utils.cli.console import fail, notice, output
 from utils.errors import UserError
 from utils.metrics.table import aligned
-from utils.study.execute import CPU, ROOT, launch, unfinished
+from utils.study.execute import CPU, ROOT, run_program, unfinished
 from utils.study.plan import Plan, PlannedRun, check_classes
 from utils.study.results import attempts, training_seconds
 from utils.study.tables import duration
@@ -110,12 +110,7 @@ def _measured(base: list[str], run: PlannedRun, folder: Path, device: str, said:
 def _finished(arguments: list[str], folder: Path, device: str) -> tuple[int, str, float]:
     """(exit status, output, seconds) of a program."""
     log, began = folder / "log", time.monotonic()
-    process, start = launch([sys.executable, *arguments], log, [device])
-    try:
-        status = process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
+    status, start = run_program([sys.executable, *arguments], log, [device])
     text = log.read_bytes()[start:].decode("utf-8", "replace")
     return status, text, time.monotonic() - began
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from utils.checkpoint.find import BEST, LAST
 from utils.errors import DataError, shown
+from utils.evaluation.results_file import image_scores_of
 from utils.files.json_values import plain_json
-from utils.metrics.image_scores import ImageScores, read_image_scores
+from utils.metrics.image_scores import ImageScores
 from utils.metrics.scores import NUMBERS
 from utils.study.plan import PlannedRun, PlannedTest, key_of
 from utils.study.study_file import Cell
@@ -117,13 +118,8 @@ def read_result(path: Path, cell: Cell, seed: int | None = None, name: str | Non
     if not scores:
         raise DataError("has no score", shown(path), "give a results.json of test.py, or the "
                                                      "--json file of tools.evaluate_labels")
-    images = None
-    if isinstance(entry.get("image_scores"), str):
-        images = read_image_scores(path.parent / entry["image_scores"])
-        if entry.get("classes_of_interest"):
-            images.classes_of_interest = list(entry["classes_of_interest"])
     result = RunResult(cell, name or _name_of(path), path, scores, _classes(entry), seed, folder,
-                       entry, images)
+                       entry, image_scores_of(entry, path))
     if folder is not None:
         result.seconds = training_seconds(folder / "log.txt")
         result.curves = curves(folder / "metrics.jsonl")

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from utils.metrics.table import bounds_text, p_text, percent, signed_percent
 from utils.study.summary import Summary
 
 # Scores whose values are fractions and are shown in percent; others are shown as they are.
@@ -68,10 +69,9 @@ def score_title(score: str) -> str:
 
 def number(value: float | None, score: str = "", sign: bool = False) -> str:
     """A score in percent, or "-"."""
-    if value is None:
-        return "-"
-    factor, digits = (1, 4) if score in PLAIN else (100, 2)
-    return f"{factor * value:{'+' if sign else ''}.{digits}f}"
+    if value is not None and score in PLAIN:
+        return f"{value:{'+' if sign else ''}.4f}"
+    return signed_percent(value) if sign else percent(value)
 
 
 def spread(one: dict, score: str) -> str:
@@ -96,16 +96,10 @@ def scaled(value: float | None, unit: float) -> str:
     return "-" if value is None else f"{value / unit:.3g}"
 
 
-def p_text(p: float | None) -> str:
-    """A p value."""
-    return "-" if p is None else "<0.001" if p < 0.0005 else f"{p:.3f}"
-
-
 def bounds(one: dict | None, score: str) -> str:
     """The interval of a difference."""
-    if not one or one["low"] is None:
-        return "-"
-    return f"{number(one['low'], score, True)} .. {number(one['high'], score, True)}"
+    return bounds_text(one["low"], one["high"], lambda value: number(value, score, True)) \
+        if one else "-"
 
 
 def _main(summary: Summary, bold: str) -> tuple[list[str], list[list[str]]]:
