@@ -193,7 +193,8 @@ class Trainer(BaseTrainer):
     def _decision(self, phase) -> Decision:
         """The decision rule of config key predict.train, predict.val or predict.test."""
         predict = self.config["predict"]
-        return build_decision(predict[phase], self.criterion.activation, predict)
+        return build_decision(predict[phase], self.criterion.activation, predict,
+                              lambda: self.criterion.inverse)
 
     def _progress_bar(self, epoch):
         """A bar over the epoch's steps; each of its items is the list of a step's micro-batches."""
@@ -418,7 +419,8 @@ class Trainer(BaseTrainer):
         network.eval()
         predict, activation = self.config["predict"], self.criterion.activation
         predictor = build_predictor(network, self.normalize, predict, activation)
-        rule = build_decision(rule_of(network, predict["val"]), activation, predict)
+        rule = build_decision(rule_of(network, predict["val"]), activation, predict,
+                              lambda: self.criterion.inverse)
         scores = evaluate(predictor, loader, [rule], num_classes=self.num_classes,
                           ignore_index=self.config["ignore_index"],
                           classes_of_interest=predict["CoI"], loss=self.val_loss,

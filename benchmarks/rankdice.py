@@ -86,7 +86,7 @@ def _evaluations(path, device):
     predictor = opened.predictor()
 
     def run(rule):
-        decision = build_decision(rule, opened.activation, config["predict"])
+        decision = build_decision(rule, opened.activation, config["predict"], opened.inverse)
         evaluate(predictor, loader, [decision], num_classes=len(opened.class_names),
                  ignore_index=config["ignore_index"], device=device)
 

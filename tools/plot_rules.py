@@ -98,8 +98,8 @@ def differences(args: argparse.Namespace) -> tuple["Case", "Case", list[str]]:
     opened.require_classes(loader.dataset.class_names)
     options = with_arguments(config["predict"], args)
     predictor = opened.predictor(options, section)
-    require_rule_arguments(args, args.predict.split(","))
-    rules = build_rules(args.predict, opened.activation, options)
+    require_rule_arguments(args, args.predict.split(","), inverse=opened.inverse)
+    rules = build_rules(args.predict, opened.activation, options, opened.model, opened.inverse)
     cases = []
     with torch.inference_mode():
         batches = tqdm(loader, desc="rules", leave=False, disable=None)

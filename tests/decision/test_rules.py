@@ -2,8 +2,9 @@
 import pytest
 import torch
 
+from utils.decision.posterior import probabilities
 from utils.decision.rankdice import rank_dice
-from utils.decision.rules import RULES, build_decision, predict_section, probabilities
+from utils.decision.rules import RULES, build_decision, predict_section
 from utils.errors import ConfigError
 
 

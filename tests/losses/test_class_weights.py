@@ -7,7 +7,12 @@ import pytest
 from tests.support.places import SHARED
 from utils.errors import ConfigError
 from utils.losses import build_loss
-from utils.losses.class_weights import CITYSCAPES_TABLE, class_weights, rule_weights
+from utils.losses.class_weights import (
+    CITYSCAPES_TABLE,
+    class_weights,
+    rule_weights,
+    with_numbers,
+)
 
 GOLDEN = SHARED / "losses/class_weights.json"
 
@@ -122,3 +127,22 @@ def test_the_error_names_a_file_that_is_not_a_statistics_file(tmp_path, content)
     path.write_text(content)
     with pytest.raises(ConfigError, match="other.json"):
         class_weights("enet", str(path))
+
+
+def test_a_loss_section_gets_numbers_for_its_rules_and_tables(tmp_path):
+    counts = tmp_path / "counts.json"
+    counts.write_text('{"pixels": [90, 10]}')
+    section = {"out": {"type": "MixedLoss", "args": {"losses": [
+        {"type": "CE", "args": {"weight": "enet", "class_pixels": str(counts)}},
+        {"type": "FocalLoss", "args": {"alpha": "log", "class_pixels": [90, 10]}}]}},
+        "aux": {"type": "TverskyLoss", "args": {"alpha": 0.3}}}
+    found = with_numbers(section)
+    counts.unlink()
+    first, second = found["out"]["args"]["losses"]
+    assert first["args"] == {"weight": class_weights("enet", [90, 10]).tolist(),
+                             "class_pixels": None}
+    assert second["args"]["alpha"] == class_weights("log", [90, 10]).tolist()
+    assert found["aux"] == section["aux"] and with_numbers(found) == found
+    assert section["out"]["args"]["losses"][0]["args"]["weight"] == "enet"
+    with pytest.raises(ConfigError, match="cannot read class_pixels"):
+        with_numbers(section)

@@ -94,9 +94,56 @@ def test_the_table_is_printed_and_four_files_are_written_next_to_the_checkpoint(
 def test_several_rules_give_one_json_object_each(checkpoint, capsys, tmp_path):
     assert run(checkpoint, "-p", "all", "--json", "-o", tmp_path / "output") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [json.loads(line)["procedure"] for line in lines] == ["max", "T", "rankdice", "rankiou"]
+    assert [json.loads(line)["procedure"] for line in lines] == [
+        "max", "max_posterior", "T", "rankdice", "rankiou"]     # config.json has class weights
     assert (tmp_path / "output" / "results.json").exists()
     assert not (checkpoint.parent / "results.json").exists()
+
+
+def test_results_say_what_of_the_loss_was_undone_and_are_kept_apart(checkpoint, capsys):
+    for arguments in (["-p", "rankdice"], ["-p", "rankdice", "--posterior", "raw"], ["-p", "max"],
+                      ["-p", "max", "--posterior", "auto"]):
+        assert run(checkpoint, *arguments) == 0
+    text = capsys.readouterr().out
+    results = json.loads((checkpoint.parent / "results.json").read_text())
+    assert [run.get("posterior") for run in results["runs"]] == ["class weights undone", None] * 2 \
+        or [run.get("posterior") for run in results["runs"]] == [
+            "class weights undone", None, None, "class weights undone"]
+    assert text.count("posterior class weights undone") == 2
+
+
+def test_a_posterior_without_effect_is_refused_with_the_reason(checkpoint, capsys):
+    assert run(checkpoint, "-p", "max", "--posterior", "raw") == 2
+    assert "--posterior raw has no effect on rule max" in capsys.readouterr().err
+    for loss, reason in (("CE", "nothing to undo"), ("LovaszSoftmax", "it scores regions")):
+        arguments = ("-p", "rankdice", "--posterior", "auto", f"loss={loss}")
+        assert run(checkpoint, *arguments) == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_another_config_does_not_change_the_loss_that_is_undone(checkpoint, capsys, tmp_path):
+    config = {**read_checkpoint(checkpoint)["config"], "loss": "CE"}
+    (tmp_path / "other.json").write_text(json.dumps(config))
+    assert run(checkpoint, "-p", "rankdice", "-c", tmp_path / "other.json", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["posterior"] == "class weights undone"
+
+
+def test_counts_that_are_gone_leave_raw_logits_and_a_notice(checkpoint, capsys):
+    assert run(checkpoint, "-p", "rankdice", "--json", "val_loss=CE",
+               'loss={"type":"CE","args":{"weight":"enet","class_pixels":"gone.json"}}') == 0
+    out, err = capsys.readouterr()
+    assert "posterior" not in json.loads(out)
+    assert "cannot read class_pixels" in " ".join(err.split())
+
+
+def test_a_temperature_of_an_older_version_goes_on_dividing_raw_logits(checkpoint, capsys):
+    config = read_checkpoint(checkpoint)["config"]
+    old = {key: value for key, value in config["predict"].items() if key != "posterior"}
+    changed(checkpoint, config={**config, "predict": {**old, "temperature": 1.3}})
+    assert run(checkpoint, "-p", "rankdice", "--json") == 0
+    out, err = capsys.readouterr()
+    assert "posterior" not in json.loads(out) and json.loads(out)["temperature"] == 1.3
+    assert "was fitted on raw logits" in " ".join(err.split())
 
 
 def test_a_score_only_replaces_the_same_score(checkpoint):

@@ -41,6 +41,16 @@ def test_the_saved_config_is_complete_and_repeats_the_run(trained, tmp_path):
     assert digest(next(tmp_path.glob("shapes/*/last.pth"))) == digest(trained / "last.pth")
 
 
+def test_the_config_of_a_run_has_numbers_for_rules_of_class_weights(tmp_path, capsys):
+    counts = tmp_path / "counts.json"
+    counts.write_text(json.dumps({"pixels": [1000 - 100 * k for k in range(9)]}))
+    assert run(*COMMON, "--print-config", "loss.type=CE",
+               f'loss.args={{"weight":"enet","class_pixels":"{counts}"}}') == 0
+    args = json.loads(capsys.readouterr().out)["loss"]["args"]
+    assert len(args["weight"]) == 9 and args["class_pixels"] is None
+    assert sum(args["weight"]) == pytest.approx(9)
+
+
 def test_test_py_on_the_validation_split_reproduces_the_logged_number(trained, tmp_path, capsys):
     logged = [json.loads(line) for line in (trained / "metrics.jsonl").open()][-1]
     capsys.readouterr()

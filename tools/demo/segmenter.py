@@ -30,7 +30,7 @@ class Segmenter:
                  options: dict | None = None):
         self.opened, self.pixels, self.work_pixels = opened, pixels, work_pixels
         options = opened.config["predict"] if options is None else options
-        self.rules = {name: build_decision(name, opened.activation, options)
+        self.rules = {name: build_decision(name, opened.activation, options, opened.inverse)
                       for name in _first(options["test"], RULES)}
         self.predictors = {}
         for mode in _first(options["mode"], ("whole", "sliding", "multiscale")):

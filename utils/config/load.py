@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from utils.cli.console import warn
+from utils.cli.console import notice, warn
 from utils.config.cross_checks import names_outputs
 from utils.config.loader_section import validated_size
 from utils.config.recipes import SECTION, no_such_config
@@ -150,7 +150,8 @@ def with_config(checkpoint: Mapping[str, Any], path: str | None = None,
     """Returns the checkpoint with the config at `path`, or its own config, and the overrides.
 
     A config without test_loader applies overrides of test_loader to a copy of its val_loader.
-    "base_size" is the size at which the network was validated, for utils.predict.open_model.
+    "base_size" is the size at which the network was validated and "trained_loss" the loss that it
+    minimizes, for utils.predict.open_model.
     The images are normalized as the checkpoint says: overrides of `normalize` are refused, and
     another section of the config at `path` is replaced, with a warning.
     Raises ConfigError for every mistake in the config, also in that of the checkpoint.
@@ -167,6 +168,7 @@ def with_config(checkpoint: Mapping[str, Any], path: str | None = None,
         if any(text.startswith("test_loader.") for text in overrides) \
                 and not saved.get("test_loader"):
             saved["test_loader"] = copy.deepcopy(saved.get("val_loader"))
+        _keep_fitted(saved)
         config = apply_overrides(saved, overrides)
     try:
         resolved = resolve_config(config, source)
@@ -178,7 +180,18 @@ def with_config(checkpoint: Mapping[str, Any], path: str | None = None,
     size = validated_size(resolved)
     if path and size is None:       # another config: the network was still validated as it was
         size = validated_size(checkpoint["config"])
-    return {**checkpoint, "config": resolved, "base_size": size}
+    trained = checkpoint["config"].get("loss") if path else resolved["loss"]
+    return {**checkpoint, "config": resolved, "base_size": size, "trained_loss": trained}
+
+
+def _keep_fitted(config):
+    """A temperature that was fitted before posteriors were undone holds for raw logits."""
+    predict = config.get("predict")
+    if isinstance(predict, dict) and "posterior" not in predict \
+            and predict.get("temperature", 1.0) != 1.0:
+        predict["posterior"] = "raw"
+        notice(f"the temperature {predict['temperature']} of the checkpoint was fitted on raw "
+               "logits: predict.posterior is \"raw\" (tools.calibrate fits it anew)")
 
 
 def _normalized_as(checkpoint, section, path):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils.decision.rules import probabilities
+from utils.decision.posterior import probabilities
 from utils.errors import DataError
 from utils.images.sheet import GRID, Sheet
 

@@ -13,14 +13,16 @@ from typing import Any, Literal
 
 import torch
 
+from utils.decision.posterior import Posterior, build_posterior
 from utils.decision.rankdice import check_settings, rank_dice
 from utils.errors import ConfigError, unknown
-from utils.machine.precision import full_precision
+from utils.losses.inverse import InverseSource
 from utils.machine.tensors import LabelBatch, Logits, Masks
 from utils.predict.largest_class import largest_class
 
 RULES = ("max", "T", "rankdice", "rankiou")
-SMALLEST_TEMPERATURE = 1e-6     # logits divided by less overflow
+# `max` on the posterior, beside `max` on raw logits: where test.py compares both.
+MAX_POSTERIOR = "max_posterior"
 # Channels of a SegFix network: no border, border, then the directions (utils.segfix.offsets).
 NO_BORDER, BORDER, FIRST_DIRECTION = 0, 1, 2
 
@@ -29,7 +31,9 @@ def predict_section(CoI: list | str = "all",
                     train: Literal["max", "T", "rankdice", "rankiou"] = "max",
                     val: Literal["max", "T", "rankdice", "rankiou"] = "max",
                     test: Literal["max", "T", "rankdice", "rankiou"] = "max",
-                    temperature: float = 1.0, threshold: float | list = 0.5,
+                    posterior: Literal["auto", "raw"] | None = None, temperature: float = 1.0,
+                    scale: list[float] | None = None, bias: list[float] | None = None,
+                    threshold: float | list = 0.5,
                     smooth: float = 0.0, pruning: float = 0.5,
                     solver: Literal["auto", "exact", "rma"] = "auto",
                     published: bool = False, boundary: bool = False) -> dict:
@@ -37,7 +41,11 @@ def predict_section(CoI: list | str = "all",
 
     CoI: classes of interest, the ones that image- and dataset-level means include; "all" or a list.
     train, val, test: the rule in training, in validation and in test.py.
-    temperature: divides the logits before softmax or sigmoid (fitted by tools.calibrate).
+    posterior: "auto" undoes what the loss of the output "out" did to the probabilities (class
+        weights, focal factors, label smoothing: utils.losses.inverse), "raw" does not. null is
+        "auto" for the rules that need probabilities, and "raw" for max.
+    temperature: then divides the logits, before softmax or sigmoid (fitted by tools.calibrate).
+    scale, bias: one number per class, for p_c^scale_c e^bias_c (tools.calibrate --per-class).
     threshold: of the rule T, one number or one per class.
     smooth, pruning, solver: of rankdice and rankiou, see `utils.decision.rankdice.rank_dice`.
     published: image-level scores as the RankDice code computes them.
@@ -55,30 +63,31 @@ def rule_of(model: torch.nn.Module | None, name: str) -> str:
     return getattr(model, "decision", None) or name
 
 
-def build_decision(name: str, activation: str = "softmax",
-                   options: dict | None = None) -> "Decision":
+def build_decision(name: str, activation: str = "softmax", options: dict | None = None,
+                   inverse: InverseSource | None = None) -> "Decision":
     """The rule called `name`; `options` is the `predict` section, every key optional.
 
     activation: "softmax" or "sigmoid", the one that the loss of the network uses.
+    inverse: of that loss; None: the logits are taken as they are.
     Raises ConfigError for an unknown name and for options out of range.
     """
     if name == OffsetDecision.name:
         return OffsetDecision()
-    if name not in RULES:
+    if name not in (*RULES, MAX_POSTERIOR):
         raise ConfigError(unknown("rule", name, RULES), "predict")
     if activation not in ("softmax", "sigmoid"):
         raise ConfigError(unknown("activation", activation, ("softmax", "sigmoid")), "checkpoint")
     options = options or {}
-    temperature = options.get("temperature", 1.0)
-    if not temperature >= SMALLEST_TEMPERATURE:
-        raise ConfigError(f"temperature must be at least {SMALLEST_TEMPERATURE}, got {temperature}",
-                          "predict.temperature")
-    if name == "max":
+    if name == "max" and options.get("posterior") != "auto":
+        build_posterior({**options, "posterior": "raw"}, activation)    # raises for wrong options
         return MaxDecision()
+    posterior = build_posterior(options, activation, inverse)
+    if name in ("max", MAX_POSTERIOR):
+        return MaxDecision(posterior, name)
     if name == "T":
-        return ThresholdDecision(options.get("threshold", 0.5), activation, temperature)
+        return ThresholdDecision(options.get("threshold", 0.5), posterior)
     settings = {key: options[key] for key in ("smooth", "pruning", "solver") if key in options}
-    return RankDecision(name, activation, temperature, settings)
+    return RankDecision(name, posterior, settings)
 
 
 class Decision:
@@ -89,6 +98,7 @@ class Decision:
 
     name: str
     masks: bool
+    largest_logit = False       # whether it is the class of the largest logit, and nothing else
 
     def __call__(self, logits: Logits) -> LabelBatch | Masks:
         raise NotImplementedError
@@ -103,14 +113,26 @@ class Decision:
 
 
 class MaxDecision(Decision):
-    """The class of the largest logit; neither activation nor temperature changes it."""
+    """The class of the largest logit; neither activation nor temperature changes it.
 
-    name, masks = "max", False
+    posterior: then the most probable class of it.
+    """
+
+    masks = False
+
+    def __init__(self, posterior: Posterior | None = None, name: str = "max"):
+        self.name = name
+        self.posterior = posterior if posterior and posterior.reorders else None
+        self.largest_logit = self.posterior is None
 
     def __call__(self, logits: Logits) -> LabelBatch:
-        return largest_class(logits)
+        return largest_class(self.posterior.logits(logits) if self.posterior else logits)
 
     labels = __call__
+
+    def describe(self) -> dict[str, Any]:
+        """What is done to the logits before they are compared."""
+        return self.posterior.describe() if self.posterior else {}
 
 
 class OffsetDecision(Decision):
@@ -132,29 +154,28 @@ class ThresholdDecision(Decision):
 
     name, masks = "T", True
 
-    def __init__(self, threshold: float | list = 0.5, activation: str = "softmax",
-                 temperature: float = 1.0):
+    def __init__(self, threshold: float | list = 0.5, posterior: Posterior | None = None):
         values = list(threshold) if isinstance(threshold, (list, tuple)) else [threshold]
         if not all(0 <= t <= 1 for t in values):
             raise ConfigError(f"threshold must lie in 0..1, got {threshold}", "predict.threshold")
         self.threshold = values
-        self.activation, self.temperature = activation, temperature
+        self.posterior = posterior or Posterior()
         self._values: torch.Tensor | None = None    # the thresholds, on the device last used
 
     def __call__(self, logits: Logits) -> Masks:
-        probs = probabilities(logits, self.activation, self.temperature)
+        probs = self.posterior(logits)
         return probs > self._thresholds(probs)
 
     def labels(self, logits: Logits) -> LabelBatch:
-        if len(set(self.threshold)) == 1:
+        if len(set(self.threshold)) == 1 and not self.posterior.reorders:
             return largest_class(logits)
-        probs = probabilities(logits, self.activation, self.temperature)
+        probs = self.posterior(logits)
         return largest_class(probs.sub_(self._thresholds(probs)))
 
     def describe(self) -> dict[str, Any]:
-        """threshold (a number, or one per class) and temperature."""
+        """threshold (a number, or one per class), and what is done to the logits."""
         threshold = self.threshold[0] if len(self.threshold) == 1 else self.threshold
-        return {"threshold": threshold, "temperature": self.temperature}
+        return {"threshold": threshold, **self.posterior.describe()}
 
     def _thresholds(self, probs):
         """A number, or (C, 1, 1) on the device of `probs`."""
@@ -176,39 +197,23 @@ class RankDecision(Decision):
 
     masks = True
 
-    def __init__(self, name: str, activation: str = "softmax", temperature: float = 1.0,
+    def __init__(self, name: str, posterior: Posterior | None = None,
                  settings: dict | None = None):
-        self.name, self.activation, self.temperature = name, activation, temperature
+        self.name, self.posterior = name, posterior or Posterior()
         self.settings: dict[str, Any] = {
             "metric": {"rankdice": "dice", "rankiou": "iou"}[name], **(settings or {})}
         check_settings(**self.settings)
 
     def __call__(self, logits: Logits) -> Masks:
-        return rank_dice(probabilities(logits, self.activation, self.temperature),
-                         **self.settings)
+        return rank_dice(self.posterior(logits), **self.settings)
 
     def labels(self, logits: Logits) -> LabelBatch:
-        return rank_dice(probabilities(logits, self.activation, self.temperature),
-                         overlap=False, **self.settings)
+        return rank_dice(self.posterior(logits), overlap=False, **self.settings)
 
     def describe(self) -> dict[str, Any]:
-        """temperature, and the settings of `rank_dice` that were given."""
+        """What is done to the logits, and the settings of `rank_dice` that were given."""
         settings = {key: value for key, value in self.settings.items() if key != "metric"}
-        return {"temperature": self.temperature, **settings}
-
-
-def probabilities(logits: torch.Tensor, activation: str = "softmax",
-                  temperature: float = 1.0) -> torch.Tensor:
-    """Softmax over the classes, or sigmoid, of logits (N, C, ...) / temperature.
-
-    float64 stays float64; any other float becomes float32.
-    """
-    logits = full_precision(logits)
-    if temperature != 1.0:
-        logits = logits / temperature
-    # A softmax over strided channels is several times slower than a copy and a softmax.
-    logits = logits.contiguous()
-    return logits.softmax(1) if activation == "softmax" else logits.sigmoid()
+        return {**self.posterior.describe(), **settings}
 
 
 def offset_classes(logits: Logits) -> LabelBatch:

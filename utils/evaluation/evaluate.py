@@ -10,8 +10,9 @@ import torch
 from tqdm import tqdm
 
 from utils.cli.console import warn
-from utils.decision.rules import RULES, Decision, build_decision, rule_of
+from utils.decision.rules import MAX_POSTERIOR, RULES, Decision, build_decision, rule_of
 from utils.errors import ConfigError, DataError, shown
+from utils.losses.inverse import InverseSource
 from utils.machine.distributed import all_reduce_, is_main, rank, world_size
 from utils.machine.memory import logits_too_large
 from utils.machine.tensors import ImageBatch, LabelBatch, Logits, Masks
@@ -25,12 +26,14 @@ GROUP_BYTES = 1 << 30      # of the logits of images that are predicted together
 Predictions = Iterable[tuple[str, LabelBatch | Masks]]      # name of the rule, what it decided
 
 
-def build_rules(names: str, activation: str, options: dict,
-                model: torch.nn.Module | None = None) -> list[Decision]:
+def build_rules(names: str, activation: str, options: dict, model: torch.nn.Module | None = None,
+                inverse: InverseSource | None = None) -> list[Decision]:
     """The decision rules in `names`, such as "max,T" or "all", each once.
 
-    options: the `predict` section. model: the network; some networks have only one possible rule
-    (see utils.decision.rules.rule_of), and any other one then raises ConfigError.
+    "all" has `max` twice if the posterior changes what it decides: on raw logits, and on the
+    posterior as MAX_POSTERIOR. options: the `predict` section. model: the network; some networks
+    have only one possible rule (see utils.decision.rules.rule_of), and any other one then raises
+    ConfigError. inverse: of the loss of the network.
     """
     only_rule = rule_of(model, "max")
     if only_rule != "max":
@@ -38,8 +41,19 @@ def build_rules(names: str, activation: str, options: dict,
             raise ConfigError(f"{type(model).__name__} does not predict classes, so the rule "
                               f"{names} cannot decide on them", "predict", "leave the rule out")
         names = only_rule
-    chosen = RULES if names == "all" else names.split(",")
-    return [build_decision(name.strip(), activation, options) for name in dict.fromkeys(chosen)]
+    chosen = [*dict.fromkeys(map(str.strip, names.split(",")))]
+    rules = [build_decision(name, activation, options, inverse)
+             for name in (RULES if names == "all" else chosen)]
+    if names != "all" and MAX_POSTERIOR not in chosen:
+        return rules
+    if names == "all" and options.get("posterior") is None:
+        rules.insert(1, build_decision(MAX_POSTERIOR, activation, options, inverse))
+    idle = [rule for rule in rules if rule.name == MAX_POSTERIOR and rule.largest_logit]
+    if idle and names != "all":
+        raise ConfigError(f"the rule {MAX_POSTERIOR} is the same as max: nothing that the loss did "
+                          "changes which class is the most probable one", "--predict",
+                          "leave it out")
+    return [rule for rule in rules if rule not in idle]
 
 
 def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
@@ -109,7 +123,8 @@ def _shortcuts(predictor, decisions, loss, refiner):
     if not isinstance(predictor, Predictor):
         return None, None
     # The largest logit alone does not need logits at the image's size.
-    only_labels = [one.name for one in decisions] == ["max"] and loss is None and refiner is None
+    only_labels = ([one.largest_logit for one in decisions] == [True] and loss is None
+                   and refiner is None)
     return (predictor.decide if only_labels else None,
             GROUP_BYTES if predictor.resizes else None)
 

@@ -80,8 +80,8 @@ class ProtocolScores:
         predictor = (opened.predictor(options, self.section) if self.own_size else build_predictor(
             opened.model, opened.normalize, options, opened.activation))
         rules = build_rules(args.predict or options["test"], opened.activation, options,
-                            opened.model)
-        require_rule_arguments(args, [rule.name for rule in rules])
+                            opened.model, opened.inverse)
+        require_rule_arguments(args, [rule.name for rule in rules], inverse=opened.inverse)
         options = {**options, "boundary": options["boundary"] or self.refiner is not None}
         settings = {**predictor.describe(), "published": options["published"],
                     "CoI": options["CoI"]}

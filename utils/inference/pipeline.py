@@ -11,7 +11,8 @@ from utils.checkpoint.find import find_checkpoint
 from utils.checkpoint.read import read_checkpoint
 from utils.cli.console import notice
 from utils.config.load import with_config
-from utils.decision.rules import Decision, build_decision, probabilities, rule_of
+from utils.decision.posterior import Posterior, build_posterior
+from utils.decision.rules import Decision, build_decision, rule_of
 from utils.decision.stored_scores import COARSE, stored_form
 from utils.errors import ConfigError, DataError, NumericalError, UserError, shown
 from utils.images.image_list import Source
@@ -44,7 +45,7 @@ class Pipeline:
     predictor: images (N, 3, H, W) -> logits (N, C, H, W).
     decision: logits -> labels (N, H, W) or masks (N, C, H, W).
     refiner: labels -> labels with better borders (SegFix), or None.
-    temperature: divides the logits whose probabilities are written.
+    posterior: logits -> the probabilities that are written; None: none are.
     stored: the form in which they are written (utils.decision.stored_scores.KINDS).
     """
 
@@ -52,7 +53,7 @@ class Pipeline:
     predictor: Predictor
     decision: Decision
     refiner: Refiner | None = None
-    temperature: float = 1.0
+    posterior: Posterior | None = None
     stored: str = "float16"
 
     def predict(self, images: list[Image], names: list[str], wanted: Collection[str]) \
@@ -67,7 +68,7 @@ class Pipeline:
         x = stack.to(self.predictor.takes(self.opened.device))
         maps: dict[str, np.ndarray] = {}        # suffix -> (N, ...)
         with torch.inference_mode():
-            if self.decision.name == "max" and not of_probabilities:
+            if self.decision.largest_logit and not of_probabilities:
                 labels = self.predictor.labels(x, self.decision)
                 finite = self.predictor.finite.tolist()
             else:
@@ -97,8 +98,8 @@ class Pipeline:
         """The outputs among `wanted` that are made of probabilities: suffix -> array (N, ...)."""
         if PROBABILITIES not in wanted:
             return {}
-        probs = probabilities(logits, self.opened.activation, self.temperature)
-        return {PROBABILITIES: stored_form(probs, self.stored)}
+        assert self.posterior is not None, "open_pipeline makes it for these outputs"
+        return {PROBABILITIES: stored_form(self.posterior(logits), self.stored)}
 
     def _finite_logits(self, x):
         """Logits (N, C, H, W), and for each image whether they are finite; zeros if they are not.
@@ -116,6 +117,7 @@ class Pipeline:
     def describe(self) -> dict:
         """How images are predicted, for reports."""
         return {"checkpoint": str(self.opened.path), "procedure": self.decision.name,
+                **(self.posterior.describe() if self.posterior else {}),
                 **self.decision.describe(), **self.predictor.describe()}
 
 
@@ -134,8 +136,10 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
         raise ConfigError(f"{type(opened.model).__name__} does not predict classes, so the rule "
                           f"{args.predict} cannot decide on them", "--predict",
                           "leave the rule out")
-    decision = build_decision(rule, opened.activation, options)
-    require_rule_arguments(args, [rule], bool(args.probabilities))
+    require_rule_arguments(args, [rule], bool(args.probabilities), opened.inverse)
+    decision = build_decision(rule, opened.activation, options, opened.inverse)
+    posterior = build_posterior(options, opened.activation, opened.inverse) \
+        if args.probabilities else None
     if args.probabilities == "uint8":
         notice(f"--probabilities {COARSE}")
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
@@ -148,5 +152,5 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
                "image at its own size")
     if refiner and args.masks and decision.masks:
         notice(f"--segfix refines the label maps; the masks of rule {rule} stay as they are")
-    return Pipeline(opened, predictor, decision, refiner, options["temperature"],
+    return Pipeline(opened, predictor, decision, refiner, posterior,
                     args.probabilities or "float16")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from utils.losses.class_weights import class_weights
+from utils.losses.inverse import OF_REGIONS, Inverse, NoInverse
 from utils.losses.pixels import check_reduction, labeled
 from utils.losses.warning import warn_once
 from utils.machine.precision import full_dtype, full_precision
@@ -44,6 +45,10 @@ class BCEWithLogitsLoss2d(nn.Module):
             total = total * self.weight.to(total)
         return _reduce(total.sum(), valid, logits.shape[1], self.reduction)
 
+    def inverse(self) -> Inverse:
+        """Nothing is to undo: a weight scales both sides of the odds of its class."""
+        return Inverse(activation="sigmoid")
+
 
 class BCEWithLogitsFocalLoss2d(nn.Module):
     """(1 - e^-b)^gamma · b, where b is the binary cross-entropy of an element.
@@ -73,6 +78,10 @@ class BCEWithLogitsFocalLoss2d(nn.Module):
             total = total * self.weight.to(total)
         return _reduce(total.sum(), valid, logits.shape[1], self.reduction)
 
+    def inverse(self) -> Inverse:
+        """Undoes gamma; alpha scales both sides of the odds of its class."""
+        return Inverse(self.gamma, activation="sigmoid")
+
 
 class BDiceLoss(nn.Module):
     """1 - (2 sum s y + smooth) / (sum s + sum y + smooth); s: sigmoids, y: one-hot labels.
@@ -98,6 +107,10 @@ class BDiceLoss(nn.Module):
         hit, predicted = hit.sum(), predicted.sum()
         whole = predicted + count + self.smooth
         return (predicted + count - 2 * hit) / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+
+    def inverse(self) -> NoInverse:
+        """None is known; the reason says why."""
+        return OF_REGIONS
 
 
 def binary_cross_entropy_sums(logits: Logits, index: torch.Tensor, valid: torch.Tensor,

@@ -6,6 +6,7 @@ labeled pixels than min_K.
 import torch
 from torch import nn
 
+from utils.losses.inverse import HARDEST, NoInverse
 from utils.losses.pixels import cross_entropy_map, labeled, reads_are_free
 from utils.machine.tensors import LabelBatch, Logits
 
@@ -39,3 +40,7 @@ class BootstrappedCrossEntropyLoss(nn.Module):
         kept = valid.flatten(1).sum(1).clamp(1, self.min_K)
         top = loss.topk(min(self.min_K, loss.shape[1]), sorted=False).values.sum(1) / kept
         return torch.where(enough, hard, top).sum() / max(1, len(hard))
+
+    def inverse(self) -> NoInverse:
+        """None is known; the reason says why."""
+        return HARDEST

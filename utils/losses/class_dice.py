@@ -9,6 +9,7 @@ from torch import nn
 
 from utils.losses.class_weights import class_weights
 from utils.losses.dice import log_cosh
+from utils.losses.inverse import OF_REGIONS, NoInverse
 from utils.losses.pixels import class_sums, labeled
 from utils.machine.tensors import LabelBatch, Logits
 
@@ -46,6 +47,10 @@ class DC(nn.Module):
         count = present.sum().clamp_min(1) if self.average == "present" else len(labels)
         return ((loss * present).sum() / count).to(cross_entropy.dtype)
 
+    def inverse(self) -> NoInverse:
+        """None is known; the reason says why."""
+        return OF_REGIONS
+
 
 class ClassDiceLoss(nn.Module):
     """Mean over images and classes of 1 - Dice, as in PaddleSeg's DiceLoss.
@@ -80,6 +85,10 @@ class ClassDiceLoss(nn.Module):
         if self.weight is not None:
             loss = loss * self.weight.to(loss)
         return loss.mean().to(cross_entropy.dtype)
+
+    def inverse(self) -> NoInverse:
+        """None is known; the reason says why."""
+        return OF_REGIONS
 
 
 def dice_ratio(hit: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor, smooth: float,

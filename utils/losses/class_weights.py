@@ -17,6 +17,7 @@ import json
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,6 +52,32 @@ def class_weights(weight: list | tuple | str | None,
                           "the network would learn " + ("to predict that class everywhere"
                                                         if positive else "nothing"))
     return weights
+
+
+def with_numbers(section: Any, where: str = "loss") -> Any:
+    """A copy of a loss section of a resolved config in which class weights are numbers.
+
+    So the config of a run says what it was trained with, also when the file of pixel counts has
+    changed or is gone. where: the place of the section, for messages. Raises ConfigError as
+    `class_weights` does.
+    """
+    if isinstance(section, list):
+        return [with_numbers(one, f"{where}[{i}]") for i, one in enumerate(section)]
+    if not isinstance(section, dict):
+        return section
+    changed = {key: with_numbers(value, f"{where}.{key}") for key, value in section.items()}
+    for key in ("weight", "alpha"):
+        if isinstance(changed.get(key), str):
+            try:
+                weights = class_weights(changed[key], changed.get("class_pixels"))
+            except ConfigError as error:
+                raise ConfigError(error.what, error.where or f"{where}.{key}",
+                                  error.fix) from None
+            assert weights is not None, "a text is not None"
+            changed[key] = weights.tolist()
+            if "class_pixels" in changed:
+                changed["class_pixels"] = None
+    return changed
 
 
 def _weights(weight, class_pixels):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from utils.losses.class_weights import class_weights
+from utils.losses.inverse import Inverse
 from utils.losses.pixels import (
     check_label_smoothing,
     check_reduction,
@@ -46,6 +47,11 @@ class CrossEntropyLoss2d(nn.Module):
         loss, mass = weighed(cross_entropy_map(logits, index, valid), logits, index, valid,
                              self.weight, self.label_smoothing)
         return loss.sum() if self.reduction == "sum" else mean_over(loss, mass.sum())
+
+    def inverse(self) -> Inverse:
+        """Undoes class weights and label smoothing (utils.losses.inverse)."""
+        weight = None if self.weight is None else self.weight.tolist()
+        return Inverse(weight=weight, label_smoothing=self.label_smoothing)
 
 
 class wCE(CrossEntropyLoss2d):  # noqa: N801 (the name that the published configs use)

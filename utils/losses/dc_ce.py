@@ -10,6 +10,7 @@ from torch import nn
 
 from utils.errors import ConfigError
 from utils.losses.class_dice import dice_ratio
+from utils.losses.inverse import OF_REGIONS, NoInverse
 from utils.losses.pixels import class_sums, labeled, mean_over
 from utils.losses.topk import top_percent
 from utils.losses.warning import warn_once
@@ -62,6 +63,10 @@ class DC_CE(nn.Module):  # noqa: N801 (the name that the published configs use)
         dice = dice.sum() / max(1, dice.numel())
         pixels = self._mean_cross_entropy(cross_entropy, valid)
         return self.weight_ce * pixels - (self.weight_dice * dice).to(pixels.dtype)
+
+    def inverse(self) -> NoInverse:
+        """None is known; the reason says why."""
+        return OF_REGIONS
 
     def _mean_cross_entropy(self, cross_entropy, valid):
         return mean_over(cross_entropy, valid.sum())

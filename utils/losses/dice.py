@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.losses.class_weights import class_weights
+from utils.losses.inverse import OF_REGIONS, NoInverse
 from utils.losses.pixels import (
     check_label_smoothing,
     check_reduction,
@@ -48,6 +49,10 @@ class DiceLoss(nn.Module):
     def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
         valid, index = labeled(target, self.ignore_index)
         return self._dice(cross_entropy_map(logits, index, valid), valid)
+
+    def inverse(self) -> NoInverse:
+        """None is known; the reason says why."""
+        return OF_REGIONS
 
     def _dice(self, loss, valid):
         """The Dice loss from the cross-entropy map, which is 0 at unlabeled pixels."""

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from utils.losses.class_weights import class_weights
+from utils.losses.inverse import Inverse
 from utils.losses.pixels import (
     check_reduction,
     class_weight_map,
@@ -47,3 +48,7 @@ class FocalLoss(nn.Module):
         if self.weight is not None:
             loss = loss * class_weight_map(self.weight, index, valid, logits)
         return loss.sum() if self.reduction == "sum" else mean_over(loss, valid.sum())
+
+    def inverse(self) -> Inverse:
+        """Undoes gamma and alpha (utils.losses.inverse)."""
+        return Inverse(self.gamma, None if self.weight is None else self.weight.tolist())

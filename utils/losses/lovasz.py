@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.errors import ConfigError
+from utils.losses.inverse import OF_REGIONS, NoInverse
 from utils.losses.pixels import labeled, planar, reads_are_free, small_labels
 from utils.machine.precision import full_dtype
 from utils.machine.tensors import LabelBatch, Logits
@@ -57,6 +58,10 @@ class LovaszSoftmax(nn.Module):
             raise ConfigError(f"expected classes from 0 to {logits.shape[1] - 1}, found {wrong[0]}",
                               "loss.args.classes")
         return _Lovasz.apply(logits, index, valid, self.classes, self.per_image)
+
+    def inverse(self) -> NoInverse:
+        """None is known; the reason says why."""
+        return OF_REGIONS
 
 
 class _Lovasz(torch.autograd.Function):

@@ -2,6 +2,7 @@
 import torch
 from torch import nn
 
+from utils.losses.inverse import Inverse, NoInverse, inverse_of
 from utils.losses.warning import warn_once
 from utils.machine.tensors import LabelBatch, Logits
 
@@ -44,3 +45,10 @@ class MixedLoss(nn.Module):
                 self.last_parts[f"{name}.{part}"] = amount
         first, *rest = [weight * value for weight, value in zip(self.weights, values, strict=True)]
         return sum(rest, first)
+
+    def inverse(self) -> Inverse | NoInverse:
+        """That of its losses, if it is the same of all that have a weight."""
+        first, *others = [inverse_of(loss) for loss, weight
+                          in zip(self.losses, self.weights, strict=True) if weight]
+        return first if all(one == first for one in others) else NoInverse(
+            "it is a sum of losses that ask for different outputs")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from utils.losses.class_weights import class_weights
+from utils.losses.inverse import HARDEST, NoInverse
 from utils.losses.pixels import (
     class_weight_map,
     cross_entropy_map,
@@ -52,6 +53,10 @@ class OhemCrossEntropy(nn.Module):
         if self.weight is not None:
             loss = loss * class_weight_map(self.weight, index, valid, logits)
         return mean_over(loss * hard, hard.sum())
+
+    def inverse(self) -> NoInverse:
+        """None is known; the reason says why."""
+        return HARDEST
 
     def _hard(self, loss, valid):
         """The pixels to keep, (N, H, W) bool. p < t is loss > -ln t: a lower bound of the loss."""

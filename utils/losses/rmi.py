@@ -16,6 +16,7 @@ from torch import nn
 from utils.errors import ConfigError
 from utils.losses.binary import binary_cross_entropy_sums, warn_sigmoid
 from utils.losses.class_weights import class_weights
+from utils.losses.inverse import OF_REGIONS, Inverse, NoInverse
 from utils.losses.pixels import class_weight_map, labeled, reads_are_free, small_labels
 from utils.losses.warning import warn_once
 from utils.machine.precision import full_precision, no_autocast
@@ -89,6 +90,13 @@ class RMI(nn.Module):
         if self.lambda_way == 0:
             return bce + self.loss_weight_lambda * rmi
         return self.loss_weight_lambda * bce + (1 - self.loss_weight_lambda) * rmi
+
+    def inverse(self) -> Inverse | NoInverse:
+        """Undoes the positive weights of the BCE alone; the region term has no known inverse."""
+        if self.do_rmi:
+            return OF_REGIONS
+        weight = None if self.weight is None else self.weight.tolist()
+        return Inverse(weight=weight, activation="sigmoid")
 
     def _regions(self, logits, index, valid):
         """The region term: mean over the images, sum over the classes, float64."""

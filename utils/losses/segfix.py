@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.losses.inverse import NoInverse
 from utils.losses.pixels import (
     class_weight_map,
     cross_entropy_map,
@@ -57,6 +58,10 @@ class SegFixLoss(nn.Module):
         direction_loss = _balanced(direction_logits, index * valid, valid)
         self.last_parts = {"mask": mask_loss.detach(), "direction": direction_loss.detach()}
         return self.mask_weight * mask_loss + self.direction_weight * direction_loss
+
+    def inverse(self) -> NoInverse:
+        """None: the outputs are directions."""
+        return NoInverse("its outputs are no probabilities of classes")
 
 
 def _balanced(logits, index, valid):

@@ -9,6 +9,7 @@ pixels, among them ignored ones (loss 0).
 import torch
 from torch import nn
 
+from utils.losses.inverse import HARDEST, NoInverse
 from utils.losses.pixels import cross_entropy_map, labeled, mean_over, reads_are_free
 from utils.machine.tensors import LabelBatch, Logits
 
@@ -30,6 +31,10 @@ class TOPK(nn.Module):
     def forward(self, logits: Logits, target: LabelBatch) -> torch.Tensor:
         valid, index = labeled(target, self.ignore_index)
         return top_percent(cross_entropy_map(logits, index, valid), valid, self.k)
+
+    def inverse(self) -> NoInverse:
+        """None is known; the reason says why."""
+        return HARDEST
 
 
 def top_percent(loss: torch.Tensor, valid: torch.Tensor, k: float) -> torch.Tensor:

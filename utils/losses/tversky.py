@@ -14,6 +14,7 @@ from torch import nn
 
 from utils.losses.binary import warn_sigmoid
 from utils.losses.class_weights import class_weights
+from utils.losses.inverse import OF_REGIONS, NoInverse
 from utils.losses.pixels import class_sums, labeled, sum_by_class
 from utils.machine.precision import full_precision
 from utils.machine.tensors import LabelBatch, Logits
@@ -67,6 +68,10 @@ class TverskyLoss(nn.Module):
         if self.batch:
             sums = [term.sum(0, keepdim=True) for term in sums]
         return self._mean(*sums).to(dtype)
+
+    def inverse(self) -> NoInverse:
+        """None is known; the reason says why."""
+        return OF_REGIONS
 
     def _mean(self, hit, predicted, labels):
         """The loss of the sums of each image or batch, (M, C) float64."""

@@ -10,6 +10,7 @@ from utils.errors import ConfigError
 
 if TYPE_CHECKING:       # its module loads OpenCV
     from utils.images.base_size import BaseSize
+    from utils.losses.inverse import Inverse, InverseSource, NoInverse
 
 # Of -r: what stands after "checkpoint to ...".
 CHECKPOINT_HELP = ", or a folder, for the newest model_best.pth in it; auto: saved/"
@@ -65,13 +66,22 @@ def add_base_size(parser: argparse.ArgumentParser):
 
 
 def add_rule_arguments(parser: argparse.ArgumentParser):
-    """Add --threshold and --temperature, settings of the decision rules."""
+    """Add --threshold, --posterior and --temperature, settings of the decision rules."""
     parser.add_argument("--threshold", type=thresholds, metavar="T",
                         help="of rule T: a probability, or one for each class, with commas "
                              "(default: from the config)")
+    add_posterior(parser)
     parser.add_argument("--temperature", type=temperature, metavar="T",
                         help="divides the logits before softmax or sigmoid "
                              "(default: from the config)")
+
+
+def add_posterior(parser: argparse.ArgumentParser):
+    """Add --posterior, whether to undo what the loss did to the probabilities."""
+    parser.add_argument("--posterior", choices=("auto", "raw"),
+                        help="auto: undo what the loss did to the probabilities (class weights, "
+                             "focal factors, label smoothing); raw: do not (default: auto, and for "
+                             "rule max raw)")
 
 
 def with_arguments(options: dict, args: argparse.Namespace, protocol: str | None = "") -> dict:
@@ -83,7 +93,7 @@ def with_arguments(options: dict, args: argparse.Namespace, protocol: str | None
     given = {name: getattr(args, name, None)
              for name in ("mode", "scales", "flip", "crop_size", "overlap", "stride", "tiling",
                           "average", "window_batch", "amp", "base_size", "input_size", "threshold",
-                          "temperature")}
+                          "temperature", "posterior")}
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("amp") == "off":
         given["amp"] = False
@@ -136,11 +146,19 @@ def _require_effect(given, options):
 
 
 def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
-                           probabilities: bool = False):
-    """Raise ConfigError if --threshold or --temperature is given and has no effect.
+                           probabilities: bool = False,
+                           inverse: "InverseSource | None" = None):
+    """Raise ConfigError if --threshold, --temperature or --posterior is given without effect.
 
     rules: names of the decision rules in use. probabilities: whether they are written themselves.
+    inverse: of the loss of the network.
     """
+    if args.posterior and inverse:
+        require_inverse(inverse())
+    if args.posterior == "raw" and set(rules) <= {"max", "offsets"} and not probabilities:
+        raise ConfigError(f"--posterior raw has no effect on rule {', '.join(sorted(rules))}, "
+                          "which takes raw logits unless auto is given", "--posterior",
+                          "leave it out")
     names = ", ".join(sorted(rules))
     if args.threshold is not None and "T" not in rules:
         raise ConfigError(f"--threshold has no effect on rule {names}", "--threshold",
@@ -149,6 +167,16 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
         raise ConfigError(f"--temperature has no effect on rule {names}: the largest logit stays "
                           "the largest", "--temperature",
                           "choose another rule with -p, or leave it out")
+
+
+def require_inverse(inverse: "Inverse | NoInverse"):
+    """Raise ConfigError for --posterior if nothing of the loss can be undone."""
+    from utils.losses.inverse import Inverse
+    if isinstance(inverse, Inverse) and inverse.active:
+        return
+    reason = inverse.reason if not isinstance(inverse, Inverse) else \
+        "the loss changes no probability, so that there is nothing to undo"
+    raise ConfigError(f"--posterior has no effect: {reason}", "--posterior", "leave it out")
 
 
 def check_segfix(parser: argparse.ArgumentParser, args: argparse.Namespace):

@@ -15,6 +15,7 @@ from utils.config.loader_section import read_size, validated_size
 from utils.errors import ConfigError
 from utils.images.class_names import first_difference, moved, usable
 from utils.images.normalize import Normalize
+from utils.losses.inverse import Inverse, NoInverse
 from utils.machine.distributed import require_device
 from utils.predict.predictor import Predictor, build_predictor, input_size_of
 from utils.training.criterion import Criterion, validation_loss
@@ -31,6 +32,7 @@ class OpenModel:
     epoch: number of finished epochs of the weights, if known.
     base_size: the size at which the network was validated (utils.images.base_size).
     label_ids: the value that a written label map holds for each class; None: class ids.
+    trained_loss: the section `loss` of the training, if that of `config` may be another one.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class OpenModel:
     epoch: int | None
     base_size: int | list[int] | None = None
     label_ids: list[int] | None = None
+    trained_loss: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -73,16 +76,25 @@ class OpenModel:
 
     def loss(self) -> torch.nn.Module | None:
         """The loss that training reports in validation; None if the config has no loss."""
-        loss = validation_loss(self.config, self._criterion)
+        loss = validation_loss(self.config, lambda: self._criterion(self.config.get("loss")))
         return loss and loss.to(self.device)
 
-    def _criterion(self):
+    def inverse(self) -> Inverse | NoInverse:
+        """What turns the logits into those of the posterior, from the loss of the training."""
+        try:
+            criterion = self._criterion(self.trained_loss or self.config.get("loss"))
+        except ConfigError as error:    # such as a file of pixel counts that is gone
+            return NoInverse(f"the loss of the checkpoint cannot be built: {error}")
+        return criterion.inverse if criterion else NoInverse("the config of the checkpoint names "
+                                                             "no loss")
+
+    def _criterion(self, section):
         config = self.config
-        if not config.get("loss"):
+        if not section:
             return None
         output_weights = self.model.output_weights
         assert isinstance(output_weights, dict)     # of every BaseModel
-        return Criterion(config["loss"], output_weights, config["ignore_index"],
+        return Criterion(section, output_weights, config["ignore_index"],
                          config.get("loss_weights"), len(self.class_names))
 
     def require_classes(self, class_names: list[str]):
@@ -124,4 +136,5 @@ def open_model(checkpoint: Mapping[str, Any], device: torch.device | str,
                          config, usable(checkpoint["class_names"]),
                          [list(color) for color in checkpoint["palette"]],
                          checkpoint.get("activation", "softmax"), epochs_finished(checkpoint),
-                         checkpoint.get("base_size", validated_size(config)))
+                         checkpoint.get("base_size", validated_size(config)),
+                         trained_loss=checkpoint.get("trained_loss"))

@@ -65,8 +65,8 @@ MULTISCALE = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 class Rule(Protocol):
     """What a predictor uses of a decision rule (utils.decision.rules.Decision)."""
 
-    name: str
     masks: bool
+    largest_logit: bool
 
     def __call__(self, logits: Logits) -> LabelBatch | Masks: ...
 
@@ -223,10 +223,10 @@ class Predictor:
     def decide(self, image: ImageBatch, rule: Rule) -> LabelBatch | Masks:
         """rule(self(image)): labels (N, H, W) or masks (N, C, H, W) of uint8 images (N, 3, H, W).
 
-        For the rule "max" it is cheaper than that: if the network ends in a resize, the class of
+        For a rule `largest_logit` it is cheaper: if the network ends in a resize, the class of
         the largest logit is found without logits at the image's size (utils.predict.largest_class).
         """
-        if rule.name != "max":
+        if not rule.largest_logit:
             # Contiguous, because a softmax over strided channels takes twice as long.
             return rule(self(image).contiguous())
         if self.seen_at is not None:

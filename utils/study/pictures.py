@@ -75,7 +75,7 @@ def picture_process(job: dict, split_loader: Callable[..., Any],
     _, section, loader = split_loader(config, args.split, own_size=True)
     predictor = opened.predictor(options, section)
     rule = build_rules(args.predict or options["test"], opened.activation, options,
-                       opened.model)[0]
+                       opened.model, opened.inverse)[0]
     index = {sample.id: i for i, sample in enumerate(loader.dataset.samples)}
     place = Path(job["folder"])
     (place / _FOLDER).mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from torch import nn
 from utils.config import registry
 from utils.errors import ConfigError, unknown
 from utils.losses import build_loss
+from utils.losses.inverse import Inverse, NoInverse, inverse_of
 
 RESIZE = ("logits", "logits_align_corners", "target")
 _KEYS = ("type", "args", "weight", "target", "resize")
@@ -112,6 +113,16 @@ class Criterion(nn.Module):
         """
         inputs, targets, _ = self._plans.get("out", (None, None, None))
         return self._loss("out") if (inputs, targets) == (("out",), ("label",)) else None
+
+    @property
+    def inverse(self) -> Inverse | NoInverse:
+        """What turns the logits of "out" into those of the posterior (utils.losses.inverse)."""
+        loss = self.main_loss
+        if loss is None:
+            return NoInverse('the output "out" has no loss on the labels alone')
+        if not self.weights["out"]:
+            return NoInverse('the loss of the output "out" has the weight 0')
+        return inverse_of(loss)
 
     def valid_pixels(self, batch: dict) -> torch.Tensor:
         """The number of labelled pixels of `batch["label"]`, a scalar on its device."""

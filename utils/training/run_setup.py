@@ -171,7 +171,7 @@ def open_run(args: argparse.Namespace) -> Run:
     else:
         source = str(path)
         config = apply_overrides(checkpoint["config"], args.overrides)
-    config = resolve_config(config, source)
+    config = resolved(config, source)
     for line in settings_without_effect(config):
         notice(line)
     check_save_dir(config["trainer"]["save_dir"], config["name"])
@@ -188,6 +188,13 @@ def open_run(args: argparse.Namespace) -> Run:
     if checkpoint:
         compare_configs(checkpoint["config"], config, path, args.resume_allow_changes)
     return Run(config, checkpoint, path, args.resume_allow_changes)
+
+
+def resolved(config: dict, source: str) -> dict:
+    """The resolved config of a training, in which class weights are numbers. Raises ConfigError."""
+    from utils.losses.class_weights import with_numbers
+    config = resolve_config(config, source)
+    return {**config, **{key: with_numbers(config[key], key) for key in ("loss", "val_loss")}}
 
 
 def start_processes(run: Run, args: argparse.Namespace) -> "torch.device":
@@ -296,7 +303,7 @@ def compare_configs(saved: dict, config: dict, path: Path | None, allow_changes:
 def _with_defaults(saved):
     """A saved config with the settings that were added since, whose defaults change nothing."""
     try:
-        return resolve_config(saved, "the checkpoint's config")
+        return resolved(saved, "the checkpoint's config")
     except ConfigError:
         return saved           # it names what no longer exists: compare it as it is
 

@@ -13,7 +13,6 @@ from typing import Any
 from utils.cli.console import notice
 from utils.config.cross_checks import settings_without_effect
 from utils.config.load import has_stages, load_stages
-from utils.config.schema import resolve_config
 from utils.errors import CheckpointError, ConfigError
 from utils.machine import distributed
 from utils.training.run_folder import check_save_dir, is_run_of, runs_folder
@@ -24,6 +23,7 @@ from utils.training.run_setup import (
     is_same_training,
     open_run,
     read_resumed,
+    resolved,
 )
 
 
@@ -77,7 +77,7 @@ def _configs(args) -> list[dict[str, Any]] | None:
     configs, mistakes = [], []
     for number, config in enumerate(load_stages(source, args.overrides), 1):
         try:
-            configs.append(resolve_config(config, f"stage {number} of {source}"))
+            configs.append(resolved(config, f"stage {number} of {source}"))
         except ConfigError as error:
             mistakes.append(str(error))
     if mistakes:

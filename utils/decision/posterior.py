@@ -1,0 +1,139 @@
+"""From the logits of a network to the probabilities on which decisions rest.
+
+1. What the loss did to the logits is undone (utils.losses.inverse), unless `predict.posterior` is
+   "raw" or the loss has no inverse.
+2. The logits are divided by the temperature, which tools.calibrate fits on the result of 1.
+3. Softmax over the classes, or sigmoid.
+4. Vector scaling, if there is one: p_c becomes proportional to p_c^scale_c e^bias_c. Guo et al.,
+   ICML 2017; of the logarithms of p and not of the logits, which have an arbitrary constant in
+   every pixel (Kull et al., NeurIPS 2019, arXiv:1910.12656, with a diagonal matrix). Of a sigmoid:
+   the logit times scale plus bias.
+
+Over several views (scales, mirror images, windows) the network's answer is averaged first and then
+inverted once. So the temperature is fitted on what it divides, and every rule, `max` on raw logits
+among them, decides on one prediction. For class weights and a mean of logits both orders are the
+same.
+"""
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from utils.cli.console import notice
+from utils.errors import ConfigError
+from utils.losses.inverse import Inverse, InverseSource, NoInverse
+from utils.machine.precision import full_precision
+from utils.machine.tensors import Logits
+
+CHOICES = ("auto", "raw")
+SMALLEST_TEMPERATURE = 1e-6     # logits divided by less overflow
+
+
+class Posterior:
+    """Logits (N, C, ...) -> probabilities of the same shape, float32 (float64 stays).
+
+    activation: "softmax" or "sigmoid". temperature: divides the logits. inverse: of the loss.
+    scale, bias: of the vector scaling, one number per class.
+    Raises ConfigError for a temperature or a vector that is not usable.
+    """
+
+    def __init__(self, activation: str = "softmax", temperature: float = 1.0,
+                 inverse: Inverse | None = None, scale: Sequence[float] | None = None,
+                 bias: Sequence[float] | None = None):
+        if not temperature >= SMALLEST_TEMPERATURE:
+            raise ConfigError(f"temperature must be at least {SMALLEST_TEMPERATURE}, got "
+                              f"{temperature}", "predict.temperature")
+        for key, values in (("scale", scale), ("bias", bias)):
+            if values is not None and not all(abs(one) < float("inf") for one in values):
+                raise ConfigError(f"{key} must be finite numbers, got {list(values)}",
+                                  f"predict.{key}")
+        if scale is not None and not all(one > 0 for one in scale):
+            raise ConfigError(f"scale must be positive numbers, got {list(scale)}",
+                              "predict.scale")
+        self.activation, self.temperature = activation, temperature
+        self.inverse = inverse if inverse is not None and inverse.active else None
+        self.scale, self.bias = scale, bias
+
+    def __call__(self, logits: Logits) -> torch.Tensor:
+        if self.scale is None and self.bias is None:
+            logits = self.inverse(logits) if self.inverse else logits
+            return probabilities(logits, self.activation, self.temperature)
+        return probabilities(self.logits(logits), self.activation)
+
+    def logits(self, logits: Logits) -> Logits:
+        """Logits whose softmax, or sigmoid, are the probabilities."""
+        logits = full_precision(self.inverse(logits) if self.inverse else logits)
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        if self.scale is None and self.bias is None:
+            return logits
+        if self.activation == "softmax":
+            logits = logits.log_softmax(1)
+        if self.scale is not None:
+            logits = logits * self._of_classes("scale", self.scale, logits)
+        return logits if self.bias is None else \
+            logits + self._of_classes("bias", self.bias, logits)
+
+    @property
+    def reorders(self) -> bool:
+        """Whether another class than that of the largest logit may become the most probable."""
+        return bool(self.scale or self.bias or self.inverse and self.inverse.reorders)
+
+    def describe(self) -> dict[str, Any]:
+        """What is done to the logits, for reports; "posterior" says what of the loss is undone."""
+        inverse = {"posterior": self.inverse.describe()} if self.inverse else {}
+        vector = {key: list(values) for key, values in (("scale", self.scale), ("bias", self.bias))
+                  if values is not None}
+        return {"temperature": self.temperature, **inverse, **vector}
+
+    def _of_classes(self, key, values, logits):
+        """The numbers of a key of `predict`, shaped like the classes of logits (N, C, ...)."""
+        if len(values) != logits.shape[1]:
+            raise ConfigError(f"{len(values)} numbers for {logits.shape[1]} classes",
+                              f"predict.{key}", "give one per class (tools.calibrate --per-class)")
+        return torch.tensor(values, dtype=logits.dtype, device=logits.device).view(
+            -1, *[1] * (logits.ndim - 2))
+
+
+def build_posterior(options: Mapping[str, Any], activation: str = "softmax",
+                    inverse: InverseSource | None = None) -> Posterior:
+    """The Posterior for a `predict` section, every key optional.
+
+    inverse: of the loss (utils.training.criterion.Criterion.inverse). A notice says once why there
+    is none, and which classes were not trained.
+    """
+    setting = options.get("posterior")
+    if setting not in (None, *CHOICES):
+        raise ConfigError(f"expected \"auto\", \"raw\" or null, found {setting!r}",
+                          "predict.posterior")
+    found = inverse() if inverse and setting != "raw" else None
+    if isinstance(found, NoInverse):
+        _notice_once("the logits stay as they are, nothing of the loss is undone: "
+                     f"{found.reason}")
+        found = None
+    if found and found.reorders and found.unknown:
+        classes = ", ".join(map(str, found.unknown))
+        _notice_once(f"the class weight of {classes} is 0, which has no inverse: the logit of such "
+                     "a class stays as it is")
+    return Posterior(activation, options.get("temperature", 1.0), found, options.get("scale"),
+                     options.get("bias"))
+
+
+def probabilities(logits: torch.Tensor, activation: str = "softmax",
+                  temperature: float = 1.0) -> torch.Tensor:
+    """Softmax over the classes, or sigmoid, of logits (N, C, ...) / temperature.
+
+    float64 stays float64; any other float becomes float32.
+    """
+    logits = full_precision(logits)
+    if temperature != 1.0:
+        logits = logits / temperature
+    # A softmax over strided channels is several times slower than a copy and a softmax.
+    logits = logits.contiguous()
+    return logits.softmax(1) if activation == "softmax" else logits.sigmoid()
+
+
+@functools.cache
+def _notice_once(text):
+    notice(text)
