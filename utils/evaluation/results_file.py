@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli.console import notice, warn
-from utils.errors import listed, shown
+from utils.errors import DataError, listed, shown
 from utils.files.json_values import plain_json
 from utils.files.shared_file import change_file, content, locked, set_aside
 from utils.files.whole_file import write_bytes
@@ -119,13 +119,17 @@ def differences(first: Entry, second: Entry) -> list[str]:
 def image_scores_of(entry: Entry, path: Path) -> ImageScores | None:
     """The scores of the single images of an entry of the results file `path`; None if it has none.
 
-    Raises DataError if the file that the entry names cannot be read.
+    Raises DataError if the file that the entry names cannot be read, or does not fit the entry.
     """
     if not isinstance(entry.get("image_scores"), str):
         return None
     scores = read_image_scores(path.parent / entry["image_scores"])
-    if entry.get("classes_of_interest"):
-        scores.classes_of_interest = list(entry["classes_of_interest"])
+    interest = entry.get("classes_of_interest")
+    if interest:
+        if not isinstance(interest, list) or not set(interest) <= set(range(len(
+                scores.class_names))):
+            raise DataError(f"classes_of_interest is {interest!r:.80}", shown(path))
+        scores.classes_of_interest = interest
     return scores
 
 

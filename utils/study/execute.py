@@ -165,7 +165,7 @@ class Executor:
 
     def _fail(self, job, status: int, message: str = ""):
         log = job.run.folder / LOG
-        message = message or _last_error(log, job.log_start, status)
+        message = message or last_error(log, job.log_start, status)
         self.failures.append(Failure(job.run, status, message, log))
         if not (status == REQUEUE_STATUS and self.requeue):
             notice(f"{job.run.name}: failed ({message.splitlines()[0]}); all of it: {shown(log)}")
@@ -282,7 +282,7 @@ def _take(run: PlannedRun) -> IO[bytes] | None:
     return stream
 
 
-def _last_error(log: Path, start: int, status: int) -> str:
+def last_error(log: Path, start: int, status: int) -> str:
     """The error that a program printed last."""
     with open(log, "rb") as stream:
         stream.seek(start)

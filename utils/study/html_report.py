@@ -10,7 +10,7 @@ from utils.study.summary import Summary
 
 _PAGE = Path(__file__).with_name("report_page.html")
 # Okabe and Ito, without their yellow, which is hard to see on white; rows beyond are dashed.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "var(--black)")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _WIDE, _HIGH, _LEFT, _BOTTOM = 520, 260, 52, 28
 
@@ -75,7 +75,7 @@ def _main_table(summary: Summary) -> str:
 
 
 def _differences(summary: Summary) -> str:
-    if not summary["comparisons"]:
+    if not summary["comparisons"] and not summary["not_compared"]:
         return ""
     rows = []
     for one in summary["comparisons"]:
@@ -83,15 +83,19 @@ def _differences(summary: Summary) -> str:
         rows.append([
             _cell(one["row"], one["row"]), _cell(tables.score_title(score), score),
             _cell(tables.number(seeds["value"], score, True), seeds["value"]),
+            _cell(tables.seeds_text(seeds), seeds["seeds"]),
             _cell(tables.bounds(seeds, score), seeds["low"]),
             _cell(p_text(seeds["p_holm"]), seeds["p_holm"]),
+            _cell(tables.images_text(one["images"]), images.get("images")),
             _cell(tables.bounds(images, score), images.get("low")),
             _cell(p_text(images.get("p_holm")), images.get("p_holm"))])
-    heads = ["row", "score", "difference", "95 % over seeds", "p (Holm)", "95 % over images",
-             "p (Holm)"]
-    needed = tables.needed_text(summary) if summary["seeds_needed"] else ""
-    return (f"<h2>Differences to {escape(summary['baseline'])}</h2>" + _table(heads, rows)
-            + _note(tables.differences_text(summary)) + _note(needed))
+    heads = ["row", "score", "difference", "seeds", "95 % over seeds", "p (Holm)", "images",
+             "95 % over images", "p (Holm)"]
+    notes = [tables.differences_text(summary)] if rows else []
+    notes += tables.gaps_texts(summary)
+    notes += [tables.needed_text(summary)] if summary["seeds_needed"] else []
+    return (f"<h2>Differences to {escape(summary['baseline'])}</h2>"
+            + (_table(heads, rows) if rows else "") + "".join(map(_note, notes)))
 
 
 def _ranks(summary: Summary) -> str:
@@ -165,7 +169,7 @@ def _curves(summary: Summary) -> str:
 
 def _stroke(i: int) -> str:
     dash = _DASHES[i // len(_COLORS) % len(_DASHES)]
-    return f'stroke="{_COLORS[i % len(_COLORS)]}" stroke-width="1.5"' + \
+    return f'style="stroke:{_COLORS[i % len(_COLORS)]}" stroke-width="1.5"' + \
         (f' stroke-dasharray="{dash}"' if dash else "")
 
 
@@ -194,7 +198,7 @@ def _chart(rows: list[dict], key: str) -> str:
     for share in (0, 0.25, 0.5, 0.75, 1):
         value = low + share * (high - low)
         y = float(place(0, value).partition(",")[2])
-        drawn.insert(0, f'<line x1="{_LEFT}" x2="{_WIDE}" y1="{y}" y2="{y}" stroke="#e2e2e2"/>'
+        drawn.insert(0, f'<line x1="{_LEFT}" x2="{_WIDE}" y1="{y}" y2="{y}" class="grid"/>'
                         f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">'
                         f"{factor * value:.3g}</text>")
     drawn += [f'<text x="{_LEFT}" y="{_HIGH - 8}">0</text>',
@@ -210,8 +214,22 @@ def _differing(shown: Shown) -> str:
         figures += [_figure(run["picture"], f"{run['name']}: {percent(run['score'])}")
                     for run in one["runs"]]
         parts.append(f"<h3>{escape(where + one['id'])}</h3>{''.join(figures)}")
-    return "<h2>Images on which the runs differ most (mIoU of the image)</h2>" + "\n".join(parts) \
-        if parts else ""
+    return ("<h2>Images on which the runs differ most (mIoU of the image)</h2>"
+            + _class_colors(shown) + "\n".join(parts)) if parts else ""
+
+
+def _class_colors(shown: Shown) -> str:
+    """What the colors of labels and predictions mean, for each set of classes."""
+    legends = {}
+    for data, classes in shown.get("classes", {}).items():
+        legends.setdefault(tuple((name, tuple(color)) for name, color in classes), []).append(data)
+    parts = []
+    for classes, data in legends.items():
+        where = f"{escape(', '.join(data))}: " if len(legends) > 1 else ""
+        parts.append(f'<p class="legend">{where}' + "".join(
+            f'<span><i style="background:rgb{color}"></i>{escape(name)}</span>'
+            for name, color in classes) + "</p>")
+    return "".join(parts)
 
 
 def _worst(shown: Shown) -> str:

@@ -14,29 +14,35 @@ from typing import Any
 import numpy as np
 
 from utils.cli.console import notice, warn
-from utils.study.execute import CPU, run_program
+from utils.errors import listed, shown
+from utils.evaluation.results_file import OUTCOMES
+from utils.files.json_values import plain_json
+from utils.study.execute import CPU, last_error, run_program
 from utils.study.results import COSTS, RunResult
 
 DIFFERING, WORST = 4, 2     # images of a data set, and of a run
 _WIDTH = 288                # pixels of a picture in the report
 _FOLDER = "pictures"
+_TOLERANCE = 0.02           # of mIoU_I: on another device a few pixels change
 
 Shown = dict[str, Any]      # {"differing": [...], "worst": [...]}, see `picture_results`
 
 
 def picture_results(results: Sequence[RunResult], device: str, folder: Path) -> Shown:
-    """Make the missing pictures, and set `costs` of the results.
+    """Make the missing pictures, and those older than their result; set `costs` of the results.
 
     device: to predict on. folder: of the study, for the log of the processes.
     Returns {"differing": [{"data", "id", "image", "label", "runs": [{"name", "score",
-    "picture"}]}], "worst": [{"name", "images": [{"id", "score", "image", "label", "picture"}]}]};
-    pictures are data URLs, None where one could not be made.
+    "picture"}]}], "worst": [{"name", "images": [{"id", "score", "image", "label", "picture"}]}],
+    "classes": {data: [[name, [r, g, b]], ...]}}; pictures are data URLs, None where one could not
+    be made.
     """
     usable = [result for result in results if result.images is not None
               and result.folder is not None and _checkpoint(result)]
-    if len(usable) < len(results):
-        notice(f"{len(results) - len(usable)} of {len(results)} results have no checkpoint or no "
-               "scores of images: the report shows no pictures of them")
+    without = [_title(result) for result in results if result not in usable]
+    if without:
+        notice(f"the report shows no pictures of {listed(without, 4, '; ')}: no checkpoint, or no "
+               "scores of images")
     chosen = {data: _differing([one for one in usable if one.cell.data == data])
               for data in dict.fromkeys(one.cell.data for one in usable)}
     for number, result in enumerate(usable, start=1):
@@ -49,48 +55,104 @@ def picture_results(results: Sequence[RunResult], device: str, folder: Path) -> 
     worst = [{"name": _title(one), "images": [
         {"id": name, "score": _score(one, name), **_truth([one], one.cell.data, name),
          "picture": _url(_path(one, name, "png"))} for name in _worst(one)]} for one in usable]
-    return {"differing": differing, "worst": worst}
+    return {"differing": differing, "worst": worst, "classes": {
+        one.cell.data: one.costs["classes"] for one in usable if one.costs.get("classes")}}
 
 
 def picture_process(job: dict, split_loader: Callable[..., Any],
                     test_arguments: Callable[[list[str]], Any]):
     """The content of the process: predict the images of one result.
 
-    job: {"checkpoint", "test", "ids", "folder", "device"}. split_loader: of dataloader.loader.
+    job: {"checkpoint", "test": arguments of test.py, "entry": of the result if there are none,
+    "ids": image -> its mIoU_I, "folder", "device"}. split_loader: of dataloader.loader.
+    Raises DataError if a prediction does not have the score of the result: it shows something else.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from utils.checkpoint.read import read_checkpoint
     from utils.config.load import with_config
-    from utils.evaluation.evaluate import build_rules
+    from utils.evaluation.evaluate import REFINED, build_rules
     from utils.files.whole_file import write_bytes
     from utils.predict.arguments import with_arguments
     from utils.predict.open_model import open_model
-    args = test_arguments(job["test"])
+    from utils.predict.predictor import build_predictor
+    from utils.segfix.refiner import open_refiner
+    args, device = test_arguments(job["test"]), job["device"]
     checkpoint = with_config(read_checkpoint(job["checkpoint"]), args.config, args.overrides)
     config = checkpoint["config"]
-    options = with_arguments(config["predict"], args)
-    opened = open_model(checkpoint, job["device"], job["checkpoint"])
-    _, section, loader = split_loader(config, args.split, own_size=True)
-    predictor = opened.predictor(options, section)
-    rule = build_rules(args.predict or options["test"], opened.activation, options,
-                       opened.model, opened.inverse)[0]
+    if job["entry"]:
+        options = _options_of(job["entry"], config, args)
+    else:
+        options = with_arguments(config["predict"], args)
+    opened = open_model(checkpoint, device, job["checkpoint"])
+    _, section, loader = split_loader(config, args.split, own_size=not args.as_validation)
+    predictor = opened.predictor(options, section) if not args.as_validation else build_predictor(
+        opened.model, opened.normalize, options, opened.activation)
+    names = args.predict or options["test"]
+    rule = build_rules(names.removesuffix(REFINED), opened.activation, options, opened.model,
+                       opened.inverse)[0]
+    refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
+    comparable = predictor.seen_at is None and not rule.masks and not options["published"]
     index = {sample.id: i for i, sample in enumerate(loader.dataset.samples)}
     place = Path(job["folder"])
     (place / _FOLDER).mkdir(exist_ok=True)
     flops = size = None
-    for name in job["ids"]:
+    for name, score in job["ids"].items():
         sample = loader.dataset[index[name]]
-        images = sample["image"][None].to(job["device"])
+        images = sample["image"][None].to(device)
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            labels = predictor.labels(images, rule)[0].cpu().numpy()
+            labels = predictor.labels(images, rule)[0].cpu()
         if flops is None:
             flops, size = counter.get_total_flops(), list(images.shape[2:])
-        _write(place / _FOLDER, name, sample, labels, loader.dataset.palette)
+        if refiner is not None:
+            labels = refiner(labels, images[0], name)
+        if comparable:
+            _require_score(labels, sample["label"], score, len(opened.class_names), config,
+                           options, name)
+        _write(place / _FOLDER, name, sample, labels.numpy(), loader.dataset.palette)
+    classes = list(zip(loader.dataset.class_names, loader.dataset.palette, strict=False))
     costs = {"parameters": sum(one.numel() for one in opened.model.parameters()),
-             "flops": flops, "size": size}
+             "flops": flops, "size": size, "classes": plain_json(classes)}
     write_bytes(place / COSTS, json.dumps(costs).encode())
+
+
+def _options_of(entry: dict, config: dict, args: Any) -> dict:
+    """The `predict` section of a result of test.py; sets data and split of `config` and `args`.
+
+    What an entry does not name was not in use: the usual value, not that of the config.
+    """
+    import inspect
+
+    from utils.errors import DataError
+    from utils.images.input_size import InputSize
+    if entry.get("segfix"):
+        raise DataError("the result was refined by SegFix, and does not say with which file")
+    key = str(entry["loader"])
+    config[key], args.split = entry["data"], key.removesuffix("_loader")
+    args.predict, args.as_validation = entry["procedure"], bool(entry.get("labels_resized_to"))
+    usual = {name: one.default for name, one in inspect.signature(InputSize).parameters.items()}
+    usual |= {"base_size": None, "stride": None, "align_corners": False, "label_pairs": None,
+              "scale_rounding": "floor", "published": False, "CoI": "all"}
+    options = {**config["predict"], **usual}
+    if "classes_of_interest" in entry:
+        options["CoI"] = entry["classes_of_interest"]
+    return options | {name: value for name, value in entry.items() if name in options}
+
+
+def _require_score(labels, target, score, classes, config, options, name):
+    """Raise DataError unless a prediction has the score of its image in the result."""
+    from utils.errors import DataError, shown
+    from utils.metrics import ImageMetrics, count_pixels
+    ignore = config["ignore_index"]
+    counts = count_pixels(labels[None], target[None], classes, ignore)
+    metrics = ImageMetrics(classes, ignore, options["CoI"])
+    metrics.add(counts)
+    found = metrics.compute()["img_miou"][0]
+    if abs(found - score) > _TOLERANCE:
+        raise DataError(f"predicted as for the report, {shown(name)} has mIoU_I "
+                        f"{100 * found:.1f}, and the result says {100 * score:.1f}",
+                        fix="score the checkpoint again with test.py")
 
 
 def _differing(results: list[RunResult]) -> list[str]:
@@ -133,22 +195,31 @@ def _checkpoint(result: RunResult) -> Path | None:
 
 def _make(result, ids, device, folder, progress):
     """Start the process of a result if a picture or the costs are missing."""
-    missing = not (result.place.parent / COSTS).is_file() or any(
-        not _path(result, name, suffix).is_file() for name in ids for suffix in _SUFFIXES)
-    if missing and ids:
+    files = [result.place.parent / COSTS,
+             *(_path(result, name, suffix) for name in ids for suffix in _SUFFIXES)]
+    if ids and not all(_is_newer(path, result.place) for path in files):
         notice(f"pictures of {_title(result)} ({progress})")
-        test = list(result.cell.test) if result.cell.config else \
-            ["--predict", str(result.entry.get("procedure", "max"))]
-        job = {"checkpoint": str(_checkpoint(result)), "test": test, "ids": ids,
+        scores = _by_image(result)
+        entry = None if result.cell.config else {
+            key: value for key, value in result.entry.items() if key not in OUTCOMES}
+        job = {"checkpoint": str(_checkpoint(result)), "test": list(result.cell.test),
+               "entry": entry, "ids": {name: scores[name] for name in ids},
                "folder": str(result.place.parent), "device": CPU if device == CPU else "cuda"}
-        status, _ = run_program(
-            [sys.executable, "-m", "tools.study", "--pictures", json.dumps(job)],
-            folder / "pictures.log", [device])
+        log = folder / "pictures.log"
+        status, start = run_program(
+            [sys.executable, "-m", "tools.study", "--pictures", json.dumps(job)], log, [device])
         if status:
-            warn(f"no pictures of {_title(result)}: see {folder / 'pictures.log'}")
+            for path in files[1:]:      # older ones would show another prediction
+                path.unlink(missing_ok=True)
+            warn(f"no pictures of {_title(result)}: {last_error(log, start, status)}; all of it: "
+                 f"{shown(log)}")
     path = result.place.parent / COSTS
     if path.is_file():
         result.costs = json.loads(path.read_bytes())
+
+
+def _is_newer(path: Path, than: Path) -> bool:
+    return path.is_file() and path.stat().st_mtime >= than.stat().st_mtime
 
 
 _SUFFIXES = ("png", "label.png", "jpg")     # prediction, label, image

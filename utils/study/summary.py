@@ -10,7 +10,8 @@ from typing import Any
 
 from utils.errors import DataError
 from utils.files.json_values import plain_json
-from utils.metrics.confidence import compare_runs
+from utils.metrics.confidence import Difference, compare_runs
+from utils.metrics.image_scores import ImageScores
 from utils.study.results import RunResult
 from utils.study.statistics import (
     POWER,
@@ -25,6 +26,8 @@ from utils.study.study_file import Cell, Study
 SCHEMA = 1
 LEVEL = 0.95
 LOWER_IS_BETTER = ("loss",)
+# The scores that follow from the scores of single images; others have no interval over images.
+OF_IMAGES = ("Mean_IoU", "Mean_Dice", "mIoU_I", "mDice_I")
 
 Summary = dict[str, Any]
 
@@ -41,12 +44,12 @@ def summarize(study: Study, results: Iterable[RunResult],
     rows = [_row(study, cell, by_cell.get(id(cell), [])) for cell in study.cells]
     for score in study.scores:
         _mark_best(rows, score)
-    comparisons, needed = _comparisons(study, by_cell)
+    comparisons, gaps, needed = _comparisons(study, by_cell)
     ranks = rank_rows(_means(rows, study.scores[0]))
     return plain_json({
         "schema": SCHEMA, "name": study.name, "note": study.note, "scores": list(study.scores),
         "baseline": study.baseline, "margin": study.margin / 100, "level": LEVEL, "rows": rows,
-        "comparisons": comparisons, "seeds_needed": needed,
+        "comparisons": comparisons, "not_compared": gaps, "seeds_needed": needed,
         "ranks": dataclasses.asdict(ranks) if ranks else None,
         "failed": [{"run": name, "message": message} for name, message in failed]})
 
@@ -104,30 +107,35 @@ def _mark_best(rows, score):
             one["best"] = len(known) > 1 and round(sign * one["mean"], 4) == best
 
 
-def _comparisons(study: Study, by_cell) -> tuple[list[dict], dict | None]:
-    """(each row against the baseline of its data set, the seeds that the margin needs)."""
+def _comparisons(study: Study, by_cell) -> tuple[list[dict], list[dict], dict | None]:
+    """(each row against the baseline of its data set, what of this is missing and why, the seeds
+    that the margin needs)."""
     if study.baseline is None:
-        return [], None
-    table, of_main = [], []
-    compared: dict[int, tuple[dict, int]] = {}      # of all scores at once
+        return [], [], None
+    table, gaps, of_main = [], [], []
+    compared: dict[int, _OverImages] = {}       # of all scores at once
     for score in study.scores:
         family = []
         for cell in study.cells:
+            if cell.label == study.baseline:
+                continue
             base = next((one for one in study.cells
                          if one.label == study.baseline and one.data == cell.data), None)
             first, second = by_cell.get(id(base), []), by_cell.get(id(cell), [])
-            if cell is base or not first or not second:
+            gap = {"row": cell.title, "score": score, "what": "difference"}
+            reason = _nothing_to_compare(study, cell, base, first, second, score)
+            if reason:
+                gaps.append({**gap, "reason": reason})
                 continue
-            seeds = over_seeds(_by_seed(first, score), _by_seed(second, score), LEVEL) \
-                if all(any(score in run.scores for run in runs) for runs in (first, second)) \
-                else None
-            if seeds is None:
-                continue
+            assert base is not None
+            seeds = over_seeds(_by_seed(first, score), _by_seed(second, score), LEVEL)
             if id(cell) not in compared:
                 compared[id(cell)] = _over_images(first, second)
-            family.append({"row": cell.title, "baseline": base.title if base else None,
-                           "score": score, "seeds": dataclasses.asdict(seeds),
-                           "images": _of_score(*compared[id(cell)], score)})
+            images = compared[id(cell)]
+            family.append({"row": cell.title, "baseline": base.title, "score": score,
+                           "seeds": dataclasses.asdict(seeds), "images": images.of(score)})
+            if images.gap(score):
+                gaps.append({**gap, "what": "interval over images", "reason": images.gap(score)})
             if score == study.scores[0]:
                 of_main.append(seeds)
         for kind in ("seeds", "images"):
@@ -135,7 +143,19 @@ def _comparisons(study: Study, by_cell) -> tuple[list[dict], dict | None]:
             for one, p in zip(known, holm([one[kind]["p"] for one in known]), strict=True):
                 one[kind]["p_holm"] = p
         table += family
-    return table, _needed(study, of_main)
+    return table, gaps, _needed(study, of_main)
+
+
+def _nothing_to_compare(study, cell, base, first, second, score) -> str:
+    """Why a row has no difference to the baseline; empty if it has one."""
+    if base is None:
+        return f"{study.baseline} has no row on {cell.data}"
+    for one, runs in ((base, first), (cell, second)):
+        if not runs:
+            return f"{one.title} has no result"
+        if not any(score in run.scores for run in runs):
+            return f"the results of {one.title} have no {score}"
+    return ""
 
 
 def _by_seed(runs: list[RunResult], score: str) -> dict[int | None, list[float]]:
@@ -146,35 +166,60 @@ def _by_seed(runs: list[RunResult], score: str) -> dict[int | None, list[float]]
     return table
 
 
-def _over_images(first: list[RunResult], second: list[RunResult]) -> tuple[dict, int]:
-    """(score -> the difference over the images of the runs of both rows, how many pairs of runs).
+@dataclasses.dataclass(frozen=True)
+class _OverImages:
+    """The differences between two rows over the images of their runs.
 
-    A difference that cannot be told is missing.
+    table: score -> difference. runs: how many pairs of runs. reason: why there are none.
     """
+
+    table: dict[str, Difference]
+    runs: int
+    reason: str = ""
+
+    def of(self, score: str) -> dict | None:
+        """What study.json says of the difference of one score."""
+        one = self.table.get(score) if score in OF_IMAGES else None
+        return one and {"value": one.value, "low": one.low, "high": one.high, "p": one.p,
+                        "images": one.images, "runs": self.runs}
+
+    def gap(self, score: str) -> str:
+        """Why a score has no interval over images; empty if it has one."""
+        if score not in OF_IMAGES:
+            return f"only {', '.join(OF_IMAGES)} have one"
+        if score in self.table:
+            one = self.table[score]
+            return "" if one.enough else f"{one.images} images are too few to tell"
+        return self.reason or "the runs count no pixels, or average other classes"
+
+
+def _over_images(first: list[RunResult], second: list[RunResult]) -> _OverImages:
+    for runs in (first, second):
+        if not any(run.images for run in runs):
+            return _OverImages({}, 0, f"{runs[0].name} has no scores of single images")
     pairs = _pairs(first, second)
     try:
-        return (compare_runs([one for one, _ in pairs], [two for _, two in pairs], LEVEL)
-                if pairs else {}), len(pairs)
-    except DataError:
-        return {}, len(pairs)       # not one common image, or other classes
+        table = compare_runs([one for one, _ in pairs], [two for _, two in pairs], LEVEL)
+    except DataError as error:      # not one common image, or another number of classes
+        return _OverImages({}, len(pairs), error.what)
+    return _OverImages(table, len(pairs))
 
 
-def _of_score(table: dict, runs: int, score: str) -> dict | None:
-    """What study.json says of one of the differences over images."""
-    one = table.get(score)
-    return one and {"value": one.value, "low": one.low, "high": one.high, "p": one.p,
-                    "images": one.images, "runs": runs}
+def _pairs(first, second) -> list[tuple[ImageScores, ImageScores]]:
+    """Image scores of the runs of common seeds, or else of the runs in their order.
 
-
-def _pairs(first, second):
-    """Image scores of the runs of common seeds, or of the runs in their order."""
-    ones = {run.seed: run.images for run in first if run.images and run.seed is not None}
-    twos = {run.seed: run.images for run in second if run.images and run.seed is not None}
-    common = sorted(ones.keys() & twos.keys())
+    A single run without a partner of its seed, such as that of another program, is compared with
+    all runs of the other row.
+    """
+    one_seed, two_seed = ({run.seed: run.images for run in runs if run.images
+                           and run.seed is not None} for runs in (first, second))
+    common = sorted(one_seed.keys() & two_seed.keys())
     if common:
-        return [(ones[seed], twos[seed]) for seed in common]
-    return list(zip([run.images for run in first if run.images],
-                    [run.images for run in second if run.images], strict=False))
+        return [(one_seed[seed], two_seed[seed]) for seed in common]
+    ones, twos = ([run.images for run in runs if run.images] for runs in (first, second))
+    if min(len(ones), len(twos)) == 1:
+        ones, twos = ones * len(twos), twos * len(ones)
+    return list(zip(ones, twos, strict=False))
 
 
 def _needed(study: Study, differences) -> dict | None:

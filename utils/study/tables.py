@@ -1,9 +1,12 @@
 """The table of a study as Markdown, LaTeX (booktabs) and CSV. The input is study.json."""
 import csv
 import io
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+from utils.errors import listed
 from utils.metrics.table import bounds_text, p_text, percent, signed_percent
 from utils.study.summary import Summary
 
@@ -12,30 +15,49 @@ PLAIN = ("loss", "Classes_Averaged")
 _TITLES = {"Mean_IoU": "mean IoU", "Mean_Dice": "mean Dice", "Pixel_Accuracy": "pixel accuracy"}
 _LATEX = str.maketrans({"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
                         "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-                        "\\": r"\textbackslash{}"})
+                        "\\": r"\textbackslash{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}",
+                        "±": r"$\pm$", "×": r"$\times$", "\n": " ",
+                        "[": "{[}", "*": "{*}"})        # not the options of the \\ before them
+_LEFT = ("row", "data", "score", "runs")        # headings of columns of text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts. best: (line, column) of the cells that are marked as the best ones."""
+
+    head: list[str]
+    lines: list[list[str]]
+    best: set[tuple[int, int]] = field(default_factory=set)
+
+    def drawn(self, cell: Callable[[str], str], bold: str) -> list[list[str]]:
+        """The head and the lines; cell: escapes a text, bold: a format with {} for its content."""
+        return [[cell(title) for title in self.head], *(
+            [bold.format(cell(text)) if (i, k) in self.best else cell(text)
+             for k, text in enumerate(line)] for i, line in enumerate(self.lines))]
 
 
 def markdown(summary: Summary) -> str:
     """The whole table.md: the table, the differences, ranks, and what failed or is missing."""
-    parts = [f"# {summary['name']}", summary["note"], _markdown_table(*_main(summary, "**{}**"))]
+    parts = [f"# {_in_markdown(summary['name'])}", summary["note"], _markdown_table(_main(summary))]
     if summary["comparisons"]:
-        parts += [_markdown_table(*_differences(summary)), differences_text(summary)]
+        parts += [_markdown_table(_differences(summary)), differences_text(summary)]
+    parts += map(_in_markdown, gaps_texts(summary))
     if summary["seeds_needed"]:
-        parts.append(needed_text(summary))
+        parts.append(_in_markdown(needed_text(summary)))
     if summary["ranks"]:
-        parts += [_markdown_table(*_ranks(summary)), ranks_text(summary)]
-    parts += [missing_text(summary), failed_text(summary)]
+        parts += [_markdown_table(_ranks(summary)), ranks_text(summary)]
+    parts += [_in_markdown(missing_text(summary)), failed_text(summary)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def latex(summary: Summary) -> str:
     """table.tex: tabulars for booktabs, to be put into a table of a paper."""
-    tables = [_main(summary, r"\textbf{{{}}}")]
+    tables = [_main(summary)]
     if summary["comparisons"]:
         tables.append(_differences(summary))
     if summary["ranks"]:
         tables.append(_ranks(summary))
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(_tabular(*one) for one in tables)
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(map(_tabular, tables))
 
 
 def csv_text(summary: Summary) -> str:
@@ -102,8 +124,7 @@ def bounds(one: dict | None, score: str) -> str:
         if one else "-"
 
 
-def _main(summary: Summary, bold: str) -> tuple[list[str], list[list[str]]]:
-    """(headings, rows) of the main table. bold: marks the best value."""
+def _main(summary: Summary) -> Table:
     rows, scores = summary["rows"], summary["scores"]
     optional: list[tuple[str, Callable[[dict], Any], Callable[[dict], str]]] = [
         ("parameters M", lambda row: row["parameters"],
@@ -118,20 +139,21 @@ def _main(summary: Summary, bold: str) -> tuple[list[str], list[list[str]]]:
         head += ["runs"] * several
         if has_published(summary, score):
             head += ["published", "difference"]
-    lines = []
+    lines, best = [], set()
     for row in rows:
         line = [*([row["data"]] if with_data else []), row["label"]]
         for score in scores:
             one = row["scores"][score]
-            text = spread(one, score)
-            line.append(bold.format(text) if one["best"] else text)
+            if one["best"]:
+                best.add((len(lines), len(line)))
+            line.append(spread(one, score))
             if several:
                 line.append(", ".join(number(value, score) for value in one["values"]) or "-")
             if has_published(summary, score):
                 line += [published_text(one["published"], score),
                          number(one["difference"], score, True)]
         lines.append(line + [show(row) for _, _, show in optional])
-    return [*head, *(title for title, _, _ in optional)], lines
+    return Table([*head, *(title for title, _, _ in optional)], lines, best)
 
 
 def _several(summary) -> bool:
@@ -151,26 +173,46 @@ def published_text(published: dict | None, score: str) -> str:
     return number(published["mean"], score) + (f" ({runs})" if runs else "")
 
 
-def _differences(summary: Summary) -> tuple[list[str], list[list[str]]]:
+def _differences(summary: Summary) -> Table:
     scores = len(summary["scores"]) > 1
     head = ["row", *(["score"] if scores else []), f"difference to {summary['baseline']}",
-            "95 % over seeds", "p (Holm)", "95 % over images", "p (Holm)"]
+            "seeds", "95 % over seeds", "p (Holm)", "images", "95 % over images", "p (Holm)"]
     lines = []
     for one in summary["comparisons"]:
-        score, seeds, images = one["score"], one["seeds"], one["images"]
+        score, seeds, images = one["score"], one["seeds"], one["images"] or {}
         lines.append([one["row"], *([score_title(score)] if scores else []),
-                      number(seeds["value"], score, True),
-                      bounds(seeds, score) + ("" if seeds["paired"] else " (not paired)"),
-                      p_text(seeds["p_holm"]), bounds(images, score),
-                      p_text(images["p_holm"] if images else None)])
-    return head, lines
+                      number(seeds["value"], score, True), seeds_text(seeds), bounds(seeds, score),
+                      p_text(seeds["p_holm"]), images_text(one["images"]),
+                      bounds(images, score), p_text(images.get("p_holm"))])
+    return Table(head, lines)
+
+
+def seeds_text(seeds: dict) -> str:
+    """How many seeds a difference is of."""
+    return f"{seeds['seeds']}" if seeds["paired"] else f"{seeds['seeds']}, not paired"
+
+
+def images_text(images: dict | None) -> str:
+    """Over how many images of how many runs a difference is."""
+    return f"{images['images']} × {images['runs']}" if images else "-"
 
 
 def differences_text(summary: Summary) -> str:
     """What the two intervals mean."""
-    return ("Over seeds: another training with another seed on the same images. Over images: these "
-            "trained networks on other images of the same kind. p is adjusted for the number of "
-            "rows (Holm).")
+    return ("Over seeds: another training with another seed on the same images. Over images (so "
+            "many × runs): these trained networks on other images of the same kind. p is adjusted "
+            "for the number of rows (Holm).")
+
+
+def gaps_texts(summary: Summary) -> list[str]:
+    """Which differences, and which intervals over images, are missing, and why."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    several = len(summary["scores"]) > 1
+    for one in summary["not_compared"]:
+        what = f"{one['row']} ({score_title(one['score'])})" if several else one["row"]
+        by_reason.setdefault((one["what"], one["reason"]), []).append(what)
+    return [f"No {what} of {listed(rows, 6, '; ')}: {reason}."
+            for (what, reason), rows in by_reason.items()]
 
 
 def needed_text(summary: Summary) -> str:
@@ -187,11 +229,12 @@ def needed_text(summary: Summary) -> str:
                        "per row, and there are as many."))
 
 
-def _ranks(summary: Summary) -> tuple[list[str], list[list[str]]]:
+def _ranks(summary: Summary) -> Table:
     ranks = summary["ranks"]
     lines = [[label, f"{ranks['mean'][i]:.2f}", *(f"{one[i]:g}" for one in ranks["ranks"])]
              for i, label in enumerate(ranks["labels"])]
-    return ["row", "mean rank", *ranks["data"]], sorted(lines, key=lambda line: float(line[1]))
+    return Table(["row", "mean rank", *ranks["data"]],
+                 sorted(lines, key=lambda line: float(line[1])))
 
 
 def ranks_text(summary: Summary) -> str:
@@ -212,26 +255,33 @@ def missing_text(summary: Summary) -> str:
 
 def failed_text(summary: Summary) -> str:
     """The runs that ended with an error."""
-    return "\n".join(f"- failed: {one['run']}: {one['message'].splitlines()[0]}"
+    return "\n".join(f"- failed: {_in_markdown(one['run'])}: "
+                     f"{_in_markdown(one['message'].partition(chr(10))[0])}"
                      for one in summary["failed"])
 
 
-def _markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    def cell(text: str) -> str:
-        return text.replace("|", r"\|").replace("\n", " ")
-    left = {i for i, title in enumerate(head) if title in ("row", "data", "score", "runs")}
-    marks = ["---" if i in left else "---:" for i in range(len(head))]
-    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in (head, marks, *lines))
+def _markdown_table(table: Table) -> str:
+    marks = ["---" if title in _LEFT else "---:" for title in table.head]
+    head, *lines = table.drawn(_in_markdown, "**{}**")
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, marks, *lines))
 
 
-def _tabular(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    def cell(text: str) -> str:
-        inner = text.removeprefix(r"\textbf{").removesuffix("}") \
-            if text.startswith(r"\textbf{") else text
-        safe = inner.translate(_LATEX).replace("±", r"$\pm$").replace(" .. ", " to ")
-        return rf"\textbf{{{safe}}}" if inner != text else safe
-    columns = "".join("l" if title in ("row", "data", "score", "runs") else "r" for title in head)
-    body = [" & ".join(map(cell, line)) + r" \\" for line in lines]
-    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
-                      " & ".join(map(cell, head)) + r" \\", r"\midrule", *body, r"\bottomrule",
-                      r"\end{tabular}", ""])
+def _in_markdown(text: str) -> str:
+    """A text without what Markdown would read as marks: stars, HTML, lines at the ends of words."""
+    text = re.sub(r"([\\`*|\[]|<(?=[A-Za-z/!?])|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    return text.replace("\n", " ")
+
+
+def _tabular(table: Table) -> str:
+    columns = "".join("l" if title in _LEFT else "r" for title in table.head)
+    head, *lines = (" & ".join(line) + r" \\" for line in table.drawn(_in_latex, r"\textbf{{{}}}"))
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines,
+                      r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _in_latex(text: str) -> str:
+    """A text without what LaTeX would read as a command; minus signs instead of hyphens."""
+    if text == "-":
+        return "--"
+    safe = text.translate(_LATEX).replace(" .. ", " to ")
+    return re.sub(r"(?<!\S)-(?=\d)", "$-$", safe)
