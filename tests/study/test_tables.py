@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.study.made_up import image_scores, run, summary_of
+from tests.support.made_up_study import image_scores, run, summary_of
 from utils.study import tables
 from utils.study.study_file import Cell, Published
 

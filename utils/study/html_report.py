@@ -22,7 +22,7 @@ def html_report(summary: Summary, chart: bytes, shown: Shown) -> str:
     picture = base64.b64encode(chart).decode()
     parts = [f"<h1>{escape(summary['name'])}</h1>", _note(summary["note"]),
              _main_table(summary),
-             f'<p><img class="chart" alt="every run a point, means as bars" '
+             f'<p class="wide"><img class="chart" alt="every run a point, means as bars" '
              f'src="data:image/png;base64,{picture}"></p>',
              _differences(summary), _ranks(summary), _problems(summary), _runs(summary),
              _heat_map(summary), _curves(summary), _differing(shown), _worst(shown)]
