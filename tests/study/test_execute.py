@@ -102,11 +102,11 @@ def test_wrong_cells_are_all_named_before_the_first_run(tmp_path):
     path = study(tmp_path, axes={"arch": {
         "a": "arch.type=ENte", "b": "trainer.epoch=2", "c": [], "d": "trainer.epochs=1",
         "e": "trainer.finetune_from=nowhere.pth", "f": {"test": ["--mode", "wide"]},
-        "g": {"test": ["--predict", "all"]}}}, baseline="c")
+        "g": {"test": ["--predict", "all"]}, "h": {"test": ["--protocol", "all"]}}}, baseline="c")
     done = program("-m", "tools.study", path, "--devices", "cpu")
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
     for said in ("Did you mean 'ENet'?", "Did you mean 'epochs'?", "d: is the same run and test",
-                 "nowhere.pth does not exist", "invalid choice: 'wide'", "gives several results"):
+                 "nowhere.pth does not exist", "invalid choice: 'wide'", "an axis of the rules", "an axis of the protocols"):
         assert said in done.stderr, said
 
 

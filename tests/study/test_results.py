@@ -4,7 +4,9 @@ import json
 import pytest
 
 from utils.errors import DataError
-from utils.study.results import curves, find_results, read_result, training_seconds
+from utils.metrics.image_scores import write_image_scores
+from utils.study.plan import PlannedRun, PlannedTest
+from utils.study.results import curves, find_results, read_result, read_test, training_seconds
 from utils.study.study_file import Cell
 
 
@@ -58,3 +60,25 @@ def test_curves_are_read_past_a_line_that_a_kill_cut_off(tmp_path):
         '{"kind": "train", "step": 5, "train/loss": 2.0}\n{"kind": "trai\n'
         '{"kind": "validation", "step": 8, "Mean_IoU": 0.25}\n')
     assert curves(tmp_path / "metrics.jsonl") == {"loss": [(5, 2.0)], "score": [(8, 0.25)]}
+
+
+@pytest.mark.parametrize("options,score", [((), 0.5), (("--segfix", "offsets"), 0.6),
+                                           (("--segfix=offsets", "--flip"), 0.6)])
+def test_a_row_with_segfix_has_the_score_of_the_refined_labels(tmp_path, options, score):
+    cell = Cell("net", config=tmp_path, test=options)
+    planned = PlannedRun("k", "net_s0-k", tmp_path, (), 0, {"trainer": {
+        "save_dir": str(tmp_path), "val": True, "monitor": "max Mean_IoU"}})
+    place = planned.folder / "11-29_08-00-00"
+    test = PlannedTest(cell, planned)
+    folder = place / "tests" / test.code
+    folder.mkdir(parents=True)
+    for name in ("last.pth", "model_best.pth"):
+        (place / name).touch()
+    write_image_scores(folder / "scores.csv", {"published": True, "masks": False, **{
+        f"img_{name}": [] for name in ("index", "miou", "mdice", "pixacc", "binacc", "iou", "dice")
+    }}, [], ["a"])
+    plain, refined = ({"procedure": rule, "Mean_IoU": one, "image_scores": "scores.csv"}
+                      for rule, one in (("max", 0.5), ("max_segfix", 0.6)))
+    (folder / "results.json").write_text(json.dumps({**plain, "runs": [plain, refined]}))
+    result = read_test(test)
+    assert result is not None and result.scores["Mean_IoU"] == score

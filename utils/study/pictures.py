@@ -133,11 +133,12 @@ def _options_of(entry: dict, config: dict, args: Any) -> dict:
     args.predict, args.as_validation = entry["procedure"], bool(entry.get("labels_resized_to"))
     usual = {name: one.default for name, one in inspect.signature(InputSize).parameters.items()}
     usual |= {"base_size": None, "stride": None, "align_corners": False, "label_pairs": None,
-              "scale_rounding": "floor", "published": False, "CoI": "all"}
+              "scale_rounding": "floor", "published": False, "temperature": 1.0, "scale": None,
+              "bias": None}
     options = {**config["predict"], **usual}
-    if "classes_of_interest" in entry:
-        options["CoI"] = entry["classes_of_interest"]
-    return options | {name: value for name, value in entry.items() if name in options}
+    options |= {name: value for name, value in entry.items() if name in options}
+    return {**options, "CoI": entry.get("classes_of_interest", "all"),
+            "posterior": "auto" if "posterior" in entry else "raw"}
 
 
 def _require_score(labels, target, score, classes, config, options, name):

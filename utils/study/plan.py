@@ -205,9 +205,11 @@ def _check_test(cell: Cell, test_arguments):
     except SystemExit:
         reason = said.getvalue().strip().rpartition("error: ")[2]
         raise ConfigError(f"test: {reason}") from None
-    if args.predict and ("," in args.predict or args.predict == "all"):
-        raise ConfigError(f"test: --predict {args.predict} gives several results: make an axis of "
-                          "the rules")
+    for option, value in (("rule", args.predict), ("protocol", args.protocol)):
+        if value and ("," in value or value == "all"):
+            name = "predict" if option == "rule" else option
+            raise ConfigError(f"test: --{name} {value} gives several results: make an axis of the "
+                              f"{option}s")
 
 
 def _note_twins(tests: list[PlannedTest], mistakes: "_Mistakes"):

@@ -13,6 +13,7 @@ from typing import Any
 
 from utils.checkpoint.find import BEST, LAST
 from utils.errors import DataError, shown
+from utils.evaluation.evaluate import REFINED
 from utils.evaluation.results_file import image_scores_of
 from utils.files.json_values import plain_json
 from utils.metrics.image_scores import ImageScores
@@ -98,7 +99,16 @@ def read_test(test: PlannedTest) -> RunResult | None:
     path = find_result(test)
     if path is None:
         return None
-    return read_result(path, test.cell, test.run.seed, test.run.name, path.parents[2])
+    return read_result(path, test.cell, test.run.seed, test.run.name, path.parents[2],
+                       _entry_of(test, _content(path)))
+
+
+def _entry_of(test: PlannedTest, content: dict[str, Any]) -> dict[str, Any]:
+    """What a test is for: with --segfix the refined labels, which test.py scores next to others."""
+    if not any(text.partition("=")[0] == "--segfix" for text in test.cell.test):
+        return content
+    return next(one for one in reversed(content["runs"])
+                if str(one.get("procedure")).endswith(REFINED))
 
 
 def read_result(path: Path, cell: Cell, seed: int | None = None, name: str | None = None,
