@@ -106,7 +106,8 @@ def test_wrong_cells_are_all_named_before_the_first_run(tmp_path):
     done = program("-m", "tools.study", path, "--devices", "cpu")
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
     for said in ("Did you mean 'ENet'?", "Did you mean 'epochs'?", "d: is the same run and test",
-                 "nowhere.pth does not exist", "invalid choice: 'wide'", "an axis of the rules", "an axis of the protocols"):
+                 "nowhere.pth does not exist", "invalid choice: 'wide'", "an axis of the rules",
+                 "an axis of the protocols"):
         assert said in done.stderr, said
 
 
