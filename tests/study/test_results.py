@@ -6,7 +6,14 @@ import pytest
 from utils.errors import DataError
 from utils.metrics.image_scores import write_image_scores
 from utils.study.plan import PlannedRun, PlannedTest
-from utils.study.results import curves, find_results, read_result, read_test, training_seconds
+from utils.study.results import (
+    curves,
+    find_results,
+    read_existing,
+    read_result,
+    read_test,
+    training_seconds,
+)
 from utils.study.study_file import Cell
 
 
@@ -82,3 +89,12 @@ def test_a_row_with_segfix_has_the_score_of_the_refined_labels(tmp_path, options
     (folder / "results.json").write_text(json.dumps({**plain, "runs": [plain, refined]}))
     result = read_test(test)
     assert result is not None and result.scores["Mean_IoU"] == score
+
+
+def test_results_of_a_file_that_are_not_in_the_table_are_named(tmp_path, capsys):
+    top, other = ({"procedure": rule, "Mean_IoU": 0.5} for rule in ("max", "rankdice"))
+    (tmp_path / "results.json").write_text(json.dumps({**top, "runs": [top, other]}))
+    read_existing([Cell("a", results=(tmp_path / "results.json",))])
+    said = capsys.readouterr().err
+    assert "holds 2 results" in said and "of rule max, and not those of" in said
+    assert "rule rankdice" in said

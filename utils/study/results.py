@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint.find import BEST, LAST
-from utils.errors import DataError, shown
+from utils.cli.console import notice
+from utils.errors import DataError, listed, shown
 from utils.evaluation.evaluate import REFINED
-from utils.evaluation.results_file import image_scores_of
+from utils.evaluation.results_file import code_of, image_scores_of, title_of
 from utils.files.json_values import plain_json
 from utils.metrics.image_scores import ImageScores
 from utils.metrics.scores import NUMBERS
@@ -144,7 +145,20 @@ def read_existing(cells: Iterable[Cell]) -> list[RunResult]:
         for path in cell.results:
             folder = run_folder_of(path)
             found.append(read_result(path, cell, seed_of(folder), None, folder))
+            _tell_others(path, found[-1].entry)
     return found
+
+
+def _tell_others(path: Path, entry: dict[str, Any]):
+    """Say which results of a file are not in the table: it has one row for each file."""
+    runs = entry.get("runs")
+    others = [one for one in runs if isinstance(one, dict) and code_of(one) != code_of(entry)] \
+        if isinstance(runs, list) else []
+    if others:
+        notice(f"{shown(path)} holds {len(others) + 1} results; the table has the one at its top, "
+               f"of rule {entry.get('procedure')}, and not those of "
+               + listed(others, 4, "; ", title_of)
+               + ". Each result needs a file of its own: test.py -o FOLDER")
 
 
 def run_folder_of(path: Path) -> Path | None:
