@@ -1,17 +1,21 @@
 """tools.evaluate_labels and the Cityscapes scores."""
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dataloader.cityscapes import CLASS_NAMES, LABEL_IDS
 from tests.support.places import SHARED
+from tools import compare_results
 from tools.evaluate_labels import main
 from utils.cli.console import run
 from utils.errors import DataError
 from utils.images.image_io import read_label, write_image, write_label
 from utils.metrics.cityscapes_metrics import LABELS, MEAN_SIZE, CityscapesMetrics, count_pair
+from utils.metrics.image_scores import read_image_scores
+from utils.study.results import read_result
 
 EVAL = SHARED / "metrics" / "cityscapes_eval"
 needs_official = pytest.mark.skipif(not EVAL.is_dir(), reason="../shared/metrics is not here")
@@ -399,6 +403,105 @@ def test_a_split_of_a_whole_dataset_is_scored_by_its_list(tmp_path):
     assert scored(*argv) == 0
     found = json.loads((tmp_path / "s.json").read_text())
     assert found["Mean_IoU"] == 1 and found["Images"] == 1
+
+
+@pytest.fixture(scope="module")
+def two_programs(tmp_path_factory):
+    """64 labels, and the predictions of two programs: theirs has more errors than ours."""
+    root = tmp_path_factory.mktemp("two")
+    rng = np.random.default_rng(0)
+    for folder in ("gt", "ours", "theirs"):
+        (root / folder).mkdir()
+    for number in range(64):
+        truth = rng.integers(0, 3, (6, 8)).astype(np.uint8)
+        for folder, errors in (("gt", 0), ("ours", 0.1), ("theirs", 0.2)):
+            wrong = rng.random(truth.shape) < errors
+            write_label(root / folder / f"{number:02d}.png", np.where(wrong, (truth + 1) % 3, truth)
+                        .astype(np.uint8), [])
+    for name in ("ours", "theirs"):
+        assert scored("--dataset", "Folder", "--args", '{"num_classes": 3}', "--gt", root / "gt",
+                      "--pred", root / name, "-o", root / "scores" / name) == 0
+    return root
+
+
+def entry_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_o_writes_what_test_py_writes(two_programs, tmp_path, capsys):
+    entry = entry_of(two_programs / "scores" / "ours")
+    assert entry["n_images"] == 64 and len(entry["classes"]) == 3 and entry["schema"] == 2
+    table = read_image_scores(two_programs / "scores" / "ours" / entry["image_scores"])
+    hits, predicted, labeled = table.pixels.sum(0)
+    assert entry["Mean_IoU"] == pytest.approx((hits / (predicted + labeled - hits)).mean())
+    assert table.ids[:2] == ["00", "01"]
+    assert not Path("results.txt").exists()
+    assert {path.suffix for path in (two_programs / "scores" / "ours").iterdir()} == {
+        ".json", ".txt", ".csv", ".png"}
+    text = (two_programs / "scores" / "ours" / "results.txt").read_text()
+    assert text.startswith(f"== label files in {two_programs / 'ours'} (train ids), Folder "
+                           f"(64 images, labels in {two_programs / 'gt'}) [")
+
+
+def test_intervals_are_printed_from_60_images_on(two_programs, tmp_path, capsys):
+    argv = ["--dataset", "Folder", "--args", '{"num_classes": 3}', "--gt", two_programs / "gt",
+            "--pred", two_programs / "ours", "--results", "", "--json", tmp_path / "s.json"]
+    assert scored(*argv) == 0
+    bounds = json.loads((tmp_path / "s.json").read_text())["intervals"]["Mean_IoU"]
+    assert bounds == entry_of(two_programs / "scores" / "ours")["intervals"]["Mean_IoU"]
+    assert f"95 % intervals for other images: mean IoU {100 * bounds['low']:.2f} .. " \
+        in capsys.readouterr().out
+
+
+def test_two_programs_are_compared_by_their_files(two_programs, capsys):
+    ours, theirs = (str(two_programs / "scores" / name / "results.json")
+                    for name in ("ours", "theirs"))
+    assert run(compare_results.main, [ours, theirs]) == 0
+    out = capsys.readouterr().out
+    assert f"first:  {ours}: label files in {two_programs / 'ours'} (train ids), Folder" in out
+    line = next(line for line in out.splitlines() if line.startswith("Mean_IoU"))
+    assert line.endswith("<0.001  differ")
+    found = read_result(Path(ours), None)
+    assert found.scores["Mean_IoU"] == entry_of(Path(ours).parent)["Mean_IoU"]
+    assert len(found.images.ids) == 64 and len(found.classes) == 3
+
+
+def test_a_second_score_of_a_folder_replaces_the_first(two_programs, tmp_path):
+    argv = ["--dataset", "Folder", "--args", '{"num_classes": 3}', "--gt", two_programs / "gt",
+            "-o", tmp_path]
+    for name in ("ours", "theirs", "ours"):
+        assert scored(*argv, "--pred", two_programs / name) == 0
+    runs = entry_of(tmp_path)["runs"]
+    assert [one["predictions"]["path"] for one in runs] == [str(two_programs / name)
+                                                            for name in ("theirs", "ours")]
+
+
+def test_results_among_the_predictions_are_refused(two_programs, capsys):
+    for place in (two_programs / "ours", two_programs / "gt" / "scores"):
+        assert scored("--dataset", "Folder", "--args", '{"num_classes": 3}', "--gt",
+                      two_programs / "gt", "--pred", two_programs / "ours", "-o", place) == 2
+        assert "would lie among the files of" in capsys.readouterr().err
+
+
+@needs_official
+def test_results_json_of_cityscapes_has_the_official_scores_and_those_of_each_image(tmp_path):
+    assert scored("--dataset", "cityscapes", "--gt", EVAL / "gtFine" / "val", "--pred",
+                  EVAL / "results", "-o", tmp_path) == 0
+    entry = entry_of(tmp_path)
+    expected = json.loads((EVAL / "expected.json").read_text())
+    assert entry["Mean_IoU"] == pytest.approx(expected["averageScoreClasses"], abs=1e-12)
+    assert {one["name"]: one["IoU"] for one in entry["classes"]} == pytest.approx(
+        expected["classScores"], nan_ok=True)
+    assert entry["official"]["averageScoreInstClasses"] == expected["averageScoreInstClasses"]
+    assert len(read_image_scores(tmp_path / entry["image_scores"]).ids) == 4
+
+
+def test_labels_without_an_evaluated_pixel_are_an_error(tmp_path, capsys):
+    argv = make_city(tmp_path)
+    for path in (tmp_path / "gt" / "ulm").glob("*labelIds.png"):
+        write_image(path, np.zeros((4, 6), np.uint8))
+    assert scored(*argv) == 3
+    assert "no pixel of 2 images has a class" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv, status", [

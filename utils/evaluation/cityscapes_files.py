@@ -2,6 +2,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from utils.cli.console import warn
 from utils.errors import DataError, shown
@@ -16,6 +17,7 @@ from utils.evaluation.label_pairs import (
 from utils.images.image_io import read_label
 from utils.images.picture_files import picture_files
 from utils.images.types import Labels
+from utils.metrics import DatasetMetrics, ImageMetrics, PixelCounts, Scores
 from utils.metrics.cityscapes_metrics import EVALUATED_IDS, LABELS, CityscapesMetrics, count_pair
 
 TRUTH_ENDINGS = ("_gtFine_labelIds.png", "_gtCoarse_labelIds.png")
@@ -47,21 +49,45 @@ def score_cityscapes(folder: Path, predictions: Path, ids: str | None = None,
             paths[name], "write label ids or train ids as a gray or palette PNG"))
         require_size(prediction, paths[name], truth, truths[name])
         return count_pair(prediction, truth,
-                          _read_instances(instances.get(name), truth, truths[name]))
+                          _instances_of(instances.get(name), truth, truths[name]))
 
-    metrics = CityscapesMetrics()
-    for counts in count_all(count, [name for name in truths if name in paths], workers,
-                            problems + unpaired):
+    metrics, of_dataset = CityscapesMetrics(), DatasetMetrics(len(EVALUATED_IDS))
+    of_images = ImageMetrics(len(EVALUATED_IDS))
+    names = [name for name in truths if name in paths]
+    for counts in count_all(count, names, workers, problems + unpaired):
         metrics.add(counts)
+        pixels = _pixel_counts(counts.confusion)
+        of_dataset.add(pixels)
+        of_images.add(pixels)
+    evaluated = metrics.confusion[list(EVALUATED_IDS)]
+    if not evaluated.any():
+        raise DataError(f"there is nothing to score: no pixel of {len(names)} images has a class "
+                        "that is evaluated", shown(folder),
+                        "the labels of the split test are not public: score val")
     predicted = metrics.confusion.sum(0)
     if ids is None and predicted[:7].any() and not predicted[19:].any():
         warn("no prediction holds an id above 18: if they are train ids, use --ids train")
-    evaluated = metrics.confusion[list(EVALUATED_IDS)]
     void = int(evaluated.sum() - evaluated[:, list(EVALUATED_IDS)].sum())
     if void:
         warn(f"{void} of {int(evaluated.sum())} evaluated pixels are predicted as ids that are not "
              "evaluated, and count as wrong")
-    return _report(metrics)
+    scores, text, summary = _report(metrics)
+    measured = Scores(of_dataset.compute(), of_images.compute(), images=len(names))
+    return LabelFileScores(scores, text, summary, measured, names,
+                           [LABELS[i].name for i in EVALUATED_IDS])
+
+
+def _pixel_counts(confusion: np.ndarray) -> PixelCounts:
+    """The counts of the 19 evaluated classes in the confusion matrix (34, 34) of one image."""
+    classes = list(EVALUATED_IDS)
+    rows = confusion[classes]
+    matrix, labeled = rows[:, classes], rows.sum(1)
+    predicted = matrix.sum(0)
+    batch = (matrix.diagonal(), predicted, labeled, confusion[:, classes].sum(0) - predicted)
+    hits, predicted, labeled, on_ignored = (torch.from_numpy(one.copy())[None] for one in batch)
+    void = rows.sum(1) - matrix.sum(1)          # predicted as an id that is not evaluated
+    return PixelCounts(hits, predicted, labeled, on_ignored, labeled.sum(1),
+                       int(confusion.sum()), torch.from_numpy(np.c_[matrix, void]))
 
 
 def _truths(folder):
@@ -91,11 +117,17 @@ def _read_ids(path: Path, ids: str, values: Labels) -> Labels:
     return require_below(values, len(LABELS), values, path, "a label id 0..33", fix)
 
 
-def _read_instances(path: Path | None, truth: Labels, truth_path: Path) -> Labels | None:
+def _instances_of(path: Path | None, truth: Labels, truth_path: Path) -> Labels | None:
     if path is None:
         return None
-    values = read_label(path)
+    values = read_instances(path)
     require_size(values, path, truth, truth_path)
+    return values
+
+
+def read_instances(path: Path) -> Labels:
+    """The instance ids of an *_instanceIds.png. Raises DataError if one belongs to no class."""
+    values = read_label(path)
     if values.max(initial=0) >= 1000 * len(LABELS):
         raise DataError(f"holds instance id {values.max()}, which does not belong to any class",
                         shown(path), "copy or download the file again")
@@ -113,7 +145,7 @@ def _report(metrics):
         ("iIoU Class", scores["averageScoreInstClasses"]),
         ("IoU Category", scores["averageScoreCategories"]),
         ("iIoU Category", scores["averageScoreInstCategories"]), ("Accuracy", with_ignored)))
-    return LabelFileScores(scores, text, summary)
+    return scores, text, summary
 
 
 def _table(title, kind, kinds, scores):

@@ -14,21 +14,29 @@ from utils.files.file_jobs import work_through
 from utils.images.image_io import read_label, read_stored
 from utils.images.picture_files import IMAGE_SUFFIXES, picture_files
 from utils.images.types import Labels
+from utils.metrics import Scores
 
 SHOWN = 20             # problems in a message
 SHOWN_VALUES = 8
 
 
 class LabelFileScores(NamedTuple):
-    """scores: for a JSON file. text: tables to print. summary: a short text for a file."""
+    """The scores of label files.
+
+    scores: for a JSON file. text: tables to print. summary: a short text for a file.
+    measured: the same scores, and those of the single images. names: of the images, by img_index.
+    """
 
     scores: dict[str, Any]
     text: str
     summary: str
+    measured: Scores
+    names: list[str]
+    class_names: list[str]
 
 
-def pair_files(truths: dict[str, Path], folder: Path, suffixes: tuple[str, ...]) \
-        -> tuple[dict[str, Path], list[str]]:
+def pair_files(truths: dict[str, Path], folder: Path, suffixes: tuple[str, ...],
+               formats: tuple[str, ...] = IMAGE_SUFFIXES) -> tuple[dict[str, Path], list[str]]:
     """({name: prediction}, problems): for each name of `truths` the file that begins with it.
 
     After the name comes the extension, or anything that begins with neither a letter nor a digit.
@@ -36,6 +44,7 @@ def pair_files(truths: dict[str, Path], folder: Path, suffixes: tuple[str, ...])
     files that begin with a name, the one whose name the others continue is the prediction
     (x.png, and not x_overlay.png). The others, and predictions of nothing in `truths`, are left
     out with a notice; but if a prediction is missing, the latter are problems too.
+    formats: the suffixes of files that may have been meant where a prediction is missing.
     """
     found, problems, strangers, extra = {}, [], [], []
     for name, paths in _by_name(truths, folder, suffixes, problems, strangers).items():
@@ -51,7 +60,7 @@ def pair_files(truths: dict[str, Path], folder: Path, suffixes: tuple[str, ...])
     missing = [name for name in truths if name not in found]
     if missing:
         problems += [f"{shown(path)}: a prediction without truth" for path in strangers]
-        problems += _missing(truths, missing, folder, suffixes)
+        problems += _missing(truths, missing, folder, suffixes, formats)
         return found, problems
     if strangers:
         notice(f"left out: {len(strangers)} predictions without truth ("
@@ -93,15 +102,15 @@ def _by_name(truths, folder, suffixes, problems, strangers):
     return found
 
 
-def _missing(truths, missing, folder, suffixes):
+def _missing(truths, missing, folder, suffixes, formats):
     """A line for each name without a prediction; says if there is one in another format."""
-    others = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in suffixes)
-    formats: dict[str, Path] = {}
+    others = tuple(suffix for suffix in formats if suffix not in suffixes)
+    elsewhere: dict[str, Path] = {}
     for path in picture_files(folder, others):
         for start in _prefixes(os.path.splitext(path.relative_to(folder).as_posix())[0]):
-            formats.setdefault(start, path)
+            elsewhere.setdefault(start, path)
     for name in missing:
-        other = formats.get(name) or formats.get(name.rpartition("/")[2])
+        other = elsewhere.get(name) or elsewhere.get(name.rpartition("/")[2])
         if other:
             yield (f"{shown(other)}: a {other.suffix} file; predictions are label files "
                    f"({', '.join(suffixes)}), because JPEG, for example, changes class ids")

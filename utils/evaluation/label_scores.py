@@ -79,14 +79,14 @@ def score_labels(dataset: LabeledDataset, predictions: Path, ids: str | None = N
         raise DataError(f"there is nothing to score: all pixels of {len(names)} labels are ignored",
                         shown(predictions), "check what the stored values of the truth mean")
     reading.tell_void()
-    scores = Scores(reading.of_dataset.compute(), reading.of_images.compute())
+    scores = Scores(reading.of_dataset.compute(), reading.of_images.compute(), images=len(names))
     text = format_table(scores, dataset.class_names)
     image = {key: value for key, value in (scores.image or {}).items()
              if not key.startswith("img_")}
     document = {"dataset": type(dataset).__name__, "split": split, "ids": reading.kind,
                 "class_names": dataset.class_names, **scores.dataset,
                 "pixels_without_prediction": reading.void, "image": image}
-    return LabelFileScores(document, text, text)
+    return LabelFileScores(document, text, text, scores, names, dataset.class_names)
 
 
 def _stored(dataset, path, ids):

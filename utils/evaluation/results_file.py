@@ -1,9 +1,10 @@
 """results.json and results.txt: every score that test.py has written into a folder.
 
 results.json has the newest score at its top level. Under "runs" it has every score that was ever
-written there, one for each setting: checkpoint (its content, not only its name), data, rule and
-way of predicting. Scoring the same setting again replaces its entry; nothing else is lost, also
-if several programs write at the same time. results.txt has the tables of all runs.
+written there, one for each setting: checkpoint (its content, not only its name) or folder of
+predictions, data, rule and way of predicting. Scoring the same setting again replaces its entry;
+nothing else is lost, also if several programs write at the same time. results.txt has the tables of
+all runs.
 """
 import hashlib
 import json
@@ -24,12 +25,12 @@ Entry = dict[str, Any]
 
 # What an entry says besides its setting: every other key tells two results apart.
 OUTCOMES = {"schema", "runs", "image_scores", "classes", "image_level", "confusion", "intervals",
-            "versions", *NUMBERS}
+            "official", "versions", *NUMBERS}
 # How the data is loaded, which changes no score.
 LOADING = {"batch_size", "num_workers", "prefetch_factor", "pin_memory", "timeout", "shuffle"}
-TOLD = {"checkpoint", "dataset", "split", "loader", "data", "n_images", "procedure", "mode",
-        "crop_size", "overlap", "tiling", "scales", "flip", "average", "amp", "segfix",
-        "base_size", "labels_resized_to"}
+TOLD = {"checkpoint", "predictions", "dataset", "split", "loader", "data", "n_images",
+        "procedure", "mode", "crop_size", "overlap", "tiling", "scales", "flip", "average", "amp",
+        "segfix", "base_size", "labels_resized_to"}
 # Values that a title does not mention; of other keys False, None and nothing.
 USUAL = {"ignore_index": 255, "threshold": 0.5, "temperature": 1.0, "pruning": 0.5,
          "solver": "auto"}
@@ -63,6 +64,10 @@ def title_of(entry: Entry) -> str:
     """A line for people that says what was scored and how; it ends with the code."""
     checkpoint, args = _part(entry, "checkpoint"), _part(_part(entry, "data"), "args")
     epoch, place = checkpoint.get("epoch"), args.get("data_dir")
+    if "predictions" in entry:
+        return shown(f"{_short_title(entry)}, {entry.get('dataset')} {entry.get('split') or ''}"
+                     .rstrip() + f" ({entry.get('n_images')} images, labels in {place}) "
+                     f"[{code_of(entry)}]")
     if isinstance(epoch, int) and entry.get("schema", 1) == 1:
         epoch -= 1          # it was the epoch in training, or the next
     extra = [f"{key} {_text(value)}" for key, value in entry.items()
@@ -76,8 +81,11 @@ def title_of(entry: Entry) -> str:
 
 
 def _short_title(entry):
-    """Loader, rule and way of predicting, for a list."""
+    """Loader, rule and way of predicting, for a list; the folder of label files."""
     try:
+        if "predictions" in entry:
+            files = _part(entry, "predictions")
+            return shown(f"label files in {files.get('path')} ({files.get('ids')} ids)")
         return shown(f"{entry.get('loader')}, {entry.get('procedure')}, {_way(entry)}")
     except (TypeError, ValueError):
         return "a result of unknown origin"

@@ -1,5 +1,5 @@
 """What test.py writes and prints: an entry and a table for each rule, a confusion matrix, scores
-of the single images.
+of the single images. tools.evaluate_labels writes the same for label files.
 
 utils.evaluation.results_file keeps the entries and tables of earlier scores. The confusion matrix
 is drawn for the newest score that has one; the counts of every run are in results.json.
@@ -16,6 +16,7 @@ from utils.cli import console
 from utils.decision.rules import Decision
 from utils.errors import DataError, UserError
 from utils.evaluation.evaluate import REFINED
+from utils.evaluation.label_pairs import LabelFileScores
 from utils.evaluation.results_file import Entry, add_results, code_of, title_of
 from utils.files.json_values import plain_json
 from utils.images.image_io import write_image
@@ -91,22 +92,30 @@ def score_entries(results: dict[str, Scores], scored: Scored) -> list[Entry]:
 
     Raises DataError if no pixel was scored.
     """
-    versions = {"torch": str(torch.__version__), "device": str(scored.opened.device)}
     entries = []
     for rule, scores in results.items():
         _require_pixels(scores, scored)
-        image = _image_level(scores)
-        entry = {
-            "schema": SCHEMA, **scored.setting(rule), "n_images": scores.images,
-            **scores.numbers(),
-            "classes": _classes(scores.dataset, image, scored.class_names),
-            "image_level": {name: image[name] for name in IMAGE_SCORES if name in image},
-            "intervals": _intervals(image, scored), "confusion": scores.dataset["confusion"],
-            "versions": versions}
-        entry = plain_json(entry)
-        entry["image_scores"] = f"image_scores_{rule}_{code_of(entry)}.csv"
-        entries.append(entry)
+        entries.append(_entry(scores, scored.setting(rule), scored.class_names,
+                              scored.options.get("CoI"), str(scored.opened.device)))
     return entries
+
+
+def file_entry(files: LabelFileScores, setting: dict[str, Any]) -> Entry:
+    """The entry of label files. setting: what tells this result from another."""
+    return _entry(files.measured, setting, files.class_names)
+
+
+def _entry(scores, setting, class_names, classes_of_interest=None, device="cpu"):
+    image = _image_level(scores)
+    entry = plain_json({
+        "schema": SCHEMA, **setting, "n_images": scores.images, **scores.numbers(),
+        "classes": _classes(scores.dataset, image, class_names),
+        "image_level": {name: image[name] for name in IMAGE_SCORES if name in image},
+        "intervals": _intervals(image, class_names, classes_of_interest),
+        "confusion": scores.dataset["confusion"],
+        "versions": {"torch": str(torch.__version__), "device": device}})
+    entry["image_scores"] = f"image_scores_{setting['procedure']}_{code_of(entry)}.csv"
+    return entry
 
 
 def _require_pixels(scores, scored):
@@ -125,10 +134,10 @@ def _image_level(scores):
     return scores.image
 
 
-def _intervals(image, scored):
+def _intervals(image, class_names, classes_of_interest):
     """metric -> {"low", "high"}, 95 %; {} for fewer images than these need."""
     ids = list(map(str, range(1 + max(image["img_index"], default=-1))))
-    table = image_scores(image, ids, scored.class_names, scored.options.get("CoI"))
+    table = image_scores(image, ids, class_names, classes_of_interest)
     return {name: {"low": one.low, "high": one.high} for name, one in intervals(table).items()
             if one.low == one.low}
 

@@ -6,6 +6,7 @@ folder of the text file; its pixels are not 0 inside the instance.
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,25 @@ from utils.segfix.offsets import Refinement
 
 ENDING = "_pred.txt"
 GROUND_TRUTH = "gtInstances.json"
+
+
+class InstanceLine(NamedTuple):
+    """One line of a text file. mask: a path relative to the folder of the file. where: FILE:LINE"""
+
+    mask: str
+    label_id: str
+    score: str
+    where: str
+
+
+def instance_lines(path: Path, text: bytes) -> list[InstanceLine]:
+    """The lines of the text file `path` with the content `text`; empty ones are left out.
+
+    Raises DataError if a line is not "MASK LABEL_ID SCORE", or its mask outside the folder.
+    """
+    lines = text.decode("utf-8", "surrogateescape").splitlines()
+    return [_line(line, f"{shown(path)}:{number}") for number, line in enumerate(lines, 1)
+            if line.strip()]
 
 
 def instance_jobs(folder: str | os.PathLike, out: str | os.PathLike) -> list[tuple[str, str, Path]]:
@@ -51,10 +71,7 @@ def refine_instances(job: tuple[str, str, Path], files: MatFolder, scale: float 
     path, name, out = Path(job[0]), job[1], job[2]
     text = read_bytes(path)
     masks, move = [], None
-    for number, line in enumerate(text.decode("utf-8", "surrogateescape").splitlines(), 1):
-        if not line.strip():
-            continue
-        mask_name = _mask_name(line, path, number)
+    for mask_name, *_ in instance_lines(path, text):
         mask = read_label(path.parent / mask_name) != 0
         if move is None:
             offset_path = files.find(name.removesuffix(ENDING))
@@ -105,14 +122,13 @@ def _moved(value, old, new):
     return value
 
 
-def _mask_name(line, path, number):
-    """Returns the path of the mask in a line. Raises DataError if it is outside the folder."""
+def _line(line, where):
     words = line.rsplit(None, 2)
     if len(words) != 3:
         raise DataError(f"expected a mask file, a label id and a score, found {shown(line)!r}",
-                        f"{shown(path)}:{number}")
+                        where)
     name = words[0].strip()
     if os.path.isabs(name) or ".." in Path(name).parts:
-        raise DataError(f"the mask {shown(name)} is outside the folder of the results",
-                        f"{shown(path)}:{number}", "give paths relative to that folder")
-    return name
+        raise DataError(f"the mask {shown(name)} is outside the folder of the results", where,
+                        "give paths relative to that folder")
+    return InstanceLine(name, words[1], words[2], where)
