@@ -6,10 +6,13 @@ import torch
 from utils.decision.calibration import (
     PixelSample,
     Reliability,
+    class_reliability,
     fit_temperature,
+    fit_vector,
     reliability,
     reliability_diagram,
 )
+from utils.decision.posterior import Posterior
 from utils.errors import DataError
 
 
@@ -91,3 +94,45 @@ def test_the_diagram_has_bars_and_accepts_empty_bins():
     assert picture.dtype == np.uint8
     assert picture.ndim == 3
     assert (picture == (70, 120, 180)).all(2).any()
+
+
+def test_a_known_scale_and_bias_of_each_class_are_found():
+    logits, labels = calibrated(100000, 3)
+    scale, bias = [0.5, 1.0, 1.6], [0.4, 0.0, -0.5]
+    # p ∝ q^scale e^bias, with q chosen so that the result is calibrated.
+    p = logits.double().log_softmax(1)
+    wrong = (p - torch.tensor(bias)) / torch.tensor(scale)
+    found = fit_vector(wrong, labels)
+    # A constant of every pixel is not determined, nor are all scales together with it: compare p.
+    fixed = Posterior("softmax", scale=found[0], bias=found[1])(wrong)
+    assert (fixed - p.exp()).abs().mean() < 0.02
+    before = reliability(wrong, labels).log_loss
+    after = reliability(Posterior(scale=found[0], bias=found[1]).logits(wrong), labels).log_loss
+    assert after < before and after == pytest.approx(reliability(logits, labels).log_loss, abs=3e-3)
+
+
+def test_the_vector_of_calibrated_probabilities_is_close_to_the_identity():
+    for activation in ("softmax", "sigmoid"):
+        logits, labels = calibrated(60000)
+        if activation == "sigmoid":
+            logits = logits.log_softmax(1)
+            logits = logits - torch.log1p(-logits.exp())
+        scale, bias = fit_vector(logits, labels, activation)
+        assert np.allclose(scale, 1, atol=0.08) and np.allclose(bias, 0, atol=0.15)
+
+
+def test_a_class_without_pixels_keeps_the_identity():
+    logits, labels = calibrated(4000)
+    scale, bias = fit_vector(torch.cat((logits, torch.zeros(4000, 1)), 1), labels)
+    assert (scale[4], bias[4]) == (1.0, 0.0) and len(scale) == 5
+
+
+def test_the_errors_of_the_classes_are_those_of_a_direct_count():
+    logits, labels = calibrated(3000, 3)
+    p = logits.double().softmax(1).numpy()
+    for c, one in enumerate(class_reliability(logits, labels, bins=5)):
+        place = np.minimum((p[:, c] * 5).astype(int), 4)
+        gaps = [abs(p[place == b, c].sum() - (labels.numpy()[place == b] == c).sum())
+                for b in range(5)]
+        assert one.ece == pytest.approx(sum(gaps) / 3000)
+        assert one.count.sum() == 3000

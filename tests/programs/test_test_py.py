@@ -204,6 +204,37 @@ def test_data_with_another_number_of_classes_is_an_error(checkpoint, capsys, mai
     assert "5 classes" in capsys.readouterr().err
 
 
+def test_the_vector_of_a_calibration_is_written_and_used_by_the_rules(checkpoint, capsys, tmp_path):
+    written, picture = tmp_path / "calibrated.pth", tmp_path / "classes.png"
+    assert console.run(calibrate.main, [
+        "-r", str(checkpoint), "-d", "cpu", "--per-class", "--write", str(written),
+        "--class-diagrams", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "class weights undone" in out and "classwise ECE, mean" in out and "scale" in out
+    predict = read_checkpoint(written)["config"]["predict"]
+    assert len(predict["scale"]) == len(predict["bias"]) == 9 and predict["posterior"] is None
+    assert picture.stat().st_size
+    assert run(written, "-p", "rankdice,max", "--json") == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert results[0]["bias"] == predict["bias"] and results[0]["scale"] == predict["scale"]
+    assert results[0]["temperature"] == predict["temperature"]
+    assert "bias" not in results[1]             # max decides on raw logits
+
+
+@pytest.mark.parametrize("options, stages, setting", [
+    ([], {"raw", "before", "after"}, None), (["--posterior", "raw"], {"before", "after"}, "raw")])
+def test_a_calibration_is_fitted_on_what_it_will_divide(checkpoint, capsys, tmp_path, options,
+                                                        stages, setting):
+    written = tmp_path / "calibrated.pth"
+    assert console.run(calibrate.main, ["-r", str(checkpoint), "-d", "cpu", "--json", "--write",
+                                        str(written), *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result) & {"raw", "before", "after", "per_class"} == stages
+    assert read_checkpoint(written)["config"]["predict"]["posterior"] == setting
+    if setting is None:
+        assert result["before"]["log_loss"] != result["raw"]["log_loss"]
+
+
 def test_a_temperature_at_the_end_of_its_range_is_told(checkpoint, capsys, monkeypatch):
     monkeypatch.setattr("utils.decision.calibration.fit_temperature", lambda *_: 20.0)
     assert console.run(calibrate.main, ["-r", str(checkpoint), "-d", "cpu"]) == 0

@@ -191,7 +191,8 @@ def _keep_fitted(config):
             and predict.get("temperature", 1.0) != 1.0:
         predict["posterior"] = "raw"
         notice(f"the temperature {predict['temperature']} of the checkpoint was fitted on raw "
-               "logits: predict.posterior is \"raw\" (tools.calibrate fits it anew)")
+               "logits, so predict.posterior is \"raw\"; tools.calibrate --posterior auto fits "
+               "it anew")
 
 
 def _normalized_as(checkpoint, section, path):

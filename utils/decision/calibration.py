@@ -1,13 +1,17 @@
-"""How well probabilities are calibrated, and the temperature that corrects them.
+"""How well probabilities are calibrated, and what corrects them: a temperature, or a vector.
 
 Guo et al., On Calibration of Modern Neural Networks, ICML 2017: logits are
 divided by one number, the temperature, that minimizes the log loss on
 validation pixels. The order of the classes stays the same, so the result of `max` does not
-change; those of thresholds, RankDice and RankIoU do.
+change; those of thresholds, RankDice and RankIoU do. Vector scaling has two numbers per class
+(utils.decision.posterior says where they act). It also corrects what a sampler did to the shares of
+the classes, which no inverse of a loss knows.
 
 Expected calibration error (ECE): pixels are sorted into bins of equal width by
 probability; the gap between mean probability and observed frequency is averaged
-over the bins, weighted by their pixels.
+over the bins, weighted by their pixels. The classwise error is that of each class on its own, and
+its mean over the classes (Kull et al., NeurIPS 2019, arXiv:1910.12656): a rare class counts as much
+as a frequent one.
 """
 import dataclasses
 
@@ -21,6 +25,10 @@ from utils.images.sheet import GRID, Sheet
 
 LOWEST, HIGHEST = 0.05, 20.0      # range of the fitted temperature
 CHUNK = 2 ** 16                   # pixels processed at a time
+# What a distance of 1 from the identity costs a number of the vector scaling, in log loss per
+# pixel: little, so that it only decides where the sample says nothing.
+RIDGE = 1e-5
+MOST_FITTED = 16_000_000          # probabilities of the sample on which the vector is fitted
 
 
 class PixelSample:
@@ -81,6 +89,39 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor,
     return float((low * high) ** -0.5)
 
 
+def fit_vector(logits: torch.Tensor, labels: torch.Tensor, activation: str = "softmax") \
+        -> tuple[list[float], list[float]]:
+    """(scale, bias) of a Posterior with the lowest log loss plus a ridge, by L-BFGS in float64.
+
+    logits (P, C) float, after inverse and temperature; labels (P,) int64. The ridge pulls ln scale
+    and bias to 0. A class without a labeled pixel gets scale 1 and bias 0.
+    """
+    step = -(-logits.numel() // MOST_FITTED)
+    x, y = logits[::step].double(), labels[::step]
+    classes = x.shape[1]
+    if activation == "softmax":
+        x = x.log_softmax(1)
+    seen = (torch.bincount(labels, minlength=classes) > 0).double()
+    vector = torch.zeros(2, classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([vector], max_iter=200, tolerance_grad=1e-7,
+                                  line_search_fn="strong_wolfe")
+    truth = F.one_hot(y, classes).double() if activation == "sigmoid" else None
+
+    def loss():
+        optimizer.zero_grad()
+        log_scale, bias = vector * seen
+        z = x * log_scale.exp() + bias
+        value = F.cross_entropy(z, y) if truth is None else \
+            F.binary_cross_entropy_with_logits(z, truth, reduction="sum") / len(y)
+        value = value + RIDGE * (vector ** 2).sum()
+        value.backward()
+        return value
+    with torch.inference_mode(False), torch.enable_grad():
+        optimizer.step(loss)
+    log_scale, bias = vector.detach() * seen
+    return log_scale.exp().tolist(), bias.tolist()
+
+
 @dataclasses.dataclass
 class Reliability:
     """Calibration in B bins of probability, each float64 (B,).
@@ -123,12 +164,38 @@ def reliability(logits: torch.Tensor, labels: torch.Tensor, activation: str = "s
         for row, weight in zip(sums, (torch.ones_like(confidence), confidence, true.double()),
                                strict=True):
             row.scatter_add_(0, place, weight)
+    return _of_sums(sums, loss / len(labels))
+
+
+def class_reliability(logits: torch.Tensor, labels: torch.Tensor, activation: str = "softmax",
+                      bins: int = 15) -> list[Reliability]:
+    """The calibration of the probability of each class, over all pixels of the sample.
+
+    logits (P, C), any float; labels (P,) int64. The log loss is that of the class against the rest.
+    """
+    classes = logits.shape[1]
+    sums = torch.zeros(3, classes * bins, dtype=torch.float64)
+    losses = torch.zeros(classes, dtype=torch.float64)
+    first = torch.arange(classes) * bins
+    for z, y in zip(logits.split(CHUNK), labels.split(CHUNK), strict=True):
+        p = probabilities(z.double(), activation)
+        truth = F.one_hot(y, classes).double()
+        losses += F.binary_cross_entropy(p, truth, reduction="none").sum(0)
+        place = ((p * bins).long().clamp_(max=bins - 1) + first).flatten()
+        for row, weight in zip(sums, (torch.ones_like(p), p, truth), strict=True):
+            row.scatter_add_(0, place, weight.flatten())
+    return [_of_sums(one, float(loss) / len(labels))
+            for one, loss in zip(sums.view(3, classes, bins).unbind(1), losses, strict=True)]
+
+
+def _of_sums(sums, log_loss):
+    """The Reliability of the sums (3, B) of cases, probabilities and truths in each bin."""
     count, confidence, true = sums.numpy()
     with np.errstate(invalid="ignore", divide="ignore"):
         confidence, frequency = confidence / count, true / count
     gaps = np.where(count > 0, np.abs(confidence - frequency), 0)
     return Reliability(count, confidence, frequency, float((gaps * count).sum() / count.sum()),
-                       loss / len(labels))
+                       log_loss)
 
 
 def reliability_diagram(diagrams: dict[str, Reliability]) -> np.ndarray:
