@@ -1,9 +1,12 @@
 """utils/study/results.py: what the folders of runs say."""
 import json
 
+import numpy as np
 import pytest
 
+from tools import evaluate_labels, study
 from utils.errors import DataError
+from utils.images.image_io import write_image, write_label
 from utils.metrics.image_scores import write_image_scores
 from utils.study.plan import PlannedRun, PlannedTest
 from utils.study.results import (
@@ -98,3 +101,24 @@ def test_results_of_a_file_that_are_not_in_the_table_are_named(tmp_path, capsys)
     said = capsys.readouterr().err
     assert "holds 2 results" in said and "of rule max, and not those of" in said
     assert "rule rankdice" in said
+
+
+def test_label_files_of_other_programs_have_an_interval_over_images(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    for folder in ("truth/images", "truth/labels", "a", "b"):
+        (tmp_path / folder).mkdir(parents=True)
+    for k in range(8):
+        write_image(tmp_path / f"truth/images/i{k}.png", np.zeros((16, 16, 3), np.uint8))
+        truth = (generator.random((16, 16)) * 2).astype(np.uint8)
+        for folder, wrong in (("truth/labels", 0), ("a", 0.4), ("b", 0.1)):
+            write_label(tmp_path / folder / f"i{k}.png",
+                        np.where(generator.random((16, 16)) < wrong, 1 - truth, truth), [])
+    for name in "ab":
+        evaluate_labels.main(["--dataset", "Folder", "--split", "all", "--args",
+                              '{"num_classes": 2}', "--gt", str(tmp_path / "truth"), "--pred",
+                              str(tmp_path / name), "-o", str(tmp_path / "scores" / name)])
+    study.main(["--from", str(tmp_path / "scores/a"), str(tmp_path / "scores/b"), "--baseline",
+                "a", "-o", str(tmp_path / "table"), "--no-pictures"])
+    one, = json.loads((tmp_path / "table/study.json").read_text())["comparisons"]
+    assert one["images"]["low"] > 0 and one["images"]["images"] == 8
+    assert "| b | +" in capsys.readouterr().out

@@ -189,7 +189,7 @@ def _differences(summary: Summary) -> Table:
 
 def seeds_text(seeds: dict) -> str:
     """How many seeds a difference is of."""
-    return f"{seeds['seeds']}" if seeds["paired"] else f"{seeds['seeds']}, not paired"
+    return f"{seeds['seeds']}" + ", not paired" * (not seeds["paired"] and seeds["seeds"] > 1)
 
 
 def images_text(images: dict | None) -> str:
