@@ -228,7 +228,7 @@ def _class_colors(shown: Shown) -> str:
         where = f"{escape(', '.join(data))}: " if len(legends) > 1 else ""
         parts.append(f'<p class="legend">{where}' + "".join(
             f'<span><i style="background:rgb{color}"></i>{escape(name)}</span>'
-            for name, color in classes) + "</p>")
+            for name, color in (*classes, ("no class", (0, 0, 0)))) + "</p>")
     return "".join(parts)
 
 
@@ -236,8 +236,9 @@ def _worst(shown: Shown) -> str:
     parts = []
     for run in shown.get("worst", ()):
         figures = "".join(
-            _figure(one["image"], one["id"]) + _figure(one["label"], "label")
-            + _figure(one["picture"], f"prediction: {percent(one['score'])}")
+            f'<div class="together">{_figure(one["image"], one["id"])}'
+            + _figure(one["label"], "label")
+            + _figure(one["picture"], f"prediction: {percent(one['score'])}") + "</div>"
             for one in run["images"])
         parts.append(f"<h3>{escape(run['name'])}</h3>{figures}")
     return "<h2>Worst images of each run</h2>" + "\n".join(parts) if parts else ""
