@@ -5,6 +5,7 @@ import pytest
 
 from tests.support.places import ROOT
 from utils.errors import ConfigError
+from utils.files.jsonc import read_jsonc
 from utils.study.study_file import Published, read_study
 
 
@@ -106,3 +107,12 @@ def test_options_of_the_test_that_the_study_sets_are_refused(tmp_path, option):
 def test_every_study_of_the_repository_can_be_read(path):
     study = read_study(path)
     assert study.cells and all(cell.config and cell.config.is_file() for cell in study.cells)
+
+
+def test_the_pages_show_the_study_of_shapes_as_it_is():
+    page = (ROOT / "docs/studies.md").read_text(encoding="utf-8")
+    shown = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    assert shown == read_jsonc(ROOT / "configs/studies/shapes_demo.json", {})
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in readme.splitlines() if line.startswith(("| ENet, ", "| UperNet, "))]
+    assert len(rows) == 7 and set(rows) <= set(page.splitlines())
