@@ -343,6 +343,15 @@ def test_a_wrong_setting_is_a_config_error(setting):
         rank_dice(torch.rand(1, 2, 2, 2), **setting)
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_batched_volume_equals_the_image(overlap):
+    """On a GPU; test_rules.py compares volumes on the CPU."""
+    probs = smooth_map(2, 3, 32, 48)
+    image, volume = (solve_batched(one.flatten(2), Objective("dice", 0), 0.5, "auto", overlap)[0]
+                     for one in (probs, probs.view(2, 3, 4, 8, 48)))
+    assert torch.equal(image, volume)
+
+
 def test_a_tensor_of_another_shape_is_an_error():
     with pytest.raises(ValueError, match=r"N, C, H, W"):
         rank_dice(torch.rand(2, 3, 4))

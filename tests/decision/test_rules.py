@@ -2,9 +2,10 @@
 import pytest
 import torch
 
+from utils.decision.dependent import rank_dependent
 from utils.decision.posterior import probabilities
 from utils.decision.rankdice import rank_dice
-from utils.decision.rules import RULES, build_decision, predict_section
+from utils.decision.rules import DEPENDENT, RULES, build_decision, predict_section
 from utils.errors import ConfigError
 
 
@@ -89,6 +90,32 @@ def test_log_probabilities_give_the_result_of_the_logits():
         assert torch.equal(rule(x.log_softmax(1)), rule(x))
 
 
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("thresholds", [0.3, [0.1, 0.2, 0.3, 0.4, 0.5]])
+def test_a_volume_of_one_slice_equals_the_image(name, thresholds):
+    x, rule = logits(), build_decision(name, options={"threshold": thresholds})
+    assert torch.equal(rule(x[:, :, None]).squeeze(-3), rule(x))
+    assert torch.equal(rule.labels(x[:, :, None]).squeeze(-3), rule.labels(x))
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name not in DEPENDENT])
+def test_a_volume_equals_its_slices_side_by_side(name):
+    x, rule = logits(2, 5, 12, 10), build_decision(name)
+    volume = x.view(2, 5, 4, 3, 10)
+    assert torch.equal(rule(volume).view_as(rule(x)), rule(x))
+    assert torch.equal(rule.labels(volume).view(2, 12, 10), rule.labels(x))
+
+
+@pytest.mark.parametrize("name, metric", [("rankdice_dep", "dice"), ("rankiou_dep", "iou")])
+def test_rules_for_dependent_pixels_use_their_options(name, metric):
+    x, options = logits(), {"smooth": 1.0, "pruning": 0.2, "theta": 3.0, "amplitude": 0.5}
+    rule, probs = build_decision(name, options={**options, "solver": "rma"}), x.softmax(1)
+    assert torch.equal(rule(x), rank_dependent(probs, metric=metric, **options))
+    assert torch.equal(rule.labels(x), rank_dependent(probs, metric=metric, overlap=False,
+                                                      **options))
+    assert rule.describe() == {"temperature": 1.0, **options}
+
+
 def test_the_message_about_an_unknown_rule_names_the_nearest_one():
     with pytest.raises(ConfigError, match="'rankdice'"):
         build_decision("rankdise")
@@ -97,7 +124,8 @@ def test_the_message_about_an_unknown_rule_names_the_nearest_one():
 @pytest.mark.parametrize("name, options", [
     ("max", {"temperature": 0}), ("T", {"temperature": -1}), ("T", {"threshold": 1.5}),
     ("T", {"threshold": [0.5, -0.1]}), ("rankdice", {"pruning": 2}),
-    ("rankdice", {"smooth": -1}), ("rankiou", {"solver": "best"})])
+    ("rankdice", {"smooth": -1}), ("rankiou", {"solver": "best"}),
+    ("rankdice_dep", {"theta": 0}), ("rankiou_dep", {"amplitude": 2})])
 def test_an_option_out_of_range_is_an_error_that_names_it(name, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         build_decision(name, options=options)

@@ -20,7 +20,7 @@ from utils.cli import console
 from utils.config.build import build
 from utils.config.load import load_config
 from utils.config.schema import resolve_config
-from utils.decision.rules import build_decision
+from utils.decision.rules import RULES, build_decision
 from utils.errors import DataError
 from utils.evaluation.evaluate import evaluate
 from utils.images.image_io import write_image
@@ -95,7 +95,7 @@ def test_several_rules_give_one_json_object_each(checkpoint, capsys, tmp_path):
     assert run(checkpoint, "-p", "all", "--json", "-o", tmp_path / "output") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["procedure"] for line in lines] == [
-        "max", "max_posterior", "T", "rankdice", "rankiou"]     # config.json has class weights
+        "max", "max_posterior", *RULES[1:]]                     # config.json has class weights
     assert (tmp_path / "output" / "results.json").exists()
     assert not (checkpoint.parent / "results.json").exists()
 

@@ -47,6 +47,12 @@ _OF_LOADER = (
     _Condition(("base_size",), lambda s: not (s["val"] and s["crop_size"]),
                "val cuts the crop out of the image resized to crop_size"),
 )
+_OF_RULES = (
+    _Condition(("theta", "amplitude"),
+               lambda s: any(s[phase].endswith("_dep") for phase in ("train", "val", "test")),
+               "train, val and test are not rankdice_dep or rankiou_dep; test.py -p rankdice_dep "
+               "uses it"),
+)
 
 
 def settings_without_effect(config: dict) -> list[str]:
@@ -58,7 +64,7 @@ def settings_without_effect(config: dict) -> list[str]:
     for key in ("train_loader", "val_loader"):
         if config[key] and (key == "train_loader" or config["trainer"]["val"]):
             lines += _idle(f"{key}.args", config[key]["args"], _OF_LOADER, _LOADER)
-    return lines
+    return lines + _idle("predict", config["predict"], _OF_RULES, (_RULES,))
 
 
 def _idle(name, settings, conditions, callables):

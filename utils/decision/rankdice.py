@@ -85,7 +85,8 @@ def rank_dice(probs: torch.Tensor, smooth: float = 0.0, metric: str = "dice",
               ) -> Masks | LabelBatch | tuple[Masks | LabelBatch, RankInfo]:
     """The masks with the largest expected score, or a label map.
 
-    probs: (N, C, H, W) probabilities, softmax or sigmoid; half precision is promoted.
+    probs: (N, C, H, W) probabilities, softmax or sigmoid; half precision is promoted. Those of
+        volumes are (N, C, D, H, W), with masks of that shape and labels (N, D, H, W).
     smooth: g of the score, >= 0. With g > 0 the empty mask is a candidate.
     metric: "dice" or "iou".
     pruning: a class whose largest probability does not exceed this stays empty. Not part of
@@ -99,9 +100,7 @@ def rank_dice(probs: torch.Tensor, smooth: float = 0.0, metric: str = "dice",
     Raises ConfigError for a wrong setting, ValueError for a tensor of another shape or dtype, and
     on a CPU NumericalError for a probability that is not finite.
     """
-    if probs.ndim != 4 or not probs.is_floating_point():
-        raise ValueError(f"probs must be a float tensor (N, C, H, W), got {probs.dtype} "
-                         f"{tuple(probs.shape)}")
+    check_probabilities(probs)
     check_settings(smooth, metric, pruning, solver)
     problem = _Problem(Objective(metric, smooth), pruning, solver)
     flat = probs.detach().contiguous().flatten(2)        # (N, C, n)
@@ -116,6 +115,13 @@ def rank_dice(probs: torch.Tensor, smooth: float = 0.0, metric: str = "dice",
         return result
     assert info is not None, "info was requested"
     return result, info
+
+
+def check_probabilities(probs: torch.Tensor):
+    """Raises ValueError if `probs` is not a float tensor of images or volumes."""
+    if probs.ndim not in (4, 5) or not probs.is_floating_point():
+        raise ValueError("probs must be a float tensor (N, C, H, W) or (N, C, D, H, W), got "
+                         f"{probs.dtype} {tuple(probs.shape)}")
 
 
 def check_settings(smooth: float = 0.0, metric: str = "dice", pruning: float = 0.5,

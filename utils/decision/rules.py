@@ -4,6 +4,8 @@ max       the class of the largest logit. Labels.
 T         every class whose probability exceeds a threshold (strictly). Masks.
 rankdice  per class, the mask with the largest expected Dice score (utils.decision.rankdice). Masks.
 rankiou   the same for IoU. Masks.
+rankdice_dep, rankiou_dep  the same where labels near by depend on each other
+          (utils.decision.dependent). Masks.
 offsets   only for SegFix networks, whose logits are not classes; it cannot be chosen (`rule_of`).
 
 Masks are scored class by class: they may overlap, and a pixel may be in none of them. Every rule
@@ -13,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from utils.decision.dependent import check_dependence, rank_dependent
 from utils.decision.posterior import Posterior, build_posterior
 from utils.decision.rankdice import check_settings, rank_dice
 from utils.errors import ConfigError, unknown
@@ -20,22 +23,25 @@ from utils.losses.inverse import InverseSource
 from utils.machine.tensors import LabelBatch, Logits, Masks
 from utils.predict.largest_class import largest_class
 
-RULES = ("max", "T", "rankdice", "rankiou")
+RULES = ("max", "T", "rankdice", "rankiou", "rankdice_dep", "rankiou_dep")
+DEPENDENT = ("rankdice_dep", "rankiou_dep")
 # `max` on the posterior, beside `max` on raw logits: where test.py compares both.
 MAX_POSTERIOR = "max_posterior"
 # Channels of a SegFix network: no border, border, then the directions (utils.segfix.offsets).
 NO_BORDER, BORDER, FIRST_DIRECTION = 0, 1, 2
 
 
+RuleName = Literal["max", "T", "rankdice", "rankiou", "rankdice_dep", "rankiou_dep"]
+
+
 def predict_section(CoI: list | str = "all",
-                    train: Literal["max", "T", "rankdice", "rankiou"] = "max",
-                    val: Literal["max", "T", "rankdice", "rankiou"] = "max",
-                    test: Literal["max", "T", "rankdice", "rankiou"] = "max",
+                    train: RuleName = "max", val: RuleName = "max", test: RuleName = "max",
                     posterior: Literal["auto", "raw"] | None = None, temperature: float = 1.0,
                     scale: list[float] | None = None, bias: list[float] | None = None,
                     threshold: float | list = 0.5,
                     smooth: float = 0.0, pruning: float = 0.5,
                     solver: Literal["auto", "exact", "rma"] = "auto",
+                    theta: float = 300.0, amplitude: float = 1.0,
                     published: bool = False, boundary: bool = False) -> dict:
     """The `predict` section of a config; this signature is its schema.
 
@@ -47,7 +53,11 @@ def predict_section(CoI: list | str = "all",
     temperature: then divides the logits, before softmax or sigmoid (fitted by tools.calibrate).
     scale, bias: one number per class, for p_c^scale_c e^bias_c (tools.calibrate --per-class).
     threshold: of the rule T, one number or one per class.
-    smooth, pruning, solver: of rankdice and rankiou, see `utils.decision.rankdice.rank_dice`.
+    smooth, pruning: of rankdice, rankiou and the rules for dependent pixels, see
+        `utils.decision.rankdice.rank_dice`.
+    solver: of rankdice and rankiou, see there.
+    theta, amplitude: of rankdice_dep and rankiou_dep: over how many pixels labels depend on each
+        other, and how much, see `utils.decision.dependent`.
     published: image-level scores as the RankDice code computes them.
     boundary: also report boundary IoU and boundary F.
     """
@@ -86,13 +96,15 @@ def build_decision(name: str, activation: str = "softmax", options: dict | None 
         return MaxDecision(posterior, name)
     if name == "T":
         return ThresholdDecision(options.get("threshold", 0.5), posterior)
-    settings = {key: options[key] for key in ("smooth", "pruning", "solver") if key in options}
-    return RankDecision(name, posterior, settings)
+    rule = DependentDecision if name in DEPENDENT else RankDecision
+    settings = {key: options[key] for key in rule.options if key in options}
+    return rule(name, posterior, settings)
 
 
 class Decision:
     """Turns logits (N, C, H, W) into labels (N, H, W) or, if `masks`, bool masks (N, C, H, W).
 
+    Logits of volumes are (N, C, D, H, W), and their labels (N, D, H, W).
     Labels are uint8 up to 255 classes, int16 above.
     """
 
@@ -178,15 +190,15 @@ class ThresholdDecision(Decision):
         return {"threshold": threshold, **self.posterior.describe()}
 
     def _thresholds(self, probs):
-        """A number, or (C, 1, 1) on the device of `probs`."""
+        """A number, or (C, 1, 1) on the device of `probs`; (C, 1, 1, 1) for volumes."""
         if len(self.threshold) == 1:
             return self.threshold[0]
         if len(self.threshold) != probs.shape[1]:
             raise ConfigError(f"{len(self.threshold)} thresholds for {probs.shape[1]} classes",
                               "predict.threshold", "give one number, or one per class")
         if self._values is None or self._values.device != probs.device:
-            self._values = torch.tensor(self.threshold, device=probs.device).view(-1, 1, 1)
-        return self._values
+            self._values = torch.tensor(self.threshold, device=probs.device)
+        return self._values.view(-1, *[1] * (probs.ndim - 2))
 
 
 class RankDecision(Decision):
@@ -196,24 +208,49 @@ class RankDecision(Decision):
     """
 
     masks = True
+    options = ("smooth", "pruning", "solver")       # the keys of the `predict` section it uses
 
     def __init__(self, name: str, posterior: Posterior | None = None,
                  settings: dict | None = None):
         self.name, self.posterior = name, posterior or Posterior()
-        self.settings: dict[str, Any] = {
-            "metric": {"rankdice": "dice", "rankiou": "iou"}[name], **(settings or {})}
+        metric = "dice" if name.startswith("rankdice") else "iou"
+        self.settings: dict[str, Any] = {"metric": metric, **(settings or {})}
+        self._check()
+
+    def _check(self):
         check_settings(**self.settings)
 
+    def _solve(self, probs, overlap):
+        return rank_dice(probs, overlap=overlap, **self.settings)
+
     def __call__(self, logits: Logits) -> Masks:
-        return rank_dice(self.posterior(logits), **self.settings)
+        return self._solve(self.posterior(logits), True)
 
     def labels(self, logits: Logits) -> LabelBatch:
-        return rank_dice(self.posterior(logits), overlap=False, **self.settings)
+        return self._solve(self.posterior(logits), False)
 
     def describe(self) -> dict[str, Any]:
-        """What is done to the logits, and the settings of `rank_dice` that were given."""
+        """What is done to the logits, and the settings of the solver that were given."""
         settings = {key: value for key, value in self.settings.items() if key != "metric"}
         return {**self.posterior.describe(), **settings}
+
+
+class DependentDecision(RankDecision):
+    """The same for labels that depend on each other near by.
+
+    name: "rankdice_dep" or "rankiou_dep". settings: arguments of `rank_dependent`.
+    """
+
+    options = ("smooth", "pruning", "theta", "amplitude")
+
+    def _check(self):
+        check_settings(**{key: value for key, value in self.settings.items()
+                          if key not in ("theta", "amplitude")})
+        check_dependence(**{key: value for key, value in self.settings.items()
+                            if key in ("theta", "amplitude")})
+
+    def _solve(self, probs, overlap):
+        return rank_dependent(probs, overlap=overlap, **self.settings)
 
 
 def offset_classes(logits: Logits) -> LabelBatch:

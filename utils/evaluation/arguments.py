@@ -24,7 +24,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="checkpoint to score" + CHECKPOINT_HELP)
     add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("-p", "--predict", metavar="RULES",
-        help="max, T, rankdice, rankiou, several with commas, or all (default: from the config)")
+        help="max, T, rankdice, rankiou, rankdice_dep, rankiou_dep, several with commas, or all "
+             "(default: from the config)")
     add("-s", "--split", choices=("test", "val", "train"),
         help="loader of the config (default: test_loader, or val_loader if there is none)")
     add_prediction_arguments(parser, protocol_help="score under a published protocol, under "

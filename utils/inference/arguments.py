@@ -39,7 +39,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("-e", "--extension", default="", metavar="LIST",
         help="image types to take from folders, e.g. jpg or jpg,png (default: every image type)")
     add("-p", "--predict", metavar="RULE",
-        help="decision rule: max, T, rankdice or rankiou (default: from the config)")
+        help="decision rule: max, T, rankdice, rankiou, rankdice_dep or rankiou_dep (default: from "
+             "the config)")
     add("--ids", choices=("train", "label"), default="train",
         help="what label maps hold: class ids 0, 1, ... (default), or the values of the dataset's "
              "own label files, which test servers want (python -m tools.submission)")

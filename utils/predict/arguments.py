@@ -66,7 +66,7 @@ def add_base_size(parser: argparse.ArgumentParser):
 
 
 def add_rule_arguments(parser: argparse.ArgumentParser):
-    """Add --threshold, --posterior and --temperature, settings of the decision rules."""
+    """Add --threshold, --posterior, --temperature, --theta and --amplitude, settings of rules."""
     parser.add_argument("--threshold", type=thresholds, metavar="T",
                         help="of rule T: a probability, or one for each class, with commas "
                              "(default: from the config)")
@@ -74,6 +74,12 @@ def add_rule_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--temperature", type=temperature, metavar="T",
                         help="divides the logits before softmax or sigmoid "
                              "(default: from the config)")
+    parser.add_argument("--theta", type=_theta, metavar="PIXELS",
+                        help="of rankdice_dep and rankiou_dep: the distance over which the labels "
+                             "of pixels depend on each other (default: from the config)")
+    parser.add_argument("--amplitude", type=_amplitude, metavar="A",
+                        help="of the same rules: the correlation of labels next to each other, 0 "
+                             "to 1 (default: from the config)")
 
 
 def add_posterior(parser: argparse.ArgumentParser):
@@ -93,7 +99,7 @@ def with_arguments(options: dict, args: argparse.Namespace, protocol: str | None
     given = {name: getattr(args, name, None)
              for name in ("mode", "scales", "flip", "crop_size", "overlap", "stride", "tiling",
                           "average", "window_batch", "amp", "base_size", "input_size", "threshold",
-                          "temperature", "posterior")}
+                          "temperature", "posterior", "theta", "amplitude")}
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("amp") == "off":
         given["amp"] = False
@@ -148,7 +154,7 @@ def _require_effect(given, options):
 def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
                            probabilities: bool = False,
                            inverse: "InverseSource | None" = None):
-    """Raise ConfigError if --threshold, --temperature or --posterior is given without effect.
+    """Raise ConfigError if a setting of decision rules is given and has no effect.
 
     rules: names of the decision rules in use. probabilities: whether they are written themselves.
     inverse: of the loss of the network.
@@ -163,6 +169,10 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
     if args.threshold is not None and "T" not in rules:
         raise ConfigError(f"--threshold has no effect on rule {names}", "--threshold",
                           "add -p T, or leave it out")
+    for name in ("theta", "amplitude"):
+        if getattr(args, name) is not None and not any(rule.endswith("_dep") for rule in rules):
+            raise ConfigError(f"--{name} has no effect on rule {names}", f"--{name}",
+                              "add -p rankdice_dep, or leave it out")
     if args.temperature is not None and set(rules) <= {"max", "offsets"} and not probabilities:
         raise ConfigError(f"--temperature has no effect on rule {names}: the largest logit stays "
                           "the largest", "--temperature",
@@ -228,6 +238,20 @@ def temperature(text: str) -> float:
     value = _number(text, text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: a temperature is a number above 0")
+    return value
+
+
+def _theta(text):
+    value = _number(text, text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: theta is a number of pixels above 0")
+    return value
+
+
+def _amplitude(text):
+    value = _number(text, text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a correlation, from 0 to 1")
     return value
 
 

@@ -23,6 +23,7 @@ SMALL_SIZES = 128
 def largest_class(scores: Logits) -> LabelBatch:
     """The index of the largest of (N, C, H, W), any float, along C; the first of equals: (N, H, W).
 
+    Also of volumes (N, C, D, H, W): (N, D, H, W).
     uint8 up to 255 classes, int16 above. A nan counts as the largest.
     """
     classes = scores.shape[1]
@@ -32,7 +33,8 @@ def largest_class(scores: Logits) -> LabelBatch:
     # Comparing with the maximum, and a maximum over one byte per value, are both vectorized;
     # torch's maximum with its index is not, and takes four times as long.
     best = (scores == scores.amax(1, keepdim=True)).view(torch.uint8)
-    best *= torch.arange(classes, 0, -1, dtype=torch.uint8).view(-1, 1, 1)
+    best *= torch.arange(classes, 0, -1, dtype=torch.uint8).view(
+        -1, *[1] * (scores.ndim - 2))
     best = best.amax(1)
     if not best.all():      # a nan does not equal the maximum
         return scores.max(dim=1).indices.to(torch.uint8)
