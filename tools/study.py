@@ -34,7 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("study", nargs="?", metavar="STUDY.json", help="the study")
     add("--devices", type=_devices, metavar="LIST",
         help="one run at a time on each: cuda:0,cuda:1 or cpu (default: all GPUs, or cpu); cpu,cpu "
-             "are two runs at a time")
+             "are two runs at a time. The images of the report are predicted on the first")
     add("--dry-run", action="store_true",
         help="check config, network and data of every cell, print the plan and the time that it "
              "takes, and stop")
@@ -61,8 +61,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         "--only": args.only}, {}, ())
     if not args.study and not args.places:
         parser.error("a study or --from is needed")
-    if not args.study and (args.dry_run or args.slurm or args.only or args.devices):
+    if not args.study and (args.dry_run or args.slurm or args.only):
         parser.error("without a study there is nothing to run")
+    if not args.study and args.devices and args.no_pictures:
+        parser.error("--devices has no effect: nothing runs but what --no-pictures leaves out")
     if args.study and args.score:
         parser.error("--score has no effect with a study, which names its scores")
     if args.submit and args.slurm is None:

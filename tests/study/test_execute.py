@@ -215,6 +215,7 @@ def test_help_names_the_ways_to_use_it():
 
 @pytest.mark.parametrize("arguments,said", [
     ([], "a study or --from"), (["--from", "x", "--dry-run"], "nothing to run"),
+    (["--from", "x", "--no-pictures", "--devices", "cpu"], "--devices has no effect"),
     (["a.json", "--submit"], "only with --slurm"), (["a.json", "--score", "x"], "no effect"),
     (["a.json", "--table", "--dry-run"], "give only one"),
     (["a.json", "--devices", "cpu,cuda:0"], "give GPUs or cpu"),

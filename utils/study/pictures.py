@@ -126,16 +126,16 @@ def _options_of(entry: dict, config: dict, args: Any) -> dict:
 
     from utils.errors import DataError
     from utils.images.input_size import InputSize
+    from utils.predict.predictor import Predictor
     if entry.get("segfix"):
         raise DataError("the result was refined by SegFix, and does not say with which file")
     key = str(entry["loader"])
     config[key], args.split = entry["data"], key.removesuffix("_loader")
     args.predict, args.as_validation = entry["procedure"], bool(entry.get("labels_resized_to"))
-    usual = {name: one.default for name, one in inspect.signature(InputSize).parameters.items()}
-    usual |= {"base_size": None, "stride": None, "align_corners": False, "label_pairs": None,
-              "scale_rounding": "floor", "published": False, "temperature": 1.0, "scale": None,
-              "bias": None}
-    options = {**config["predict"], **usual}
+    usual = {name: one.default for cls in (InputSize, Predictor)
+             for name, one in inspect.signature(cls).parameters.items() if name in config["predict"]}
+    options = {**config["predict"], **usual, "base_size": None, "published": False,
+               "temperature": 1.0, "scale": None, "bias": None}
     options |= {name: value for name, value in entry.items() if name in options}
     return {**options, "CoI": entry.get("classes_of_interest", "all"),
             "posterior": "auto" if "posterior" in entry else "raw"}
