@@ -43,13 +43,34 @@ def test_one_component_is_described_with_its_whole_docstring():
     assert "use_synch_bn" in list_text("config")
 
 
+def test_the_list_has_a_line_for_each_component_with_its_aliases():
+    lines = list_text().splitlines()
+    assert "  DeepLabV3Plus (or DeepLab)" in [line[:28] for line in lines]
+    line, = (line for line in lines if line.startswith("  PSPNet "))
+    assert line.endswith("Pyramid pooling on a dilated backbone, output stride 8.")
+
+
+def test_the_list_can_be_searched():
+    assert list_text("PSPNet") == list_text("models", "pspnet") == list_text("models", "PSPNet")
+    text = list_text("dice")
+    assert text.startswith("losses:\n") and "DiceLoss" in text and "PSPNet" not in text
+    text = list_text("models", "pyramid")
+    assert "PSPNet" in text and "ENet" not in text
+
+
+def test_what_all_components_of_a_kind_take_is_listed_once():
+    for text in (list_text("models"), list_text("models", "PSPNet")):
+        assert text.count("common to all models:") == 1
+        assert text.index("common to all models:") < text.index("freeze_backbone")
+
+
 def test_an_unknown_name_or_kind_is_reported_with_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'models'"):
-        list_text("model")
+        list_text("modls")
     with pytest.raises(ConfigError, match="Did you mean 'PSPNet'"):
-        list_text("models", "pspnet")
-    with pytest.raises(ConfigError, match="fix: --list models PSPNet"):
-        list_text("PSPNet")
+        list_text("PSPnett")
+    with pytest.raises(ConfigError, match="unknown name 'pspnett'. Did you mean 'PSPNet'"):
+        list_text("models", "pspnett")
 
 
 def test_the_schema_is_valid_and_accepts_what_the_program_accepts():
@@ -62,6 +83,15 @@ def test_the_schema_is_valid_and_accepts_what_the_program_accepts():
                        "losses": ["CE", {"type": "DiceLoss", "weight": 2}]}}}),
                    {"extends": "x.json", "arch": {"args": {"backbone": "resnet18"}}}):
         validator.validate(config)
+
+
+def test_the_schema_describes_the_keys_of_the_sections():
+    schema = json_schema()["properties"]
+    trainer = schema["trainer"]["properties"]
+    assert all(trainer[name].get("description") for name in trainer)
+    assert trainer["save_every"]["description"].startswith("also write last.pth every N optimizer")
+    assert schema["n_gpu"]["description"].startswith("null: all visible GPUs")
+    assert "description" in schema["predict"]["properties"]["temperature"]
 
 
 @pytest.mark.parametrize("override", [

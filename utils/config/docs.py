@@ -5,6 +5,7 @@ Both are made from the signatures that also check a config, so they always agree
 import argparse
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,27 +35,30 @@ from utils.config.schema import (
     section_of,
 )
 from utils.config.signature import Field, annotation_schema, fields, json_default
-from utils.errors import ConfigError, unknown
+from utils.errors import ConfigError, nearest, unknown
 
 # Sections of the config itself that can be listed like the kinds of components.
 _SECTIONS = ("config", "trainer", "predict", "normalize")
 RECIPES = "recipes"     # the kind that lists the files in configs/
 PROTOCOLS = "protocols"     # the kind that lists values of predict.protocol
+_COLUMN = 30            # where the descriptions of --list begin
 
 
 def list_text(kind: str | None = None, name: str | None = None) -> str:
     """Returns the text of `--list [KIND [NAME]]`.
 
-    Without a kind: the names of all components. With a kind: the first docstring line of each
+    Without a kind: a line for each component. With a kind: the first docstring line of each
     component and its arguments with types and defaults. With a name: the whole docstring of that
-    component. The kinds of _SECTIONS list the keys of the config itself, "recipes" the files of
-    configs/, and "protocols" the values of predict.protocol. Raises ConfigError for an unknown kind
-    or name.
+    component. A word in place of a kind or a name: a line for each component with this word in its
+    names or first docstring line. The kinds of _SECTIONS list the keys of the config itself,
+    "recipes" the files of configs/, and "protocols" the values of predict.protocol. Raises
+    ConfigError for a kind or name that is unknown, and that no line contains.
     """
     if kind is None:
-        return "\n\n".join(f"{one}:\n" + _wrapped(_classes(one)) for one in KINDS) \
+        return "\n\n".join(_lines(one) for one in KINDS) \
             + ("\n\n--list KIND [NAME] prints details; KIND may also be "
-               f"{', '.join(_SECTIONS)}\n--list {RECIPES} [WORD] prints the configs of configs/\n"
+               f"{', '.join(_SECTIONS)}\n--list WORD, --list KIND WORD: the lines with that word\n"
+               f"--list {RECIPES} [WORD] prints the configs of configs/\n"
                f"--list {PROTOCOLS} [WORD] prints the published ways of predicting")
     if kind == RECIPES:
         return _recipes(name or "")
@@ -63,19 +67,67 @@ def list_text(kind: str | None = None, name: str | None = None) -> str:
     if kind in _SECTIONS:
         return _describe_section(kind)
     if kind not in KINDS:
-        of = [one for one in KINDS if kind in _classes(one)]
-        raise ConfigError(unknown("kind", kind, [*KINDS, *_SECTIONS, RECIPES, PROTOCOLS]), "--list",
-                          f"--list {of[0]} {kind}" if of else None)
+        return _found(kind)
     if name is not None:
         classes = _classes(kind)
-        if name not in classes:
+        exact = name if name in classes else _spelled(name, classes)
+        if exact is not None:
+            return _describe_class(kind, exact, classes[exact])
+        text = _lines(kind, name)
+        if not text:
             raise ConfigError(unknown("name", name, classes), f"--list {kind}")
-        return _describe_class(kind, name, classes[name])
-    blocks = [_block(", ".join(names), cls, _own_fields(kind, cls))
+        return text
+    blocks = [_block(_title(kind, names, cls), cls, _own_fields(kind, cls))
               for names, cls in _grouped(_classes(kind))]
     if kind == "backbones":
         blocks.append("timm/NAME\n  Any encoder of timm, where timm is installed.")
-    return "\n\n".join(blocks + _shared_blocks(kind, f"all {kind} also take"))
+    return "\n\n".join(blocks + _shared_blocks(kind))
+
+
+def _found(word: str) -> str:
+    """The component of this name, or a line for each that contains the word."""
+    for kind in KINDS:
+        exact = _spelled(word, classes := _classes(kind))
+        if exact is not None:
+            return _describe_class(kind, exact, classes[exact])
+    text = "\n\n".join(filter(None, (_lines(kind, word) for kind in KINDS)))
+    kinds = [*KINDS, *_SECTIONS, RECIPES, PROTOCOLS]
+    if not text:
+        near = nearest(word, kinds) or nearest(word, [name for kind in KINDS
+                                                      for name in _classes(kind)])
+        raise ConfigError(f"{word!r} is no kind of component, and no name or description contains "
+                          "it." + (f" Did you mean {near!r}?" if near else ""), "--list",
+                          f"kinds: {', '.join(kinds)}")
+    return text + "\n\n--list NAME prints the details of one"
+
+
+def _spelled(name: str, known: Mapping[str, type]) -> str | None:
+    """The known name that equals `name` but for upper and lower case, or None."""
+    return next((one for one in known if one.lower() == name.lower()), None)
+
+
+def _lines(kind: str, word: str = "") -> str:
+    """A line for each component of a kind that contains `word`, below the kind; "" if none does."""
+    rows = [(_title(kind, names, cls), _first_line(cls)) for names, cls in _grouped(_classes(kind))]
+    if kind == "backbones":
+        rows.append(("timm/NAME", "Any encoder of timm, where timm is installed."))
+    lines = []
+    for title, text in rows:
+        if word.lower() not in f"{title} {text}".lower():
+            continue
+        if len(title) >= _COLUMN:
+            lines += [_wrapped(title)]
+            title = ""
+        lines.append(f"  {title:<{_COLUMN}}{text}".rstrip())
+    return f"{kind}:\n" + "\n".join(lines) if lines else ""
+
+
+def _title(kind, names, cls):
+    """The names of a class: its own with its aliases in parentheses; of a backbone, all."""
+    if cls.__name__ not in names or len(names) == 1:
+        return ", ".join(names)
+    others = ", ".join(name for name in names if name != cls.__name__)
+    return f"{cls.__name__} (or {others})"
 
 
 def json_schema() -> dict:
@@ -86,6 +138,7 @@ def json_schema() -> dict:
     """
     definitions: dict[str, dict] = {}
     schema = _object(fields(config_keys), definitions)
+    _describe(schema, config_keys)
     schema["properties"] |= {
         "$schema": {"type": "string"},
         "extends": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
@@ -173,9 +226,21 @@ def _object(schema: Mapping[str, Field], definitions: dict[str, dict]) -> dict[s
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
+def _describe(schema, *functions):
+    """Add what the docstrings of the functions say about each key ("key: text") to a schema."""
+    properties = schema["properties"]
+    for function in functions:
+        parts = re.split(rf"(?:(?<=\. )|(?<=\n)|(?<=; ))({'|'.join(properties)}):\s+",
+                         inspect.getdoc(_documented(function)) or "")
+        for name, text in zip(parts[1::2], parts[2::2], strict=True):
+            text = " ".join(text.partition("\n\n")[0].split())
+            properties[name].setdefault("description", text)
+    return schema
+
+
 def _section_schema(section, definitions):
     if isinstance(section, Keys):
-        return _object(section.fields(), definitions)
+        return _describe(_object(section.fields(), definitions), *map(load, section.functions))
     if isinstance(section, Entries):
         return {"type": "array", "items": _object(section.keys.fields(), definitions)}
     if isinstance(section, Components):
@@ -243,13 +308,15 @@ def _describe_class(kind, name, cls):
     if isinstance(outputs, dict):
         blocks.append("outputs and their weights in the loss: "
                       + ", ".join(f"{one} {weight}" for one, weight in outputs.items()))
-    return "\n\n".join(blocks + _shared_blocks(kind, f"like all {kind} it also takes"))
+    return "\n\n".join(blocks + _shared_blocks(kind))
 
 
-def _shared_blocks(kind, title):
+def _shared_blocks(kind):
     """The arguments that other callables add to the "args" of every component of a kind."""
-    return [_block(title, function, fields(function, leave_out=PROVIDED[kind]))
-            for function in section_callables(kind, None)[1:]]
+    shared = section_callables(kind, None)[1:]
+    blocks = [_block("", function, fields(function, leave_out=PROVIDED[kind])).lstrip("\n")
+              for function in shared]
+    return [f"common to all {kind}:", *blocks] if blocks else []
 
 
 def _block(title: str, function: Callable, schema: Mapping[str, Field], whole: bool = False) -> str:
@@ -294,8 +361,8 @@ def _grouped(classes):
     return [(names, cls) for cls, names in groups.items()]
 
 
-def _wrapped(names):
-    return textwrap.fill(", ".join(names), 96, initial_indent="  ", subsequent_indent="  ",
+def _wrapped(text):
+    return textwrap.fill(text, 96, initial_indent="  ", subsequent_indent="  ",
                          break_long_words=False, break_on_hyphens=False)
 
 
