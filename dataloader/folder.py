@@ -108,6 +108,11 @@ class Folder(BaseDataset):
             root / f"{split}.txt"
         super().__init__(data_dir, split, ignore_index, seed, augmentation)
 
+    @property
+    def title(self) -> str:
+        """The folder of the data and the split: "leaves val"."""
+        return shown(f"{os.path.basename(os.path.abspath(self.root))} {self.split}")
+
     def find_samples(self) -> Iterator[Sample]:
         if self.list_file.is_file():
             yield from self._listed()
@@ -267,7 +272,8 @@ def _existing(path, root, key):
     for candidate in (Path(os.path.expanduser(path)), root / path):
         if candidate.is_file():
             return candidate
-    raise ConfigError(f"no such file: {path}", key, f"the path is tried as given and below {root}")
+    raise ConfigError(f"no such file: {path}", key, "the path is tried beside the config, in the "
+                                                    f"current folder, and below {root}")
 
 
 def _read_classes(path, root):

@@ -25,7 +25,7 @@ def test_an_unknown_backbone_is_found_before_the_model_is_built():
     ({"ignore_index": 2 ** 31}, "ignore_index: 2147483648 does not fit 32 bits"),
     ({"test_loader": {"type": "VOC", "args": {"data_dir": "d", "split": "tst"}}},
      "test_loader.args.split: unknown split 'tst'. Did you mean 'test'?"),
-    ({"trainer": {"epochs": 2}}, "trainer.val: is true, but there is no val_loader"),
+    ({"trainer": {"epochs": 2, "val": True}}, "trainer.val: is true, but there is no val_loader"),
     ({"trainer": {"val": False}}, "trainer: expected exactly one of epochs and iterations"),
     ({"trainer": {"epochs": 0, "val": False}}, "trainer.epochs: expected at least 1"),
     ({"trainer": {"epochs": 2, "val": False, "monitor": "max Mean_IOU"}},

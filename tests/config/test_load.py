@@ -181,6 +181,94 @@ def test_a_new_type_on_the_command_line_drops_the_arguments_of_the_file_only():
         "arch": {"type": "DeepLab", "args": {"backbone": "resnet18"}}}
 
 
+@pytest.mark.parametrize("overrides, expected", [
+    (["loss.args.gamma=1"], {"type": "CE", "args": {"gamma": 1}}),
+    (["loss.type=FocalLoss", "loss.args.gamma=1"], {"type": "FocalLoss", "args": {"gamma": 1}}),
+    (["loss.args.gamma=1", "loss=FocalLoss"], {"type": "FocalLoss", "args": {"gamma": 1}}),
+    (["loss=FocalLoss"], "FocalLoss"), (["loss.weight=2"], {"type": "CE", "weight": 2}),
+])
+def test_arguments_can_be_given_to_a_class_that_is_named_alone(overrides, expected):
+    assert apply_overrides({"loss": "CE"}, overrides) == {"loss": expected}
+
+
+def test_a_list_of_names_takes_arguments_too():
+    config = apply_overrides({"loss": {"out": "CE", "aux": "CE"}, "t": {"transforms": ["Blur"]}},
+                             ["loss.aux.weight=0.4", "t.transforms[0].args.p=1"])
+    assert config == {"loss": {"out": "CE", "aux": {"type": "CE", "weight": 0.4}},
+                      "t": {"transforms": [{"type": "Blur", "args": {"p": 1}}]}}
+
+
+def test_a_file_can_give_arguments_to_a_class_that_its_parent_names_alone(write):
+    write("a.json", {"loss": "CE", "arch": "PSPNet"})
+    child = write("c.json", {"extends": "a.json", "loss": {"args": {"weight": [1]}},
+                             "arch": {"args": {"bins": [1]}}})
+    assert load_config(child) == {"loss": {"type": "CE", "args": {"weight": [1]}},
+                                  "arch": {"type": "PSPNet", "args": {"bins": [1]}}}
+
+
+def test_iterations_replace_epochs_and_the_other_way_round(write):
+    path = write("a.json", small(trainer={"epochs": 2, "val": False}))
+    child = write("c.json", {"extends": "a.json", "trainer": {"iterations": 7}})
+    for config, length in ((load_config(path, ["trainer.iterations=7"]), (None, 7)),
+                           (load_config(child), (None, 7)),
+                           (load_config(child, ["trainer.epochs=3"]), (3, None))):
+        trainer = resolve_config(config)["trainer"]
+        assert (trainer["epochs"], trainer["iterations"]) == length
+    both = load_config(path, ["trainer.iterations=7", "trainer.epochs=3"])
+    assert "got both; set one of them to null" in only_mistake(both)
+
+
+def data_dir_of(config):
+    return resolve_config(config)["train_loader"]["args"]["data_dir"]
+
+
+@pytest.fixture
+def project(write, monkeypatch, tmp_path):
+    """conf/c.json, which names data beside its folder; the current folder is "elsewhere"."""
+    path = write("conf/c.json", small(train_loader={
+        "type": "VOC", "args": {"data_dir": "../data", "split": "train"}}))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return path
+
+
+def test_a_path_is_relative_to_the_file_that_states_it(project, write, tmp_path, monkeypatch,
+                                                       capsys):
+    (tmp_path / "data").mkdir()
+    child = write("elsewhere/deep/child.json", {"extends": "../../conf/c.json"})
+    assert data_dir_of(load_config(project)) == data_dir_of(load_config(child)) == \
+        str(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert data_dir_of(load_config("conf/c.json")) == data_dir_of(load_config(project)) == "data"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_path_that_only_the_current_folder_has_is_found_with_a_notice(write, tmp_path, capsys,
+                                                                        monkeypatch):
+    path = write("conf/c.json", small(train_loader={
+        "type": "VOC", "args": {"data_dir": "data", "split": "train"}}))
+    monkeypatch.chdir(tmp_path)
+    assert data_dir_of(load_config(path)) == os.path.join("conf", "data")      # nothing is there
+    (tmp_path / "data").mkdir()
+    assert data_dir_of(load_config(path)) == "data"
+    assert "relative to the current folder, because nothing is there relative to the config: " \
+        "train_loader.args.data_dir data" in capsys.readouterr().err
+
+
+def test_a_path_of_the_command_line_is_relative_to_the_current_folder(project, tmp_path):
+    (tmp_path / "conf" / "mine").mkdir()
+    config = load_config(project, ["train_loader.args.data_dir=mine"])
+    assert data_dir_of(config) == "mine"
+
+
+def test_the_weights_to_start_from_are_relative_to_the_config_but_no_name_of_a_run(write, tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "w.pth").touch()
+    for start, found in (("w.pth", str(tmp_path / "conf" / "w.pth")), ("run:a", "run:a")):
+        path = write("conf/c.json", small(trainer={"epochs": 1, "finetune_from": start}))
+        assert resolve_config(load_config(path))["trainer"]["finetune_from"] == found
+
+
 def test_digits_typed_for_a_text_key_stay_text():
     assert resolve_config(apply_overrides(small(), ["name=0050"]))["name"] == "0050"
     assert resolve_config(apply_overrides(small(), ["name=1e3"]))["name"] == "1e3"

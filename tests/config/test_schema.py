@@ -62,6 +62,40 @@ def test_five_mistakes_at_five_levels_give_one_message_of_five_lines(write):
         assert f"Did you mean {near!r}?" in line and file in line
 
 
+@pytest.mark.parametrize("override, meant", [
+    ("epochs=2", "trainer.epochs"), ("lr=0.1", "optimizer.args.lr"),
+    ("lrr=0.1", "optimizer.args.lr"),
+    ("batch_size=2", "train_loader.args.batch_size or val_loader.args.batch_size"),
+    ("train_loader.batch_size=2", "train_loader.args.batch_size"),
+    ("optimizer.lr=1", "optimizer.args.lr"), ("optimizer.args.learning_rate=1", "'lr'"),
+    ("optimizer.args.differential_lr=true", "optimizer.differential_lr"),
+    ("max_epochs=3", "trainer.epochs"), ("backbone=resnet18", "arch.args.backbone"),
+    ("trainer.seed=1", "the top-level key seed"), ("model=PSPNet", "'arch'"),
+    ("loss.args.weights=[1]", "'weight'"), ("CoI=[1]", "predict.CoI"),
+])
+def test_an_unknown_key_is_looked_up_at_every_level(override, meant):
+    config = small(val_loader={"type": "VOC", "args": {"data_dir": "d", "split": "val"}})
+    line = only_mistake(apply_overrides(config, [override]))
+    assert f"unknown key. Did you mean {meant}? (command line)" in line
+
+
+def test_a_key_that_is_like_no_other_is_answered_with_those_of_its_section():
+    line = only_mistake(apply_overrides(small(), ["optimizer.zzz=1"]))
+    assert line.startswith("optimizer.zzz: unknown key. Known: args, differential_lr, ")
+
+
+def test_a_class_can_be_named_alone_or_in_a_section():
+    short = resolve_config(small(arch="PSPNet", optimizer="SGD", lr_scheduler="Poly", loss="CE"))
+    assert short == resolve_config(small(arch={"type": "PSPNet"}, optimizer={"type": "SGD"},
+                                         lr_scheduler={"type": "Poly"}, loss={"type": "CE"}))
+
+
+def test_without_a_val_loader_nothing_is_validated_unless_the_config_says_so():
+    resolved = resolve_config(small(trainer={"epochs": 1}))
+    assert resolved["trainer"]["val"] is False and resolve_config(resolved) == resolved
+    assert "there is no val_loader" in only_mistake(small(trainer={"epochs": 1, "val": True}))
+
+
 @pytest.mark.parametrize("path, value, words", [
     ("trainer.epochs", 2.5, "expected int or null, found 2.5 (float)"),
     ("trainer.epochs", True, "expected int or null, found true"),
@@ -70,7 +104,8 @@ def test_five_mistakes_at_five_levels_give_one_message_of_five_lines(write):
     ("trainer.val", "False", "Write false without quotes"),
     ("trainer.amp", "bf15", 'one of "auto", "bf16", "fp16", false, found "bf15" (string). '
                             'Did you mean "bf16"?'),
-    ("trainer.amp", 0, "found 0 (int)"),
+    ("trainer.amp", 0, "found 0 (int)"), ("trainer.amp", "True", 'Write "auto"'),
+    ("trainer.amp", True, 'Write "auto"'),
     ("optimizer.args.lr", "0.01", "expected float"),
     ("optimizer.args.lr", float("nan"), "expected float, found NaN (float)"),
     ("optimizer.args.lr", None, "expected float, found null"),

@@ -109,7 +109,7 @@ def test_k51_nan_is_no_number(failure, write):
     (["trainer.epochs=null", "trainer.iterations=0"], "trainer.iterations: expected at least 1"),
     (['loss={"out":"CE","axu":"CE"}', "arch.type=PSPNet"], "loss.axu: unknown output 'axu'"),
     (["loss_weights=[1,2]"], "loss_weights: has an effect only when loss is a list"),
-    (["val_loader=null"], "trainer.val: is true, but there is no val_loader"),
+    (["val_loader=null", "trainer.val=true"], "trainer.val: is true, but there is no val_loader"),
     (["predict.CoI=[99]"], "predict.CoI: expected classes from 0 to 8"),
     (["predict.CoI=[1,1]"], "predict.CoI: expected different classes, found 1 twice"),
     (["predict.val=rankdise"], "rankdise"),

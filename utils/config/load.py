@@ -24,6 +24,11 @@ from utils.files.whole_file import WholeFile, remedy
 COMMAND_LINE = "command line"
 MAX_VALUES = 300_000      # of all files that a config extends together
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
+# Sections that can be the name of a class alone.
+_SHORT = ("arch", "optimizer", "lr_scheduler", "loss", "val_loss")
+# Two settings of which a config has one: who sets one of them replaces the other.
+_EITHER: dict[KeyPath, str] = {("trainer", "epochs"): "iterations",
+                               ("trainer", "iterations"): "epochs"}
 _OVERRIDE = re.compile(r"(?P<path>[^=]+?)(?P<add>\+?)=(?P<value>.*)", re.DOTALL)
 
 
@@ -330,6 +335,10 @@ def _merge(values: dict, places: _Tree, child: dict, child_places: _Tree, path: 
         places.pop(key, None)
     for key, value in child.items():
         old, here = values.get(key), (*path, key)
+        if value is not None and (other := _EITHER.get(here)) in values.keys() - child.keys():
+            values[other] = None
+        if isinstance(old, str) and isinstance(value, dict) and _is_of_section(here, value):
+            old = values[key] = {"type": old}
         if isinstance(value, dict) and isinstance(old, dict) and not _other_form(here, old, value):
             places[key].place = child_places[key].place
             _merge(old, places[key].below, value, child_places[key].below, here)
@@ -354,6 +363,11 @@ def _forget(places: dict, path: KeyPath):
 def _other_form(path, old, new):
     """Whether one value is a loss for all outputs, the other a loss per output: not merged."""
     return path in (("loss",), ("val_loss",)) and names_outputs(old) != names_outputs(new)
+
+
+def _is_of_section(path, value):
+    """Whether an object changes the section of which the name of a class was given alone."""
+    return path[0] in _SHORT and "type" not in value and not names_outputs(value)
 
 
 def _apply(override: str, values: dict, places: dict, typed: dict):
@@ -384,6 +398,10 @@ def _apply(override: str, values: dict, places: dict, typed: dict):
         for name in _replaced_by_protocol(path[:-1], holder, {key: value}):
             holder.pop(name, None)
             _forget(places, (*path[:-1], name))
+    other = _EITHER.get(path)
+    if other and value is not None and isinstance(holder, dict) and other in holder \
+            and places.get((*path[:-1], other)) != COMMAND_LINE:
+        holder[other] = None
     holder[key] = value
     _forget(places, path)
     places[path] = COMMAND_LINE
@@ -398,7 +416,10 @@ def _holder(values: Any, keys: list[str], override: str) -> tuple[Any, KeyPath]:
     for key in keys:
         here = path_name(path) or "the config"
         if path:
-            values = values[index] if isinstance(values, list) else values.setdefault(index, {})
+            inner = values[index] if isinstance(values, list) else values.setdefault(index, {})
+            if isinstance(inner, str) and (key in ("type", "args") or path[0] in _SHORT):
+                inner = values[index] = {"type": inner}     # a class by its name alone
+            values = inner
         index = key
         if isinstance(values, list):
             if not key.isascii() or not key.isdigit() or int(key[:9]) >= len(values):
@@ -431,7 +452,8 @@ def _override_value(text):
 
 
 def _is_type(override):
-    return bool(re.match(r"[^=]*\btype=|predict\.protocol=", override))
+    sections = "|".join(_SHORT)
+    return bool(re.match(rf"\s*({sections})\s*=|[^=]*\btype=|predict\.protocol=", override))
 
 
 def _expanded(value, path, places, problems):

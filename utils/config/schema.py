@@ -6,10 +6,13 @@ its annotation. Each of them resolves its part of a config: it adds the defaults
 mistakes.
 """
 import copy
+import functools
 import json
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from utils.cli.console import notice
 from utils.config.cross_checks import check_backbone, check_between_keys, names_outputs
 from utils.config.registry import STEP_IMPLEMENTATION, components, load
 from utils.config.signature import (
@@ -47,9 +50,25 @@ SHARED = {
     "parts": ("dataloader.pixel_cache:use_cache",
               "dataloader.augmentation.transforms:Augmentation"),
 }
+# kind or section -> arguments that name a file or folder to read: see Mistakes.find_files.
+PATHS = {"datasets": ("data_dir", "classes", "list_file", "cache", "targets"),
+         "samplers": ("centroids",), "losses": ("class_pixels",), "trainer": ("finetune_from",)}
+# Of these, arguments that the dataset also looks for below its data_dir.
+_BELOW_DATA_DIR = ("classes", "list_file")
 # The meaning of "lr_scheduler": null.
 CONSTANT = {"type": "ConstantLR", "args": {"factor": 1.0, "total_iters": 0}}
 MOST_MISTAKES = 50      # lines of a message
+# Names that other programs give to keys, for the suggestion when a key is unknown.
+_ALSO_CALLED = {"learning_rate": "lr", "learningrate": "lr", "base_lr": "lr", "init_lr": "lr",
+                "wd": "weight_decay", "bs": "batch_size", "n_workers": "num_workers",
+                "steps": "iterations", "max_steps": "iterations", "max_iter": "iterations",
+                "max_iters": "iterations", "iters": "iterations", "model": "arch",
+                "network": "arch", "encoder": "backbone", "criterion": "loss",
+                "dataset": "train_loader", "data": "train_loader", "gpus": "n_gpu",
+                "devices": "n_gpu", "output_dir": "save_dir", "work_dir": "save_dir",
+                "fp16": "amp", "mixed_precision": "amp", "patience": "early_stop",
+                "grad_clip": "clip_grad_norm", "checkpoint": "finetune_from"}
+_MOST_PLACES = 3        # of a key that is unknown where it was given
 # The default of a key that a resolved config contains only if it was given.
 _UNSET: Any = object()
 
@@ -103,6 +122,7 @@ class Component:
         schema, hidden = self.fields(cls)
         nested = args.get("losses") if self.kind == "losses" else None
         before = len(report.mistakes)
+        args = report.find_files(args, path, self.kind)
         resolved = report.keys(args, path, schema, hidden=hidden)
         if isinstance(nested, list) and "losses" in schema:
             resolved["losses"] = [MIXED.resolve(item, (*path, "losses", i), report)
@@ -189,6 +209,7 @@ class Keys:
         functions = list(map(load, self.functions))
         hidden = {name for function in functions for name in provided_by(function)}
         before = len(report.mistakes)
+        value = report.find_files(value, path, path_name(path))
         resolved = report.keys(value, path, self.fields(), hidden)
         for function in functions:
             if hasattr(function, "check_settings"):
@@ -287,12 +308,13 @@ _ALL_DEFAULTS: dict = {}
 
 def config_keys(*, name: str = "segwright", seed: int = 0, deterministic: bool = False,
                 n_gpu: int | None = None, use_synch_bn: bool = False,
-                arch: Annotated[dict, Component("models")],
+                arch: Annotated[dict | str, Component("models", short=True)],
                 train_loader: Annotated[dict, Component("datasets")],
                 val_loader: Annotated[dict | None, Component("datasets")] = None,
                 test_loader: Annotated[dict | None, Component("datasets")] = None,
                 normalize: Annotated[dict | None, NORMALIZE] = None,
-                optimizer: Annotated[dict, Component("optimizers", optimizer_entry)],
+                optimizer: Annotated[dict | str,
+                                     Component("optimizers", optimizer_entry, short=True)],
                 lr_scheduler: Annotated[dict | str | None, Component("schedulers", short=True)]
                 = _POLY,
                 loss: Annotated[str | dict | list, Loss()],
@@ -306,9 +328,9 @@ def config_keys(*, name: str = "segwright", seed: int = 0, deterministic: bool =
     name: the folder of its runs. seed: the seed of all random numbers. deterministic: the same
     numbers in every run, at some cost in speed. n_gpu: null: all visible GPUs, or the CPU if
     there is none; 0: the CPU. use_synch_bn: batch norms share their statistics over all GPUs.
-    normalize: null: by mean and std of the training set. lr_scheduler: null: a constant rate.
-    loss_weights: one per output, if loss is a list. val_loss: the loss to report in validation;
-    null: the training loss.
+    val_loader: null: trainer.val is false. normalize: null: by mean and std of the training set.
+    lr_scheduler: null: a constant rate. loss_weights: one per output, if loss is a list. val_loss:
+    the loss to report in validation; null: the training loss.
     """
 
 
@@ -317,31 +339,44 @@ def resolve_config(config: dict, source: str = "config") -> dict:
 
     source: the name of the config in errors. The result holds only JSON values, and resolving it
     again changes nothing. Raises one ConfigError for all mistakes, with one line per mistake: its
-    position, the value found, what was expected, and the nearest known name.
+    position, the value found, what was expected, and the nearest known name. Prints one notice if
+    files are found relative to the current folder that are not beside the config file.
     """
-    report = Mistakes(source, getattr(config, "places", {}), getattr(config, "typed", {}))
     if not isinstance(config, dict):
         raise ConfigError(f"expected an object {{...}}, found {value_name(config)}", source)
+    report = Mistakes(source, getattr(config, "places", {}), getattr(config, "typed", {}), config)
     resolved = report.keys(config, (), fields(config_keys))
     if resolved.get("lr_scheduler", ...) is None:
         resolved["lr_scheduler"] = copy.deepcopy(CONSTANT)
+    if trains_without_val(config) and isinstance(resolved.get("trainer"), dict):
+        resolved["trainer"]["val"] = False
     check_between_keys(resolved, report)
     report.raise_mistakes()
+    report.tell_files()
     predict = resolved["predict"]
     predict["label_pairs"] = predict["label_pairs"] or _flip_label_pairs(resolved["train_loader"])
     return resolved
+
+
+def trains_without_val(config: dict) -> bool:
+    """Whether a config as given has no val_loader, and does not say whether to validate."""
+    trainer = config.get("trainer")
+    return config.get("val_loader") is None and isinstance(trainer, dict) and "val" not in trainer
 
 
 class Mistakes:
     """Checks keys and values, and collects all mistakes.
 
     source: the name of the config in errors. places: path of keys -> "file:line" or "command
-    line". typed: path of keys -> the text of a value given on the command line.
+    line". typed: path of keys -> the text of a value given on the command line. config: the whole
+    config, if this is one: a key that is unknown in one place may belong to another.
     """
 
-    def __init__(self, source: str, places: Mapping[KeyPath, str], typed: Mapping[KeyPath, str]):
-        self.source, self.places, self.typed = source, places, typed
+    def __init__(self, source: str, places: Mapping[KeyPath, str], typed: Mapping[KeyPath, str],
+                 config: dict | None = None):
+        self.source, self.places, self.typed, self.config = source, places, typed, config
         self.mistakes: list[str] = []
+        self._in_current_folder: dict[str, str] = {}        # value -> the key that it is of
 
     def note(self, path: KeyPath, text: str, within: str = ""):
         """Add a mistake. within: its position below `path`, as "key" or "list[0].key"."""
@@ -357,6 +392,33 @@ class Mistakes:
                 return self.places[path[:n]]
         below = (place for where, place in self.places.items() if where[:len(path)] == path)
         return next(below, None) if path else None
+
+    def find_files(self, args: dict, path: KeyPath, kind: str) -> dict:
+        """The arguments at a path, with those of PATHS as the current folder sees them.
+
+        A path in a file is relative to that file; if nothing is there, to the current folder. One
+        of the command line, or of a checkpoint's config, is relative to the current folder.
+        """
+        found = dict(args)
+        for name in PATHS.get(kind, ()):
+            text, place = args.get(name), self.places.get((*path, name), "")
+            folder = os.path.dirname(place.rpartition(":")[0])
+            if not folder or not isinstance(text, str) or not text or os.path.isabs(text) \
+                    or text.startswith("run:"):
+                continue
+            beside = _seen_from_here(os.path.join(folder, text))
+            if os.path.exists(beside) or not os.path.exists(text) and name not in _BELOW_DATA_DIR:
+                found[name] = beside
+            elif os.path.exists(text):
+                self._in_current_folder.setdefault(text, path_name((*path, name)))
+        return found
+
+    def tell_files(self):
+        """Print one notice about the files that were only found in the current folder."""
+        if self._in_current_folder:
+            files = [f"{key} {text}" for text, key in self._in_current_folder.items()]
+            notice(f"{self.source}: relative to the current folder, because nothing is there "
+                   f"relative to the config: {listed(files, _MOST_PLACES)}")
 
     def raise_mistakes(self):
         """Raise one ConfigError that lists all mistakes, if there are any."""
@@ -383,7 +445,7 @@ class Mistakes:
                 self.note((*path, key), "is set by the program; remove it from the config")
             elif key not in schema:
                 # Of a file that is no config every key is unknown: the later ones are only counted.
-                self.note((*path, key), _unknown_key(key, [*schema, *also])
+                self.note((*path, key), self._unknown_key(key, path, [*schema, *also])
                           if len(self.mistakes) < MOST_MISTAKES else "unknown key")
         resolved = {}
         for name, field in schema.items():
@@ -410,6 +472,64 @@ class Mistakes:
             self.note(path, f"expected {field.expected}, found {value_name(value)}"
                             f"{_hint(value, field)}")
         return copy.deepcopy(value)
+
+
+    def _unknown_key(self, key, path, known):
+        """The message for a key that is not `known` at a path, with what may be meant."""
+        key = str(key)
+        other = _ALSO_CALLED.get(key.lower(), key)
+        elsewhere = self._keys_elsewhere
+        here = other if other in known else nearest(key, known)
+        if other not in known and other not in elsewhere and not here:
+            other = nearest(key, elsewhere) or other
+        if other in elsewhere and here != other:
+            # Below the same section, if possible: "train_loader.crop_size".
+            near = max(_common(place, path) for place in elsewhere[other])
+            places = [place for place in elsewhere[other] if _common(place, path) == near]
+            names = [("" if len(place) > 1 else "the top-level key ") + path_name(place)
+                     for place in places[:_MOST_PLACES]]
+            return f"unknown key. Did you mean {' or '.join(names)}?"
+        if here:
+            return f"unknown key. Did you mean {here!r}?"
+        return f"unknown key. Known: {', '.join(sorted(known)) or 'none'}."
+
+    @functools.cached_property
+    def _keys_elsewhere(self) -> dict[str, list[KeyPath]]:
+        """Key -> its paths, of all keys that the config could have with its components."""
+        found: dict[str, list[KeyPath]] = {}
+        for path in _known_paths(self.config) if self.config is not None else ():
+            found.setdefault(str(path[-1]), []).append(path)
+        return found
+
+
+def _seen_from_here(path):
+    """A path in its shortest form; below the current folder it is relative to it."""
+    relative = os.path.relpath(path)
+    return os.path.normpath(path) if relative.startswith("..") else relative
+
+
+def _common(path, other):
+    """The number of keys that two paths share at their beginning."""
+    same = 0
+    while same < min(len(path), len(other)) and path[same] == other[same]:
+        same += 1
+    return same
+
+
+def _known_paths(config: dict) -> Iterator[KeyPath]:
+    """The paths of the keys of a config, and of its sections with the components they name."""
+    for name, field in fields(config_keys).items():
+        yield (name,)
+        section = next(filter(None, map(section_of, field.annotations)), None)
+        section = LOSS if isinstance(section, Loss) else section
+        value = config.get(name)
+        value = {"type": value} if isinstance(value, str) else value
+        if isinstance(section, Keys):
+            yield from ((name, key) for key in section.fields())
+        elif isinstance(section, Component) and isinstance(value, dict):
+            yield from ((name, key) for key in section.extra)
+            cls = components(section.kind).get(str(value.get("type")))
+            yield from ((name, "args", key) for key in (section.fields(cls)[0] if cls else ()))
 
 
 def _flip_label_pairs(section):
@@ -442,13 +562,6 @@ def path_name(path: KeyPath) -> str:
     return text.lstrip(".")
 
 
-def _unknown_key(key, known):
-    near = nearest(key, known)
-    if near:
-        return f"unknown key. Did you mean {near!r}?"
-    return f"unknown key. Known: {', '.join(sorted(known)) or 'none'}."
-
-
 def _expected(field):
     sections = [section_of(annotation) for annotation in field.annotations]
     if any(isinstance(section, (Component, Loss)) for section in sections):
@@ -458,8 +571,10 @@ def _expected(field):
 
 def _hint(value, field):
     """A suggestion for a value of the wrong type, or ""."""
+    choices = [one for annotation in field.annotations for one in literals(annotation)]
+    if "auto" in choices and str(value).lower() in ("true", "on", "yes"):
+        return '. Write "auto"'
     if isinstance(value, str):
-        choices = [one for annotation in field.annotations for one in literals(annotation)]
         near = nearest(value, [one for one in choices if isinstance(one, str)])
         if near:
             return f". Did you mean {json.dumps(near)}?"
