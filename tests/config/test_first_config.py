@@ -5,6 +5,7 @@ import pytest
 
 from dataloader.loader import make_loader
 from dataloader.shapes import Shapes
+from utils.config import first_config
 from utils.config.first_config import make_config
 from utils.config.load import load_config
 from utils.config.schema import resolve_config
@@ -42,6 +43,40 @@ def made(root, monkeypatch, *arguments):
     return config, read_jsonc("my.classes.json"), loaders
 
 
+def test_the_config_works_from_any_folder(tmp_path, monkeypatch, capsys):
+    data(tmp_path, indices)
+    monkeypatch.chdir(tmp_path)
+    make_config("im", "lab", "sub/my")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = resolve_config(load_config("../sub/my.json"))
+    assert len(make_loader(config["train_loader"], ignore_index=255, training=True).dataset) == 10
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("most, steps, text", [(2000, 120, "60 epochs"), (3, 3, "2 epochs"),
+                                               (1, 1, "of 2 in an epoch")])
+def test_the_length_depends_on_the_number_of_images(tmp_path, monkeypatch, most, steps, text):
+    data(tmp_path, indices)
+    monkeypatch.setattr(first_config, "MOST_STEPS", most)
+    config, _, _ = made(tmp_path, monkeypatch, "im", "lab")
+    assert config["trainer"]["iterations"] == steps
+    assert f"Steps of 8 images, {text}." in (tmp_path / "my.json").read_text()
+
+
+def test_a_rare_class_gives_a_hint_at_weights(tmp_path, monkeypatch, capsys):
+    label = np.zeros((40, 64), np.uint8)
+    label[:2, :4], label[20:] = 2, 1
+    for i in range(4):
+        for folder in ("im", "lab"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        write_image(tmp_path / f"im/{i}.png", np.zeros((40, 64, 3), np.uint8))
+        write_label(tmp_path / f"lab/{i}.png", label, [])
+    made(tmp_path, monkeypatch, "im", "lab")
+    assert "covers 0.31 % of the pixels" in capsys.readouterr().out
+    assert "// One class covers 0.31 %" in (tmp_path / "my.json").read_text()
+
+
 def test_index_labels_give_a_config_that_loads_the_data(tmp_path, monkeypatch, capsys):
     data(tmp_path, indices)
     config, classes, (train, val) = made(tmp_path, monkeypatch, "im", "lab")
@@ -54,7 +89,7 @@ def test_index_labels_give_a_config_that_loads_the_data(tmp_path, monkeypatch, c
     batch = next(iter(val))
     assert batch["image"].shape[1:] == (3, 40, 64)
     printed = capsys.readouterr().out
-    assert "12 pairs" in printed and "64x40 (12)" in printed and "255 is ignored" in printed
+    assert "12 pairs" in printed and "40x64 (12)" in printed and "255 is ignored" in printed
     assert "python train.py --config my.json" in printed
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.config.pair_search import find_pairs, place_of
-from utils.errors import ConfigError, DataError, listed, shown
+from utils.errors import ConfigError, DataError, listed, shown, size_text
 from utils.files.whole_file import write_bytes
 from utils.images.headers import pillow_open
 from utils.images.image_io import read_image, read_stored, stored_codes
@@ -31,6 +31,8 @@ SMOOTHED_FROM = 0.2         # share of the judged labels
 VAL_EVERY = 5               # one pair in five is for validation
 LONG_SIDE = 512             # larger images are trained at this size, so that a CPU is fast enough
 IGNORED = 255
+MOST_EPOCHS, MOST_STEPS = 60, 2000      # of the training: a small set ends at the first
+RARE = 0.02                 # share of the pixels of a class that may need a weight in the loss
 GRAY_GAPS = 3               # of the others, at most, lie between them and 255 if it is a class
 # Names of folders, without numbers at their end.
 _SPLITS = {"train": {"train", "training"}, "val": {"val", "valid", "validation"},
@@ -83,7 +85,9 @@ def make_config(images: str, labels: str, out: str):
     for name, stems in split.items():
         write_bytes(files[name], "".join(f"{stem}\n" for stem in stems)
                     .encode("utf-8", "surrogateescape"))
-    write_bytes(files["config"], _config_text(places, pairing.rule, files, split, sizes).encode())
+    rarest = _rarest_share(contents, classes)
+    write_bytes(files["config"],
+                _config_text(places, pairing.rule, files, split, sizes, rarest).encode())
 
     left_out = pairing.images_left_out
     print(f"{len(pairs)} pairs of image and label"
@@ -92,10 +96,14 @@ def make_config(images: str, labels: str, out: str):
         print(f"  {remark}")
     if pairing.rule != ("*", "*"):
         print(f"names: images {pairing.rule.image}, labels {pairing.rule.label}")
-    print(f"sizes: {_sizes_text(sizes)}")
+    print(f"sizes (height x width): {_sizes_text(sizes)}")
     print("split: " + ", ".join(f"{len(stems)} {name}" for name, stems in split.items())
           + f", {origin}")
     print(f"classes: {len(classes.names)}; {classes.remark}")
+    if rarest < RARE:
+        print(f"  the rarest class covers {100 * rarest:.2g} % of the pixels: if the training does "
+              f"not find it, weights help: python -m tools.class_statistics -c "
+              f"{shown(files['config'])}")
     for name in ("config", "classes", *split):
         print(f"wrote {shown(files[name])}")
     print(f"Edit the class names in {shown(files['classes'])}, then:\n"
@@ -284,16 +292,31 @@ def _class_file(classes, mean, std):
             f"{{\n{body}\n}}\n")
 
 
-def _config_text(places, rule, files, split, sizes):
+def _rarest_share(contents, classes):
+    """The smallest share of the labeled pixels that a value or color has."""
+    ignored = {*classes.ignore_ids, *((r << 16) + (g << 8) + b
+                                      for r, g, b in classes.ignore_colors)}
+    counts = [count for value, count in contents.pixels.items() if value not in ignored]
+    return min(counts) / sum(counts)
+
+
+def _config_text(places, rule, files, split, sizes, rarest):
     height, width = _typical_size(sizes)
     base = min(LONG_SIDE, max(height, width))
     zoom = base / max(height, width)
     crop = [max(32, 32 * math.floor(side * zoom / 32)) for side in (height, width)]
-    epochs = max(20, min(60, 3000 // len(split["train"])))
-    data_dir, image_dir, label_dir = _common_folder(*(place.folder for place in places))
     batch = max(2, min(8, len(split["train"])))
-    common = {"data_dir": data_dir, "image_dir": image_dir, "label_dir": label_dir,
-              **_name_arguments(rule), "classes": files["classes"].as_posix()}
+    per_epoch = math.ceil(len(split["train"]) / batch)
+    steps = min(MOST_EPOCHS * per_epoch, MOST_STEPS)
+    epochs = math.ceil(steps / per_epoch)
+    length = f"{epochs} epochs" if steps > per_epoch else f"of {per_epoch} in an epoch"
+    data_dir, image_dir, label_dir = _common_folder(*(place.folder for place in places))
+    common = {"data_dir": _beside(files["config"], data_dir), "image_dir": image_dir,
+              "label_dir": label_dir, **_name_arguments(rule), "classes": files["classes"].name}
+    weights = (f"  // One class covers {100 * rarest:.2g} % of the pixels. If its score stays 0, "
+               "weights help:\n"
+               f"  // python -m tools.class_statistics -c {files['config'].as_posix()} prints them."
+               "\n" if rarest < RARE else "")
     shared = "".join(f'      {json.dumps(key)}: {json.dumps(value)},\n'
                      for key, value in common.items())
     # If all images have one size and are trained at it, validation needs no resizing.
@@ -303,7 +326,7 @@ def _config_text(places, rule, files, split, sizes):
   "{name}_loader": {{
     "type": "Folder",
     "args": {{
-{shared}      "split": "{name}", "list_file": {json.dumps(files[name].as_posix())},
+{shared}      "split": "{name}", "list_file": {json.dumps(files[name].name)},
       // Whole images, at the size used for training.
       "batch_size": {batch}, "num_workers": 1{val_resize}
     }}
@@ -311,6 +334,7 @@ def _config_text(places, rule, files, split, sizes):
 """ for name in ("val", "test") if name in split)
     return f"""\
 // Written by train.py --init. Run: python train.py --config {files['config'].as_posix()}
+// Paths are relative to this file; sizes are [height, width].
 {{
   "name": {json.dumps(files['config'].stem)},
   // Small enough for a CPU. python train.py --list models shows the others.
@@ -318,7 +342,7 @@ def _config_text(places, rule, files, split, sizes):
   "train_loader": {{
     "type": "Folder",
     "args": {{
-{shared}      "split": "train", "list_file": {json.dumps(files['train'].as_posix())},
+{shared}      "split": "train", "list_file": {json.dumps(files['train'].name)},
       "batch_size": {batch}, "shuffle": true, "num_workers": 2,
       // Random scale 0.5 to 2 of base_size (the long side), a crop of crop_size, mirroring.
       "augment": true, {resized}"crop_size": {crop}, "scale": true, "flip": true
@@ -327,14 +351,26 @@ def _config_text(places, rule, files, split, sizes):
 {evaluated}\
   "optimizer": {{"type": "AdamW", "args": {{"lr": 2e-3, "weight_decay": 1e-4}}}},
   "lr_scheduler": {{"type": "OneCycle"}},
+{weights}\
   "loss": "CrossEntropyLoss2d",
   "ignore_index": {IGNORED},
   "trainer": {{
-    "epochs": {epochs}, "save_dir": "saved", "monitor": "max Mean_IoU",
+    // Steps of {batch} images, {length}. More of them score higher.
+    "iterations": {steps}, "save_dir": "saved", "monitor": "max Mean_IoU",
     "val_per_epochs": {max(1, epochs // 10)}, "log_per_iter": 10
   }}
 }}
 """
+
+
+def _beside(config, folder):
+    """A folder as the config names it: absolute as given, or relative to the folder of the config.
+
+    That is how the config's reader takes a path.
+    """
+    if os.path.isabs(folder):
+        return folder
+    return Path(os.path.relpath(folder, config.parent)).as_posix()
 
 
 def _name_arguments(rule):
@@ -368,4 +404,4 @@ def _common_folder(images, labels):
 
 def _sizes_text(sizes):
     return listed(sizes.most_common(), 4,
-                  text=lambda entry: "{1}x{0} ({2})".format(*entry[0], entry[1]))
+                  text=lambda entry: f"{size_text(entry[0])} ({entry[1]})")
