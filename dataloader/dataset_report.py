@@ -9,17 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from base.base_dataset import BINARY_FIX, LOST_FOREGROUND, BaseDataset
+from base.dataset_files import Problem
 from utils.config.build import split_args
 from utils.config.registry import components, lookup
 from utils.config.schema import section_callables
 from utils.config.signature import fields, value_name
-from utils.errors import ConfigError, DataError, listed, shown
+from utils.errors import ConfigError, DataError, counted, listed, shown
 from utils.files.file_jobs import work_through
 from utils.images.headers import Header, UnreadableFile, pillow_open, read_header
 from utils.images.label_kind import mixing
 from utils.images.types import Labels
 
-SHOWN = 50             # problems in the text; the JSON has all of them
+SHOWN = 50             # lines on problems in the text; the JSON has all problems
+SHOWN_OF_KIND = 3      # problems with the same text
 SHOWN_NAMES = 5        # names in one note
 
 
@@ -50,10 +52,9 @@ class DatasetReport(NamedTuple):
         lines += [f"  {key:13} {value}" for key, value in self.summary.items()]
         lines += [f"note: {note}" for note in self.notes]
         if self.problems:
-            lines.append(listed(self.problems, SHOWN, "\n", "problem: {}".format))
-        count = len(self.problems)
-        lines.append("nothing is wrong" if not count else
-                     f"{count} {'problem' if count == 1 else 'problems'}")
+            lines.append(listed(list(_by_kind(self.problems)), SHOWN, "\n"))
+        lines.append(counted(len(self.problems), "problem") if self.problems
+                     else "nothing is wrong")
         return "\n".join(lines)
 
 
@@ -77,7 +78,7 @@ def check_dataset(name: str, args: dict[str, Any], ignore_index: int = 255,
                  Counter(sample.id for sample in dataset.samples).items() if count > 1]
     if set(_pixels([finding.entry for finding in findings if finding.entry])) == {"0", "ignore"} \
             and dataset.num_classes > 1 and dataset.loses_foreground():
-        problems.append(f"{LOST_FOREGROUND}: {BINARY_FIX}")
+        problems.append(Problem(LOST_FOREGROUND, BINARY_FIX))
     if not len(dataset) and not problems:
         problems.append(f"{dataset.root}: no images of split {dataset.split!r}")
     return DatasetReport(name, {**args, "split": dataset.split}, _summary(dataset, findings),
@@ -109,6 +110,24 @@ def open_unchecked(name: str, args: dict[str, Any], ignore_index: int) -> BaseDa
         raise DataError(error.in_one_line, shown(args.get("data_dir", ""))) from None
 
 
+def _by_kind(problems: list[str]) -> Iterator[str]:
+    """The lines of problems: of each kind the first ones, the number of the others, and what to do.
+
+    Problems "place: text" with one text are one kind.
+    """
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.rpartition(": ")[2], []).append(problem)
+    for same in kinds.values():
+        shown_ones = SHOWN_OF_KIND if len(same) > SHOWN_OF_KIND + 1 else len(same)
+        yield from (f"problem: {problem}" for problem in same[:shown_ones])
+        if len(same) > shown_ones:
+            yield f"problem: … and {len(same) - shown_ones} more files with the same problem"
+        fix = next(filter(None, (getattr(problem, "fix", None) for problem in same)), None)
+        if fix:
+            yield f"  fix: {fix}"
+
+
 class _Finding(NamedTuple):
     """What the files of one sample contain.
 
@@ -136,13 +155,13 @@ def _examine(dataset, index):
                  "label": _absolute(sample.label), "size": list(label.shape[::-1]),
                  "hist": _histograms(dataset, label) if sample.label or not sample.image else {}}
     except DataError as error:
-        problems.append(error.in_one_line)
+        problems.append(Problem(error.in_one_line, error.fix or ""))
         if isinstance(error, UnreadableFile) and sample.label \
                 and error.where != shown(sample.label):
             try:
                 dataset.read_label(sample.label)
             except DataError as second:
-                problems.append(second.in_one_line)
+                problems.append(Problem(second.in_one_line, second.fix or ""))
     return _Finding(entry, problems, _file_facts(sample.image, read_header),
                     matlab or _file_facts(sample.label, dataset.label_header), mixed)
 
@@ -200,9 +219,10 @@ def _summary(dataset, findings):
               "images": _counted(images), "labels": _counted(labels)}
     if entries:
         widths, heights = zip(*(entry["size"] for entry in entries), strict=True)
-        result["sizes"] = (f"{min(widths)} to {max(widths)} wide, {min(heights)} to "
-                           f"{max(heights)} high, "
-                           f"{len(set(zip(widths, heights, strict=True)))} different")
+        sizes = len(set(zip(heights, widths, strict=True)))
+        result["sizes"] = f"{heights[0]}x{widths[0]} (height x width), all of them" \
+            if sizes == 1 else (f"height {min(heights)} to {max(heights)}, width {min(widths)} to "
+                                f"{max(widths)}, {sizes} different sizes")
     pixels = _pixels(entries)
     if total := sum(pixels.values()):
         present = sum(key != "ignore" for key in pixels)
@@ -238,7 +258,8 @@ def _notes(dataset: BaseDataset, findings: list[_Finding]) -> Iterator[str]:
     pixels = _pixels(labeled)
     absent = [name for i, name in enumerate(dataset.class_names) if str(i) not in pixels]
     if labeled and absent:
-        yield f"{len(absent)} classes do not occur: {_some(absent)}"
+        yield (f"{counted(len(absent), 'class')} {'does' if len(absent) == 1 else 'do'} not occur: "
+               f"{_some(absent)}")
     for kind in ("image", "label"):
         used = {path for sample in dataset.samples for path in (sample.image, sample.label) if path}
         folders = {path.parent for sample in dataset.samples if (path := getattr(sample, kind))}

@@ -1,9 +1,9 @@
 """Segment images with an exported ONNX graph; this needs ONNX Runtime, but not PyTorch.
 
 examples:
-  python -m tools.run_onnx camvid.onnx --images photos --out segmented
-  python -m tools.run_onnx camvid.onnx --images "photos/**/*.jpg" --out segmented --overlay
-  python -m tools.run_onnx fixed.onnx --images photos --out segmented --resize
+  python -m tools.run_onnx camvid.onnx --images photos -o segmented
+  python -m tools.run_onnx camvid.onnx --images "photos/**/*.jpg" -o segmented --overlay
+  python -m tools.run_onnx fixed.onnx --images photos -o segmented --resize
 
 The label maps equal those of inference.py in mode whole. The normalization is part of the graph;
 class names and colors are in its metadata, which python -m tools.export writes. A graph that was
@@ -26,7 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("model", metavar="MODEL.onnx", help="graph written by tools.export")
     add("-i", "--images", nargs="+", required=True, metavar="PATH",
         help="folders, images, .txt lists or patterns")
-    add("-o", "--out", "--output", default="outputs", metavar="DIR",
+    add("-o", "--output", "--out", dest="out", default="outputs", metavar="DIR",
         help="folder for the results, with the subfolders of the input (default: outputs)")
     add("--overlay", action="store_true", help="also write the image with the class colors over it")
     add("--resize", action="store_true",

@@ -1,8 +1,8 @@
 """Predict offset files with a SegFix network: one .mat file per image, in the format of openseg.
 
 examples:
-  python -m tools.segfix_predict -r segfix.pth --images leftImg8bit/val --out offset_hrnext
-  python -m tools.segfix_predict -r segfix.pth --images photos --out offsets --crop 512 --stride 170
+  python -m tools.segfix_predict -r segfix.pth --images leftImg8bit/val -o offset_hrnext
+  python -m tools.segfix_predict -r segfix.pth --images photos -o offsets --crop 512 --stride 170
 
 A file contains "mat", (H, W, 2): the (dy, dx) of every pixel, 0 if the pixel is not a border. All
 files are written to one folder. If two images have the same name, the files are written to
@@ -15,17 +15,18 @@ import sys
 
 from utils.cli import console
 from utils.cli.arguments import at_least, command_parser, device
-from utils.predict.arguments import add_base_size, given_base_size
+from utils.predict.arguments import CHECKPOINT_HELP, add_base_size, given_base_size
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.segfix_predict", __doc__)
     add = parser.add_argument
-    add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH",
-        help="SegFix checkpoint")
+    add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
+        help="SegFix checkpoint" + CHECKPOINT_HELP)
     add("-i", "--images", required=True, nargs="+", metavar="PATH",
         help="folders, images, .txt lists or patterns")
-    add("-o", "--out", required=True, metavar="DIR", help="folder for the offset files")
+    add("-o", "--output", "--out", dest="out", required=True, metavar="DIR",
+        help="folder for the offset files")
     add("--crop", type=at_least(1), metavar="N",
         help="predict on square crops of this size and average (published: 512; default: the "
              "whole image)")
@@ -44,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     import torch
 
-    from utils.errors import DataError, first_line, shown
+    from utils.checkpoint.find import find_checkpoint
+    from utils.errors import DataError, first_line, shown, size_text
     from utils.files.file_jobs import work_through
     from utils.files.whole_file import make_folder
     from utils.images.base_size import base_size_text
@@ -56,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     sources = find_images(args.images, leave_out=args.out)
     jobs = [(source.path, path) for source, path in zip(sources, _paths(sources, args.out),
                                                      strict=True)]
+    args.checkpoint = find_checkpoint(args.checkpoint)
     prepare_folder(args.out)
     network = NetworkOffsets.open(args.checkpoint, distributed.start(args.device), args.crop,
                                   args.stride)
@@ -71,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             offset = network.predict(image)
         except RuntimeError as error:
             # Usually out of memory: one image too large for the device must not stop the others.
-            raise DataError(f"the network fails on {image.shape[2]}x{image.shape[1]}: "
+            raise DataError(f"the network fails on {size_text(image.shape[1:])} (height x width): "
                             f"{first_line(error)}", shown(source), "try --crop 512") from None
         make_folder(os.path.dirname(path))
         write_offsets(path, offset)

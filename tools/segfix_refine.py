@@ -1,9 +1,9 @@
 """Refine label files, or Cityscapes instance results, of any program with SegFix's offset files.
 
 examples:
-  python -m tools.segfix_refine --input labels --offset offset_hrnext --out refined
+  python -m tools.segfix_refine --input labels --offset offset_hrnext -o refined
   python -m tools.segfix_refine --input results/label --offset data/cityscapes --split val
-  python -m tools.segfix_refine --input results --offset offset_instance --out refined --instances
+  python -m tools.segfix_refine --input results --offset offset_instance -o refined --instances
 
 Every pixel takes the label at its position plus --scale offsets. This is a gather, so it creates no
 new labels. Label files may be gray, palette or color images of any size, and keep their kind. With
@@ -24,7 +24,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("-i", "--input", required=True, metavar="DIR", help="folder of label files or results")
     add("--offset", required=True, metavar="DIR", help="folder of offset files (.mat)")
-    add("-o", "--out", metavar="DIR",
+    add("-o", "--output", "--out", dest="out", metavar="DIR",
         help="folder for the refined files (default, as published: --input with label replaced by "
              "label_w_segfix, or label_w_segfix inside --input)")
     add("--split", metavar="NAME",

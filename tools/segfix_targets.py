@@ -1,10 +1,10 @@
 """Write the distance maps for training SegFix: one .mat file per label, in the published format.
 
 examples:
-  python -m tools.segfix_targets --labels gtFine/train --ids cityscapes --out dt_offset
-  python -m tools.segfix_targets --labels gtFine/train --instances --out dt_offset_inst_w_stuff
-  python -m tools.segfix_targets --labels trainannot --void 11 --out train_offsets
-  python -m tools.segfix_targets --labels annotations/training --ids ade20k --out dt_offset
+  python -m tools.segfix_targets --labels gtFine/train --ids cityscapes -o dt_offset
+  python -m tools.segfix_targets --labels gtFine/train --instances -o dt_offset_inst_w_stuff
+  python -m tools.segfix_targets --labels trainannot --void 11 -o train_offsets
+  python -m tools.segfix_targets --labels annotations/training --ids ade20k -o dt_offset
 
 A file contains "depth" (uint8: distance to the nearest border, rounded down to whole pixels, at
 most 250), "dir_deg" (uint8: half of the angle to the inside + 180) and "deg_reduce" (2). Training
@@ -26,7 +26,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("-l", "--labels", required=True, nargs="+", metavar="PATH",
         help="label files: folders, files, .txt lists or patterns")
-    add("-o", "--out", required=True, metavar="DIR", help="folder for the .mat files")
+    add("-o", "--output", "--out", dest="out", required=True, metavar="DIR",
+        help="folder for the .mat files")
     add("--ids", choices=IDS, default="keep",
         help="which values are classes. keep: all except --void (default); cityscapes: the 19 "
              "label ids that are evaluated; ade20k: all except 255")

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.dataloader.test_dataset_report import make
+from tests.support.places import ROOT
 from tools.check_dataset import main
 from utils.cli.console import run
 from utils.images.image_io import write_label
@@ -43,7 +44,7 @@ def test_every_problem_is_reported_at_once(tmp_path, capsys):
     assert checked(args, "--json", str(tmp_path / "out.json")) == 3
     out = capsys.readouterr().out
     for text in ("a.png: no label", "b.png: a label without an image", "c.png: truncated PNG",
-                 "its label is 5x4", "value 200 (24 pixels)", "f.png: the file is empty",
+                 "its label is", "value 200 (24 pixels)", "f.png: the file is empty",
                  "6 problems"):
         assert text in out
     document = json.loads((tmp_path / "out.json").read_text())
@@ -87,6 +88,31 @@ def test_odd_names_are_printed_and_written(name, tmp_path, capsys):
     assert "no label" in capsys.readouterr().out
     document = json.loads((tmp_path / "out.json").read_text())
     assert [sample["id"] for sample in document["samples"]] == ["b", "c"]
+
+
+def test_the_loaders_of_a_config_are_checked(tmp_path, capsys):
+    make(tmp_path / "ade", "ab")
+    part = '{"type": "ADE20K", "args": {"data_dir": "ade", "split": "%s"}}'
+    (tmp_path / "c.json").write_text(
+        f'{{"extends": "{ROOT}/config.json", "ignore_index": 254, "train_loader": '
+        f'{part % "training"}, "val_loader": {part % "validation"}, "loss": "CE"}}')
+    assert run(main, ["-c", str(tmp_path / "c.json")]) == 3
+    out = capsys.readouterr().out
+    assert f"ADE20K training in {tmp_path}" in out and "nothing is wrong" in out
+    assert "ADE20K validation in" in out and "1 problem" in out
+    assert run(main, ["-c", str(tmp_path / "c.json"), "--loader", "train"]) == 0
+    with pytest.raises(SystemExit):
+        run(main, ["-c", str(tmp_path / "c.json"), "--json", str(tmp_path / "o.json")])
+
+
+def test_a_problem_of_many_files_is_printed_for_three_with_its_fix(tmp_path, capsys):
+    args = make(tmp_path, "abcdefgh")
+    for name in "abcdef":
+        (tmp_path / "annotations" / "training" / f"{name}.png").write_bytes(b"")
+    assert checked(args) == 3
+    out = capsys.readouterr().out
+    assert out.count("the file is empty") == 3 and "and 3 more files with the same problem" in out
+    assert out.count("  fix: ") == 1 and "6 problems" in out
 
 
 def test_arguments_that_are_not_json_have_status_2():

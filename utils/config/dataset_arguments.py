@@ -4,13 +4,18 @@ from typing import Any
 
 from utils.cli.arguments import add_overrides, parse_with_overrides
 
+_LOADERS = ("train", "val", "test")
 
-def add_dataset_arguments(parser: argparse.ArgumentParser):
-    """Add -c, --loader, --type, --args and KEY=VALUE, which dataset_config reads."""
+
+def add_dataset_arguments(parser: argparse.ArgumentParser, every_loader: bool = False):
+    """Add -c, --loader, --type, --args and KEY=VALUE, which dataset_configs reads.
+
+    every_loader: without --loader, take all loaders of the config and not only that for training.
+    """
     add = parser.add_argument
     add("-c", "--config", help="use the data of this config")
-    add("--loader", choices=("train", "val", "test"), default="train",
-        help="which loader of the config (default: train)")
+    add("--loader", choices=_LOADERS, default=None if every_loader else "train",
+        help=f"which loader of the config (default: {'all' if every_loader else 'train'})")
     add("--type", metavar="NAME", help="instead of -c: a dataset of `train.py --list datasets`")
     add("--args", metavar="JSON", default="{}",
         help="with --type: the arguments of its loader, as in a config")
@@ -29,9 +34,14 @@ def parse_dataset_arguments(parser: argparse.ArgumentParser, argv: list[str] | N
 
 
 def dataset_config(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(loader section with its defaults, the whole config or the defaults of its other keys).
+    """The first of `dataset_configs`."""
+    return dataset_configs(args)[0]
 
-    Raises ConfigError that lists all mistakes.
+
+def dataset_configs(args: argparse.Namespace) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(loader section with its defaults, the whole config or the defaults of its other keys) each.
+
+    Of the loader that the arguments choose, or of all. Raises ConfigError that lists all mistakes.
     """
     from utils.config.load import load_config
     from utils.config.schema import Component, Mistakes, resolve_config
@@ -39,15 +49,15 @@ def dataset_config(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
     from utils.files.jsonc import parse_jsonc
     if args.config:
         config = resolve_config(load_config(args.config, args.overrides), args.config)
-        section = config.get(f"{args.loader}_loader")
-        if not section:
+        if args.loader and not config.get(f"{args.loader}_loader"):
             raise ConfigError(f"there is no {args.loader}_loader", args.config)
-        return section, config
+        return [(section, config) for name in ([args.loader] if args.loader else _LOADERS)
+                if (section := config.get(f"{name}_loader"))]
     report = Mistakes("--type and --args", {}, {})
     section = Component("datasets").resolve(
         {"type": args.type, "args": parse_jsonc(args.args, "--args")}, (), report)
     report.raise_mistakes()
-    return section, {"seed": 0, "ignore_index": 255, "trainer": {"accumulate": 1}}
+    return [(section, {"seed": 0, "ignore_index": 255, "trainer": {"accumulate": 1}})]
 
 
 def whole_images(section: dict, config: dict) -> Any:
