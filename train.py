@@ -13,7 +13,7 @@ from utils.machine import distributed
 EXAMPLES = """examples:
   python train.py --config config.json
   python train.py -c configs/camvid_enet.json trainer.epochs=5 train_loader.args.batch_size=4
-  python train.py -r saved/shapes/11-21_09-00-00/last.pth       # resume after an interruption
+  python train.py -r saved/shapes/2026-11-21_09-00-00/last.pth       # resume after an interruption
   torchrun --nproc_per_node=4 train.py -c config.json
 """
 
@@ -31,7 +31,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dry-run", action="store_true",
         help="build everything, try one step and one validation image, write nothing, and stop")
     add("--list", nargs="*", metavar="KIND [NAME]",
-        help="components and their arguments (models, losses, …), or recipes [WORD]: the configs")
+        help="components and their arguments (models, losses, …); a word searches for it; "
+             "recipes [WORD]: the configs")
     add("--schema", action="store_true", help="print a JSON Schema of the config and stop")
     add("--print-config", action="store_true", help="print the complete config and stop")
     add("--init", metavar="FILE", help="write a config for --images and --labels and stop")
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> int | None:
         from utils.config.docs import side_command
         return side_command(args)
 
+    if not args.print_config:
+        console.notice("reading config and data …")     # before torch, whose import takes seconds
     from utils.training.run_setup import start_processes
     from utils.training.stages import open_runs, print_configs
     with distributed.reporting_once():

@@ -14,7 +14,7 @@ from utils.cli.console import notice, warn
 from utils.cli.stop_signal import StopCheckedLoader
 from utils.config.loader_section import read_size
 from utils.decision.rules import Decision, build_decision, rule_of
-from utils.errors import ConfigError, NumericalError, listed
+from utils.errors import ConfigError, NumericalError, counted, listed, size_text
 from utils.evaluation.evaluate import evaluate
 from utils.images.base_size import base_size_text
 from utils.images.visualize import confusion_picture, prediction_grid
@@ -33,6 +33,7 @@ STOP_CHECK_EVERY = 8    # validation batches between checks for a stop signal on
 REHEARSED_PIXELS = 1 << 20      # of a step that is only tried, on a CPU
 MAX_NAMES = 8           # names of images in a message
 EXAMPLES = 4            # pictures of a validation in TensorBoard
+TABLE_HELP = "\nAll in %; docs/metrics.md defines each number, docs/rankdice.md the rules."
 
 
 class Trainer(BaseTrainer):
@@ -46,6 +47,7 @@ class Trainer(BaseTrainer):
 
     guard: FiniteGuard | None = None    # of the current epoch
     window: LogWindow                   # of the current epoch
+    explained = False                   # whether a table with TABLE_HELP was printed
 
     def _train_epoch(self, epoch):
         progress, settings = self.progress, self.settings
@@ -67,7 +69,7 @@ class Trainer(BaseTrainer):
                     metrics.update(rule(outputs["out"].detach().float()), batches[-1]["label"])
                 del outputs          # free their memory before the next forward pass
                 if log:
-                    self._log_step(epoch, bar, parts)
+                    self._log_step(epoch, parts)
                 if settings.save_every and progress.step % settings.save_every == 0:
                     self.save(LAST)
                 # With several GPUs the check waits for them, so it is done only at a log line.
@@ -75,7 +77,7 @@ class Trainer(BaseTrainer):
                     self.stop_if_asked()
                 distributed.mark_place(f"{progress}: reading data")
         if self.window.steps:
-            self._log_step(epoch, None, parts)
+            self._log_step(epoch, parts)
         self._log_train_scores(metrics)
 
     def _begin_epoch(self, epoch):
@@ -222,8 +224,8 @@ class Trainer(BaseTrainer):
             self._decision(phase)(torch.zeros(1, self.num_classes, 1, 1))
         batches, wanted = len(self.train_loader), self.settings.accumulate
         if batches < wanted:
-            notice(f"an epoch has {batches} batches: a step adds up {batches}, not {wanted} "
-                   "(trainer.accumulate)")
+            notice(f"an epoch has {counted(batches, 'batch')}: a step adds up {batches}, not "
+                   f"{wanted} (trainer.accumulate)")
         self._check_smallest_batch()
 
     def _check_smallest_batch(self):
@@ -272,8 +274,8 @@ class Trainer(BaseTrainer):
             if self.device.type == "cpu":
                 few = max(2, REHEARSED_PIXELS // math.prod(batch["image"].shape[2:]))
                 batch = {key: value[:few] for key, value in batch.items()}
-            size = "x".join(map(str, batch["image"].shape[2:]))
-            tried = f"tried one step on {len(batch['id'])} training images of {size}"
+            tried = (f"tried one step on {counted(len(batch['id']), 'training image')} of "
+                     f"{size_text(batch['image'].shape[2:])} (height x width)")
             batches = [batch]
             outputs, parts = self._step(batches)
             if "out" in outputs:
@@ -289,7 +291,7 @@ class Trainer(BaseTrainer):
         # Of several ranks the last ones may have no batch; rank 0 has the first one.
         loader = _OneBatch(self.val_loader.next_batch(1) if len(self.val_loader) else None)
         scores, _, _ = self._scores(loader, None)
-        size = "x".join(map(str, loader.batch["image"].shape[2:])) if loader.batch else "no size"
+        size = size_text(loader.batch["image"].shape[2:]) if loader.batch else "no size"
         loss = "" if scores.loss is None else f" (loss {scores.loss:.4g})"
         return f" and one validation image of {size}{loss}"
 
@@ -350,7 +352,7 @@ class Trainer(BaseTrainer):
 
     # Log
 
-    def _log_step(self, epoch, bar, parts):
+    def _log_step(self, epoch, parts):
         """Log the steps since the last log line; this reads their losses from the device."""
         self._raise_if_bad()
         window = self.window
@@ -376,10 +378,7 @@ class Trainer(BaseTrainer):
         self.logger.record("train", step, epoch=epoch, **values)
         text = (f"loss {loss:.4f}  lr {next(iter(rates.values())):.3g}  {speed:.1f} img/s  "
                 f"data {waited:.0%}  {memory:.1f} GB")
-        if bar is not None and not bar.disable:
-            bar.set_postfix_str(text, refresh=False)
-        else:
-            self.logger.say(f"epoch {epoch} step {step}/{self.progress.total_steps}  {text}")
+        self.logger.say(f"epoch {epoch} step {step}/{self.progress.total_steps}  {text}")
 
     def _log_train_scores(self, metrics):
         """Log the scores of the logged batches, each predicted with the weights of its step."""
@@ -399,9 +398,11 @@ class Trainer(BaseTrainer):
         dataset = self.val_loader.dataset
         read = read_size(self.config["val_loader"])
         size = f", images and labels at {base_size_text(read)}" if read else ""
-        self.logger.say(f"epoch {epoch} validation on {scores.images} images of "
-                        f"{type(dataset).__name__} ({rule.name}, {predictor.mode}{size})\n"
-                        + format_table(scores, dataset.class_names))
+        # Of the first table of a session, what its numbers are.
+        columns, self.explained = "" if self.explained else TABLE_HELP, True
+        self.logger.say(f"epoch {epoch}: validation on {counted(scores.images, 'image')} of "
+                        f"{dataset.title}, rule {rule.name}, {predictor.views_text()}{size}\n"
+                        + format_table(scores, dataset.class_names) + columns)
         if not sum(scores.dataset["pixels"]):
             warn(f"not one pixel of the {scores.images} images of the validation has a label: it "
                  "gives no score and no model_best.pth, and trainer.early_stop counts it as no "

@@ -121,6 +121,11 @@ class BaseDataset(Dataset, ABC):
 
     # What a subclass defines or overrides.
 
+    @property
+    def title(self) -> str:
+        """The name of this data in messages: "CamVid val"."""
+        return f"{type(self).__name__} {self.split}"
+
     @abstractmethod
     def find_samples(self) -> Iterable[Sample]:
         """Every sample of `self.split` below `self.root`, in a fixed order."""

@@ -28,11 +28,11 @@ from utils.machine.precision import autocast_dtype
 from utils.machine.sync_batchnorm import convert_sync_batchnorm
 from utils.training.criterion import Criterion, validation_loss
 from utils.training.lr_scheduler import advance, build_scheduler
-from utils.training.monitor import Monitor
+from utils.training.monitor import Monitor, score_text
 from utils.training.optimizer import build_optimizer
 from utils.training.progress import Progress
 from utils.training.run_folder import dataset_facts
-from utils.training.run_log import RunLogger
+from utils.training.run_log import RunLogger, training_facts
 from utils.training.run_state import last_is_outdated, restore, state_of
 
 REQUEUE_STATUS = 75      # EX_TEMPFAIL: try again later
@@ -94,7 +94,7 @@ class BaseTrainer(ABC):
 
         self.train_model: Any = self._wrapped(self.model)       # called in training
         # Several ranks must first agree to stop; a single process can stop at once.
-        self.stop_signal = StopSignal(at_once=distributed.world_size() == 1)
+        self.stop_signal = StopSignal(distributed.world_size() == 1, self._acknowledge_stop)
 
     @abstractmethod
     def _check(self):
@@ -111,13 +111,8 @@ class BaseTrainer(ABC):
     def train(self):
         """Train to the end. Raises Interrupted, after saving, when a signal asks to stop."""
         progress = self.progress
-        self.logger.say(f"training {type(self.model).__name__} to epoch {progress.epochs} "
-                        f"({progress.total_steps} steps) on {self.device}, from {progress}; "
-                        f"run folder {self.folder}")
-        if progress.epoch > progress.epochs:
-            self.logger.say("nothing is left to train: trainer."
-                            f"{'epochs' if self.settings.epochs else 'iterations'} is reached")
-        with contextlib.closing(self.logger), self.stop_signal:
+        self._say_start()
+        with contextlib.closing(self.logger), self._logged_end(), self.stop_signal:
             try:
                 with self._explained_errors():
                     with self.stop_signal.idle():
@@ -130,7 +125,42 @@ class BaseTrainer(ABC):
             except StopNow:
                 self.stop_if_asked()
             self.checkpoints.finish(required=True)
-        self._say_best()
+            self._say_best()
+
+    def _say_start(self):
+        """Say what is trained, and where; of a finished run, how to train it longer."""
+        progress, key = self.progress, "epochs" if self.settings.epochs else "iterations"
+        name = type(self.model).__name__
+        if self._finished:
+            reached = f"trainer.{key} is reached" if progress.epoch > progress.epochs else \
+                "trainer.early_stop ended it"
+            longer = f"trainer.{key}={2 * (self.settings.epochs or progress.total_steps)}" \
+                if progress.epoch > progress.epochs else "trainer.early_stop=0"
+            self.logger.say(f"training {name} is finished, nothing is left to train: {reached}. To "
+                            f"train longer:\n  python train.py -r {self.folder} {longer}")
+            return
+        start = f", resumed at {progress}" if progress.step else ""
+        self.logger.say(f"training {name} to epoch {progress.epochs} ({progress.total_steps} "
+                        f"steps){start}; run folder {self.folder}")
+        self.logger.write_origin()
+        for line in training_facts(self):
+            self.logger.say(line)
+
+    @contextlib.contextmanager
+    def _logged_end(self):
+        """Write into log.txt why the block ended early, if it does."""
+        try:
+            yield
+        except BaseException as error:
+            text = first_line(error)
+            if isinstance(error, Interrupted):
+                text = f"interrupted by {signal.Signals(error.signum).name} {text}"
+            self.logger.write(f"ended: {text}")
+            raise
+
+    def _acknowledge_stop(self, name):
+        self.logger.say(f"{name}: stopping after this step, then saving (Ctrl-C once more ends at "
+                        "once, without saving)")
 
     def stop_if_asked(self):
         """If any rank received a signal, save, and stop unless it was SIGUSR1 without requeue.
@@ -202,8 +232,13 @@ class BaseTrainer(ABC):
             self.logger.say(f"stopped: {monitor.waited} validations without a better "
                             f"{monitor.metric}")
         if monitor.best is not None:
-            self.logger.say(f"best {monitor.metric} {monitor.best:.4f} at epoch "
-                            f"{monitor.epoch}: {self.folder / BEST}")
+            self.logger.say(f"best {monitor.metric} {score_text(monitor.metric, monitor.best)} at "
+                            f"epoch {monitor.epoch}: {self.folder / BEST}")
+        # test.py and inference.py take model_best.pth of a folder.
+        weights = self.folder if monitor.best is not None else self.folder / LAST
+        score = self.config["test_loader"] or self.config["val_loader"]
+        self.logger.say("next:" + (f"\n  python test.py -r {weights}" if score else "")
+                        + f"\n  python inference.py -r {weights} --images FOLDER --overlay")
 
     @contextlib.contextmanager
     def _explained_errors(self):

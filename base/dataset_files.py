@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import DataError, listed, shown
+from utils.errors import DataError, listed, shown, size_text
 from utils.images.headers import Header, UnreadableFile, read_header
 from utils.images.name_pattern import NamePattern, find_files, matching, separate
 from utils.images.picture_files import IMAGE_SUFFIXES, NO_LABELS
@@ -250,8 +250,8 @@ def header_problem(image: Path, label: Path | None, label_header: Callable[[Path
         return f"{shown(error.filename)}: {error.strerror}", True
     if of_image.fits(of_label):
         return None, False
-    return Problem(f"{shown(image)} is {of_image.size[1]}x{of_image.size[0]} but its label "
-                   f"{shown(label)} is {of_label.size[1]}x{of_label.size[0]}",
+    return Problem(f"{shown(image)} is {size_text(of_image.size)} (height x width) but its label "
+                   f"{shown(label)} is {size_text(of_label.size)}",
                    "give image and label the same size"), False
 
 

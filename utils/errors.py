@@ -4,7 +4,7 @@ Every message states what is wrong (with the value found), where (file, key or i
 do about it. Entry points print only the message; --debug adds the traceback.
 """
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 
 
@@ -96,6 +96,17 @@ def listed(items: Collection, most: int, separator: str = ", ", text: Callable =
     if len(items) > most:
         parts.append(f"and {len(items) - most} more")
     return separator.join(parts)
+
+
+def counted(number: int, name: str) -> str:
+    """A number with its noun: "1 batch", "2 batches", "3 classes", "4 images"."""
+    plural = name + ("es" if name.endswith(("s", "tch", "x")) else "s")
+    return f"{number} {name if number == 1 else plural}"
+
+
+def size_text(size: Sequence[int]) -> str:
+    """(height, width) as all messages write it: "480x640", as for --crop-size."""
+    return f"{size[0]}x{size[1]}"
 
 
 def shown(path: object) -> str:

@@ -238,7 +238,7 @@ def test_an_image_too_large_for_the_network_fails_and_the_others_are_done(checkp
     monkeypatch.setattr(Predictor, "labels", limited)
     assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out") == 3
     message = capsys.readouterr().err
-    assert "2 ok, 1 failed" in message and "fails on 40x50" in message and "sliding" in message
+    assert "2 ok, 1 failed" in message and "fails on 50x40" in message and "sliding" in message
 
 
 def test_stdout_contains_only_the_json_report(checkpoint, tmp_path, capsys):

@@ -324,7 +324,8 @@ def write_labels(folder, label):
 def test_without_arguments_the_usage_is_printed_and_the_status_is_2(capsys):
     with pytest.raises(SystemExit) as stop:
         program.main([])
-    assert stop.value.code == 2 and "usage" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "-r auto takes the newest" in error and "--help" in error
 
 
 @pytest.mark.slow      # three processes import torch

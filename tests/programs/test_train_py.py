@@ -31,6 +31,7 @@ def trained(tmp_path_factory):
 def test_a_run_leaves_config_checkpoints_log_and_metrics(trained):
     assert {"config.json", "last.pth", "model_best.pth", "log.txt", "metrics.jsonl"} \
         <= {p.name for p in trained.iterdir()}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", trained.name)
 
 
 def test_the_saved_config_is_complete_and_repeats_the_run(trained, tmp_path):
@@ -103,6 +104,7 @@ def test_dry_run_builds_everything_and_writes_nothing(tmp_path, capsys):
     (2, "batch holds 1 image", ["arch.type=PSPNet", "arch.args.backbone=resnet18",
                                 "train_loader.args.batch_size=1"]),
     (2, "GPU(s) are visible", ["n_gpu=99"]),
+    (2, "fp16 training needs a GPU", ["n_gpu=0", "trainer.amp=fp16"]),
     (2, "needs the target 'depth'", ['loss={"type": "CE", "target": "depth"}']),
     (2, "RMI needs at least 3x3", ["loss=RMI", "train_loader.args.crop_size=4"]),
     (2, "above 0: the network would learn nothing", ["loss.args.weight=[0,0,0,0,0,0,0,0,0]"]),
@@ -118,8 +120,9 @@ def test_a_dry_run_refuses_what_the_start_refuses(tmp_path, capsys, status, word
 def test_a_dry_run_says_what_it_tried(tmp_path, capsys):
     assert run(*COMMON, "--dry-run", f"trainer.save_dir={tmp_path}") == 0
     text = capsys.readouterr().err
-    assert re.search(r"tried one step on 4 training images of 48x64 \(loss [\d.]+\) and one "
-                     r"validation image of \d+x\d+ \(loss [\d.]+\), in", text), text
+    assert re.search(r"tried one step on 4 training images of 48x64 \(height x width\) "
+                     r"\(loss [\d.]+\) and one validation image of \d+x\d+ \(loss [\d.]+\), in",
+                     text), text
     assert "9 classes" in text and "on cpu" in text
 
 

@@ -39,6 +39,7 @@ class Net(BaseModel):
 
 
 class Data:
+    title = "made up"
     class_names = ["a", "b", "c"]
     palette = [[0, 0, 0], [90, 0, 0], [0, 90, 0]]
     mean, std = [0.5] * 3, [0.25] * 3
@@ -248,6 +249,35 @@ def test_the_rate_of_a_log_line_is_that_of_its_step(tmp_path, section, every):
         f"{rate:.3g}" for rate in logged.values()]
 
 
+def test_log_txt_tells_the_whole_run(tmp_path, capsys):
+    make(tmp_path, "trainer.log_per_iter=1", "trainer.epochs=1").train()
+    text = (tmp_path / "log.txt").read_text()
+    for part in ("training Net to epoch 1 (4 steps); run folder", "command: ", "torch 2.",
+                 "train: 8 images of made up, 3 classes, 4 batches of 2", "val: 4 images",
+                 "1 epoch, 4 steps, on cpu (", "epoch 1 step 2/4  loss ",
+                 "validation on 4 images of made up, rule max, whole images", " % at epoch 1: ",
+                 f"next:\n  python test.py -r {tmp_path}\n  python inference.py -r {tmp_path} "):
+        assert part in text, part
+    said = capsys.readouterr().err
+    assert "step 2/4  loss" in said and "docs/metrics.md" in said and "command:" not in said
+
+
+def test_log_txt_tells_of_an_interruption_and_of_what_follows(tmp_path):
+    with pytest.raises(Interrupted):
+        signal_at(make(tmp_path), 5, signal.SIGTERM).train()
+    assert "ended: interrupted by SIGTERM at epoch 2 step 6" in (tmp_path / "log.txt").read_text()
+    make(tmp_path, checkpoint=read_checkpoint(tmp_path / "last.pth")).train()
+    assert "(12 steps), resumed at epoch 2 step 6; run" in (tmp_path / "log.txt").read_text()
+
+
+def test_log_txt_tells_of_an_error(tmp_path):
+    trainer = make(tmp_path)
+    trainer._valid_epoch = None
+    with pytest.raises(TypeError):
+        trainer.train()
+    assert "ended: 'NoneType' object is not callable" in (tmp_path / "log.txt").read_text()
+
+
 def test_an_operation_without_a_deterministic_form_is_named(tmp_path):
     class Unpooling(Net):
         def forward(self, x):
@@ -391,7 +421,7 @@ def test_a_rehearsal_tries_the_first_step_and_one_validation_image_and_writes_no
     assert not (tmp_path / "none").exists()
     make(tmp_path, "trainer.log_per_iter=1").train()
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
-    assert said.startswith("tried one step on 2 training images of 8x8 (loss "
+    assert said.startswith("tried one step on 2 training images of 8x8 (height x width) (loss "
                            f"{first['loss' if 'loss' in first else 'train/loss']:.4g}) and one "
                            "validation image of 8x8 (loss ")
 

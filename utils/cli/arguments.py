@@ -7,7 +7,21 @@ from collections.abc import Callable, Collection, Mapping
 from utils.cli import console
 from utils.errors import DataError
 
+TYPE_CHECKING = False     # of typing, whose import would slow down --help
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 DEFAULT_WORKERS = min(8, os.cpu_count() or 1)       # threads or processes that read files
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are the message alone: in ten lines of usage nobody finds it."""
+
+    def error(self, message: str) -> "NoReturn":
+        if "required" in message and "--resume" in message:
+            message += "\n  -r auto takes the newest model_best.pth below saved/"
+        command = self.prog if self.prog.startswith("python") else f"python {self.prog}"
+        self.exit(2, f"{self.prog}: error: {message}\n  {command} --help lists the options\n")
 
 
 def command_parser(prog: str, text: str | None, epilog: str = "") -> argparse.ArgumentParser:
@@ -15,9 +29,8 @@ def command_parser(prog: str, text: str | None, epilog: str = "") -> argparse.Ar
 
     Its help prints `text` without rewrapping it, and the exit statuses after `epilog`.
     """
-    parser = argparse.ArgumentParser(prog=prog, description=text,
-                                     epilog=epilog + console.EXIT_STATUSES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(prog=prog, description=text, epilog=epilog + console.EXIT_STATUSES,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
     return parser
 

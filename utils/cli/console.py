@@ -164,7 +164,7 @@ def fail(text: str):
 
 
 def _print_labeled(label, text, code):
-    _print(f"{_colored(label + ':', code)} {text}")
+    _print(f"{_colored(label + ':', code)} {_wrapped(text)}")
 
 
 def _colored(text: str, code: str) -> str:
@@ -176,6 +176,19 @@ def _colored(text: str, code: str) -> str:
     allowed = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     shows = forced or (allowed and sys.stderr.isatty())
     return f"\033[{code}m{text}\033[0m" if shows else text
+
+
+def _wrapped(text):
+    """`text` with its lists of known names wrapped at the width of the terminal, if it is one."""
+    if not sys.stderr.isatty():
+        return text
+    import shutil
+    import textwrap
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        textwrap.fill(line, width, subsequent_indent="      ", break_long_words=False,
+                      break_on_hyphens=False)
+        if len(line) > width and "Known: " in line else line for line in text.split("\n"))
 
 
 def _print(text):

@@ -7,7 +7,9 @@ and a signal stops it immediately.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
@@ -30,6 +32,8 @@ class StopSignal:
     """Stores SIGINT, SIGTERM and SIGHUP (stop) and SIGUSR1 (save) while the `with` block runs.
 
     at_once: whether a stop signal ends a wait (see `idle`).
+    tell: called with the name of the first stop signal, in a thread of its own, if the block has
+    not ended 0.2 s later: the program's thread may be busy in one operation for minutes.
     signum: the first stop signal, or None. save_asked: whether SIGUSR1 has arrived; the code that
     saves resets it. The second Ctrl-C raises KeyboardInterrupt immediately. Signals that are
     ignored (nohup) stay ignored.
@@ -37,9 +41,10 @@ class StopSignal:
 
     STOP = ("SIGINT", "SIGTERM", "SIGHUP")
     SAVE = "SIGUSR1"
+    PATIENCE = 0.2
 
-    def __init__(self, at_once: bool = True):
-        self.at_once = at_once
+    def __init__(self, at_once: bool = True, tell: Callable[[str], object] | None = None):
+        self.at_once, self.tell = at_once, tell
         self.signum: int | None = None
         self.save_asked = self._idle = False
 
@@ -50,11 +55,35 @@ class StopSignal:
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 handler = self._note_save if name == self.SAVE else self._note_stop
                 self._previous[number] = signal.signal(number, handler)
+        self._ended = threading.Event()
+        if self.tell:
+            self._watch()
         return self
 
     def __exit__(self, *_):
+        self._ended.set()
+        if self.tell:
+            signal.set_wakeup_fd(self._previous_fd)
+            os.close(self._write_end)       # ends the thread
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def _watch(self):
+        """Start the thread that calls `tell`. Python writes the numbers of signals into a pipe at
+        once, but runs their handlers only between two operations."""
+        read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        self._previous_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        threading.Thread(target=self._tell_of_stop, args=(read_end,), daemon=True).start()
+
+    def _tell_of_stop(self, read_end):
+        stops, told = {getattr(signal, name, None) for name in self.STOP}, False
+        with open(read_end, "rb", buffering=0) as numbers:
+            while byte := numbers.read(1):          # to the end: Python warns of a broken pipe
+                if byte[0] in stops and self.tell and not told \
+                        and not self._ended.wait(self.PATIENCE):
+                    told = True
+                    self.tell(signal.Signals(byte[0]).name)
 
     @contextlib.contextmanager
     def idle(self):
@@ -97,6 +126,16 @@ class StopSignal:
 
     def _note_save(self, signum, frame):
         self.save_asked = True
+
+
+def _forget_pipe():
+    """In a forked process, whose signals are not those of the program."""
+    with contextlib.suppress(ValueError):       # not in the main thread: there is no pipe then
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pipe)
 
 
 def _starts_process(frame: FrameType | None) -> bool:

@@ -3,7 +3,7 @@ import contextlib
 
 import torch
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, counted
 
 
 def autocast_dtype(amp: str | bool, device: torch.device) -> torch.dtype | None:
@@ -20,6 +20,15 @@ def autocast_dtype(amp: str | bool, device: torch.device) -> torch.dtype | None:
     known: dict[str | bool, torch.dtype | None] = {
         "bf16": torch.bfloat16, "fp16": torch.float16, False: None}
     return known[amp]
+
+
+def device_name(device: torch.device) -> str:
+    """A device for a message: "cuda:0 (NVIDIA A100)", "cpu (8 threads)"."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"{device} ({counted(torch.get_num_threads(), 'thread')})"
+    return str(device)
 
 
 def full_dtype(tensor: torch.Tensor) -> torch.dtype:

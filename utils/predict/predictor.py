@@ -378,6 +378,12 @@ class Predictor:
             settings["label_pairs"] = [list(pair) for pair in self.label_pairs]
         return settings
 
+    def views_text(self) -> str:
+        """How an image is seen, in words: "whole images", "scales 0.5, 1, mirrored too"."""
+        text = {"whole": "whole images", "sliding": "overlapping windows"}.get(
+            self.mode, f"scales {', '.join(f'{scale:g}' for scale in self.scales)}")
+        return text + (", mirrored too" if self.flip else "")
+
     def windows(self, height: int, width: int) -> Windows:
         """The windows that mode "sliding" cuts out of an image of height x width pixels."""
         return overlapping_windows((height, width), self.crop_size, self.overlap, self.tiling,

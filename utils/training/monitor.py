@@ -9,6 +9,11 @@ IMAGE_METRICS = ("mIoU_I", "mDice_I")
 MONITORED = (*DATASET_METRICS, *IMAGE_METRICS, "loss")
 
 
+def score_text(metric: str, value: float) -> str:
+    """A monitored value for a message, as tables show it: 0.4238 -> "42.38 %"; a loss as it is."""
+    return f"{value:.4f}" if metric == "loss" else f"{100 * value:.2f} %"
+
+
 class Monitor:
     """Keeps the best value of one validation metric.
 

@@ -1,4 +1,4 @@
-"""The folder of one run: saved/<name>/<MM-DD_HH-MM-SS>[-n]/."""
+"""The folder of one run: saved/<name>/<YYYY-MM-DD_HH-MM-SS>[-n]/."""
 import contextlib
 import functools
 import hashlib
@@ -135,7 +135,7 @@ def dataset_facts(dataset: Any) -> dict[str, Any]:
 
 def _create(parent):
     parent.mkdir(parents=True, exist_ok=True)
-    stamp = time.strftime("%m-%d_%H-%M-%S")
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for n in range(1000):
         folder = parent / (stamp if n == 0 else f"{stamp}-{n}")
         try:

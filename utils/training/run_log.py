@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from utils.cli.console import notice, warn
-from utils.errors import listed, shown
+from utils.cli.console import VERSION, notice, warn
+from utils.errors import counted, listed, shown
 from utils.files.json_values import plain_json
 from utils.files.whole_file import WholeFile
 from utils.images.types import Image
 from utils.machine import distributed
+from utils.machine.precision import device_name
+from utils.training.run_folder import run_facts
 
 _SHOWN = 5              # line numbers in a notice
 NO_TENSORBOARD = ("tensorboard is not installed: no event files are written (pip install "
@@ -70,8 +72,20 @@ class RunLogger:
             from tqdm import tqdm
             with tqdm.external_write_mode():      # keep the progress bar in one piece
                 notice(text)
+            self.write(text)
+
+    def write(self, text: str):
+        """Append a line to log.txt."""
+        if self._active:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
             self._append("log.txt", f"{stamp} {text}\n")
+
+    def write_origin(self):
+        """Append what is needed to repeat this session to log.txt: the command and the versions."""
+        facts = run_facts()
+        self.write(f"command: {facts['command']}")
+        self.write(f"segwright {VERSION}, revision {facts['revision'] or 'unknown'}, python "
+                   f"{facts['python']}, torch {facts['torch']}")
 
     def record(self, kind: str, step: int, **values: Any):
         """Append one object to metrics.jsonl: {"kind", "step", …}."""
@@ -121,6 +135,36 @@ class RunLogger:
                 self._broken.add(what)
                 warn(f"{what} can no longer be written, the training continues: {error}")
             return False
+
+
+def training_facts(trainer: Any) -> list[str]:
+    """What a training uses, a line each: network, data, rates, length and device.
+
+    trainer: a BaseTrainer.
+    """
+    model, progress = trainer.model, trainer.progress
+    numbers = [p.numel() for p in model.parameters()]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    share = "all" if trained == sum(numbers) else f"{trained / 1e6:.2f} M"
+    lines = [f"network: {type(model).__name__}, {sum(numbers) / 1e6:.2f} M parameters, {share} of "
+             f"them trained, outputs {', '.join(model.output_weights)}"]
+    for title, loader in (("train", trainer.train_loader), ("val", trainer.val_loader)):
+        if loader is not None:
+            lines.append(f"{title}: {len(loader.dataset)} images of {loader.dataset.title}, "
+                         f"{counted(trainer.num_classes, 'class')}, "
+                         f"{counted(len(loader), 'batch')} of {loader.batch_size}")
+    groups = trainer.optimizer.param_groups
+    for group in groups if len(groups) > 1 else ():
+        decay = f", weight decay {group['weight_decay']:g}" if "weight_decay" in group else ""
+        lines.append(f"parameters {group['name']}: {len(group['params'])} tensors, learning rate "
+                     f"{group.get('initial_lr', group['lr']):.3g}{decay}")
+    dtype = trainer.autocast_dtype
+    precision = "fp32" if dtype is None else str(dtype).removeprefix("torch.")
+    ranks = distributed.world_size()
+    lines.append(f"{counted(progress.epochs, 'epoch')}, {counted(progress.total_steps, 'step')}, "
+                 f"on {device_name(trainer.device)}, {precision}"
+                 + (f", {ranks} processes" if ranks > 1 else ""))
+    return lines
 
 
 def _append(path, lines: bytes):

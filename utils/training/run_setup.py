@@ -15,7 +15,7 @@ from utils.cli.console import notice, warn
 from utils.config.cross_checks import settings_without_effect
 from utils.config.load import apply_overrides, load_config, save_config
 from utils.config.registry import STEP_IMPLEMENTATION
-from utils.config.schema import resolve_config
+from utils.config.schema import resolve_config, trains_without_val
 from utils.errors import ConfigError
 from utils.machine import distributed
 from utils.training.run_folder import (
@@ -26,7 +26,7 @@ from utils.training.run_folder import (
     is_run_of,
     runs_folder,
 )
-from utils.training.run_log import NO_TENSORBOARD
+from utils.training.run_log import NO_TENSORBOARD, training_facts
 
 if TYPE_CHECKING:
     import torch
@@ -131,23 +131,8 @@ class Run:
 
     def report(self, trainer: Any, tried: str):
         """Print what a training would use, and what was tried (--dry-run). trainer: a Trainer."""
-        model, progress = trainer.model, trainer.progress
-        numbers = [p.numel() for p in model.parameters()]
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        frozen = f", {trained / 1e6:.2f} M of them trained" if trained < sum(numbers) else ""
-        notice(f"{type(model).__name__}: {sum(numbers) / 1e6:.2f} M parameters{frozen}, outputs "
-               f"{', '.join(model.output_weights)}")
-        for title, loader in (("train", trainer.train_loader), ("val", trainer.val_loader)):
-            if loader is not None:
-                notice(f"{title}: {len(loader.dataset)} images of "
-                       f"{type(loader.dataset).__name__}, {trainer.num_classes} classes, "
-                       f"{len(loader)} batches of {loader.batch_size}")
-        groups = trainer.optimizer.param_groups
-        for group in groups if len(groups) > 1 else ():
-            decay = f", weight decay {group['weight_decay']:g}" if "weight_decay" in group else ""
-            notice(f"parameters {group['name']}: {len(group['params'])} tensors, learning rate "
-                   f"{group.get('initial_lr', group['lr']):.3g}{decay}")
-        notice(f"{progress.epochs} epochs, {progress.total_steps} steps, on {trainer.device}")
+        for line in training_facts(trainer):
+            notice(line)
         if trainer.settings.tensorboard and not importlib.util.find_spec("tensorboard"):
             warn(NO_TENSORBOARD)
         notice(tried)
@@ -191,10 +176,16 @@ def open_run(args: argparse.Namespace) -> Run:
 
 
 def resolved(config: dict, source: str) -> dict:
-    """The resolved config of a training, in which class weights are numbers. Raises ConfigError."""
+    """The resolved config of a training, in which class weights are numbers. Raises ConfigError.
+
+    Says so if the training will not validate because there is no val_loader.
+    """
     from utils.losses.class_weights import with_numbers
-    config = resolve_config(config, source)
-    return {**config, **{key: with_numbers(config[key], key) for key in ("loss", "val_loss")}}
+    result = resolve_config(config, source)
+    if trains_without_val(config):
+        notice(f"{source} has no val_loader: the training does not validate (trainer.val is "
+               "false), and last.pth is its only checkpoint")
+    return {**result, **{key: with_numbers(result[key], key) for key in ("loss", "val_loss")}}
 
 
 def start_processes(run: Run, args: argparse.Namespace) -> "torch.device":

@@ -23,7 +23,7 @@ from utils.images.normalize import Normalize
 from utils.machine import distributed
 from utils.training.criterion import Criterion
 from utils.training.lr_scheduler import advance
-from utils.training.monitor import Monitor
+from utils.training.monitor import Monitor, score_text
 from utils.training.parameter_groups import parameter_order
 from utils.training.progress import Progress
 from utils.training.run_folder import run_facts
@@ -102,7 +102,7 @@ def restore(trainer: Resumable, saved: Checkpoint):
         _restore_schedule(trainer, checkpoint, recounted)
         progress.lineage = _lineage(trainer, checkpoint)
     monitor = trainer.monitor
-    best = "none yet" if monitor.best is None else f"{monitor.best:.4f}"
+    best = "none yet" if monitor.best is None else score_text(monitor.metric, monitor.best)
     notice(f"resuming at {progress}, lr {trainer.optimizer.param_groups[0]['lr']:.3g}, best "
            f"{monitor.metric or ''} {best}")
 
