@@ -61,13 +61,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write(dataset, sample, image, label, link):
-    from utils.errors import DataError, shown
+    from utils.errors import DataError, shown, size_text
     from utils.files.whole_file import write_bytes
     from utils.images.image_io import read_image, write_image
     size = read_image(sample.image).shape[:2]
     ids = dataset.read_train_ids(sample.label)
     if ids.shape != size:
-        raise DataError(f"is {ids.shape[1]}x{ids.shape[0]}, its image {size[1]}x{size[0]}",
+        raise DataError(f"is {size_text(ids.shape)}, its image {size_text(size)} (height x width)",
                         shown(sample.label))
     if link:
         image.unlink(missing_ok=True)

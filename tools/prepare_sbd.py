@@ -80,14 +80,14 @@ def _open(name, root, split):
 
 def _write(dataset, sample, target, image=None):
     """Write the label as a gray PNG, and the picture if `image` is given and does not exist."""
-    from utils.errors import DataError, shown
+    from utils.errors import DataError, shown, size_text
     from utils.files.whole_file import write_bytes
     from utils.images.headers import read_header
     from utils.images.image_io import write_image
     ids, header = dataset.read_train_ids(sample.label), read_header(sample.image)
     if ids.shape != header.stored_size:
-        raise DataError(f"is {ids.shape[1]}x{ids.shape[0]}, its image {header.width}x"
-                        f"{header.height}", shown(sample.label))
+        raise DataError(f"is {size_text(ids.shape)}, its image "
+                        f"{size_text(header.stored_size)} (height x width)", shown(sample.label))
     if image is not None and not image.is_file():
         write_bytes(image, sample.image.read_bytes())
     write_image(target, ids)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from utils.cli import console
 from utils.cli.arguments import DEFAULT_WORKERS, at_least, command_parser, require_folder
-from utils.errors import DataError, listed, shown
+from utils.errors import DataError, listed, shown, size_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -203,8 +203,8 @@ def encoded(path: Path, size: tuple[int, int],
     from utils.images.image_io import read_label
     values = read_label(path)
     if values.shape != size:
-        raise DataError(f"is {values.shape[1]}x{values.shape[0]}, the image {size[1]}x{size[0]}",
-                        shown(path))
+        raise DataError(f"is {size_text(values.shape)}, the image {size_text(size)} "
+                        "(height x width)", shown(path))
     buffer = io.BytesIO()
     Image.fromarray(convert(values, path)).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()

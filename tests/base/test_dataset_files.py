@@ -101,7 +101,7 @@ def test_header_problem_separates_unreadable_files_from_wrong_sizes(tmp_path):
     assert header_problem(image, label, read_header) == (None, False)
     write_label(label, np.zeros((4, 5), np.uint8), [])
     text, unreadable = header_problem(image, label, read_header)
-    assert "image.png is 6x4 but its label" in text and not unreadable
+    assert "image.png is 4x6 (height x width) but its label" in text and not unreadable
     image.write_bytes(b"")
     assert header_problem(image, None, read_header)[1]
     image.unlink()

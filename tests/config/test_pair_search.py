@@ -245,7 +245,7 @@ def test_files_that_are_left_out_are_counted_with_examples(tmp_path, monkeypatch
     loaders("im", "lab")
     printed = capsys.readouterr().out
     assert "5 pairs of image and label (2 images without a usable label" in printed
-    assert "1 pairs cannot be used: 3.jpg is 32x24, its label 3x3" in printed
+    assert "1 pairs cannot be used: 3.jpg is 24x32, its label 3x3" in printed
     assert "1 images have no label: im/2.jpg" in printed
     assert "2 label files are not used: lab/5.png, overlay/x.jpg" in printed
 

@@ -102,7 +102,8 @@ def test_k40_an_image_and_a_label_of_other_size_are_both_named(tmp_path):
     folder(tmp_path)
     write_label(tmp_path / "labels" / "03.png", np.zeros((8, 9), np.uint8), [])
     message = error_of(tmp_path)
-    assert "images/03.png is 24x16 but its label" in message and "labels/03.png is 9x8" in message
+    assert "images/03.png is 16x24 (height x width) but its label" in message
+    assert "labels/03.png is 8x9" in message
 
 
 IDS = RNG.integers(0, 3, (6, 9), dtype=np.uint8)

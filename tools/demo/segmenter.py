@@ -76,7 +76,7 @@ class Segmenter:
         """Returns the image, reduced if it is too large for the network, and its original size."""
         height, width = size = read_header(path).size
         if height * width > self.pixels:
-            raise DataError(f"the image has {width}x{height} pixels; at most {self.pixels:,} are "
+            raise DataError(f"the image has {height}x{width} pixels; at most {self.pixels:,} are "
                             "accepted")
         image = read_image(path, self.opened.normalize.white)
         view = whole_view(height, width, self.base_size)

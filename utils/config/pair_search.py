@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.config.name_rules import Rule, guessed_rules
-from utils.errors import DataError, listed, shown
+from utils.errors import DataError, listed, shown, size_text
 from utils.images.headers import read_header
 from utils.images.image_io import read_stored, stored_codes
 from utils.images.label_kind import busyness
@@ -338,8 +338,8 @@ def _common_size(image, label):
     if os.path.samefile(image, label):
         return f"{shown(image)}: image and label are one file"
     if not first.fits(second):
-        return (f"{shown(image.name)} is {first.width}x{first.height}, its label "
-                f"{second.width}x{second.height}")
+        return (f"{shown(image.name)} is {size_text(first.size)}, its label "
+                f"{size_text(second.size)} (height x width)")
     return first.size
 
 

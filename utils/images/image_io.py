@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.errors import DataError, listed, shown
+from utils.errors import DataError, listed, shown, size_text
 from utils.files.whole_file import write_bytes
 from utils.images.headers import (
     Probe,
@@ -124,8 +124,8 @@ def read_pair(image_path: str | os.PathLike, label_path: str | os.PathLike,
     if label_turn == 1 and turn >= 5 and values.shape != image.shape[:2]:
         values = _oriented(values, turn)
     if values.shape != image.shape[:2]:
-        raise DataError(f"image {shown(image_path)} is {_size(image)} but its label is "
-                        f"{_size(values)}", shown(label_path),
+        raise DataError(f"image {shown(image_path)} is {size_text(image.shape)} (height x width) "
+                        f"but its label is {size_text(values.shape)}", shown(label_path),
                         "give image and label the same size")
     return image, values
 
@@ -497,7 +497,3 @@ def _eight_bits(array, white, top, path):
 def _table_of_range(white):
     """uint8 (65536,): what each 16-bit value becomes."""
     return np.rint((np.arange(65536) * (255 / white)).clip(0, 255)).astype(np.uint8)
-
-
-def _size(array):
-    return f"{array.shape[1]}x{array.shape[0]}"

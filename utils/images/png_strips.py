@@ -33,7 +33,7 @@ class PngStrips(WholeFile):
     def __init__(self, path: str | os.PathLike, height: int, width: int, kind: str,
                  palette: list | None = None):
         if max(height, width) > _LARGEST:
-            raise DataError(f"{width}x{height} is too large for a PNG", shown(path))
+            raise DataError(f"{height}x{width} is too large for a PNG", shown(path))
         self.height, self.width, self.kind = height, width, kind
         self._rows, self._pack = 0, zlib.compressobj(4)
         bits, color_type = _KINDS[kind]

@@ -115,7 +115,7 @@ class _NetworkStage:
             reason = first_line(error)
             fix = "; try --mode sliding" if "memory" in reason else ""
             self.report.fail(first_job[0].path,
-                             f"the network fails on {width}x{height}: {reason}{fix}")
+                             f"the network fails on {height}x{width}: {reason}{fix}")
             return []
         done = []
         for (job, image), result in zip(group, results, strict=True):

@@ -144,7 +144,7 @@ class VideoWriter:
         encoder = cv2.VideoWriter(os.path.join(link, self._file.temporary.name), codec,
                                   self.frames_per_s, (width, height))
         if not encoder.isOpened():
-            raise DataError(f"cannot write a video of {width}x{height}", shown(self.path),
+            raise DataError(f"cannot write a video of {height}x{width}", shown(self.path),
                             "this OpenCV may lack FFmpeg: opencv-python includes it")
         return encoder
 

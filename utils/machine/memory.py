@@ -47,7 +47,7 @@ def logits_too_large(images: int, classes: int, height: int, width: int,
     free = free_memory() if device.type == "cpu" and needed >= 1 << 30 else None
     if free is None or needed <= free:
         return None
-    return (f"the logits of {width}x{height} pixels need {needed / 2**30:.1f} GiB of memory and "
+    return (f"the logits of {height}x{width} pixels need {needed / 2**30:.1f} GiB of memory and "
             f"{free / 2**30:.1f} are free")
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.errors import DataError, shown
+from utils.errors import DataError, shown, size_text
 from utils.files.whole_file import make_folder, write_bytes
 from utils.images.headers import read_bytes
 from utils.images.image_io import read_label
@@ -77,8 +77,9 @@ def refine_instances(job: tuple[str, str, Path], files: MatFolder, scale: float 
             offset_path = files.find(name.removesuffix(ENDING))
             move = Refinement(read_offsets(offset_path, mask.shape), scale)
         elif mask.shape != move.size:
-            raise DataError(f"is {mask.shape[1]}x{mask.shape[0]}, the masks before it are "
-                            f"{move.size[1]}x{move.size[0]}", shown(path.parent / mask_name))
+            raise DataError(f"is {size_text(mask.shape)}, the masks before it are "
+                            f"{size_text(move.size)} (height x width)",
+                            shown(path.parent / mask_name))
         masks.append((mask_name, mask, move(mask)))
     for mask_name, _, refined in masks:
         target = out.parent / mask_name

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from utils.errors import DataError, first_line, listed, shown
+from utils.errors import DataError, first_line, listed, shown, size_text
 from utils.files.whole_file import write_bytes
 from utils.images.headers import UnreadableFile, read_bytes
 from utils.images.picture_files import IMAGE_SUFFIXES, picture_files
@@ -162,5 +162,5 @@ def _write(path, **variables):
 
 def _require_size(found, size, path):
     if size is not None and tuple(found) != tuple(size):
-        raise DataError(f"is {found[1]}x{found[0]}, the image is {size[1]}x{size[0]}",
+        raise DataError(f"is {size_text(found)}, the image is {size_text(size)} (height x width)",
                         shown(path), "give offsets that were made for images of this size")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from utils.errors import CheckpointError, ConfigError, DataError, shown
+from utils.errors import CheckpointError, ConfigError, DataError, shown, size_text
 from utils.images.base_size import BaseSize, whole_view
 from utils.machine.tensors import ImageBatch
 from utils.predict.predictor import finite_images, not_finite
@@ -134,9 +134,9 @@ class NetworkOffsets:
     def __call__(self, image: torch.Tensor | None, name: str, size: tuple[int, int]) -> np.ndarray:
         """Offsets int8 (H, W, 2) of an image, uint8 (3, H, W) RGB, for labels of `size` (H, W)."""
         if image is None or tuple(image.shape[-2:]) != size:
-            raise DataError(f"the labels are {size[1]}x{size[0]}, the image "
+            raise DataError(f"the labels are {size_text(size)} (height x width), the image "
                             + ("is not there" if image is None else
-                               f"is {image.shape[-1]}x{image.shape[-2]}"), shown(name) or None,
+                               f"is {size_text(image.shape[-2:])}"), shown(name) or None,
                             "offsets are predicted from the image of the labels' size")
         return self.predict(image)
 
