@@ -23,16 +23,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("-c", "--config", help="config file (default: config.json, or the checkpoint's)")
     add("-r", "--resume", metavar="PATH|auto",
-        help="resume from a checkpoint, or from last.pth of a run's folder; auto: from the "
-             "newest one of this run name, or start a new run")
+        help="resume from a checkpoint, or from the newest one in a folder; auto: from the newest "
+             "one of this run name, or start a new run")
     add("--resume-allow-changes", action="store_true",
         help="with -r: use batches, data and optimizer settings other than the checkpoint's")
     add("-d", "--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     add("--dry-run", action="store_true",
         help="build everything, try one step and one validation image, write nothing, and stop")
     add("--list", nargs="*", metavar="KIND [NAME]",
-        help="components and their arguments (models, losses, …); a word searches for it; "
-             "recipes [WORD]: the configs")
+        help="components and their arguments (models …); a word searches; recipes: the configs")
     add("--schema", action="store_true", help="print a JSON Schema of the config and stop")
     add("--print-config", action="store_true", help="print the complete config and stop")
     add("--init", metavar="FILE", help="write a config for --images and --labels and stop")
@@ -64,8 +63,7 @@ def main(argv: list[str] | None = None) -> int | None:
         from utils.config.docs import side_command
         return side_command(args)
 
-    if not args.print_config:
-        console.notice("reading config and data …")     # before torch, whose import takes seconds
+    console.notice("reading config and data …")     # before torch, whose import takes seconds
     from utils.training.run_setup import start_processes
     from utils.training.stages import open_runs, print_configs
     with distributed.reporting_once():

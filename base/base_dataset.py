@@ -20,7 +20,7 @@ from base.dataset_files import Sample
 from utils.cli.console import notice, warn
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.images.class_names import first_difference, mistake_in
-from utils.images.headers import Header, read_header
+from utils.images.headers import Header, UnreadableFile, read_header
 from utils.images.image_io import read_image, read_label, read_pair
 from utils.images.label_kind import mixing
 from utils.images.normalize import Normalize
@@ -487,7 +487,7 @@ class BaseDataset(Dataset, ABC):
         for path in evenly_spaced(labels, LABELS_READ_AT_START):
             try:
                 stored = self.read_label(path)
-            except DataError:
+            except UnreadableFile:
                 continue            # reported, or replaced, when the sample is read
             ids = self.label_to_train_ids(stored, stored, path)
             values.update(np.unique(stored).tolist())

@@ -154,7 +154,8 @@ class BaseTrainer(ABC):
         except BaseException as error:
             text = first_line(error)
             if isinstance(error, Interrupted):
-                text = f"interrupted by {signal.Signals(error.signum).name} {text}"
+                name = signal.Signals(error.signum).name
+                text = f"interrupted by {name} {text.removesuffix('; resume with')}"
             self.logger.write(f"ended: {text}")
             raise
 

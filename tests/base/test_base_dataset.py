@@ -228,7 +228,7 @@ def test_one_error_lists_all_problems_of_the_files(tmp_path):
     message = str(caught.value)
     assert "7 files are wrong" in message
     for part in ("nolabel.png: no label", "orphan.png: a label without an image",
-                 "bad.png: the file is empty", "small.png is 16x12 but its label",
+                 "bad.png: the file is empty", "small.png is 12x16 (height x width) but its",
                  "is 3x3", "good.png: same name as", "other.png: not a regular file",
                  "folder.jpg: not a regular file"):
         assert part in message, part

@@ -174,12 +174,21 @@ def test_a_folder_of_runs_means_the_newest_best_in_it_and_auto_means_that_of_sav
         == str(tmp_path / "a/1/model_best.pth")
 
 
+def test_a_folder_of_runs_means_the_newest_of_them_for_training(tmp_path, capsys):
+    write(tmp_path / "11-28_09-00-00/last.pth", 8, "2026-11-28T09:00:00+00:00")
+    newer = write(tmp_path / "2026-11-29_08-00-00/last.pth", 4, "2026-11-29T08:00:00+00:00")
+    write(tmp_path / "2026-11-27_08-00-00/last.pth", 12, "2026-11-27T08:00:00+00:00")
+    assert training_checkpoint(str(tmp_path)) == newer
+    assert f"resuming from {newer}" in capsys.readouterr().err
+
+
 def test_a_folder_without_the_file_says_what_it_contains(tmp_path):
     write(tmp_path / "run/last.pth", 8)
     write(tmp_path / "run/checkpoint-epoch2.pth", 8)
     with pytest.raises(CheckpointError, match="there is no model_best.pth") as error:
         find_checkpoint(str(tmp_path / "run"))
     assert "contains: checkpoint-epoch2.pth, last.pth" in error.value.fix
+    (tmp_path / "empty" / "run").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="there is no last.pth") as error:
-        training_checkpoint(str(tmp_path))
+        training_checkpoint(str(tmp_path / "empty"))
     assert "contains: run/" in error.value.fix

@@ -310,7 +310,8 @@ TRAIN = ["--config", "config.json", "train_loader.type=Mixture",
 def test_a_dry_run_opens_a_mixture_drawn_class_by_class(capsys):
     # One or two seconds: the whole program, as a dry run.
     assert run(train.main, [*TRAIN, "--dry-run"]) == 0
-    assert "32 images of Mixture, 9 classes, 6 batches of 4" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "train: 32 images of Mixture " in said and ", 9 classes, 6 batches of 4" in said
 
 
 @pytest.mark.slow       # two small trainings, one of them interrupted

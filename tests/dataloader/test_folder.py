@@ -510,3 +510,12 @@ def test_a_label_as_jpeg_without_a_threshold_names_it(tmp_path):
     put_mask(tmp_path, "a", np.ones((8, 8), bool))
     with pytest.raises(DataError, match="label_threshold"):
         Folder(str(tmp_path), num_classes=2)
+
+
+def test_color_labels_without_a_palette_are_refused_before_the_training(tmp_path):
+    for folder, values in (("images", np.zeros((4, 6), np.uint8)),
+                           ("labels", np.full((4, 6, 3), (0, 0, 200), np.uint8))):
+        (tmp_path / folder).mkdir()
+        write_image(tmp_path / folder / "a.png", values)
+    with pytest.raises(DataError, match="the label is a color picture"):
+        Folder(str(tmp_path), num_classes=2)

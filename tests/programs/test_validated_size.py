@@ -307,7 +307,7 @@ def test_validation_in_training_says_that_it_resizes_the_labels(tmp_path, capsys
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert console.run(train.main, ["-c", str(tmp_path / "config.json")]) == 0
     printed = "".join(capsys.readouterr())
-    assert "(max, whole, images and labels at 40 pixels (long side))" in printed
+    assert "rule max, whole images, images and labels at 40 pixels (long side)" in printed
     path = str(next(tmp_path.glob("*/*/model_best.pth")))
     assert scores_of_test(path, tmp_path, capsys)["base_size"] == 40
 

@@ -453,7 +453,7 @@ def test_from_training_to_refined_labels(tmp_path):
         "trainer.val_per_epochs=1", "trainer.tensorboard=false", "trainer.ema=0",
         f"trainer.save_dir={tmp_path}")
     assert result.returncode == 0, result.stderr
-    assert "(offsets, whole)" in result.stdout + result.stderr
+    assert "rule offsets, whole images" in result.stdout + result.stderr
     best, = tmp_path.rglob("model_best.pth")
     images, labels = tmp_path / "images", tmp_path / "labels"
     for place in (images, labels):

@@ -57,18 +57,23 @@ def find_checkpoint(text: str, folder: str = "saved") -> str:
 
 
 def training_checkpoint(text: str) -> Path:
-    """The path of the checkpoint to resume from: `text`, or last.pth in that folder.
+    """The path of the checkpoint to resume from.
 
+    text: a path; the folder of a run, for its last.pth; a folder of runs, for the newest in it.
     Says which if it is a folder. Raises CheckpointError if the folder has none.
     """
     path = Path(text)
     if not path.is_dir():
         return path
-    if not (path / LAST).exists():
-        raise CheckpointError(f"there is no {LAST} to resume from", text,
-                              f"give a file; {contents_of(path)}")
-    notice(f"resuming from {path / LAST}")
-    return path / LAST
+    found = path / LAST
+    if not found.exists():
+        newest = None if next(path.glob("*.pth"), None) else newest_training(path)
+        if newest is None:
+            raise CheckpointError(f"there is no {LAST} to resume from", text,
+                                  f"give a file; {contents_of(path)}")
+        found = newest[1]
+    notice(f"resuming from {found}")
+    return found
 
 
 def newest_best(folder: str | Path) -> Path | None:

@@ -335,7 +335,7 @@ def _merge(values: dict, places: _Tree, child: dict, child_places: _Tree, path: 
         places.pop(key, None)
     for key, value in child.items():
         old, here = values.get(key), (*path, key)
-        if value is not None and (other := _EITHER.get(here)) in values.keys() - child.keys():
+        if value is not None and (other := _EITHER.get(here)) in values and other not in child:
             values[other] = None
         if isinstance(old, str) and isinstance(value, dict) and _is_of_section(here, value):
             old = values[key] = {"type": old}

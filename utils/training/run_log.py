@@ -17,7 +17,6 @@ from utils.files.json_values import plain_json
 from utils.files.whole_file import WholeFile
 from utils.images.types import Image
 from utils.machine import distributed
-from utils.machine.precision import device_name
 from utils.training.run_folder import run_facts
 
 _SHOWN = 5              # line numbers in a notice
@@ -142,6 +141,7 @@ def training_facts(trainer: Any) -> list[str]:
 
     trainer: a BaseTrainer.
     """
+    from utils.machine.precision import device_name
     model, progress = trainer.model, trainer.progress
     numbers = [p.numel() for p in model.parameters()]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
