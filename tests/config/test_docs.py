@@ -45,7 +45,7 @@ def test_one_component_is_described_with_its_whole_docstring():
 
 def test_the_list_has_a_line_for_each_component_with_its_aliases():
     lines = list_text().splitlines()
-    assert "  DeepLabV3Plus (or DeepLab)" in [line[:28] for line in lines]
+    assert "  DeepLab (or DeepLabV3Plus)" in [line[:28] for line in lines]
     line, = (line for line in lines if line.startswith("  PSPNet "))
     assert line.endswith("Pyramid pooling on a dilated backbone, output stride 8.")
 

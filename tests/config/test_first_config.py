@@ -70,7 +70,7 @@ def test_a_rare_class_gives_a_hint_at_weights(tmp_path, monkeypatch, capsys):
     for i in range(4):
         for folder in ("im", "lab"):
             (tmp_path / folder).mkdir(exist_ok=True)
-        write_image(tmp_path / f"im/{i}.png", np.zeros((40, 64, 3), np.uint8))
+        write_image(tmp_path / f"im/{i}.png", SCENES.load(i)[0])
         write_label(tmp_path / f"lab/{i}.png", label, [])
     made(tmp_path, monkeypatch, "im", "lab")
     assert "covers 0.31 % of the pixels" in capsys.readouterr().out
