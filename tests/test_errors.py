@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 
-from utils.errors import DataError, first_line, listed, nearest, shown, unknown
+from utils.errors import DataError, counted, first_line, listed, nearest, shown, unknown
 
 
 @pytest.mark.parametrize("error, line", [
@@ -51,6 +51,11 @@ def test_an_unknown_name_is_reported_with_the_nearest_and_all_known_names():
     assert unknown("type", "b", ["C", "A"]) == "unknown type 'b'. Known: A, C."
     assert unknown("key", "lr2", {"lr": 1}) == "unknown key 'lr2'. Did you mean 'lr'? Known: lr."
     assert unknown("key", "x", ()) == "unknown key 'x'. Known: none."
+
+
+def test_a_number_agrees_with_its_noun():
+    assert [counted(1, "batch"), counted(2, "batch"), counted(3, "class"), counted(0, "epoch")] \
+        == ["1 batch", "2 batches", "3 classes", "0 epochs"]
 
 
 def test_a_path_is_shown_with_its_odd_characters_escaped():
