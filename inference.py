@@ -36,7 +36,7 @@ def segment(args: argparse.Namespace) -> int:
         pipeline.opened.label_ids = stored_ids(config["train_loader"], config["ignore_index"])
     prepare_folder(args.output, args.images)
     report, start = InferenceReport(pipeline.describe()), time.perf_counter()
-    with StopSignal(tell=lambda name: console.notice(f"{name}: stopping after this image")) as stop:
+    with StopSignal() as stop:
         segment_images(images, pipeline, report, stop, batch=args.batch,
                        workers=args.workers or WORKERS, skip_existing=args.skip_existing)
         segment_videos(videos, pipeline, report, stop, batch=args.batch,

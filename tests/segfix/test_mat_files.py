@@ -56,7 +56,7 @@ def mat(**variables):
     (b"", "0 bytes"), (b"no matlab file" * 20, "not a MATLAB file"), (mat(a=np.zeros(3)), "'mat'"),
     (mat(mat=np.zeros((4, 6, 2)))[:-40], "damaged"), (mat(mat="text"), "not the"),
     (mat(mat=np.zeros((4, 6))), "not the"), (mat(mat=np.full((4, 6, 2), np.inf)), "not finite"),
-    (mat(mat=np.zeros((6, 4, 2))), "the image is 6x4")])
+    (mat(mat=np.zeros((6, 4, 2))), "the image is 4x6")])
 def test_a_bad_offset_file_is_one_message_with_its_name(tmp_path, data, text):
     path = tmp_path / "bad.mat"
     path.write_bytes(data)

@@ -109,6 +109,6 @@ def test_a_network_needs_the_image_of_the_labels():
     network = NetworkOffsets(Pointwise(), torch.Tensor.float)
     image = torch.zeros(3, 4, 6, dtype=torch.uint8)
     assert network(image, "a", (4, 6)).shape == (4, 6, 2)
-    for wrong, text in ((None, "not there"), (image[:, 1:], "6x3")):
+    for wrong, text in ((None, "not there"), (image[:, 1:], "3x6")):
         with pytest.raises(DataError, match=text):
             network(wrong, "a", (4, 6))

@@ -105,7 +105,7 @@ def test_files_that_cannot_be_refined_are_one_line_each(folder, capsys):
     assert len(lines) == len(err.splitlines()) == 6
     for line, text in zip(sorted(lines), sorted([
             "off/damaged.mat: damaged", "off/missing.mat: no offset file",
-            "off/no mat.mat: contains no variable", "off/other size.mat: is 16x12",
+            "off/no mat.mat: contains no variable", "off/other size.mat: is 12x16",
             "labels/empty.png: the file is empty", "labels/page.png: not a picture"],
             key=lambda text: str(folder / text)), strict=True):
         assert text in line

@@ -98,7 +98,7 @@ def test_all_problems_are_listed_and_nothing_is_written(city, capsys):
     status, err = run(city, capsys, "--count", "4")
     assert status == 3 and not (city / "out.zip").exists()
     assert "5 problems, no file is written" in err
-    for text in ("holds 99, which is not a class", "is 15x8, the image 16x8",
+    for text in ("holds 99, which is not a class", "is 8x15, the image 8x16",
                  "a second prediction for berlin_000000_000002_leftImg8bit",
                  "frame.png: not named as an image of the test set",
                  "3 predictions, expected 4"):
