@@ -14,11 +14,14 @@ none in uint8.)
 """
 import os
 import zipfile
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from utils.files.whole_file import unfinished
+
+if TYPE_CHECKING:       # tools.run_onnx writes files without torch
+    import torch
 
 KINDS = ("float16", "uint8")
 COARSE = ("uint8 rounds probabilities below 1/510 to 0: from such files rankdice and rankiou give "
@@ -26,11 +29,12 @@ COARSE = ("uint8 rounds probabilities below 1/510 to 0: from such files rankdice
 _LEVEL = 1          # of deflate: higher ones take several times as long for a few percent
 
 
-def stored_form(probs: torch.Tensor, kind: str = "float16") -> np.ndarray:
+def stored_form(probs: "torch.Tensor", kind: str = "float16") -> np.ndarray:
     """Probabilities, any float, in the form that files hold: float16, or uint8, where 255 is 1.
 
     The tensor may be changed.
     """
+    import torch
     if kind == "float16":
         return probs.half().cpu().numpy()
     return probs.mul_(255).round_().to(torch.uint8).cpu().numpy()
