@@ -133,7 +133,8 @@ def _options_of(entry: dict, config: dict, args: Any) -> dict:
     config[key], args.split = entry["data"], key.removesuffix("_loader")
     args.predict, args.as_validation = entry["procedure"], bool(entry.get("labels_resized_to"))
     usual = {name: one.default for cls in (InputSize, Predictor)
-             for name, one in inspect.signature(cls).parameters.items() if name in config["predict"]}
+             for name, one in inspect.signature(cls).parameters.items()}
+    usual = {name: value for name, value in usual.items() if name in config["predict"]}
     options = {**config["predict"], **usual, "base_size": None, "published": False,
                "temperature": 1.0, "scale": None, "bias": None}
     options |= {name: value for name, value in entry.items() if name in options}
