@@ -49,6 +49,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                        help="any number of images of any size (default)")
     add("--uint8-input", action="store_true", help="input uint8; default: float32, also 0..255")
     add("--argmax", action="store_true", help="return labels instead of logits")
+    add("--posterior", choices=("auto", "raw"),
+        help="auto: put into the graph what turns the logits into those of calibrated "
+             "probabilities: the loss undone, temperature, scale and bias (default: raw)")
     add_base_size(parser)
     add("--opset", type=at_least(1), metavar="N", help="ONNX opset (default: 18)")
     add("--images", nargs="+", metavar="PATH",
@@ -90,7 +93,9 @@ def main(argv: list[str] | None = None):
     path = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(path), args.config, args.overrides)
     opened = open_model(checkpoint, "cpu", path)
-    predictor = opened.predictor(with_arguments(opened.config["predict"], args))
+    options = with_arguments(opened.config["predict"], args)
+    predictor = opened.predictor(options)
+    posterior = _posterior(args, opened, options) if args.posterior == "auto" else None
     if predictor.seen_at is not None:
         from utils.errors import ConfigError
         keys = ", ".join(f"predict.{key}=null" for key in predictor.seen_at.describe())
@@ -103,7 +108,7 @@ def main(argv: list[str] | None = None):
         *_, loader = split_loader(opened.config, args.split)
         opened.require_classes(loader.dataset.class_names)
     with unfinished(args.output, os.path.splitext(args.output)[1]) as temporary:
-        report = _export(args, opened, temporary, opset, base_size)
+        report = _export(args, opened, temporary, opset, base_size, posterior)
         if loader:
             report["int8"] = _quantize(args, opened, loader, temporary, base_size)
         report["bytes"] = temporary.stat().st_size
@@ -111,7 +116,21 @@ def main(argv: list[str] | None = None):
     console.notice(f"written: {args.output}")
 
 
-def _export(args, opened, path, opset, base_size):
+def _posterior(args, opened, options):
+    """What --posterior auto puts into the graph. Raises ConfigError if that changes nothing."""
+    from utils.decision.posterior import build_posterior
+    from utils.errors import ConfigError
+    from utils.predict.arguments import require_inverse
+    posterior = build_posterior(options, opened.activation, opened.inverse)
+    if not (posterior.scale or posterior.bias) and posterior.temperature == 1.0:
+        require_inverse(opened.inverse())
+    if args.argmax and not posterior.reorders:
+        raise ConfigError("--posterior auto has no effect on labels: the most probable class stays "
+                          "the same", "--posterior", "leave out --argmax or --posterior")
+    return posterior
+
+
+def _export(args, opened, path, opset, base_size, posterior):
     """Write the graph to `path`, compare it, and return the report.
 
     Raises NumericalError if it differs from PyTorch.
@@ -127,9 +146,10 @@ def _export(args, opened, path, opset, base_size):
         write_graph,
     )
     options = dict(uint8_input=args.uint8_input, argmax=args.argmax)
-    metadata = graph_metadata(opened, size=args.size, opset=opset, base_size=base_size, **options)
-    write_graph(graph_of(opened, args.argmax), path, args.format, metadata, size=args.size,
-                uint8_input=args.uint8_input, opset=opset)
+    metadata = graph_metadata(opened, size=args.size, opset=opset, base_size=base_size,
+                              posterior=posterior, **options)
+    write_graph(graph_of(opened, args.argmax, posterior), path, args.format, metadata,
+                size=args.size, uint8_input=args.uint8_input, opset=opset)
     sizes = [(1, *args.size)] * 3 if args.size else CHECK_SIZES
     run, jumps, checks, replaced = open_graph(path, args.format), unpools(opened.model), [], 0
     for number, shape in enumerate(sizes):
@@ -137,14 +157,14 @@ def _export(args, opened, path, opset, base_size):
         # One jump moves too many pixels of a small image for the check: try another image.
         for attempt in range(ATTEMPTS if jumps else 1):
             image = made_up_image(*shape, seed=number + 1000 * attempt)
-            check = check_image(run, opened, image, name, **options)
+            check = check_image(run, opened, image, name, posterior=posterior, **options)
             if check.passed(jumps):
                 break
             replaced += 1
         _require_passed(check, jumps, args.output)
         checks.append(check)
     if args.images:
-        results = [check_image(run, opened, image, name, **options)
+        results = [check_image(run, opened, image, name, posterior=posterior, **options)
                    for name, image in _given_images(args, base_size, opened.normalize.white)]
         for check in results if not jumps else ():
             _require_passed(check, jumps, args.output)
@@ -154,7 +174,7 @@ def _export(args, opened, path, opset, base_size):
         checks.append(total)
     return {"format": args.format, "opset": opset, "image": metadata.image,
             "output": metadata.output, "architecture": metadata.architecture,
-            "base_size": metadata.base_size,
+            "base_size": metadata.base_size, "posterior": metadata.posterior,
             "classes": len(metadata.class_names), "unpools": jumps, "replaced": replaced,
             "checks": [vars(check) for check in checks]}
 
@@ -224,6 +244,8 @@ def _text(report):
     lines = [f"{report['architecture']} as {report['format']}{opset}, "
              f"{report['bytes'] / 1e6:.1f} MB", f"image: {report['image']}",
              f"output: {report['output']}, {report['classes']} classes"]
+    if report["posterior"]:
+        lines.append(f"logits: {report['posterior']}")
     if report["base_size"]:
         lines.append(f"validated at {base_size_text(report['base_size'])}: images are resized to "
                      "it, and the output back, by the program that runs the graph (run_onnx does)")

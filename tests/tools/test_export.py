@@ -17,10 +17,14 @@ from tools import export as tool
 from utils.checkpoint.read import read_checkpoint
 from utils.cli import console
 from utils.config.build import build
+from utils.decision.posterior import build_posterior
 from utils.errors import NumericalError
 from utils.export import graph as exporting
 from utils.export.graph import Check, check_image, made_up_image, open_graph
 from utils.export.metadata import read_metadata
+from utils.export.onnx_network import OnnxNetwork
+from utils.losses import build_loss
+from utils.losses.inverse import inverse_of
 from utils.predict.open_model import open_model
 
 TRAINED = sorted(glob.glob(str(ROOT / "saved" / "camvid_enet" / "*" / "model_best.pth")))
@@ -214,3 +218,32 @@ def test_a_network_that_returns_nan_is_named_as_the_cause(tmp_path):
     with pytest.raises(NumericalError, match="PyTorch returns NaN or Inf on b") as error:
         tool._require_passed(broken, False, "a.onnx")
     assert "earlier checkpoint" in str(error.value) and "--opset" not in str(error.value)
+
+
+@needs_onnx
+@pytest.mark.parametrize("loss, predict", [
+    ('loss={"type":"CE","args":{"weight":[1,2,3,4,5,6,7,8,50],"label_smoothing":0.1}}', {}),
+    ('loss={"type":"FocalLoss","args":{"gamma":2,"alpha":[1,2,3,4,5,6,7,8,50]}}', {
+        "temperature": 1.3, "scale": [1.0, 0.5, 2.0] * 3, "bias": [0.0, 0.5, -1.0] * 3})])
+def test_a_graph_can_give_the_logits_of_the_posterior(checkpoint, tmp_path, loss, predict):
+    """Takes three seconds: torch's exporter is slow to start."""
+    options = [f"predict.{key}={value}" for key, value in predict.items()]
+    path = tmp_path / "graph.onnx"
+    assert run("-r", checkpoint, "-o", path, "--posterior", "auto", loss, *options) == 0
+    about = OnnxNetwork(str(path)).metadata
+    assert about.posterior and ("bias" in about.posterior) == bool(predict)
+    section = json.loads(loss.partition("=")[2])
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, 40, 56)).astype(np.float32)
+    run_graph = exporting.open_graph(path, "onnx")
+    assert run("-r", checkpoint, "-o", tmp_path / "raw.onnx") == 0
+    raw = torch.from_numpy(exporting.open_graph(tmp_path / "raw.onnx", "onnx")(image))
+    expected = build_posterior(predict, inverse=lambda: inverse_of(build_loss(section)))(raw)
+    assert (torch.from_numpy(run_graph(image)).softmax(1) - expected).abs().max() < 1e-5
+
+
+def test_a_posterior_that_changes_nothing_is_refused(checkpoint, tmp_path, capsys):
+    for arguments, reason in (([], "nothing to undo"),
+                              (["--argmax", "loss=FocalLoss"], "no effect on labels")):
+        assert run("-r", checkpoint, "-o", tmp_path / "graph.pt2", "--format", "torch_export",
+                   "--posterior", "auto", *arguments) == 2
+        assert reason in capsys.readouterr().err

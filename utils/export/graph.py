@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from utils.decision.posterior import Posterior, probabilities
 from utils.errors import ConfigError, NumericalError, first_line
 from utils.export.metadata import FORMAT, FORMAT_WITH_SIZE, GraphMetadata
 from utils.export.onnx_network import open_session
@@ -53,19 +54,24 @@ METADATA_FILE = "segwright.json"
 class Graph(nn.Module):
     """One module of the normalization, the network and, with `argmax`, the largest logit.
 
+    posterior: then applied to the logits, which are those of calibrated probabilities.
     images: uint8 or float32 (N, 3, H, W), RGB in 0..255
     returns: float32 logits (N, C, H, W), or labels (N, H, W): uint8 for up to 255 classes,
         int16 for more.
     """
 
-    def __init__(self, network: nn.Module, normalize: nn.Module, argmax: bool = False):
+    def __init__(self, network: nn.Module, normalize: nn.Module, argmax: bool = False,
+                 posterior: Posterior | None = None):
         super().__init__()
         self.network, self.normalize, self.argmax = network, normalize, argmax
+        self.posterior = posterior
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if images.is_floating_point():
             images = images.clone()             # because Normalize works in place
         logits = self.network(self.normalize(images))
+        if self.posterior is not None:
+            logits = self.posterior.logits(logits)
         if not self.argmax:
             return logits
         return logits.argmax(1).to(label_dtype(logits.shape[1]))
@@ -144,17 +150,19 @@ def require_packages(file_format: str):
                           f"{', '.join(missing)}", fix=INSTALL)
 
 
-def graph_of(opened: OpenModel, argmax: bool = False) -> Graph:
+def graph_of(opened: OpenModel, argmax: bool = False, posterior: Posterior | None = None) -> Graph:
     """Returns the graph of an opened checkpoint, on the CPU, in eval mode and contiguous memory."""
-    graph = Graph(opened.model, opened.normalize, argmax).cpu().eval()
+    graph = Graph(opened.model, opened.normalize, argmax, posterior).cpu().eval()
     return graph.to(memory_format=torch.contiguous_format)
 
 
 def graph_metadata(opened: OpenModel, *, size: tuple[int, int] | None, uint8_input: bool,
-                   argmax: bool, opset: int | None, base_size: BaseSize = None) -> GraphMetadata:
+                   argmax: bool, opset: int | None, base_size: BaseSize = None,
+                   posterior: Posterior | None = None) -> GraphMetadata:
     """Returns the metadata of a graph with these options (see `write_graph`).
 
-    base_size: the size to which the program that runs the graph resizes images.
+    base_size: the size to which the program that runs the graph resizes images. posterior: what
+    the graph does to the logits.
     """
     batch, height, width = (1, *size) if size else ("batch", "height", "width")
     kind = "uint8" if uint8_input else "float32"
@@ -164,7 +172,17 @@ def graph_metadata(opened: OpenModel, *, size: tuple[int, int] | None, uint8_inp
                          image=f"{kind} RGB, 0..255, ({batch}, 3, {height}, {width})",
                          output="labels" if argmax else "logits", opset=opset,
                          format=FORMAT if base_size is None else FORMAT_WITH_SIZE,
-                         base_size=list(base_size) if isinstance(base_size, tuple) else base_size)
+                         base_size=list(base_size) if isinstance(base_size, tuple) else base_size,
+                         posterior=posterior and _told(posterior))
+
+
+def _told(posterior):
+    """A Posterior in words."""
+    done = posterior.describe()
+    parts = [done["posterior"]] if "posterior" in done else []
+    parts += [f"temperature {posterior.temperature:g}"] if posterior.temperature != 1.0 else []
+    parts += ["scale and bias of each class"] if posterior.scale or posterior.bias else []
+    return ", ".join(parts)
 
 
 def write_graph(graph: Graph, path: str | os.PathLike, file_format: str, metadata: GraphMetadata,
@@ -217,13 +235,17 @@ def open_graph(path: str | os.PathLike, file_format: str) \
 
 
 def check_image(run: Callable[[np.ndarray], np.ndarray], opened: OpenModel, image: np.ndarray,
-                name: str, *, uint8_input: bool, argmax: bool) -> Check:
+                name: str, *, uint8_input: bool, argmax: bool,
+                posterior: Posterior | None = None) -> Check:
     """Compare a graph (see `open_graph`) with PyTorch on uint8 images (N, 3, H, W).
 
+    posterior: part of the graph, which is then compared by probabilities: where these are nearly
+        0, their logarithms differ by far more than rounding.
     Raises NumericalError if the graph cannot be run, or returns another shape.
     """
+    as_output = posterior.logits if posterior else torch.nn.Identity()
     with torch.inference_mode():
-        logits = opened.model(opened.normalize(torch.from_numpy(image)))
+        logits = as_output(opened.model(opened.normalize(torch.from_numpy(image))))
     try:
         output = run(image if uint8_input else image.astype(np.float32))
     except Exception as error:          # any error of the other program is a failed check
@@ -232,14 +254,17 @@ def check_image(run: Callable[[np.ndarray], np.ndarray], opened: OpenModel, imag
     if output.shape != expected:
         raise NumericalError(f"the graph returns {output.shape} on {name}, not {expected}")
     output = torch.from_numpy(output)
+    if posterior and not argmax:
+        logits, output = (probabilities(one, opened.activation) for one in (logits, output))
+        return compare_outputs(name, logits, output, argmax)
     check = compare_outputs(name, logits, output, argmax)
     if check.passed():
         return check
-    noise = _rounding(opened, image, logits)
+    noise = _rounding(opened, image, logits, as_output)
     return compare_outputs(name, logits, output, argmax, max(check.tolerance, NOISE * noise))
 
 
-def _rounding(opened, image, logits):
+def _rounding(opened, image, logits, as_output):
     """Returns PyTorch's own rounding error: the median over pixels of |float32 - float64|.
 
     It is usually far below `allowed`, but larger for a deep network with extreme weights. The
@@ -247,7 +272,7 @@ def _rounding(opened, image, logits):
     """
     network = copy.deepcopy(opened.model).double()
     with torch.inference_mode():
-        exact = network(opened.normalize(torch.from_numpy(image)).double())
+        exact = as_output(network(opened.normalize(torch.from_numpy(image)).double()))
     return float((exact - logits).abs().amax(1).median())
 
 

@@ -14,7 +14,7 @@ EXPORT = "export it with python -m tools.export"
 FORMAT = 1
 FORMAT_WITH_SIZE = 2        # of graphs that need their images resized
 SIDE_MOST = 1 << 16         # of a base size
-_OPTIONAL = ("base_size", "white")       # entries that a graph may lack
+_OPTIONAL = ("base_size", "white", "posterior")       # entries that a graph may lack
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class GraphMetadata:
     format: the version of this metadata.
     base_size: the size at which the network was validated (utils.images.base_size), or None. The
         program that runs the graph resizes the image to it, and the output back.
+    posterior: what the graph does to the logits of the network, such as "class weights undone";
+        None: nothing. Its output is then logits of calibrated probabilities, or labels of these.
     """
 
     class_names: list[str]
@@ -47,9 +49,10 @@ class GraphMetadata:
     opset: int | None = None
     format: int = FORMAT
     base_size: int | list[int] | None = None
+    posterior: str | None = None
 
     def as_strings(self) -> dict[str, str]:
-        """Returns one entry per field, as JSON; base_size and white only if there is one."""
+        """Returns one entry per field, as JSON; those of _OPTIONAL only if there is one."""
         return {key: json.dumps(value, ensure_ascii=False) for key, value in asdict(self).items()
                 if key not in _OPTIONAL or value is not None}
 
@@ -91,6 +94,7 @@ def _problem(key, value):
         "white": lambda: value is None or (_is_number(value) and value > 0),
         "output": lambda: value in ("logits", "labels"),
         "activation": lambda: value in ("softmax", "sigmoid"),
+        "posterior": lambda: value is None or isinstance(value, str),
         "opset": lambda: value is None or type(value) is int,
         "format": lambda: type(value) is int,
         "base_size": lambda: value is None or _is_side(value) or (

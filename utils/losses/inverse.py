@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from utils.machine.precision import full_precision
@@ -129,9 +128,16 @@ def _log_focal(odds, gamma):
 
     With r = -q ln q / (1 - q), which is between 0 and 1, h(q) = q / ((1 - q)^γ (1 + γ r)).
     """
-    bounded = odds.clamp(max=30)        # beyond it r is 1 up to rounding, and the powers overflow
-    ratio = bounded.exp() * F.softplus(-bounded)
-    return F.logsigmoid(odds) - gamma * F.logsigmoid(-odds) - torch.log1p(gamma * ratio)
+    rest = odds.clamp(min=0).neg().exp()        # (1 - q) / q of the likely ones
+    likely = torch.where(rest < 1e-3, 1 - rest / 2 + rest * rest / 3,
+                         torch.log1p(rest) / rest.clamp(min=1e-3))
+    ratio = torch.where(odds > 0, likely, odds.clamp(max=0).exp() * _softplus(-odds))
+    return gamma * _softplus(odds) - _softplus(-odds) - torch.log1p(gamma * ratio)
+
+
+def _softplus(x):
+    """ln(1 + e^x) without overflow, of operators that stay exact in an exported graph."""
+    return x.clamp(min=0) + torch.log1p((-x.abs()).exp())
 
 
 def _focal_softmax(logits, gamma):
@@ -144,7 +150,7 @@ def _focal_softmax(logits, gamma):
     # 1 - q of the largest class is the sum of the others, never a difference from 1: exact where q
     # itself rounds to 1.
     others = z.masked_fill(largest, -torch.inf).logsumexp(1, keepdim=True)
-    log_q = z - F.softplus(others)
+    log_q = z - _softplus(others)
     # Every other class has q <= 1/2. The bound only serves the largest, whose result is not used.
     odds = log_q - torch.log1p(-log_q.clamp(max=-math.log(2)).exp())
     return _log_focal(torch.where(largest, -others, odds), gamma)
