@@ -5,13 +5,18 @@ examples:
   python -m tools.submission cityscapes results -o submission.zip
   python -m tools.submission ade20k results -o submission.zip --images release_test/testing
   python -m tools.submission acdc results --ids label -o submission.zip
+  python -m tools.submission coco_stuff results --images test2017 \
+      -o stuff_test-dev2017_mynet_results.zip
 
 Checked before anything is written: the number of files and their names, that every image has one
 prediction, sizes, and that each file holds values of classes only. All problems are listed at once,
-and then there is no zip file. Values are converted to those that the server expects.
+and then there is no zip file. Values are converted to those that the server expects. That of
+COCO-Stuff takes one JSON file with a mask for each class of each image: categories 92 to 182, and
+183 ("other") for the pixels of things.
 """
 import argparse
 import io
+import json
 import re
 import sys
 import zipfile
@@ -37,6 +42,7 @@ class Server(NamedTuple):
     result is named NAME.png. count: of the test images. size: (height, width); None: that of each
     image. ids: for each class, its value in the label files of the dataset. wanted: whether the
     server takes these values ("label") or class ids ("train"). folder: of the files in the zip.
+    masks: the zip has one JSON file of masks in place of label maps.
     """
 
     about: str
@@ -46,6 +52,7 @@ class Server(NamedTuple):
     ids: tuple[int, ...]
     wanted: str = "label"
     folder: str = ""
+    masks: bool = False
 
 
 _CITY = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -58,12 +65,19 @@ SERVERS = {
                    "labelTrainIds/"),
     "ade20k": Server("3352 images, values 1 to 150", r"ADE_test_\d{8}", 3352, None,
                      tuple(range(1, 151))),
-    "coco_stuff": Server("40670 images of test2017, values 0 to 181 as in the label files",
+    "coco_stuff": Server("20288 images of test-dev2017 (40670 of test2017), one JSON file of masks",
                          r"\d{12}", 40670, None,
-                         tuple(one - 1 for one in range(1, 183) if one not in _UNUSED_STUFF)),
+                         tuple(one - 1 for one in range(1, 183) if one not in _UNUSED_STUFF),
+                         masks=True),
     "lip": Server("10000 images, values 0 to 19", r"\d+_\d+", 10000, None, tuple(range(20))),
     "pascal_context": Server("5105 images of val, values 1 to 59", r"\d{4}_\d{6}", 5105, None,
                              tuple(range(1, 60)))}
+
+
+# COCO's server knows a submission by the name of its file; sets of images and their sizes.
+_STUFF_NAME = re.compile(r"stuff_(test-dev2017|test2017|val2017)_[\w.-]+_results\.zip")
+_STUFF_IMAGES = {"test-dev2017": 20288, "test2017": 40670, "val2017": 5000}
+_FIRST_STUFF, _OTHER = 92, 183      # categories
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -86,12 +100,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if SERVERS[args.server].size is None and args.images is None:
         parser.error(f"{args.server}: the sizes of the images differ, so --images is needed")
+    if args.server == "coco_stuff" and not _STUFF_NAME.fullmatch(Path(args.output).name):
+        parser.error("coco_stuff: the server knows a submission by its name; call the output "
+                     "stuff_TESTSET_NAME_results.zip, with TESTSET one of "
+                     + ", ".join(_STUFF_IMAGES))
     return args
 
 
 def main(argv: list[str] | None = None):
     args = parse(argv)
-    server = SERVERS[args.server]
+    server = _server(args)
     require_folder(args.output)
     for option, folder in (("FOLDER", args.results), ("--images", args.images)):
         if folder is not None and not folder.is_dir():
@@ -106,11 +124,22 @@ def main(argv: list[str] | None = None):
         raise DataError(f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}, no "
                         "file is written:\n    " + listed(problems, SHOWN, "\n    "),
                         shown(args.results))
-    write_zip(args.output, {f"{server.folder}{name}.png": content[name] for name in names})
+    if server.masks:
+        joined = b"[" + b",\n".join(content[name] for name in names) + b"]\n"
+        write_zip(args.output, {Path(args.output).stem + ".json": joined})
+    else:
+        write_zip(args.output, {f"{server.folder}{name}.png": content[name] for name in names})
     if args.count:
         console.warn(f"{args.count} images are checked; the server expects {server.count}")
     console.notice(f"{args.output}: {len(names)} label maps of {args.server} "
                    f"({server.about.partition(', ')[2]})")
+
+
+def _server(args) -> Server:
+    """The server, with the number of the images of a test set that the output names."""
+    server, match = SERVERS[args.server], _STUFF_NAME.fullmatch(Path(args.output).name)
+    return server if match is None or not server.masks else server._replace(
+        count=min(server.count, _STUFF_IMAGES[match[1]]))
 
 
 def predictions(server: Server, folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -152,20 +181,26 @@ def wanted_sizes(server: Server, paths: dict[str, Path], images: Path | None,
         problems += [f"{name}: no prediction" for name in found if name not in paths]
         problems += [f"{shown(paths[name])}: no such image in {shown(images)}"
                      for name in paths if name not in found]
-        sizes = {name: server.size or read_header(found[name]).size
-                 for name in paths if name in found}
+        sizes = {}
+        for name in paths:
+            try:
+                if name in found:
+                    sizes[name] = server.size or read_header(found[name]).size
+            except DataError as error:
+                problems.append(error.in_one_line)
     if len(paths) != expected:
         problems.append(f"{len(paths)} predictions, expected {expected}")
     return sizes, problems
 
 
 def _read_all(server, paths, sizes, ids, workers):
-    """({name: PNG as the server wants it}, problems)."""
+    """({name: PNG or JSON as the server wants it}, problems)."""
     from utils.files.file_jobs import work_through
     convert, done = converter(server, ids), {}
 
     def read(name: str) -> None:
-        done[name] = encoded(paths[name], sizes[name], convert)
+        values = converted(paths[name], sizes[name], convert)
+        done[name] = stuff_masks(name, values) if server.masks else gray_png(values)
     outcome = work_through(list(paths), read, workers, "checking")
     return done, [error.in_one_line for error in outcome.failed]
 
@@ -195,19 +230,42 @@ def converter(server: Server, ids: str) -> "Callable[[np.ndarray, Path], np.ndar
     return convert
 
 
-def encoded(path: Path, size: tuple[int, int],
-            convert: "Callable[[np.ndarray, Path], np.ndarray]") -> bytes:
-    """A gray 8-bit PNG of the prediction in a file. Raises DataError if it is wrong."""
-    from PIL import Image
+def converted(path: Path, size: tuple[int, int],
+              convert: "Callable[[np.ndarray, Path], np.ndarray]") -> "np.ndarray":
+    """The values of the prediction in a file as the server expects them, (H, W) uint8.
 
+    Raises DataError if it is wrong.
+    """
     from utils.images.image_io import read_label
     values = read_label(path)
     if values.shape != size:
         raise DataError(f"is {size_text(values.shape)}, the image {size_text(size)} "
                         "(height x width)", shown(path))
+    return convert(values, path)
+
+
+def gray_png(values: "np.ndarray") -> bytes:
+    """A gray 8-bit PNG of values (H, W)."""
+    from PIL import Image
     buffer = io.BytesIO()
-    Image.fromarray(convert(values, path)).save(buffer, "PNG", compress_level=6)
+    Image.fromarray(values).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
+
+
+def stuff_masks(name: str, values: "np.ndarray") -> bytes:
+    """The entries of one image in COCO-Stuff's results, joined by commas.
+
+    name: of the image, its number. values: (H, W) as in the label files, the category minus 1.
+    """
+    import numpy as np
+
+    from utils.images.run_lengths import compressed_runs
+    categories = values.astype(np.int64) + 1
+    categories[categories < _FIRST_STUFF] = _OTHER
+    entries = [{"image_id": int(name), "category_id": int(category), "segmentation": {
+        "size": list(values.shape), "counts": compressed_runs(categories == category)}}
+        for category in np.unique(categories)]
+    return ",\n".join(map(json.dumps, entries)).encode()
 
 
 def write_zip(path: str, files: dict[str, bytes]):
@@ -215,7 +273,8 @@ def write_zip(path: str, files: dict[str, bytes]):
     from utils.files.whole_file import unfinished
     with unfinished(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name in sorted(files):      # PNG is compressed already
-            archive.writestr(zipfile.ZipInfo(name, _FIXED), files[name])
+            kind = zipfile.ZIP_STORED if name.endswith(".png") else zipfile.ZIP_DEFLATED
+            archive.writestr(zipfile.ZipInfo(name, _FIXED), files[name], kind)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """Submissions: names, values, sizes and counts as the servers want them, checked before packing."""
+import fnmatch
 import io
+import json
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dataloader.label_files import stored_ids
+from tests.images.test_run_lengths import decoded
 from tools import submission
 from utils.cli import console
 from utils.evaluation.cityscapes_files import score_cityscapes
@@ -75,6 +79,90 @@ def test_the_official_scoring_reads_what_is_packed(city, capsys):
     ("coco_stuff", {"type": "COCO", "args": {"num_classes": 171, "partition": "CocoStuff164k"}})])
 def test_the_values_are_those_of_the_datasets_label_files(server, section):
     assert stored_ids(section) == list(submission.SERVERS[server].ids)
+
+
+def test_the_packed_files_pass_the_rules_by_which_the_official_script_reads(city, capsys):
+    """One file CITY_SEQUENCE_FRAME*.png of each image, of its size, flat, with known ids."""
+    run(city, capsys)
+    files = packed(city)
+    for name in NAMES:
+        town, sequence, frame = name.split("_")
+        [found] = [one for one in files if fnmatch.fnmatch(Path(one).name,
+                                                           f"{town}_{sequence}_{frame}*.png")]
+        values = np.array(files[found])
+        assert values.ndim == 2 and files[found].size == (16, 8)
+        assert set(np.unique(values).tolist()) <= set(range(34))
+
+
+HOSTILE = {"cityscapes": "ulm_000000_00000{}_leftImg8bit",
+           "acdc": "GOPR0475_frame_00024{}_rgb_anon", "ade20k": "ADE_test_0000000{}",
+           "coco_stuff": "00000000000{}", "lip": "100034_48368{}",
+           "pascal_context": "2008_00000{}"}
+
+
+@pytest.mark.parametrize("server", submission.SERVERS)
+def test_every_mistake_in_a_hostile_folder_is_named_and_nothing_is_written(server, tmp_path,
+                                                                          monkeypatch, capsys):
+    size = (8, 16) if submission.SERVERS[server].size else None
+    monkeypatch.setitem(submission.SERVERS, server,
+                        submission.SERVERS[server]._replace(count=6, size=size))
+    names = [HOSTILE[server].format(number) for number in range(8)]
+    results, images = tmp_path / "results", tmp_path / "images"
+    images.mkdir()
+    for name in names[:6]:
+        Image.new("RGB", (16, 8)).save(images / f"{name}.png")
+    (images / f"{names[5]}.png").write_bytes(b"no image")
+    write(results / f"{names[1]}.png", np.zeros((8, 15)))
+    write(results / f"{names[2]}.png", np.full((8, 16), 230))
+    write(results / f"{names[3]}.png", np.zeros((8, 16)))
+    write(results / "more" / f"{names[3]}.png", np.zeros((8, 16)))
+    Image.new("RGB", (16, 8), (1, 2, 3)).save(results / f"{names[4]}.png")
+    write(results / f"{names[5]}.png", np.zeros((8, 16)))
+    write(results / f"{names[7]}.png", np.zeros((8, 16)))
+    write(results / "strange.png", np.zeros((8, 16)))
+    out = tmp_path / "stuff_val2017_x_results.zip"
+    assert console.run(submission.main, [server, str(results), "--images", str(images), "-o",
+                                         str(out)]) == 3
+    err = " ".join(capsys.readouterr().err.split())
+    for text in (f"{names[0]}: no prediction", f"{names[1]}.png: is 15x8, the image 16x8",
+                 "holds 230, which is not a class", f"a second prediction for {names[3]}",
+                 f"{names[4]}.png: ", f"{names[7]}.png: no such image in", "strange.png: not named",
+                 *([f"{names[5]}.png: "] if size is None else [])):
+        assert text in err, (text, err)
+    assert not out.exists()
+
+
+def test_coco_stuff_gets_one_mask_for_each_category_and_other_for_things(tmp_path, monkeypatch,
+                                                                        capsys):
+    monkeypatch.setitem(submission.SERVERS, "coco_stuff",
+                        submission.SERVERS["coco_stuff"]._replace(count=2))
+    ids = submission.SERVERS["coco_stuff"].ids
+    rng, truth = np.random.default_rng(0), {}
+    (tmp_path / "images").mkdir()
+    for number in (7, 25):
+        name, values = f"{number:012}", rng.choice([0, 79, 80, 170], (6, 9))
+        Image.new("RGB", (9, 6)).save(tmp_path / "images" / f"{name}.jpg")
+        write(tmp_path / "results" / f"{name}.png", values)
+        truth[number] = np.array([183, 183, 92, 182])[np.searchsorted([0, 79, 80, 170], values)]
+    assert [ids[0], ids[79], ids[80], ids[170]] == [0, 89, 91, 181]       # of the label files
+    arguments = ["coco_stuff", str(tmp_path / "results"), "--images", str(tmp_path / "images"),
+                 "-o"]
+    out = tmp_path / "stuff_test-dev2017_mine_results.zip"
+    assert console.run(submission.main, [*arguments, str(out)]) == 0
+    with zipfile.ZipFile(out) as archive:
+        assert archive.namelist() == ["stuff_test-dev2017_mine_results.json"]
+        entries = json.loads(archive.read(archive.namelist()[0]))
+    assert len(entries) == sum(len(np.unique(one)) for one in truth.values())
+    for number, values in truth.items():
+        found = np.zeros((6, 9), int)
+        for one in entries:
+            if one["image_id"] == number:
+                assert one["segmentation"]["size"] == [6, 9]
+                found += one["category_id"] * decoded(one["segmentation"]["counts"], (6, 9))
+        assert np.array_equal(found, values)
+    with pytest.raises(SystemExit):
+        console.run(submission.main, [*arguments, str(tmp_path / "mine.zip")])
+    assert "stuff_TESTSET_NAME_results.zip" in capsys.readouterr().err
 
 
 def test_files_with_label_ids_are_taken_as_they_are(city, capsys):
