@@ -43,9 +43,11 @@ def label_files(cls: type[BaseDataset], folder: Path, paths: Iterable[Path] | No
 def stored_ids(section: dict, ignore_index: int = 255) -> list[int]:
     """For each class of a loader section {"type", "args"}, the value that its label files hold.
 
-    A mixture is read by its first part. Raises ConfigError if the labels of the dataset do not say
-    it: if they come in several encodings, or a class stands for no single value up to 65535.
+    A mixture is read by its first part. The class that train_void adds gets the first value that
+    labels ignore. Raises ConfigError if the labels of the dataset do not say it: if they come in
+    several encodings, or a class stands for no single value up to 65535.
     """
+    train_void = section["args"].get("train_void")
     section = next(iter(section["args"].get("parts") or [section]))
     cls = lookup(section["type"], components("datasets"), "train_loader.type")
     if cls.encodings > 1:
@@ -61,4 +63,6 @@ def stored_ids(section: dict, ignore_index: int = 255) -> list[int]:
         if len(values) != 1:
             raise ConfigError(f"class {name!r} stands for {len(values)} values of the label files",
                               "--ids", "write train ids: leave --ids out")
+    if train_void:
+        found.append(np.flatnonzero(table == ignore_index))     # of 16 bits: one value at least
     return [int(values[0]) for values in found]

@@ -52,7 +52,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--split", metavar="NAME",
         help="--gt is the data_dir of the dataset: score this split (Cityscapes: fine labels)")
     add("--args", metavar="JSON", default="{}",
-        help="further arguments of the dataset, e.g. '{\"num_classes\": 171}'")
+        help="further arguments of the dataset, e.g. '{\"num_classes\": 171}'; "
+             "'{\"train_void\": true}' if the network has a class for void")
     add("--ids", choices=("label", "train"),
         help="what predictions contain: label ids as the truth (default for cityscapes), or "
              "train ids 0, 1, ... as inference.py writes (default for others, unless the "
@@ -163,11 +164,16 @@ def _score(args) -> "LabelFileScores":
         from utils.evaluation.cityscapes_files import score_cityscapes
         return score_cityscapes(_city_folder(args), args.pred, args.ids, args.workers)
     from utils.evaluation.label_scores import score_labels
-    dataset = _open_truth(args, _dataset_args(args))
+    dataset_args = _dataset_args(args)
+    train_void = dataset_args.pop("train_void", False) is True
+    if train_void and args.ids == "label":
+        raise ConfigError("train_void has no effect: label values have no class for void",
+                          "--args", "leave it out")
+    dataset = _open_truth(args, dataset_args)
     if not dataset.problems and not any(sample.label for sample in dataset.samples):
         raise DataError("found no labels", shown(args.gt),
                         "give a folder of labels, or with --split the data_dir of the dataset")
-    return score_labels(dataset, args.pred, args.ids, args.split, args.workers)
+    return score_labels(dataset, args.pred, args.ids, args.split, args.workers, train_void)
 
 
 def _dataset_args(args) -> dict[str, Any]:

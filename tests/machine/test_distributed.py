@@ -34,6 +34,9 @@ def test_more_gpus_than_visible_are_refused():
 
 def _agree(rank, world):
     assert distributed.broadcast_object(f"from {rank}") == "from 0"
+    assert distributed.from_main(lambda: f"from {rank}") == "from 0"
+    with pytest.raises(ValueError, match="rank 0 only"):
+        distributed.from_main(lambda: int("rank 0 only" if rank == 0 else "1"), ValueError)
     assert distributed.any_rank(rank == 1, torch.device("cpu"))
     assert not distributed.any_rank(False, torch.device("cpu"))
     assert distributed.all_reduce_(torch.tensor(rank + 1)).item() == 3

@@ -226,6 +226,108 @@ def mmseg(multiple=1):
     return source
 
 
+MMSEG_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+def slide(case, x, crop, stride):
+    """The logits of x (1, 3, H, W) from windows as mmsegmentation cuts them."""
+    height, width = x.shape[2:]
+    total, count = torch.zeros(1, case.classes, height, width), torch.zeros(1, 1, height, width)
+    for row in range(max(height - crop[0] + stride[0] - 1, 0) // stride[0] + 1):
+        for column in range(max(width - crop[1] + stride[1] - 1, 0) // stride[1] + 1):
+            bottom = min(row * stride[0] + crop[0], height)
+            right = min(column * stride[1] + crop[1], width)
+            top, left = max(bottom - crop[0], 0), max(right - crop[1], 0)
+            total[:, :, top:bottom, left:right] += case(x[:, :, top:bottom, left:right])
+            count[:, :, top:bottom, left:right] += 1
+    return total / count
+
+
+def mmseg_slide(short, long, crop, stride):
+    """Slide inference over the resized image; short None: over the image as it is."""
+    def source(case, image, label):
+        if short:
+            image = mmseg_resized(image, short, long)
+        return bilinear(slide(case, normalized(image), (crop,) * 2, (stride,) * 2),
+                        label.shape), label
+    return source
+
+
+def mmseg_resized(image, short, long):
+    height, width = image.shape[:2]
+    ratio = min(long / max(height, width), short / min(height, width))
+    rows, columns = (int(n * ratio + 0.5) for n in (height, width))
+    return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_LINEAR)
+
+
+def mmseg_scales(short, long, multiple=1, windows=None):
+    """MultiScaleFlipAug and aug_test: logits at the size of the label, then the mean softmax."""
+    def source(case, image, label):
+        total = 0
+        for ratio in MMSEG_SCALES:
+            one = mmseg_resized(image, int(short * ratio), int(long * ratio))
+            size = [int(np.ceil(n / multiple)) * multiple for n in one.shape[:2]]
+            one = cv2.resize(one, size[::-1], interpolation=cv2.INTER_LINEAR)
+            for mirror in (False, True):
+                x = normalized(one[:, ::-1] if mirror else one)
+                logits = slide(case, x, *windows) if windows else case(x)
+                probs = bilinear(logits, label.shape).softmax(1)
+                total = total + (probs.flip(3) if mirror else probs)
+        return (total / 12).log(), label
+    return source
+
+
+def hrnet_scales(case, image, label):
+    """HRNet's multi_scale_inference on Cityscapes, whose crop has the size of the image."""
+    height, width = label.shape
+    pixels, total = normalized(image)[0].permute(1, 2, 0).numpy(), 0
+
+    def exponentials(x):
+        return ((case(x) + case(x.flip(3)).flip(3)) / 2).exp()
+
+    for scale in MMSEG_SCALES:
+        long = int(width * scale + 0.5)
+        rows, columns = int(height * long / width + 0.5), long
+        scaled = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_LINEAR)
+        x = torch.from_numpy(scaled).permute(2, 0, 1)[None]
+        if scale <= 1:
+            one = exponentials(x)
+        else:
+            one, count = torch.zeros(1, case.classes, rows, columns), torch.zeros(rows, columns)
+            for down in range(-(-(rows - height) // height) + 1):
+                for across in range(-(-(columns - width) // width) + 1):
+                    bottom = min(down * height + height, rows)
+                    right = min(across * width + width, columns)
+                    area = slice(bottom - height, bottom), slice(right - width, right)
+                    one[(..., *area)] += exponentials(x[(..., *area)])
+                    count[area] += 1
+            one = one / count
+        total = total + bilinear(one, (height, width))
+    return (total / len(MMSEG_SCALES)).log(), label
+
+
+def eomt(crop):
+    """EoMT: short side `crop` by Pillow, square windows spread evenly along the long side."""
+    def source(case, image, label):
+        height, width = label.shape
+        factor = max(crop / height, crop / width)
+        size = [round(n * factor) for n in (height, width)]
+        resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+        x = normalized(np.array(resized))
+        number = int(np.ceil(max(size) / min(size)))
+        overlap = number * min(size) - max(size)
+        each = overlap / (number - 1) if overlap > 0 else 0
+        total, count = torch.zeros(1, case.classes, *size), torch.zeros(size)
+        for place in range(number):
+            start = int(place * (min(size) - each))
+            part = slice(start, start + min(size))
+            area = (part, slice(None)) if size[0] > size[1] else (slice(None), part)
+            total[(..., *area)] += case(x[(..., *area)])
+            count[area] += 1
+        return bilinear(total / count, (height, width)), label
+    return source
+
+
 # The network, the size of the images, the size at which the network sees them, channel order.
 SMALL = {
     "whole": (mic, "mic_hrnet", (64, 128), (64, 128)),
@@ -239,7 +341,24 @@ AT_FULL_SIZE = {
     "openseg-ade20k": (openseg(8), SMALL_NET, (45, 60), (520, 696), "BGR"),
     "openseg-coco-stuff": (openseg(1), SMALL_NET, (45, 60), (520, 693), "BGR"),
     "hoya012-512x1024": (hoya012_small, SMALL_NET, (1024, 2048), (512, 1024)),
-    "rankdice-voc": (rankdice(480), SMALL_NET, (75, 101), (480, 480))}
+    "rankdice-voc": (rankdice(480), SMALL_NET, (75, 101), (480, 480)),
+    "mmseg-ade20k-slide": (mmseg_slide(512, 2048, 512, 341), "dinov3_vit_small_linear", (45, 60),
+                           (512, 512)),
+    "mmseg-cityscapes-slide": (mmseg_slide(None, None, 1024, 768), SMALL_NET, (1024, 2048),
+                               (512, 1024))}
+# Protocols of many passes at an eighth or less of their sizes; the arithmetic is the same.
+EIGHTH = {"input_size": 64, "long_side": 256}
+WINDOWS = {"crop_size": [64, 64], "stride": 48}
+REDUCED = {
+    "mmseg-ade20k-ms": (mmseg_scales(64, 256, 32), (45, 60), (64, 96), EIGHTH),
+    "mmseg-ade20k-slide": (mmseg_slide(64, 256, 64, 43), (45, 170), (64, 64),
+                           {**EIGHTH, "crop_size": [64, 64], "stride": 43}),
+    "mmseg-cityscapes-slide": (mmseg_slide(None, None, 64, 48), (64, 128), (64, 64), WINDOWS),
+    "mmseg-cityscapes-slide-ms": (mmseg_scales(64, 128, 1, ((64, 64), (48, 48))), (64, 128),
+                                  (64, 64), {**WINDOWS, "input_size": 64, "long_side": 128}),
+    "hrnet-ms": (hrnet_scales, (48, 96), (48, 96), {"crop_size": [48, 96],
+                                                    "stride": [48, 96]}),
+    "eomt-ade20k": (eomt(64), (45, 106), (64, 64), {"input_size": 64, "crop_size": [64, 64]})}
 
 
 @pytest.mark.slow       # 5 to 20 s each: the sources' own networks
@@ -256,6 +375,14 @@ def test_our_path_equals_the_source_with_its_own_network(tmp_path, protocol):
 def test_our_path_at_the_published_size_equals_the_source(tmp_path, protocol):
     source, *case = AT_FULL_SIZE[protocol]
     check(Case(tmp_path, *case), protocol, source)
+
+
+@pytest.mark.slow       # 1 to 5 s each: up to 72 passes
+@needs_goldens
+@pytest.mark.parametrize("protocol", REDUCED)
+def test_our_path_of_windows_and_scales_equals_the_source(tmp_path, protocol):
+    source, size, seen, options = REDUCED[protocol]
+    check(Case(tmp_path, SMALL_NET, size, seen), protocol, source, **options)
 
 
 @pytest.mark.slow

@@ -147,6 +147,20 @@ def test_label_ids_are_the_values_of_the_datasets_own_label_files(data, tmp_path
         assert np.array_equal(stored[name], np.array([7, 300, 2])[one])
 
 
+def test_the_class_void_of_a_network_gets_the_value_that_labels_ignore(data, tmp_path):  # noqa: F811
+    path = checkpoint(data, tmp_path / "model.pth")
+    state = read_checkpoint(path)
+    for key in ("train_loader", "val_loader"):
+        state["config"][key]["args"] |= {"num_classes": 2, "train_void": True,
+                                         "label_map": {"7": 0, "30": 1, "40": "ignore"}}
+    state["config"]["predict"]["CoI"] = [0, 1]
+    write_checkpoint(path, state)
+    classes = predicted(path, data, tmp_path / "classes")
+    stored = predicted(path, data, tmp_path / "stored", "--ids", "label")
+    for name, one in classes.items():
+        assert np.array_equal(stored[name], np.array([7, 30, 40])[one])
+
+
 def test_a_streamed_image_gets_label_ids_and_their_colors(data, tmp_path, monkeypatch):  # noqa: F811
     path = checkpoint(data, tmp_path / "model.pth", base_size=48)
     state = read_checkpoint(path)

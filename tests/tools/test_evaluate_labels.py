@@ -328,6 +328,32 @@ def test_an_explicit_reading_counts_void_pixels_and_says_so(tmp_path, capsys):
     assert "2 of 4 labeled pixels (50.00%)" in capsys.readouterr().err
 
 
+def test_the_class_void_of_a_network_counts_as_no_class(tmp_path, capsys):
+    """2 of 4 labeled pixels are void: misses of the true class, and false alarms of none."""
+    truth, guess = [[0, 1, 1, 0, 255]], [[0, 1, 2, 2, 2]]
+    args = {"num_classes": 2}
+    status, _ = folder_scored(tmp_path, truth, guess, args)
+    assert status == 3
+    assert "2 is the void of a network with train_void, use --args" in capsys.readouterr().err
+    status, document = folder_scored(tmp_path, truth, guess, {**args, "train_void": True})
+    assert status == 0 and document["Class_IoU"] == [1 / 2, 1 / 2]
+    assert document["pixels_without_prediction"] == 2
+    assert folder_scored(tmp_path, truth, guess, {**args, "train_void": True}, "--ids",
+                         "label")[0] == 2
+    assert "train_void has no effect" in capsys.readouterr().err
+
+
+def test_19_is_void_in_train_ids_of_the_official_rules(tmp_path, capsys):
+    argv = make_city(tmp_path, ["ulm_000000_000019"])
+    write_image(tmp_path / "pred" / "ulm_000000_000019.png", np.full((4, 6), 19, np.uint8))
+    assert scored(*argv, "--ids", "train", "--json", tmp_path / "s.json") == 0
+    assert json.loads((tmp_path / "s.json").read_text())["averageScoreClasses"] == 0
+    assert "are predicted as ids that are not evaluated" in capsys.readouterr().err
+    write_image(tmp_path / "pred" / "ulm_000000_000019.png", np.full((4, 6), 20, np.uint8))
+    assert scored(*argv, "--ids", "train") == 3
+    assert "expected a train id 0..18, or 19 or 255" in capsys.readouterr().err
+
+
 def test_predictions_in_the_colors_of_the_palette_are_read(tmp_path, capsys):
     palette = [[0, 0, 0], [255, 0, 0]]
     truth, guess = np.array([[0, 1, 1, 0]]), np.array([[0, 1, 0, 0]])

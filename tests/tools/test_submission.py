@@ -124,7 +124,7 @@ def test_every_mistake_in_a_hostile_folder_is_named_and_nothing_is_written(serve
     assert console.run(submission.main, [server, str(results), "--images", str(images), "-o",
                                          str(out)]) == 3
     err = " ".join(capsys.readouterr().err.split())
-    for text in (f"{names[0]}: no prediction", f"{names[1]}.png: is 15x8, the image 16x8",
+    for text in (f"{names[0]}: no prediction", f"{names[1]}.png: is 8x15, the image 8x16",
                  "holds 230, which is not a class", f"a second prediction for {names[3]}",
                  f"{names[4]}.png: ", f"{names[7]}.png: no such image in", "strange.png: not named",
                  *([f"{names[5]}.png: "] if size is None else [])):

@@ -1,11 +1,14 @@
 """start_file: what trainer.finetune_from means, and which runs are finished."""
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from tests.programs.test_train_py import COMMON, run
 from utils.checkpoint.read import read_checkpoint
 from utils.errors import CheckpointError
+from utils.machine import distributed
+from utils.training import run_setup
 from utils.training.earlier_runs import is_finished, start_file
 
 
@@ -66,3 +69,17 @@ def test_a_run_is_finished_when_no_step_is_left(saved):
     content["config"]["trainer"] |= {"iterations": 99999, "early_stop": 2}
     content["monitor"]["waited"] = 2
     assert is_finished(content)
+
+
+def test_only_rank_0_reads_the_files_of_an_earlier_run(monkeypatch):
+    def read(*_):
+        raise AssertionError("another rank verified the checkpoint")
+    monkeypatch.setattr("utils.training.earlier_runs.start_file", read)
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "broadcast_object", lambda _: "saved/best.pth")
+    config = {"trainer": {"finetune_from": "run:first", "save_dir": "saved"}}
+    run_setup.Run.settle_start(SimpleNamespace(config=config, checkpoint=None))     # type: ignore
+    assert config["trainer"]["finetune_from"] == "saved/best.pth"
+    monkeypatch.setattr(distributed, "broadcast_object", lambda _: CheckpointError("gone"))
+    with pytest.raises(CheckpointError, match="gone"):
+        run_setup.Run.settle_start(SimpleNamespace(config=config, checkpoint=None))  # type: ignore

@@ -183,10 +183,11 @@ def _saved(path, content):
     try:
         return datetime.fromisoformat(content["versions"]["time"]).timestamp()
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
-        return _modified(path)
+        return modified(path)
 
 
-def _modified(path):
+def modified(path: Path) -> float:
+    """The time at which a file was last written; 0 if it cannot be found out."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -297,5 +298,5 @@ def _warn_of_skipped(skipped, taken: Path | None):
     for path, error in skipped:
         damaged = isinstance(error, DamagedCheckpoint)
         if taken is None or damaged and path.parent == taken.parent \
-                or _modified(path) >= _modified(taken):
+                or modified(path) >= modified(taken):
             warn(f"skipping {path}: {error.what}")

@@ -109,8 +109,9 @@ def _read_ids(path: Path, ids: str, values: Labels) -> Labels:
     if ids == "train":
         table = np.full(int(values.max(initial=255)) + 1, 255, np.uint8)
         table[:len(EVALUATED_IDS)] = EVALUATED_IDS
-        table[255] = 0          # unlabeled
-        return require_below(table[values], len(LABELS), values, path, "a train id 0..18, or 255")
+        table[[len(EVALUATED_IDS), 255]] = 0        # unlabeled; 19 is void in VIPriors' MiniCity
+        return require_below(table[values], len(LABELS), values, path,
+                             "a train id 0..18, or 19 or 255 for no class")
     fix = None
     if not ((values > 18) & (values != 255)).any():
         fix = "if these are train ids, use --ids train"

@@ -51,17 +51,21 @@ class LabeledDataset(Protocol):
 
 
 def score_labels(dataset: LabeledDataset, predictions: Path, ids: str | None = None,
-                 split: str | None = None, workers: int = 1) -> LabelFileScores:
+                 split: str | None = None, workers: int = 1,
+                 train_void: bool = False) -> LabelFileScores:
     """Scores and tables of the label files in the folder `predictions`.
 
     ids: what predictions contain, "train" ids or "label" values as the truth does; None finds out,
         and takes train ids unless the values speak against it.
+    train_void: the network had a last class for void (BaseDataset.add_void): train ids may hold it,
+        and it counts as no class.
     Raises one DataError that names all files that are missing or wrong.
     """
     truths = {sample.id: sample.label for sample in dataset.samples if sample.label is not None}
     paths, unpaired = pair_files(truths, predictions, LABEL_SUFFIXES)
     names = [name for name in truths if name in paths]
-    readings = [_Reading(dataset, kind) for kind in ((ids,) if ids else ("train", "label"))]
+    readings = [_Reading(dataset, kind, train_void)
+                for kind in ((ids,) if ids else ("train", "label"))]
 
     def count(number):
         name = names[number]
@@ -111,10 +115,11 @@ class _Reading:
     hits, void, valid: labeled pixels that are right, that are predicted as no class, and all.
     """
 
-    def __init__(self, dataset: LabeledDataset, kind: str):
+    def __init__(self, dataset: LabeledDataset, kind: str, train_void: bool = False):
         self.kind, self.classes = kind, dataset.num_classes
         self.ignore_index = dataset.ignore_index
-        self.table = (_train_meanings if kind == "train" else _label_meanings)(dataset)
+        self.table = (_train_meanings(dataset, train_void) if kind == "train" else
+                      _label_meanings(dataset))
         self.of_dataset = DatasetMetrics(self.classes, self.ignore_index)
         self.of_images = ImageMetrics(self.classes, self.ignore_index)
         self.values = np.zeros(VALUES, np.int64)
@@ -133,7 +138,7 @@ class _Reading:
             if colored and self.kind == "train":
                 raise DataError("is a color picture, others hold ids", shown(path),
                                 "use --ids label if all are colors or values of the truth")
-            require_below(ids, self.classes, stored, path, *self._expected())
+            require_below(ids, self.classes, stored, path, *self._expected(stored))
         except DataError as wrong:
             error = wrong
             ids = np.where(ids >= self.classes, VOID, ids)
@@ -151,11 +156,14 @@ class _Reading:
             if error:
                 self.errors[number] = error
 
-    def _expected(self):
+    def _expected(self, stored):
         if self.kind == "label":
             return "a value of the truth", "if these are train ids, use --ids train"
         return (f"a train id 0..{self.classes - 1}" + ", or 255" * (self.classes <= 255),
-                "if these are encoded as the truth is, use --ids label")
+                "if these are encoded as the truth is, use --ids label"
+                + bool((stored == self.classes).any()) * (
+                    f"; if {self.classes} is the void of a network with train_void, use --args "
+                    "'{\"train_void\": true}'"))
 
     def sorted_errors(self) -> list[DataError]:
         """The errors in the order of the files."""
@@ -203,11 +211,11 @@ def _chosen(train: _Reading, label: _Reading) -> _Reading:
     return train
 
 
-def _train_meanings(dataset):
+def _train_meanings(dataset, train_void):
     """(VALUES,) what a stored value means as a train id."""
     ids = dataset.train_id_table(np.uint16).astype(np.int32)
     values = np.arange(VALUES, dtype=np.int32)
-    void = {255, dataset.ignore_index}
+    void = {255, dataset.ignore_index, *([dataset.num_classes] if train_void else [])}
     # If the truth contains train ids too, its void values are also void in predictions.
     if (ids == values)[:dataset.num_classes].all():
         void |= set(values[ids == dataset.ignore_index].tolist())

@@ -4,6 +4,7 @@ A base size (utils.images.base_size) is the size of validation during a training
 repeats the preprocessing of another program to the pixel: which side is resized to what, how it is
 rounded and interpolated, what is padded or cut away, and at which size the logits are scored.
 """
+import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,10 +20,6 @@ from utils.machine.tensors import LabelBatch, Logits
 
 _OPENCV = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 _PILLOW = {"lanczos": "LANCZOS", "antialias": "BILINEAR"}
-# Every key at the value that leaves images as they are.
-_USUAL = {"input_size": None, "long_side": None, "multiple": 1, "fill": "stretch",
-          "rounding": "nearest", "interpolation": "linear", "logits_interpolation": "linear",
-          "input_crop": None, "scale_from": "input", "score_at": "label"}
 _SIZES = ("input_size", "multiple", "input_crop")       # one of these makes the others count
 
 
@@ -150,6 +147,10 @@ class InputSize:
         if self.fill == "pad" and self.multiple == 1:
             raise ConfigError("fill has no effect: multiple is 1", "predict.fill",
                               "give multiple, or leave it out")
+
+
+# Every key at the value that leaves images as they are.
+_USUAL = {key: one.default for key, one in inspect.signature(InputSize).parameters.items()}
 
 
 @dataclass(frozen=True)

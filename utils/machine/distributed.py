@@ -359,6 +359,23 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def from_main(compute: Callable[[], Any], *errors: type[Exception]) -> Any:
+    """compute() of rank 0 (of plain types), on every rank; the other ranks do not call it.
+
+    errors: those that are raised on every rank; any other one ends rank 0, and the others name it.
+    """
+    found = None
+    if is_main():
+        try:
+            found = compute()
+        except errors as error:
+            found = error
+    found = broadcast_object(found)
+    if isinstance(found, errors):
+        raise found
+    return found
+
+
 def broadcast_buffers(module: torch.nn.Module):
     """Copy the buffers of rank 0 (running statistics of batch norms) to every rank."""
     dist = _dist()

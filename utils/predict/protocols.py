@@ -95,10 +95,12 @@ PROTOCOLS: dict[str, Protocol] = {
         "EoMT, Cityscapes: two windows of 1024. EoMT-L 84.2.", ("CityScapes",),
         _windows(1024, None, "spread", input_size=1024, interpolation="antialias")),
     "hrnet-ms": Protocol(
-        "HRNet with several scales (0.5 to 1.75) and mirror images on whole images: mean of the "
-        "exponentials of the logits. HRNet itself cuts scales above 1 into windows on Cityscapes.",
-        ("CityScapes",), _scaled(_MMSEG_SCALES, scale_rounding="nearest", flip=True,
-                                   average="exp")),
+        "HRNet on Cityscapes with several scales (0.5 to 1.75) and mirror images: mean of the "
+        "exponentials of the logits. Scales up to 1 in one pass, larger ones in windows of "
+        "1024x2048 side by side, the last ones moved back inside.",
+        ("CityScapes",), {"mode": "sliding", "crop_size": [1024, 2048], "stride": [1024, 2048],
+                          "tiling": "fit", "scales": _MMSEG_SCALES, "scale_rounding": "nearest",
+                          "flip": True, "average": "exp"}),
     "openseg-pascal-context": Protocol(
         "openseg, PASCAL-Context: short side 520, cubic; logits cubically enlarged to the label. "
         "OCR-W48 55.11.", ("VOC2010_Context",), _OPENSEG),

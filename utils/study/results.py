@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint.find import BEST, LAST
+from utils.checkpoint.find import BEST, LAST, modified
 from utils.cli.console import notice
 from utils.errors import DataError, listed, shown
 from utils.evaluation.evaluate import REFINED
@@ -60,7 +60,7 @@ def attempts(run: PlannedRun) -> list[Path]:
     """The dated folders of a run that have a checkpoint, the newest first."""
     found = [path for path in run.folder.glob("*") if (path / LAST).is_file()
              or (path / BEST).is_file()]
-    return sorted(found, key=lambda path: _modified(path / LAST), reverse=True)
+    return sorted(found, key=lambda path: modified(path / LAST), reverse=True)
 
 
 def checkpoint_to_test(run: PlannedRun) -> Path | None:
@@ -88,7 +88,7 @@ def find_result(test: PlannedTest) -> Path | None:
     try:
         entry = _content(path)
         images = path.parent / entry["image_scores"]
-        if not images.is_file() or _modified(path) < _modified(checkpoint):
+        if not images.is_file() or modified(path) < modified(checkpoint):
             return None
     except (DataError, KeyError, TypeError):
         return None
@@ -305,10 +305,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return plain_json(content) if isinstance(content, dict) else None
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

@@ -27,17 +27,12 @@ def create_run_folder(save_dir: str, name: str) -> Path:
 
     Raises ConfigError if it cannot be created.
     """
-    folder = None
-    if distributed.is_main():
-        try:
-            folder = _create(runs_folder(save_dir, name))
-        except (OSError, ConfigError) as error:
-            folder = error
-    folder = distributed.broadcast_object(folder)
-    if isinstance(folder, Exception):
-        raise ConfigError(f"cannot create a run folder: {folder}", f"trainer.save_dir: {save_dir}",
+    try:
+        return distributed.from_main(lambda: _create(runs_folder(save_dir, name)), OSError,
+                                     ConfigError)
+    except (OSError, ConfigError) as error:
+        raise ConfigError(f"cannot create a run folder: {error}", f"trainer.save_dir: {save_dir}",
                           "choose a folder that can be written") from None
-    return folder
 
 
 def runs_folder(save_dir: str, name: str) -> Path:

@@ -16,7 +16,7 @@ from utils.config.cross_checks import settings_without_effect
 from utils.config.load import apply_overrides, load_config, save_config
 from utils.config.registry import STEP_IMPLEMENTATION
 from utils.config.schema import resolve_config, trains_without_val
-from utils.errors import ConfigError
+from utils.errors import CheckpointError, ConfigError
 from utils.machine import distributed
 from utils.training.run_folder import (
     check_save_dir,
@@ -108,8 +108,9 @@ class Run:
         from utils.training.earlier_runs import start_file
         trainer = self.config["trainer"]
         if trainer["finetune_from"] and not self.checkpoint:
-            trainer["finetune_from"] = distributed.broadcast_object(
-                start_file(trainer["finetune_from"], trainer["save_dir"]))
+            # Only rank 0 reads the files, which it verifies as a whole.
+            trainer["finetune_from"] = distributed.from_main(
+                lambda: start_file(trainer["finetune_from"], trainer["save_dir"]), CheckpointError)
 
     def require_same_data(self, dataset: Any):
         """Raise ConfigError if the checkpoint's run used other samples, or in another order."""

@@ -233,15 +233,7 @@ def _restore_monitor(trainer, checkpoint):
         return
     monitor.load_state_dict(checkpoint["monitor"])
     # Only rank 0 reads the file: a passing error on one rank would let them disagree.
-    best = None
-    if distributed.is_main():
-        try:
-            best = _best_so_far(trainer.folder / BEST)
-        except CheckpointError as error:
-            best = error
-    best = distributed.broadcast_object(best)
-    if isinstance(best, CheckpointError):
-        raise best
+    best = distributed.from_main(lambda: _best_so_far(trainer.folder / BEST), CheckpointError)
     if best == DAMAGED:         # another object on the ranks that received it
         monitor.best = None
     elif best and best["spec"] == spec and monitor.adopt(best["monitor"]):
