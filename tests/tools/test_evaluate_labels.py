@@ -141,7 +141,7 @@ def test_every_wrong_prediction_is_listed_and_nothing_is_scored(tmp_path, capsys
     err = capsys.readouterr().err
     for text in ("ulm_000000_000019_gtFine_labelIds.png: no prediction",
                  "bonn_000000_000019.png: a prediction without truth",
-                 "ulm_000001_000019.png: is 5x4, the truth",
+                 "ulm_000001_000019.png: is 4x5, the truth",
                  "ulm_000002_000019.png: holds 255 (24 pixels)",
                  "ulm_000003_000019.png: the file is empty",
                  "ulm_000004_000019.png: is a color picture", "6 files are wrong",
@@ -188,8 +188,8 @@ def test_instances_of_another_size_than_the_truth_name_both_files(tmp_path, caps
     write_image(path, np.zeros((height + 1, width), np.uint16))
     assert scored(*argv) == 3
     err = " ".join(capsys.readouterr().err.split())
-    assert f"{path}: is {width}x{height + 1}, the truth" in err
-    assert f"the truth {path.name.replace('instance', 'label')} {width}x{height}" in err
+    assert f"{path}: is {height + 1}x{width}, the truth" in err
+    assert f"the truth {path.name.replace('instance', 'label')} {height}x{width}" in err
 
 
 def test_train_ids_in_place_of_label_ids_cause_a_warning(tmp_path, capsys):
