@@ -86,7 +86,8 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
     img_index is the position in the loader's order.
     """
     device = torch.device(device)
-    counters = {name: _Counter(num_classes, ignore_index, classes_of_interest, published, boundary)
+    counters = {name: RuleCounter(num_classes, ignore_index, classes_of_interest, published,
+                                  boundary)
                 for name in _names(decisions, refiner)}
     decide, most_bytes = _shortcuts(predictor, decisions, loss, refiner)
     scored = predictor.as_scored if isinstance(predictor, Predictor) else lambda labels: labels
@@ -164,10 +165,15 @@ class _FiniteWatch:
             warn(f"{NOT_FINITE} on {shown(bad[0])}: this score counts them as zeros")
 
 
-class _Counter:
-    """Counts the predictions of one rule, for both conventions and, on request, for outlines."""
+class RuleCounter:
+    """Counts the predictions of one rule, for both conventions and, on request, for outlines.
 
-    def __init__(self, num_classes, ignore_index, classes_of_interest, published, boundary):
+    The arguments are those of `evaluate`.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int,
+                 classes_of_interest: list[int] | str | None = None, published: bool = False,
+                 boundary: bool = False):
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.dataset = DatasetMetrics(num_classes, ignore_index, classes_of_interest)
         self.image = ImageMetrics(num_classes, ignore_index, classes_of_interest,
@@ -175,7 +181,7 @@ class _Counter:
         self.boundary = (BoundaryMetrics(num_classes, ignore_index, classes_of_interest)
                          if boundary else None)
 
-    def add(self, prediction, labels, positions):
+    def add(self, prediction: LabelBatch | Masks, labels: LabelBatch, positions: Iterable[int]):
         """Count labels (N, H, W) or masks (N, C, H, W) against labels (N, H, W).
 
         positions: of the N images in the dataset.
@@ -186,7 +192,7 @@ class _Counter:
         if self.boundary:
             self.boundary.update(prediction, labels)
 
-    def scores(self, images, loss):
+    def scores(self, images: int, loss: float | None = None) -> Scores:
         """The Scores over all ranks; each rank must call this once."""
         self.dataset.reduce()
         self.image.reduce()

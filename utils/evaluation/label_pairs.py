@@ -2,7 +2,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ def pair_files(truths: dict[str, Path], folder: Path, suffixes: tuple[str, ...],
     formats: the suffixes of files that may have been meant where a prediction is missing.
     """
     found, problems, strangers, extra = {}, [], [], []
-    for name, paths in _by_name(truths, folder, suffixes, problems, strangers).items():
+    for name, paths in files_by_name(truths, folder, suffixes, problems, strangers).items():
         stems = [os.path.splitext(path)[0] for path in paths]
         stem_of_first, first = min(zip(stems, paths, strict=True), key=_shortest)
         found[name] = first
@@ -77,8 +77,12 @@ def _shortest(pair):
     return len(pair[0]), pair
 
 
-def _by_name(truths, folder, suffixes, problems, strangers):
-    """name -> the files that begin with it."""
+def files_by_name(truths: Mapping[str, Path | None], folder: Path, suffixes: tuple[str, ...],
+                  problems: list[str], strangers: list[Path]) -> dict[str, list[Path]]:
+    """name of `truths` -> the files that begin with it; see `pair_files`.
+
+    Files that begin with several names are added to `problems`, those with none to `strangers`.
+    """
     found: dict[str, list[Path]] = {}
     by_last_part = {}
     for name in truths:

@@ -72,8 +72,9 @@ def title_of(entry: Entry) -> str:
         epoch -= 1          # it was the epoch in training, or the next
     extra = [f"{key} {_text(value)}" for key, value in entry.items()
              if key not in OUTCOMES | TOLD and value and value != USUAL.get(key)]
-    return shown(f"{Path(str(checkpoint.get('path', '?'))).name}, {entry.get('dataset')} "
-                 f"{entry.get('split')} ({entry.get('loader')}, {entry.get('n_images')} images"
+    name = Path(str((checkpoint or _part(entry, "predictions")).get("path", "?"))).name
+    return shown(f"{name}, {entry.get('dataset')} {entry.get('split') or ''}".rstrip()
+                 + f" ({entry.get('loader')}, {entry.get('n_images')} images"
                  f"{f' in {place}' if place else ''}), rule {entry.get('procedure')}, "
                  + ", ".join([_way(entry), *([entry["segfix"]] if "segfix" in entry else []),
                               *extra, *([f"epoch {epoch}"] if epoch is not None else [])])

@@ -95,17 +95,20 @@ def score_entries(results: dict[str, Scores], scored: Scored) -> list[Entry]:
     entries = []
     for rule, scores in results.items():
         _require_pixels(scores, scored)
-        entries.append(_entry(scores, scored.setting(rule), scored.class_names,
-                              scored.options.get("CoI"), str(scored.opened.device)))
+        entries.append(entry_of(scores, scored.setting(rule), scored.class_names,
+                                scored.options.get("CoI"), scored.opened.device))
     return entries
 
 
 def file_entry(files: LabelFileScores, setting: dict[str, Any]) -> Entry:
     """The entry of label files. setting: what tells this result from another."""
-    return _entry(files.measured, setting, files.class_names)
+    return entry_of(files.measured, setting, files.class_names)
 
 
-def _entry(scores, setting, class_names, classes_of_interest=None, device="cpu"):
+def entry_of(scores: Scores, setting: Entry, class_names: list[str],
+             classes_of_interest: list[int] | str | None = None,
+             device: torch.device | str = "cpu") -> Entry:
+    """The entry of one rule. setting: what tells this result from another, with "procedure"."""
     image = _image_level(scores)
     entry = plain_json({
         "schema": SCHEMA, **setting, "n_images": scores.images, **scores.numbers(),
@@ -113,7 +116,7 @@ def _entry(scores, setting, class_names, classes_of_interest=None, device="cpu")
         "image_level": {name: image[name] for name in IMAGE_SCORES if name in image},
         "intervals": _intervals(image, class_names, classes_of_interest),
         "confusion": scores.dataset["confusion"],
-        "versions": {"torch": str(torch.__version__), "device": device}})
+        "versions": {"torch": str(torch.__version__), "device": str(device)}})
     entry["image_scores"] = f"image_scores_{setting['procedure']}_{code_of(entry)}.csv"
     return entry
 

@@ -26,13 +26,13 @@ def wanted_outputs(args: argparse.Namespace) -> list[str]:
         (PROBABILITIES, args.probabilities), (MASKS, args.masks)) if wanted]
 
 
-def write_prediction(paths: dict[str, str], image: Image, labels: Labels,
+def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
                      class_names: list[str], palette: list[list[int]],
                      maps: dict[str, np.ndarray] | None = None,
                      label_ids: list[int] | None = None, activation: str = "softmax"):
     """Write every output that `paths` (suffix -> path) contains.
 
-    image: uint8 (H, W, 3), RGB. labels: class ids (H, W).
+    image: uint8 (H, W, 3), RGB; None without OVERLAY and SIDE_BY_SIDE. labels: class ids (H, W).
     LABELS        palette PNG: class ids and colors in one file
     OVERLAY       the colors of the labels over the image
     SIDE_BY_SIDE  the image to the left of that
@@ -47,6 +47,7 @@ def write_prediction(paths: dict[str, str], image: Image, labels: Labels,
     make_folders(paths)
     maps = maps or {}
     if OVERLAY in paths or SIDE_BY_SIDE in paths:
+        assert image is not None
         mixed = overlay(image, labels, palette)
         if OVERLAY in paths:
             write_image(paths[OVERLAY], mixed)

@@ -1,0 +1,343 @@
+"""Reads the scores of classes that any program has stored, as logits for the decision rules.
+
+Layouts: that of inference.py (utils.decision.stored_scores), nnU-Net's .npz ("probabilities" of
+version 2, "softmax" of version 1, both (C, [1,] H, W)), and plain .npy or .npz of (C, H, W) or
+(H, W, C). Only plain arrays are read: nothing is unpickled, other files are never opened, and the
+size that a header claims is compared with that of the file before memory is taken.
+
+What the numbers are is found from their values: probabilities; scores that sum to less than 1
+(mask-classification networks: sum_q p(class | q) p(mask | q), as transformers returns them), which
+are divided by their sum; or logits, if any lies below 0 or above 1.
+"""
+import math
+import os
+import struct
+import threading
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from utils.cli.console import notice
+from utils.errors import DataError, first_line, listed, shown
+from utils.images.class_names import first_difference, moved
+from utils.machine.memory import free_memory, logits_too_large
+
+SUFFIXES = (".npz", ".npy")
+KEYS = ("probabilities", "softmax")     # of our files and nnU-Net's; else the only array there is
+SUM_TOLERANCE = 1e-3                    # a sum of float16 probabilities may differ so much from 1
+_OVERSHOOT = 0.1        # of probabilities after a cubic resize, whose sums stay 1 ...
+_RESIZED_SUM = 0.02     # ... up to this
+_LARGEST_SUM = 1.05     # above this, scores from 0 to 1 are neither probabilities nor partial ones
+_MOST_TEXT = 1 << 25    # bytes of the class names and other small arrays
+_LARGE = 1 << 28        # bytes of an array from which on the free memory is looked at
+ASK = ("say it with --values logits, with --values probabilities (from 0 to 1, each is divided by "
+       "their sum), or with --activation sigmoid (every class has a probability of its own)")
+_SHOWN = 6
+_DAMAGE = (ValueError, OSError, EOFError, KeyError, TypeError, OverflowError, SyntaxError,
+           MemoryError, RuntimeError, NotImplementedError, struct.error, zlib.error,
+           zipfile.BadZipFile, tokenize.TokenError)     # the last one of numpy's header parser
+
+
+class StoredScores(NamedTuple):
+    """The content of a file.
+
+    values: float32 (C, H, W), probabilities or logits. are_logits: which of the two.
+    activation: "softmax" or "sigmoid". class_names, palette: of the file, None if it has none.
+    """
+
+    values: torch.Tensor
+    are_logits: bool
+    activation: str
+    class_names: list[str] | None = None
+    palette: list[list[int]] | None = None
+
+    def logits(self) -> torch.Tensor:
+        """Logits (1, C, H, W) float32 whose softmax, or sigmoid, are the probabilities.
+
+        Probabilities of 0 become -inf; a pixel whose scores are all 0 gets equal logits.
+        """
+        if self.are_logits:
+            return self.values[None]
+        if self.activation == "sigmoid":
+            return torch.logit(self.values)[None]
+        logits = self.values.log()
+        return logits.masked_fill_(self.values.sum(0) == 0, 0.0)[None]
+
+
+@dataclass
+class ScoreReader:
+    """Reads files whose scores have one layout.
+
+    num_classes, activation, class_names: None until they are known; the first file then decides.
+    axes: "auto", "CHW" or "HWC". values: "auto", "probabilities" or "logits". key: of the array in
+    an .npz, None for the usual ones.
+    """
+
+    num_classes: int | None = None
+    activation: str | None = None
+    class_names: list[str] | None = None
+    axes: str = "auto"
+    values: str = "auto"
+    key: str | None = None
+    _seen: dict[str, list] = field(default_factory=dict)
+    _lock: Any = field(default_factory=threading.Lock)
+
+    def read(self, path: str | os.PathLike) -> StoredScores:
+        """The scores in a file. Raises DataError, which names it, for anything unusable."""
+        where = shown(path)
+        try:
+            content = _read_npy(path) if str(path).lower().endswith(".npy") else \
+                _read_npz(path, self.key)
+        except DataError as error:
+            raise DataError(error.what, where, error.fix) from None
+        except _DAMAGE as error:
+            reason = shown(getattr(error, "strerror", None) or first_line(error))
+            raise DataError(f"cannot be read, or is damaged or truncated: {reason[:120]}",
+                            where) from None
+        try:
+            return self._interpreted(content)
+        except DataError as error:
+            raise DataError(error.what, where, error.fix) from None
+
+    def _interpreted(self, content: "_Content") -> StoredScores:
+        names = content.class_names
+        self._compare(names)
+        classes = self.num_classes or (len(names) if names else None)
+        array = _classes_first(_image(content.array), classes, self.axes)
+        if classes and len(array) != classes:
+            raise DataError(f"has {len(array)} classes, expected {classes}: its scores are "
+                            f"{_text(content.array)}")
+        classes, height, width = array.shape
+        too_large = logits_too_large(1, classes, height, width, torch.device("cpu"))
+        if too_large:
+            raise DataError(too_large)
+        activation = content.activation or self.activation or "softmax"
+        if self.activation and activation != self.activation:
+            raise DataError(f"has activation {activation}, the others {self.activation}")
+        if activation == "softmax" and len(array) == 1:
+            raise DataError("has one class, whose softmax is always 1", None,
+                            "--activation sigmoid reads the probability of a single class")
+        values = torch.from_numpy(np.array(array, np.float32, order="C"))
+        if array.dtype == np.uint8:
+            values.div_(255)
+        are_logits = self._judge(values, activation, array.dtype == np.uint8)
+        return StoredScores(values, are_logits, activation, names, content.palette)
+
+    def _compare(self, names):
+        """Raise DataError if the classes have another order; count names spelled differently."""
+        if not (names and self.class_names and len(names) == len(self.class_names)):
+            return
+        if elsewhere := moved(names, self.class_names):
+            raise DataError(f"the order of its classes differs: {elsewhere} (in the file, "
+                            "expected)")
+        if difference := first_difference(names, self.class_names):
+            self._note(difference, 0, 0)
+
+    def _judge(self, values, activation, coarse) -> bool:
+        """Whether the values are logits. Clips and counts what is not quite a probability."""
+        finite = torch.isfinite(values)
+        if not finite.all():
+            raise DataError(f"{int((~finite).sum())} of {values.numel()} scores are not finite "
+                            "(NaN or Inf)")
+        low, high = float(values.min()), float(values.max())
+        outside = low < 0 or high > 1
+        if self.values == "logits":
+            return True
+        sums = values.sum(0) if activation == "softmax" else torch.ones(1)
+        if outside and self.values == "auto" and not (
+                -_OVERSHOOT <= low and high <= 1 + _OVERSHOOT
+                and activation == "softmax" and float((sums - 1).abs().max()) <= _RESIZED_SUM):
+            if low >= 0 and activation == "softmax" and float(sums.max() - sums.min()) <= \
+                    _RESIZED_SUM * float(sums.max()):
+                raise DataError(f"the scores of every pixel sum to {float(sums.max()):.4g}: it is "
+                                "not clear what they are", None, ASK)
+            self._note("logits", low, high)
+            return True
+        if outside:
+            if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+                raise DataError(f"its values lie in {low:.4g} .. {high:.4g}: they are not "
+                                "probabilities", None, "--values logits reads logits")
+            self._note("clipped", low, high)
+            values.clamp_(0, 1)
+        self._judge_sums(sums, len(values) / 510 if coarse else SUM_TOLERANCE)
+        return False
+
+    def _judge_sums(self, sums, tolerance):
+        low, high = float(sums.min()), float(sums.max())
+        if high > _LARGEST_SUM and self.values == "auto":
+            raise DataError(f"the scores of a pixel sum to {low:.4g} .. {high:.4g}: it is not "
+                            "clear what they are", None, ASK)
+        empty = int((sums == 0).sum())
+        if empty:
+            self._note("empty", empty, sums.numel())
+        if max(1 - low, high - 1) > tolerance:
+            self._note("sums", low, high)
+
+    def _note(self, kind, low, high):
+        with self._lock:
+            self._seen.setdefault(kind, []).append((low, high))
+
+    def forget(self):
+        """Forget what was noted of the files that were read."""
+        self._seen.clear()
+
+    def tell(self):
+        """One notice for each thing that was done to the values, with the number of files."""
+        for difference in self._seen.keys() - {"logits", "clipped", "sums", "empty"}:
+            notice(f"{_files(len(self._seen[difference]))} with other class names: {difference} "
+                   "(in the file, expected)")
+        for kind, text in (
+                ("logits", "logits, with values from {low:.4g} to {high:.4g}: probabilities are "
+                           "their {act}"),
+                ("clipped", "probabilities from {low:.4g} to {high:.4g}, clipped to 0..1"),
+                ("sums", "scores that sum to {low:.4g} .. {high:.4g} in a pixel, each divided by "
+                         "the sum")):
+            if found := self._seen.get(kind):
+                text = text.format(low=min(low for low, _ in found), act=self.activation,
+                                   high=max(high for _, high in found))
+                notice(f"{_files(len(found))} with {text}")
+        if empty := self._seen.get("empty"):
+            notice(f"{_files(len(empty))} with {sum(count for count, _ in empty)} of "
+                   f"{sum(total for _, total in empty)} pixels whose scores are all 0: their "
+                   "classes are taken as equally probable")
+
+
+class _Content(NamedTuple):
+    """array: the scores as stored. activation, class_names, palette: None if there are none."""
+
+    array: np.ndarray
+    activation: str | None = None
+    class_names: list[str] | None = None
+    palette: list[list[int]] | None = None
+
+
+def _files(count):
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _text(array):
+    return f"{array.dtype} ({', '.join(map(str, array.shape))})"
+
+
+def _read_npy(path):
+    size = os.path.getsize(path)
+    return _Content(_read_array(lambda: open(path, "rb"), size))
+
+
+def _read_npz(path, key):
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()
+                   if info.filename.endswith(".npy")}
+
+        def array(name, most=None):
+            info = members[name]
+            return _read_array(lambda: archive.open(info), info.file_size, most)
+        scores = array(_chosen(members, key))
+        small = {name: array(name, _MOST_TEXT) for name in ("class_names", "palette", "activation")
+                 if name in members}
+    activation = names = palette = None
+    if "activation" in small:
+        activation = str(small["activation"])
+        if activation not in ("softmax", "sigmoid"):
+            raise DataError(f"its activation is {shown(activation)[:40]}; expected softmax or "
+                            "sigmoid")
+    if "class_names" in small:
+        names = [str(name) for name in small["class_names"].reshape(-1)]
+    if "palette" in small and small["palette"].dtype == np.uint8 and names:
+        palette = small["palette"].reshape(-1, 3).tolist()
+        palette = palette if len(palette) == len(names) else None
+    return _Content(scores, activation, names, palette)
+
+
+def _chosen(members, key):
+    """The name of the array of scores."""
+    if key is not None:
+        if key not in members:
+            raise DataError(f"has no array {key!r}; it has {listed(sorted(members), _SHOWN)}")
+        return key
+    known = [name for name in KEYS if name in members]
+    if len(known) == 1 or not known and len(members) == 1:
+        return known[0] if known else next(iter(members))
+    raise DataError(f"has {len(members)} arrays"
+                    + (f" ({listed(sorted(members), _SHOWN, text=shown)})" if members else ""),
+                    None, "name the one with the scores: --key NAME")
+
+
+def _read_array(open_stream: Callable[[], IO[bytes]], size: int, most: int | None = None):
+    """The array in a stream of `size` bytes. Raises DataError if they are not what it claims.
+
+    most: of bytes, of an array that is not scores.
+    """
+    with open_stream() as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise DataError(f"has an array of format {version[0]}.{version[1]}, which is only used "
+                            "for tables")
+        read_header = (np.lib.format.read_array_header_1_0 if version == (1, 0)
+                       else np.lib.format.read_array_header_2_0)
+        shape, _, dtype = read_header(stream)       # refuses headers above 10,000 characters
+        start = stream.tell()
+    needed = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise DataError("holds Python objects, which are never unpickled", None,
+                        "store a plain array of numbers")
+    if min(shape, default=1) < 0 or needed != size - start:
+        raise DataError(f"is truncated or damaged: its header claims {_shape(shape)} {dtype}, "
+                        f"{needed} bytes, and it has {size - start}")
+    if most is not None:
+        if needed > most:
+            raise DataError(f"has {needed} bytes of names")
+    elif not (dtype.kind == "f" and dtype.itemsize <= 8) and dtype != np.uint8:
+        raise DataError(f"holds {_shape(shape)} {dtype}, which are not scores: expected float16, "
+                        "float32, float64, or uint8, where 255 is 1", None,
+                        "label maps are scored with tools.evaluate_labels"
+                        if len(shape) == 2 else None)
+    elif needed > _LARGE and needed > (free_memory() or needed):
+        raise DataError(f"holds {_shape(shape)} {dtype}, {needed / 2**30:.1f} GiB, which do not "
+                        "fit into memory")
+    with open_stream() as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def _shape(shape):
+    return f"({', '.join(map(str, shape))})"
+
+
+def _image(array):
+    """The array without axes of one slice or one image."""
+    if 0 in array.shape:
+        raise DataError(f"is empty: {_text(array)}")
+    if array.ndim == 4:
+        one = next((axis for axis in (1, 0) if array.shape[axis] == 1), None)
+        if one is None:
+            raise DataError(f"is a volume, {_text(array)}: (C, slices, H, W)", None,
+                            "store every slice as an image, (C, H, W)")
+        array = array.squeeze(one)
+    if array.ndim != 3:
+        raise DataError(f"is {_text(array)}: expected (C, H, W) or (H, W, C)")
+    return array
+
+
+def _classes_first(array, classes, axes):
+    """(C, H, W) of (C, H, W) or (H, W, C): by the number of classes, or by which axis sums to 1."""
+    if axes != "auto":
+        return array if axes == "CHW" else np.moveaxis(array, -1, 0)
+    first, last = ((classes is None or array.shape[axis] == classes) for axis in (0, -1))
+    if first and last:
+        first, last = (_sums_to_one(array, axis) for axis in (0, -1))
+        if first == last:
+            raise DataError(f"is {_text(array)}: it is not clear which axis is that of the classes",
+                            None, "say it with --axes CHW or --axes HWC")
+    return np.moveaxis(array, -1, 0) if last else array
+
+
+def _sums_to_one(array, axis):
+    one = 255 if array.dtype == np.uint8 else 1
+    sums = array.sum(axis, dtype=np.float32) / one
+    return bool(np.abs(sums - 1).max() <= max(_RESIZED_SUM, array.shape[axis] / 510 * (one > 1)))
