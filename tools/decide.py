@@ -65,7 +65,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="softmax: the classes of a pixel sum to 1; sigmoid: each has a probability of its "
              "own (default: as the file says, or softmax)")
     add("--key", metavar="NAME", help="name of the array of scores in .npz files")
-    add_rule_arguments(parser)
+    add_rule_arguments(parser, posterior=False)
+    parser.set_defaults(posterior=None)     # what others' losses did is not known
     add("--smooth", type=float, metavar="G", help="of rankdice and rankiou (default 0)")
     add("--pruning", type=float, metavar="P",
         help="rankdice and rankiou leave a class out whose largest probability does not exceed "
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     prepare_folder(args.output)
     if args.labels:
         check_results(Path(args.output))
-    names, palette = _learn(reader, jobs, dataset)
+    names, palette = _learn(args, reader, jobs, dataset)
     decisions = _rules(args, reader)
     decider = FileDecider(reader, decisions, names, palette, dataset if args.labels else None)
     outcome = work_through(jobs, decider.decide, args.workers, "deciding", report=console.fail)
@@ -173,7 +174,7 @@ def _plan(args, dataset, report: "InferenceReport") -> "list[DecideJob]":
             for source, planned in zip(sources, outputs, strict=True) if source.path in paired]
 
 
-def _learn(reader: "ScoreReader", jobs, dataset) -> tuple[list[str], list[list[int]]]:
+def _learn(args, reader: "ScoreReader", jobs, dataset) -> tuple[list[str], list[list[int]]]:
     """The names and colors of the classes; the reader then expects them, and one activation.
 
     What is not given is taken from the first file that can be read.
@@ -189,6 +190,9 @@ def _learn(reader: "ScoreReader", jobs, dataset) -> tuple[list[str], list[list[i
             continue
         reader.forget()
         reader.num_classes, reader.activation = len(first.values), first.activation
+        if first.posterior and {"max", "all"} & set(args.predict.split(",")):
+            console.notice(f"the files hold probabilities with {first.posterior}: max takes the "
+                           "most probable class, as inference.py -p max --posterior auto does")
         if dataset is None:
             reader.class_names = first.class_names
             names = usable(first.class_names or [f"class {k}" for k in range(reader.num_classes)])

@@ -34,6 +34,7 @@ SUM_TOLERANCE = 1e-3                    # a sum of float16 probabilities may dif
 _OVERSHOOT = 0.1        # of probabilities after a cubic resize, whose sums stay 1 ...
 _RESIZED_SUM = 0.02     # ... up to this
 _LARGEST_SUM = 1.05     # above this, scores from 0 to 1 are neither probabilities nor partial ones
+_DESCRIPTIONS = ("class_names", "palette", "activation", "posterior")
 _MOST_TEXT = 1 << 25    # bytes of the class names and other small arrays
 _LARGE = 1 << 28        # bytes of an array from which on the free memory is looked at
 ASK = ("say it with --values logits, with --values probabilities (from 0 to 1, each is divided by "
@@ -49,6 +50,7 @@ class StoredScores(NamedTuple):
 
     values: float32 (C, H, W), probabilities or logits. are_logits: which of the two.
     activation: "softmax" or "sigmoid". class_names, palette: of the file, None if it has none.
+    posterior: what was undone of the loss of the network, as far as the file says.
     """
 
     values: torch.Tensor
@@ -56,6 +58,7 @@ class StoredScores(NamedTuple):
     activation: str
     class_names: list[str] | None = None
     palette: list[list[int]] | None = None
+    posterior: str = ""
 
     def logits(self) -> torch.Tensor:
         """Logits (1, C, H, W) float32 whose softmax, or sigmoid, are the probabilities.
@@ -127,7 +130,8 @@ class ScoreReader:
         if array.dtype == np.uint8:
             values.div_(255)
         are_logits = self._judge(values, activation, array.dtype == np.uint8)
-        return StoredScores(values, are_logits, activation, names, content.palette)
+        return StoredScores(values, are_logits, activation, names, content.palette,
+                            content.posterior)
 
     def _compare(self, names):
         """Raise DataError if the classes have another order; count names spelled differently."""
@@ -215,6 +219,7 @@ class _Content(NamedTuple):
     activation: str | None = None
     class_names: list[str] | None = None
     palette: list[list[int]] | None = None
+    posterior: str = ""
 
 
 def _files(count):
@@ -239,8 +244,7 @@ def _read_npz(path, key):
             info = members[name]
             return _read_array(lambda: archive.open(info), info.file_size, most)
         scores = array(_chosen(members, key))
-        small = {name: array(name, _MOST_TEXT) for name in ("class_names", "palette", "activation")
-                 if name in members}
+        small = {name: array(name, _MOST_TEXT) for name in _DESCRIPTIONS if name in members}
     activation = names = palette = None
     if "activation" in small:
         activation = str(small["activation"])
@@ -252,7 +256,7 @@ def _read_npz(path, key):
     if "palette" in small and small["palette"].dtype == np.uint8 and names:
         palette = small["palette"].reshape(-1, 3).tolist()
         palette = palette if len(palette) == len(names) else None
-    return _Content(scores, activation, names, palette)
+    return _Content(scores, activation, names, palette, shown(small.get("posterior", ""))[:200])
 
 
 def _chosen(members, key):

@@ -6,6 +6,7 @@ An .npz file, uncompressed or deflated, of plain arrays; nothing in it is pickle
     class_names    text (C,)
     palette        uint8 (C, 3), the color of each class
     activation     text (), "softmax" (the classes of a pixel sum to 1) or "sigmoid" (they do not)
+    posterior      text (), what was undone of the loss, such as "class weights"; "" if nothing
 
 float16 has 11 significant bits at any size down to 6e-5, so sums of many faint probabilities stay
 right: rankdice and rankiou decide as on the original. uint8 rounds every probability below 1/510
@@ -41,7 +42,7 @@ def stored_form(probs: "torch.Tensor", kind: str = "float16") -> np.ndarray:
 
 
 def write_probabilities(path: str | os.PathLike, probs: np.ndarray, class_names: list[str],
-                        palette: list[list[int]], activation: str):
+                        palette: list[list[int]], activation: str, posterior: str = ""):
     """Write a file in the layout above, complete or not at all.
 
     probs: of `stored_form`, (C, H, W); it may be mapped from a file, since it is written in parts.
@@ -49,7 +50,8 @@ def write_probabilities(path: str | os.PathLike, probs: np.ndarray, class_names:
     """
     arrays = {"class_names": np.array(class_names, np.str_),
               "palette": np.array(palette, np.uint8).reshape(-1, 3),
-              "activation": np.array(activation, np.str_), "probabilities": probs}
+              "activation": np.array(activation, np.str_),
+              "posterior": np.array(posterior, np.str_), "probabilities": probs}
     with unfinished(path) as temporary, zipfile.ZipFile(
             temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
         for name, array in arrays.items():

@@ -173,7 +173,7 @@ class FileDecider:
 
 def _input_of(decision: Decision, scores: StoredScores, logits: torch.Tensor) -> torch.Tensor:
     """What a rule decides on. `max` takes the stored numbers: a logarithm may make two equal."""
-    return scores.values[None] if decision.name == "max" else logits
+    return scores.values[None] if decision.largest_logit else logits
 
 
 def _digest(path):

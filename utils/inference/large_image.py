@@ -59,13 +59,15 @@ def is_streamed(height: int, width: int, predictor: Predictor, possible: bool = 
 def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
                   predictor: Predictor, decision: Decision,
                   check_stop: Callable[[], None] = lambda: None,
-                  maps_of: MapsOf = lambda logits, wanted: {}) -> dict[str, float]:
+                  maps_of: MapsOf = lambda logits, wanted: {},
+                  stored_as: tuple[str, str] = ("softmax", "")) -> dict[str, float]:
     """Segment an image, uint8 (H, W, 3), window by window and write the outputs in `paths`.
 
     The labels equal those of the whole image at once.
     paths: suffix -> path, as in `write_prediction`.
     check_stop: called between windows and strips; if it raises, no file is left.
     maps_of: (logits (1, C, h, w), suffixes) -> {suffix: array (1, ..., h, w)} of further outputs.
+    stored_as: as in `write_prediction`.
     Returns class name -> share of the pixels. Raises DataError for outputs and rules that need all
     logits at once, and for a file that cannot be written, NumericalError for logits that are not
     finite.
@@ -93,7 +95,10 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
                         maps[suffix][..., rows, columns] = part[0]
             predictor.in_blocks(image, opened.device, store)
             predictor.require_finite([folder])
-            return _write(paths, image, labels, maps, opened, check_stop)
+            if PROBABILITIES in paths:
+                write_probabilities(paths[PROBABILITIES], maps[PROBABILITIES], opened.class_names,
+                                    opened.palette, *stored_as)
+            return _write(paths, image, labels, opened, check_stop)
     except OSError as error:
         raise DataError(f"cannot write: {error.strerror or error}", shown(folder or "."),
                         "check that the folder is writable and has room") from None
@@ -120,13 +125,10 @@ def _mapped(files, folder, dtype, shape):
     return np.memmap(file, dtype, "w+", shape=shape)
 
 
-def _write(paths, image, labels, maps, opened, check_stop):
+def _write(paths, image, labels, opened, check_stop):
     """Write all output files strip by strip. Returns class name -> share of the pixels."""
     height, width = labels.shape
     names, palette = opened.class_names, opened.palette
-    if PROBABILITIES in paths:
-        write_probabilities(paths[PROBABILITIES], maps[PROBABILITIES], names, palette,
-                            opened.activation)
     masks = [os.path.join(paths[MASKS], name) for name in mask_names(names)] \
         if MASKS in paths else []
     files = [PngStrips(path, height, width, "mask") for path in masks]

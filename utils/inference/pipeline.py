@@ -101,6 +101,12 @@ class Pipeline:
         assert self.posterior is not None, "open_pipeline makes it for these outputs"
         return {PROBABILITIES: stored_form(self.posterior(logits), self.stored)}
 
+    @property
+    def stored_as(self) -> tuple[str, str]:
+        """The activation of written probabilities, and what was undone of the loss, or ""."""
+        undone = self.posterior.describe().get("posterior") if self.posterior else None
+        return self.opened.activation, str(undone or "")
+
     def _finite_logits(self, x):
         """Logits (N, C, H, W), and for each image whether they are finite; zeros if they are not.
         """

@@ -29,7 +29,8 @@ def wanted_outputs(args: argparse.Namespace) -> list[str]:
 def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
                      class_names: list[str], palette: list[list[int]],
                      maps: dict[str, np.ndarray] | None = None,
-                     label_ids: list[int] | None = None, activation: str = "softmax"):
+                     label_ids: list[int] | None = None,
+                     stored_as: tuple[str, str] = ("softmax", "")):
     """Write every output that `paths` (suffix -> path) contains.
 
     image: uint8 (H, W, 3), RGB; None without OVERLAY and SIDE_BY_SIDE. labels: class ids (H, W).
@@ -40,8 +41,8 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
     MASKS         a folder with a 1-bit PNG per class (see `mask_names`); maps: bool
                   (C, H, W), may overlap and may leave pixels without a class
     maps: suffix -> array; those of PROBABILITIES and MASKS are required if `paths` contains them.
-    label_ids: what LABELS holds for each class; None: class ids. activation: "softmax" or
-    "sigmoid", of the probabilities.
+    label_ids: what LABELS holds for each class; None: class ids. stored_as: activation and
+    posterior of PROBABILITIES.
     Raises DataError naming the file that cannot be written.
     """
     make_folders(paths)
@@ -55,7 +56,7 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
             write_image(paths[SIDE_BY_SIDE], side_by_side(image, mixed))
     if PROBABILITIES in paths:
         write_probabilities(paths[PROBABILITIES], maps[PROBABILITIES], class_names, palette,
-                            activation)
+                            *stored_as)
     if MASKS in paths:
         for name, mask in zip(mask_names(class_names), maps[MASKS], strict=True):
             height, width = mask.shape

@@ -133,7 +133,8 @@ class _NetworkStage:
                 raise DataError("--segfix does not work on images that are streamed")
             image = map_image(source.path, self.opened.normalize.white)
             shares = segment_large(image, outputs, self.opened, self.pipeline.predictor,
-                                   self.pipeline.decision, self.check_stop, self.pipeline.maps)
+                                   self.pipeline.decision, self.check_stop, self.pipeline.maps,
+                                   self.pipeline.stored_as)
         except (DataError, NumericalError) as error:
             self.report.fail(source.path, error)
             return
@@ -162,6 +163,7 @@ class _Writing:
 
     def __init__(self, pool: ThreadPoolExecutor, pipeline: Pipeline, report: InferenceReport):
         self.pool, self.opened, self.report = pool, pipeline.opened, report
+        self.stored_as = pipeline.stored_as
         self.pending = deque()
 
     def submit(self, job: Job, image: Image, prediction: Prediction):
@@ -177,7 +179,7 @@ class _Writing:
     def _write(self, paths, image, prediction):
         names, labels = self.opened.class_names, prediction.labels
         write_prediction(paths, image, labels, names, self.opened.palette, prediction.maps,
-                         self.opened.label_ids, self.opened.activation)
+                         self.opened.label_ids, self.stored_as)
         return class_shares(np.bincount(labels.ravel(), minlength=len(names)), names)
 
 

@@ -150,7 +150,7 @@ class _FrameFiles:
     """
 
     def __init__(self, folder: str | None, suffixes: Collection[str], pipeline: Pipeline):
-        self.folder, self.opened = folder, pipeline.opened
+        self.folder, self.opened, self.stored_as = folder, pipeline.opened, pipeline.stored_as
         self.suffixes = list(suffixes) if folder else []
         self.files: list[str] = []
 
@@ -167,4 +167,4 @@ class _FrameFiles:
                      "replaced, others stay")
         write_prediction(paths, frame, prediction.labels, self.opened.class_names,
                          self.opened.palette, prediction.maps, self.opened.label_ids,
-                         self.opened.activation)
+                         self.stored_as)

@@ -65,12 +65,16 @@ def add_base_size(parser: argparse.ArgumentParser):
                              "the image's own size)")
 
 
-def add_rule_arguments(parser: argparse.ArgumentParser):
-    """Add --threshold, --posterior, --temperature, --theta and --amplitude, settings of rules."""
+def add_rule_arguments(parser: argparse.ArgumentParser, posterior: bool = True):
+    """Add --threshold, --posterior, --temperature, --theta and --amplitude, settings of rules.
+
+    posterior: False for a program that knows of no loss.
+    """
     parser.add_argument("--threshold", type=thresholds, metavar="T",
                         help="of rule T: a probability, or one for each class, with commas "
                              "(default: from the config)")
-    add_posterior(parser)
+    if posterior:
+        add_posterior(parser)
     parser.add_argument("--temperature", type=temperature, metavar="T",
                         help="divides the logits before softmax or sigmoid "
                              "(default: from the config)")
