@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from utils.cli import console
 from utils.cli.arguments import at_least, command_parser
 from utils.errors import ConfigError, DataError, shown
-from utils.predict.arguments import add_rule_arguments, require_rule_arguments
+from utils.predict.arguments import add_rule_arguments, add_unassigned, require_rule_arguments
 
 if TYPE_CHECKING:
     from base.base_dataset import BaseDataset
@@ -66,6 +66,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
              "own (default: as the file says, or softmax)")
     add("--key", metavar="NAME", help="name of the array of scores in .npz files")
     add_rule_arguments(parser, posterior=False)
+    add_unassigned(parser)
     parser.set_defaults(posterior=None)     # what others' losses did is not known
     add("--smooth", type=float, metavar="G", help="of rankdice and rankiou (default 0)")
     add("--pruning", type=float, metavar="P",
@@ -84,8 +85,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.labels and not (args.classes or args.dataset):
         parser.error("--labels needs --classes FILE or --dataset NAME, which say what the values "
                      "of the labels mean")
-    if args.ignore_index != 255 and not args.labels:
-        parser.error("--ignore-index has no effect without --labels")
+    if args.ignore_index != 255 and not args.labels and args.unassigned != "void":
+        parser.error("--ignore-index has no effect without --labels or --unassigned void")
     return args
 
 
@@ -205,9 +206,15 @@ def _learn(args, reader: "ScoreReader", jobs, dataset) -> tuple[list[str], list[
 def _rules(args, reader: "ScoreReader") -> "list[Decision]":
     from utils.evaluation.evaluate import build_rules
     given: dict[str, Any] = {
-        name: getattr(args, name) for name in ("threshold", "temperature", *RANK_SETTINGS)
+        name: getattr(args, name)
+        for name in ("threshold", "temperature", "unassigned", *RANK_SETTINGS)
         if getattr(args, name) is not None}
     rules = build_rules(args.predict, reader.activation or "softmax", given)
+    if args.unassigned and len(rules) > 1:
+        raise ConfigError("--unassigned has no effect with several rules: only scores are written",
+                          "--unassigned", "give one rule")
+    for rule in rules:
+        rule.void = args.ignore_index if rule.masks and args.unassigned == "void" else None
     names = [rule.name for rule in rules]
     require_rule_arguments(args, names)
     for name in RANK_SETTINGS:

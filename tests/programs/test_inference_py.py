@@ -113,6 +113,32 @@ def test_every_output_is_written_next_to_the_labels(checkpoint, tmp_path):
     assert Image.open(f"{tmp_path}/out/a_overlay.png").size == (40, 24)
 
 
+def test_confidence_and_entropy_are_gray_values_whose_scale_the_file_says(checkpoint, tmp_path):
+    picture(f"{tmp_path}/in/a.png")
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--probabilities",
+               "--confidence", "--entropy") == 0
+    probs = np.load(tmp_path / "out" / "a_probabilities.npz")["probabilities"].astype(np.float32)
+    entropy = -(probs * np.log(np.maximum(probs, 1e-30))).sum(0) / np.log(5)
+    for name, expected in (("confidence", probs.max(0)), ("entropy", entropy)):
+        with Image.open(tmp_path / "out" / f"a_{name}.png") as file:
+            assert file.mode == "L" and file.text["Description"].startswith(f"{name}: ")
+            assert "value / 255" in file.text["Description"]
+            assert np.abs(np.array(file) / 255 - expected).max() <= 0.5 / 255 + 1e-3
+
+
+def test_a_pixel_in_no_mask_is_void_on_request(checkpoint, tmp_path):
+    picture(f"{tmp_path}/in/a.png")
+    options = ("-i", tmp_path / "in", "-p", "T", "--threshold", "0.4", "--masks")
+    for unassigned in ("assign", "void"):
+        assert run(checkpoint, *options, "-o", tmp_path / unassigned, "--unassigned",
+                   unassigned) == 0
+    assigned, void = (read_label(tmp_path / name / "a.png") for name in ("assign", "void"))
+    in_none = ~mask_stack(f"{tmp_path}/void/a_masks").any(0)
+    assert in_none.any() and np.array_equal(void, np.where(in_none, 255, assigned))
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "x", "--unassigned",
+               "void") == 2
+
+
 def test_probabilities_of_8_bits_are_rounded_and_the_cost_is_said(checkpoint, tmp_path, capsys):
     picture(f"{tmp_path}/in/a.png")
     for kind in ("float16", "uint8"):
@@ -654,7 +680,7 @@ def test_a_streamed_image_has_the_results_of_the_whole_image(checkpoint, tmp_pat
     picture(f"{tmp_path}/in/a.png", 75, 143)
     options = ["-i", tmp_path / "in", "--mode", "sliding", "--crop-size", "24x32", "--overlay",
                "--side-by-side", "-p", rule, "--probabilities",
-               *(["--masks"] if rule == "max" else [])]
+               "--confidence", "--entropy", *(["--unassigned", "void"] if rule == "T" else []), *(["--masks"] if rule == "max" else [])]
     assert run(checkpoint, *options, "-o", tmp_path / "whole") == 0
     request.getfixturevalue("everything_is_large")
     assert run(checkpoint, *options, "-o", tmp_path / "out") == 0

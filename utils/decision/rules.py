@@ -23,6 +23,7 @@ from utils.losses.inverse import InverseSource
 from utils.machine.tensors import LabelBatch, Logits, Masks
 from utils.predict.largest_class import largest_class
 
+UNASSIGNED = ("assign", "void")
 RULES = ("max", "T", "rankdice", "rankiou", "rankdice_dep", "rankiou_dep")
 DEPENDENT = ("rankdice_dep", "rankiou_dep")
 # `max` on the posterior, beside `max` on raw logits: where test.py compares both.
@@ -42,6 +43,7 @@ def predict_section(CoI: list | str = "all",
                     smooth: float = 0.0, pruning: float = 0.5,
                     solver: Literal["auto", "exact", "rma"] = "auto",
                     theta: float = 300.0, amplitude: float = 1.0,
+                    unassigned: Literal["assign", "void"] = "assign",
                     published: bool = False, boundary: bool = False) -> dict:
     """The `predict` section of a config; this signature is its schema.
 
@@ -58,6 +60,8 @@ def predict_section(CoI: list | str = "all",
     solver: of rankdice and rankiou, see there.
     theta, amplitude: of rankdice_dep and rankiou_dep: over how many pixels labels depend on each
         other, and how much, see `utils.decision.dependent`.
+    unassigned: what a label map holds where a pixel is in no mask of a rule with masks: "assign" a
+        class all the same, "void" ignore_index. Scores are those of the masks.
     published: image-level scores as the RankDice code computes them.
     boundary: also report boundary IoU and boundary F.
     """
@@ -65,6 +69,11 @@ def predict_section(CoI: list | str = "all",
     for phase in ("train", "val", "test"):
         if options[phase] not in RULES:
             raise ConfigError(unknown("rule", options[phase], RULES), f"predict.{phase}")
+    if unassigned not in UNASSIGNED:
+        raise ConfigError(unknown("value", unassigned, UNASSIGNED), "predict.unassigned")
+    if unassigned == "void" and {train, val, test} == {"max"}:
+        raise ConfigError('unassigned "void" has no effect on rule max, which gives every pixel a '
+                          "class", "predict.unassigned", "set test to T, rankdice or rankiou")
     return options
 
 
@@ -74,11 +83,12 @@ def rule_of(model: torch.nn.Module | None, name: str) -> str:
 
 
 def build_decision(name: str, activation: str = "softmax", options: dict | None = None,
-                   inverse: InverseSource | None = None) -> "Decision":
+                   inverse: InverseSource | None = None, ignore_index: int = 255) -> "Decision":
     """The rule called `name`; `options` is the `predict` section, every key optional.
 
     activation: "softmax" or "sigmoid", the one that the loss of the network uses.
     inverse: of that loss; None: the logits are taken as they are.
+    ignore_index: what label maps hold where a pixel has no class, with unassigned "void".
     Raises ConfigError for an unknown name and for options out of range.
     """
     if name == OffsetDecision.name:
@@ -95,10 +105,13 @@ def build_decision(name: str, activation: str = "softmax", options: dict | None 
     if name in ("max", MAX_POSTERIOR):
         return MaxDecision(posterior, name)
     if name == "T":
-        return ThresholdDecision(options.get("threshold", 0.5), posterior)
-    rule = DependentDecision if name in DEPENDENT else RankDecision
-    settings = {key: options[key] for key in rule.options if key in options}
-    return rule(name, posterior, settings)
+        decision = ThresholdDecision(options.get("threshold", 0.5), posterior)
+    else:
+        rule = DependentDecision if name in DEPENDENT else RankDecision
+        settings = {key: options[key] for key in rule.options if key in options}
+        decision = rule(name, posterior, settings)
+    decision.void = ignore_index if options.get("unassigned") == "void" else None
+    return decision
 
 
 class Decision:
@@ -106,10 +119,12 @@ class Decision:
 
     Logits of volumes are (N, C, D, H, W), and their labels (N, D, H, W).
     Labels are uint8 up to 255 classes, int16 above.
+    void: what `label_map` holds where a pixel is in no mask; None: a class all the same.
     """
 
     name: str
     masks: bool
+    void: int | None = None
     largest_logit = False       # whether it is the class of the largest logit, and nothing else
 
     def __call__(self, logits: Logits) -> LabelBatch | Masks:
@@ -118,6 +133,23 @@ class Decision:
     def labels(self, logits: Logits) -> LabelBatch:
         """One class (N, H, W) for every pixel, also by a rule that returns masks."""
         raise NotImplementedError
+
+    def label_map(self, logits: Logits, masks: Masks | None = None) -> LabelBatch:
+        """The labels (N, H, W) for a file: `labels`, but `void` where a pixel is in no mask.
+
+        masks: what the rule decides on the logits, if the caller has them.
+        Raises ConfigError if the dtype of the labels cannot hold `void`.
+        """
+        labels = self.labels(logits)
+        if self.void is None:
+            return labels
+        if not logits.shape[1] <= self.void <= torch.iinfo(labels.dtype).max:
+            raise ConfigError(f"label maps of {logits.shape[1]} classes cannot hold {self.void}, "
+                              "the ignore_index, for pixels without a class",
+                              "predict.unassigned", f"set ignore_index to {logits.shape[1]} .. "
+                              f"{torch.iinfo(labels.dtype).max}, or unassigned to \"assign\"")
+        masks = self(logits) if masks is None else masks
+        return labels.masked_fill_(~masks.any(1), self.void)
 
     def describe(self) -> dict[str, Any]:
         """The settings that change what the rule decides, for reports."""

@@ -64,7 +64,7 @@ def title_of(entry: Entry) -> str:
     """A line for people that says what was scored and how; it ends with the code."""
     checkpoint, args = _part(entry, "checkpoint"), _part(_part(entry, "data"), "args")
     epoch, place = checkpoint.get("epoch"), args.get("data_dir")
-    if "predictions" in entry:
+    if "ids" in _part(entry, "predictions"):
         return shown(f"{_short_title(entry)}, {entry.get('dataset')} {entry.get('split') or ''}"
                      .rstrip() + f" ({entry.get('n_images')} images, labels in {place}) "
                      f"[{code_of(entry)}]")
@@ -84,8 +84,8 @@ def title_of(entry: Entry) -> str:
 def _short_title(entry):
     """Loader, rule and way of predicting, for a list; the folder of label files."""
     try:
-        if "predictions" in entry:
-            files = _part(entry, "predictions")
+        files = _part(entry, "predictions")
+        if "ids" in files:
             return shown(f"label files in {files.get('path')} ({files.get('ids')} ids)")
         return shown(f"{entry.get('loader')}, {entry.get('procedure')}, {_way(entry)}")
     except (TypeError, ValueError):

@@ -17,21 +17,22 @@ from utils.images.palette import palette_table
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LARGEST = 2**31 - 1                # rows or columns that the format allows
 # kind: (bits per sample, color type)
-_KINDS = {"palette": (8, 3), "gray16": (16, 0), "rgb": (8, 2), "mask": (1, 0)}
+_KINDS = {"palette": (8, 3), "gray": (8, 0), "gray16": (16, 0), "rgb": (8, 2), "mask": (1, 0)}
 
 
 class PngStrips(WholeFile):
     """Writes a PNG of known size from top to bottom; the file appears complete or not at all.
 
-    kind: "palette" uint8 (H, W) with `palette`, a list of [r, g, b]; "gray16" class ids above
-        255, (H, W); "rgb" uint8 (H, W, 3); "mask" bool (H, W), one bit per pixel.
+    kind: "palette" uint8 (H, W) with `palette`, a list of [r, g, b]; "gray" uint8 (H, W); "gray16"
+        class ids above 255, (H, W); "rgb" uint8 (H, W, 3); "mask" bool (H, W), one bit per pixel.
+    description: text in Latin letters, stored in the file (chunk tEXt, keyword Description).
 
     As a context manager it finishes at the end of the block and discards after any error.
     Raises DataError, which names the file, if it cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike, height: int, width: int, kind: str,
-                 palette: list | None = None):
+                 palette: list | None = None, description: str = ""):
         if max(height, width) > _LARGEST:
             raise DataError(f"{height}x{width} is too large for a PNG", shown(path))
         self.height, self.width, self.kind = height, width, kind
@@ -51,6 +52,8 @@ class PngStrips(WholeFile):
         if kind == "palette":
             assert palette is not None, 'kind "palette" needs a palette'
             self._chunk(b"PLTE", palette_table(palette).tobytes())
+        if description:
+            self._chunk(b"tEXt", b"Description\0" + description.encode("latin-1"))
 
     def write(self, rows: np.ndarray):
         """Append rows from the top: (h, W), or (h, W, 3) for kind "rgb"."""

@@ -7,6 +7,7 @@ from utils.errors import ConfigError
 from utils.predict.arguments import (
     CHECKPOINT_HELP,
     add_prediction_arguments,
+    add_unassigned,
     check_segfix,
     option_name,
 )
@@ -51,6 +52,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--probabilities", nargs="?", const="float16", choices=("float16", "uint8"),
         help="also write .npz files of probabilities (C, H, W): float16 (default), or uint8, where "
              "255 means 1, which is smaller and loses faint classes")
+    add("--confidence", action="store_true",
+        help="also write a gray PNG of the largest probability of each pixel; 255 is 1")
+    add("--entropy", action="store_true",
+        help="also write a gray PNG of the entropy of each pixel, divided by the largest possible "
+             "one; 255 is 1")
     add("--masks", action="store_true",
         help="also write a folder NAME_masks with a 1-bit PNG per class; masks may overlap")
     add("--segfix", metavar="PATH",
@@ -70,6 +76,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--max-pixels", type=at_least(1), metavar="N",
         help="refuse larger images, checked in their header (default: 178956970)")
     add_prediction_arguments(parser)
+    add_unassigned(parser)
     add("--json", action="store_true", help="print a report as JSON on stdout")
     add("--version", action=console.ShowVersion)
     args = parser.parse_args(argv)
@@ -94,7 +101,8 @@ def require_inputs(args: argparse.Namespace, images: bool, videos: bool, folders
                        "and there is none")
     if not videos or args.frames:
         return
-    outputs = [name for name in ("masks", "probabilities") if getattr(args, name)]
+    outputs = [name for name in ("masks", "probabilities", "confidence", "entropy")
+               if getattr(args, name)]
     if outputs and not images:
         _refuse(outputs[0], "the result of a video is a film", "add --frames, or leave it out")
     if outputs:

@@ -21,7 +21,12 @@ from utils.evaluation.label_pairs import files_by_name, require_size
 from utils.evaluation.label_scores import LabeledDataset
 from utils.images.image_list import Source
 from utils.images.picture_files import walk_folders
-from utils.inference.prediction_files import MASKS, class_shares, write_prediction
+from utils.inference.prediction_files import (
+    MASKS,
+    class_counts,
+    class_shares,
+    write_prediction,
+)
 
 ENDING = "_probabilities"       # of our files: x_probabilities.npz belongs to x.png
 _SHOWN = 8
@@ -156,14 +161,13 @@ class FileDecider:
     def _write(self, job, scores, logits, masks):
         """Write the outputs of the first rule. Returns class name -> share of the pixels."""
         decision = self.decisions[0]
-        labels = decision.labels(_input_of(decision, scores, logits))[0].numpy()
+        labels = decision.label_map(_input_of(decision, scores, logits), masks)[0].numpy()
         maps = {}
         if MASKS in job.outputs:
             maps[MASKS] = (labels == np.arange(len(self.class_names))[:, None, None]
                            if masks is None else masks[0].numpy())
         write_prediction(job.outputs, None, labels, self.class_names, self.palette, maps)
-        counts = np.bincount(labels.ravel(), minlength=len(self.class_names))
-        return class_shares(counts, self.class_names)
+        return class_shares(class_counts(labels, len(self.class_names)), self.class_names)
 
     def digest(self) -> str:
         """sha256 of the names and contents of all files that were scored."""

@@ -22,13 +22,17 @@ from utils.images.png_strips import PngStrips
 from utils.images.types import Image
 from utils.images.visualize import GAP, overlay, side_by_side
 from utils.inference.prediction_files import (
+    CONFIDENCE,
+    ENTROPY,
     LABELS,
     MASKS,
     OVERLAY,
     PROBABILITIES,
     SIDE_BY_SIDE,
     as_stored,
+    class_counts,
     class_shares,
+    gray_text,
     make_folders,
     mask_names,
 )
@@ -88,7 +92,7 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
             def store(rows, columns, logits):
                 check_stop()
                 with torch.inference_mode():
-                    labels[rows, columns] = decision.labels(logits)[0].cpu().numpy()
+                    labels[rows, columns] = decision.label_map(logits)[0].cpu().numpy()
                     for suffix, part in maps_of(logits, paths).items():
                         if suffix not in maps:
                             maps[suffix] = mapped(part.dtype, *part.shape[1:-2], height, width)
@@ -98,6 +102,13 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
             if PROBABILITIES in paths:
                 write_probabilities(paths[PROBABILITIES], maps[PROBABILITIES], opened.class_names,
                                     opened.palette, *stored_as)
+            for suffix in {CONFIDENCE, ENTROPY} & paths.keys():
+                with PngStrips(paths[suffix], height, width, "gray",
+                               description=gray_text(suffix, stored_as[0])) as png:
+                    step = max(1, STRIP_PIXELS // width)
+                    for top in range(0, height, step):
+                        check_stop()
+                        png.write(maps[suffix][top:top + step])
             return _write(paths, image, labels, opened, check_stop)
     except OSError as error:
         raise DataError(f"cannot write: {error.strerror or error}", shown(folder or "."),
@@ -140,12 +151,12 @@ def _write(paths, image, labels, opened, check_stop):
         first, stored_palette = as_stored(labels[:1], palette, opened.label_ids)
         files.append(PngStrips(paths[LABELS], height, width,
                                "palette" if first.dtype == np.uint8 else "gray16", stored_palette))
-        counts = np.zeros(len(names), np.int64)
+        counts = np.zeros(len(names) + 1, np.int64)
         step = max(1, STRIP_PIXELS // width)
         for top in range(0, height, step):
             check_stop()
             strip = np.array(labels[top:top + step])
-            counts += np.bincount(strip.ravel(), minlength=len(names))
+            counts += class_counts(strip, len(names))
             parts = [strip == k for k in range(len(masks))]
             if OVERLAY in paths or SIDE_BY_SIDE in paths:
                 original = np.asarray(image[top:top + step])

@@ -11,13 +11,20 @@ from utils.checkpoint.find import find_checkpoint
 from utils.checkpoint.read import read_checkpoint
 from utils.cli.console import notice
 from utils.config.load import with_config
+from utils.decision.confidence import confidence, entropy, gray_form
 from utils.decision.posterior import Posterior, build_posterior
 from utils.decision.rules import Decision, build_decision, rule_of
 from utils.decision.stored_scores import COARSE, stored_form
 from utils.errors import ConfigError, DataError, NumericalError, UserError, shown
 from utils.images.image_list import Source
 from utils.images.types import Image, Labels
-from utils.inference.prediction_files import MASKS, PROBABILITIES
+from utils.inference.prediction_files import (
+    CONFIDENCE,
+    ENTROPY,
+    MASKS,
+    OF_PROBABILITIES,
+    PROBABILITIES,
+)
 from utils.machine import distributed
 from utils.machine.tensors import Logits
 from utils.predict.arguments import require_rule_arguments, tell_base_size, with_arguments
@@ -61,9 +68,9 @@ class Pipeline:
         """The prediction for each image of one size, uint8 (H, W, 3), or why there is none.
 
         names: of the images, for messages and to find their offset files. wanted: suffixes of the
-        output files: PROBABILITIES and MASKS are made only if they are among these.
+        output files: OF_PROBABILITIES and MASKS are made only if they are among these.
         """
-        of_probabilities, with_masks = PROBABILITIES in wanted, self.decision.masks
+        of_probabilities, with_masks = set(OF_PROBABILITIES) & set(wanted), self.decision.masks
         stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
         x = stack.to(self.predictor.takes(self.opened.device))
         maps: dict[str, np.ndarray] = {}        # suffix -> (N, ...)
@@ -73,9 +80,10 @@ class Pipeline:
                 finite = self.predictor.finite.tolist()
             else:
                 logits, finite = self._finite_logits(x)
-                labels = self.decision.labels(logits)
-                if MASKS in wanted and with_masks:
-                    maps[MASKS] = self.decision(logits).cpu().numpy()
+                masks = self.decision(logits) if MASKS in wanted and with_masks else None
+                labels = self.decision.label_map(logits, masks)
+                if masks is not None:
+                    maps[MASKS] = masks.cpu().numpy()
                 if of_probabilities:
                     maps |= self.maps(logits, wanted)
             results = []
@@ -96,10 +104,17 @@ class Pipeline:
 
     def maps(self, logits: Logits, wanted: Collection[str]) -> dict[str, np.ndarray]:
         """The outputs among `wanted` that are made of probabilities: suffix -> array (N, ...)."""
-        if PROBABILITIES not in wanted:
+        if not set(OF_PROBABILITIES) & set(wanted):
             return {}
         assert self.posterior is not None, "open_pipeline makes it for these outputs"
-        return {PROBABILITIES: stored_form(self.posterior(logits), self.stored)}
+        probs, maps = self.posterior(logits), {}
+        if CONFIDENCE in wanted:
+            maps[CONFIDENCE] = gray_form(confidence(probs))
+        if ENTROPY in wanted:
+            maps[ENTROPY] = gray_form(entropy(probs, self.opened.activation))
+        if PROBABILITIES in wanted:     # the last one, because it may change them
+            maps[PROBABILITIES] = stored_form(probs, self.stored)
+        return maps
 
     @property
     def stored_as(self) -> tuple[str, str]:
@@ -124,6 +139,7 @@ class Pipeline:
         """How images are predicted, for reports."""
         return {"checkpoint": str(self.opened.path), "procedure": self.decision.name,
                 **(self.posterior.describe() if self.posterior else {}),
+                **({} if self.decision.void is None else {"unassigned": "void"}),
                 **self.decision.describe(), **self.predictor.describe()}
 
 
@@ -142,10 +158,15 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
         raise ConfigError(f"{type(opened.model).__name__} does not predict classes, so the rule "
                           f"{args.predict} cannot decide on them", "--predict",
                           "leave the rule out")
-    require_rule_arguments(args, [rule], bool(args.probabilities), opened.inverse)
-    decision = build_decision(rule, opened.activation, options, opened.inverse)
+    wanted = bool(args.probabilities or args.confidence or args.entropy)
+    require_rule_arguments(args, [rule], wanted, opened.inverse)
+    decision = build_decision(rule, opened.activation, options, opened.inverse,
+                              opened.config["ignore_index"])
+    if args.ids == "label" and decision.void is not None:
+        raise ConfigError('unassigned "void" leaves pixels without a class, which test servers '
+                          "count as wrong", "--ids label", "add --unassigned assign")
     posterior = build_posterior(options, opened.activation, opened.inverse) \
-        if args.probabilities else None
+        if wanted else None
     if args.probabilities == "uint8":
         notice(f"--probabilities {COARSE}")
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None

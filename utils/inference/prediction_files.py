@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 
+from utils.decision.confidence import CONFIDENCE_TEXT, ENTROPY_TEXT
 from utils.decision.stored_scores import write_probabilities
 from utils.files.whole_file import make_folder
 from utils.images.image_io import write_image, write_label
@@ -17,13 +18,16 @@ from utils.images.visualize import overlay, side_by_side
 
 LABELS, OVERLAY, SIDE_BY_SIDE = ".png", "_overlay.png", "_side_by_side.png"
 PROBABILITIES, MASKS = "_probabilities.npz", "_masks"
+CONFIDENCE, ENTROPY = "_confidence.png", "_entropy.png"
+OF_PROBABILITIES = (PROBABILITIES, CONFIDENCE, ENTROPY)
 
 
 def wanted_outputs(args: argparse.Namespace) -> list[str]:
     """The suffixes of the output files that the arguments of inference.py ask for."""
     return [LABELS] + [suffix for suffix, wanted in (
         (OVERLAY, args.overlay), (SIDE_BY_SIDE, args.side_by_side),
-        (PROBABILITIES, args.probabilities), (MASKS, args.masks)) if wanted]
+        (PROBABILITIES, args.probabilities), (CONFIDENCE, args.confidence),
+        (ENTROPY, args.entropy), (MASKS, args.masks)) if wanted]
 
 
 def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
@@ -40,7 +44,8 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
     PROBABILITIES npz, see utils.decision.stored_scores; maps: float16 or uint8 (C, H, W)
     MASKS         a folder with a 1-bit PNG per class (see `mask_names`); maps: bool
                   (C, H, W), may overlap and may leave pixels without a class
-    maps: suffix -> array; those of PROBABILITIES and MASKS are required if `paths` contains them.
+    CONFIDENCE    gray PNG (utils.decision.confidence); maps: uint8 (H, W). ENTROPY: the same
+    maps: suffix -> array; those of the last four are required if `paths` contains them.
     label_ids: what LABELS holds for each class; None: class ids. stored_as: activation and
     posterior of PROBABILITIES.
     Raises DataError naming the file that cannot be written.
@@ -57,6 +62,11 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
     if PROBABILITIES in paths:
         write_probabilities(paths[PROBABILITIES], maps[PROBABILITIES], class_names, palette,
                             *stored_as)
+    for suffix in {CONFIDENCE, ENTROPY} & paths.keys():
+        height, width = maps[suffix].shape
+        with PngStrips(paths[suffix], height, width, "gray",
+                       description=gray_text(suffix, stored_as[0])) as file:
+            file.write(maps[suffix])
     if MASKS in paths:
         for name, mask in zip(mask_names(class_names), maps[MASKS], strict=True):
             height, width = mask.shape
@@ -64,6 +74,11 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
                 file.write(mask)
     if LABELS in paths:         # last: where the label map exists, the other files do too
         write_label(paths[LABELS], *as_stored(labels, palette, label_ids))
+
+
+def gray_text(suffix: str, activation: str) -> str:
+    """What the gray values of the output `suffix`, CONFIDENCE or ENTROPY, mean."""
+    return CONFIDENCE_TEXT if suffix == CONFIDENCE else ENTROPY_TEXT[activation]
 
 
 def as_stored(labels: Labels, palette: list[list[int]], label_ids: list[int] | None) \
@@ -98,9 +113,14 @@ def mask_names(class_names: list[str]) -> list[str]:
 def class_shares(counts: np.ndarray, class_names: list[str]) -> dict[str, float]:
     """Returns class name -> share of the pixels, for the classes that have pixels.
 
-    counts: integers (C,), the pixels of each class; their sum is the number of pixels.
+    counts: integers (C + 1,) of `class_counts`.
     """
     total = int(counts.sum())
     return {name: count / total
-            for name, count in zip(class_names, counts.tolist(), strict=True) if count}
+            for name, count in zip(class_names, counts[:-1].tolist(), strict=True) if count}
+
+
+def class_counts(labels: Labels, classes: int) -> np.ndarray:
+    """The pixels of each class, int64 (C + 1,); the last number is of those without a class."""
+    return np.bincount(np.minimum(labels.ravel(), classes), minlength=classes + 1)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias
 
-import numpy as np
 from tqdm import tqdm
 
 from utils.cli.console import Interrupted, notice
@@ -20,7 +19,7 @@ from utils.images.partly_used import unused_in
 from utils.images.types import Image
 from utils.inference.large_image import is_streamed, segment_large, unstreamable
 from utils.inference.pipeline import Job, Pipeline, Prediction
-from utils.inference.prediction_files import class_shares, write_prediction
+from utils.inference.prediction_files import class_counts, class_shares, write_prediction
 from utils.inference.report import InferenceReport
 from utils.machine import distributed
 from utils.machine.memory import logits_too_large
@@ -180,7 +179,7 @@ class _Writing:
         names, labels = self.opened.class_names, prediction.labels
         write_prediction(paths, image, labels, names, self.opened.palette, prediction.maps,
                          self.opened.label_ids, self.stored_as)
-        return class_shares(np.bincount(labels.ravel(), minlength=len(names)), names)
+        return class_shares(class_counts(labels, len(names)), names)
 
 
 def _report_entry(job: Job, image: Image, shares: dict[str, float]) -> dict:

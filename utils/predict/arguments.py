@@ -86,6 +86,13 @@ def add_rule_arguments(parser: argparse.ArgumentParser, posterior: bool = True):
                              "to 1 (default: from the config)")
 
 
+def add_unassigned(parser: argparse.ArgumentParser):
+    """Add --unassigned, for programs that write label maps."""
+    parser.add_argument("--unassigned", choices=("assign", "void"),
+                        help="where a pixel is in no mask of T, rankdice or rankiou, label maps "
+                             "hold a class all the same (assign) or ignore_index (void)")
+
+
 def add_posterior(parser: argparse.ArgumentParser):
     """Add --posterior, whether to undo what the loss did to the probabilities."""
     parser.add_argument("--posterior", choices=("auto", "raw"),
@@ -103,6 +110,7 @@ def with_arguments(options: dict, args: argparse.Namespace, protocol: str | None
     given = {name: getattr(args, name, None)
              for name in ("mode", "scales", "flip", "crop_size", "overlap", "stride", "tiling",
                           "average", "window_batch", "amp", "base_size", "input_size", "threshold",
+                          "unassigned",
                           "temperature", "posterior", "theta", "amplitude")}
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("amp") == "off":
@@ -170,6 +178,9 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
                           "which takes raw logits unless auto is given", "--posterior",
                           "leave it out")
     names = ", ".join(sorted(rules))
+    if getattr(args, "unassigned", None) and set(rules) <= {"max", "max_posterior", "offsets"}:
+        raise ConfigError(f"--unassigned has no effect on rule {names}: every pixel has a largest "
+                          "logit", "--unassigned", "choose another rule with -p, or leave it out")
     if args.threshold is not None and "T" not in rules:
         raise ConfigError(f"--threshold has no effect on rule {names}", "--threshold",
                           "add -p T, or leave it out")
