@@ -680,7 +680,8 @@ def test_a_streamed_image_has_the_results_of_the_whole_image(checkpoint, tmp_pat
     picture(f"{tmp_path}/in/a.png", 75, 143)
     options = ["-i", tmp_path / "in", "--mode", "sliding", "--crop-size", "24x32", "--overlay",
                "--side-by-side", "-p", rule, "--probabilities",
-               "--confidence", "--entropy", *(["--unassigned", "void"] if rule == "T" else []), *(["--masks"] if rule == "max" else [])]
+               "--confidence", "--entropy",
+               *(["--masks"] if rule == "max" else ["--unassigned", "void"])]
     assert run(checkpoint, *options, "-o", tmp_path / "whole") == 0
     request.getfixturevalue("everything_is_large")
     assert run(checkpoint, *options, "-o", tmp_path / "out") == 0

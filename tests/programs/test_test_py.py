@@ -378,3 +378,15 @@ def test_the_image_scores_of_two_rules_can_be_compared(checkpoint, capsys):
 def test_boundary_scores_are_reported_if_the_config_requests_them(checkpoint, capsys):
     assert run(checkpoint, "--json", "predict.boundary=true") == 0
     assert 0 <= json.loads(capsys.readouterr().out)["Boundary_IoU"] <= 1
+
+
+def test_the_risk_coverage_curve_changes_no_score_and_is_kept_with_it(checkpoint, tmp_path, capsys):
+    for place, options in (("a", ()), ("b", ("--risk-coverage",))):
+        assert run(checkpoint, "-o", tmp_path / place, *options) == 0
+    plain, curve = (json.loads((tmp_path / place / "results.json").read_text())["runs"][0]
+                    for place in "ab")
+    risk = curve.pop("risk_coverage")
+    assert plain == curve and not (tmp_path / "a" / "risk_coverage.png").exists()
+    assert risk["curve"][-1] == pytest.approx(risk["risk"]) and len(risk["coverage"]) == 101
+    assert (tmp_path / "b" / "risk_coverage.png").stat().st_size > 1000
+    assert "AURC" in capsys.readouterr().out

@@ -37,6 +37,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "offset files, or a SegFix checkpoint; boundary scores are added")
     add("--segfix-scale", type=float, metavar="X",
         help="how many times the offset is added (default 2)")
+    add("--risk-coverage", action="store_true", help="also the error rate of the most confident "
+        "pixels and its area, AURC: in results.json, and as a picture (docs/metrics.md)")
     add("-o", "--output", metavar="DIR",
         help="folder for results.json, results.txt and confusion_matrix.png "
              "(default: the folder of the checkpoint)")

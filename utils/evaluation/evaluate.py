@@ -17,6 +17,7 @@ from utils.machine.distributed import all_reduce_, is_main, rank, world_size
 from utils.machine.memory import logits_too_large
 from utils.machine.tensors import ImageBatch, LabelBatch, Logits, Masks
 from utils.metrics import BoundaryMetrics, DatasetMetrics, ImageMetrics, Scores, count_pixels
+from utils.metrics.risk_coverage import RiskCoverage
 from utils.predict.predictor import NOT_FINITE, Predictor, finite_images, not_finite, zeroed
 from utils.segfix.refiner import Refiner, refined
 
@@ -62,7 +63,8 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
              loss: Callable[[Logits, LabelBatch], torch.Tensor] | None = None,
              device: torch.device | str, progress: str | None = None, published: bool = False,
              boundary: bool = False, refiner: Refiner | None = None,
-             nonfinite: Literal["error", "warn"] = "error") -> dict[str, Scores]:
+             nonfinite: Literal["error", "warn"] = "error",
+             risk: RiskCoverage | None = None) -> dict[str, Scores]:
     """Score every decision rule over the whole loader: rule name -> Scores.
 
     Each image takes one forward. Every number is the same for any number of ranks, to the last bit.
@@ -80,6 +82,8 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
     nonfinite: what to do about an image whose logits are not finite: raise a NumericalError with
         its id, or warn once and count its logits as zeros. (On a GPU this is found at the end.)
 
+    risk: also counts every image (utils.metrics.risk_coverage).
+
     If the predictor resizes images, images and labels of the loader have their own sizes, and so
     have the scored logits, unless it says otherwise (Predictor.as_scored). Nothing is read from the
     device before the last batch, except for boundary scores and refined labels. In `Scores.image`,
@@ -89,7 +93,7 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
     counters = {name: RuleCounter(num_classes, ignore_index, classes_of_interest, published,
                                   boundary)
                 for name in _names(decisions, refiner)}
-    decide, most_bytes = _shortcuts(predictor, decisions, loss, refiner)
+    decide, most_bytes = _shortcuts(predictor, decisions, loss, refiner, risk)
     scored = predictor.as_scored if isinstance(predictor, Predictor) else lambda labels: labels
     losses, sizes, finite = [], [], _FiniteWatch(nonfinite)
     with torch.inference_mode():
@@ -107,6 +111,8 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
                     logits = predictor(images).contiguous()
                     logits = finite.add(ids, _finite(predictor, logits), logits)
                     predictions = _decided(decisions, logits, refiner, images, ids)
+                    if risk is not None:
+                        risk.add(logits, labels)
                     if loss is not None:
                         loss_sum += loss(logits, labels.long()) * len(ids)
                 for name, prediction in predictions:
@@ -119,13 +125,13 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
             for name, counter in counters.items()}
 
 
-def _shortcuts(predictor, decisions, loss, refiner):
+def _shortcuts(predictor, decisions, *needs_logits):
     """(Predictor.decide if labels are all that is needed, the most bytes of a group); or None."""
     if not isinstance(predictor, Predictor):
         return None, None
     # The largest logit alone does not need logits at the image's size.
-    only_labels = ([one.largest_logit for one in decisions] == [True] and loss is None
-                   and refiner is None)
+    only_labels = ([one.largest_logit for one in decisions] == [True]
+                   and all(one is None for one in needs_logits))
     return (predictor.decide if only_labels else None,
             GROUP_BYTES if predictor.resizes else None)
 

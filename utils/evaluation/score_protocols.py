@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from utils.cli.console import notice
+from utils.decision.posterior import build_posterior
+from utils.errors import ConfigError
 from utils.evaluation.evaluate import build_rules, evaluate
 from utils.evaluation.score_report import Scored, deliver, score_entries
+from utils.files.json_values import plain_json
 from utils.machine.distributed import is_main
 from utils.metrics.confidence import Difference, compare, intervals
 from utils.metrics.image_scores import ImageScores, image_scores
+from utils.metrics.risk_coverage import RiskCoverage
 from utils.metrics.table import aligned, bounds_text, p_text, percent, signed_percent
 from utils.predict.arguments import require_rule_arguments
 from utils.predict.open_model import OpenModel
@@ -87,23 +91,37 @@ class ProtocolScores:
                     "CoI": options["CoI"]}
         if not self._is_new(settings, name or OWN):
             return
+        risk = self._risk(options, rules) if args.risk_coverage else None
         start = time.perf_counter()
         results = evaluate(
             predictor, loader, rules, num_classes=len(opened.class_names),
             ignore_index=opened.config["ignore_index"], classes_of_interest=options["CoI"],
             published=options["published"], boundary=options["boundary"], loss=opened.loss(),
-            device=opened.device, progress=self.key, refiner=self.refiner)
+            device=opened.device, progress=self.key, refiner=self.refiner, risk=risk)
         seconds = time.perf_counter() - start
         names = loader.dataset.class_names
         ids = [sample.id for sample in loader.dataset.samples]
+        curve = risk and risk.compute()
         if is_main():
             scored = Scored(opened, self.digest, predictor, rules, self.key, self.section, names,
                             options, self.refiner, self.read)
-            deliver(folder, results, score_entries(results, scored), names, ids, args.json)
+            entries = score_entries(results, scored)
+            for entry in entries if curve else ():
+                entry["risk_coverage"] = plain_json(curve)
+            deliver(folder, results, entries, names, ids, args.json)
         for rule, scores in results.items():
             table = image_scores(scores.image or {}, ids, names, options["CoI"])
             self.runs.append(Run(name or OWN, rule, settings, table,
                                  seconds / max(scores.images, 1)))
+
+    def _risk(self, options, rules):
+        """Counts errors by the confidence of the posterior, or of the raw logits if so chosen."""
+        opened = self.opened
+        if rules[0].name == "offsets":
+            raise ConfigError(f"{type(opened.model).__name__} does not predict classes, so they "
+                              "have no confidence", "--risk-coverage", "leave it out")
+        return RiskCoverage(build_posterior(options, opened.activation, opened.inverse),
+                            len(opened.class_names), opened.config["ignore_index"])
 
     def _is_new(self, settings, name):
         same = next((run for run in self.runs if run.settings == settings), None)

@@ -19,12 +19,14 @@ from utils.evaluation.evaluate import REFINED
 from utils.evaluation.label_pairs import LabelFileScores
 from utils.evaluation.results_file import Entry, add_results, code_of, title_of
 from utils.files.json_values import plain_json
+from utils.files.whole_file import write_bytes
 from utils.images.image_io import write_image
 from utils.images.visualize import confusion_picture
 from utils.metrics import Scores
 from utils.metrics.confidence import intervals
 from utils.metrics.image_scores import image_scores, write_image_scores
-from utils.metrics.table import format_intervals, format_rules, format_table
+from utils.metrics.risk_coverage import risk_coverage_picture
+from utils.metrics.table import format_intervals, format_rules, format_table, percent
 from utils.predict.open_model import OpenModel
 from utils.predict.predictor import Predictor
 from utils.predict.protocols import changes
@@ -174,6 +176,10 @@ def table_of(entry: Entry) -> str:
              "Class_IoU": _column(classes, "IoU_I"), "Class_Dice": _column(classes, "Dice_I")}
     boundary = entry if entry.get("Boundary_IoU") is not None else None
     table = format_table(Scores(dataset, image, boundary), [one.get("name") for one in classes])
+    if risk := entry.get("risk_coverage"):
+        table += (f"\nMost probable class: error rate {percent(risk.get('risk'))}, area under the "
+                  f"risk-coverage curve AURC {percent(risk.get('AURC'))}, E-AURC "
+                  f"{percent(risk.get('E_AURC'))}")
     bounds = format_intervals(entry.get("intervals") or {})
     return f"{table}\n{bounds}" if bounds else table
 
@@ -215,6 +221,10 @@ def write_scores(folder: str | os.PathLike, results: dict[str, Scores], entries:
         written.append(folder / entry["image_scores"])
         write_image_scores(written[-1], _image_level(results[entry["procedure"]]), ids,
                            class_names)
+    risk = next((entry["risk_coverage"] for entry in entries if "risk_coverage" in entry), None)
+    if risk:
+        written.append(folder / "risk_coverage.png")
+        write_bytes(written[-1], risk_coverage_picture(risk))
     confusion = next((entry["confusion"] for entry in entries if entry["confusion"]), None)
     if confusion:
         written.append(folder / "confusion_matrix.png")
