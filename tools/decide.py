@@ -44,7 +44,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="the score files, .npz or .npy")
     add("-p", "--predict", metavar="RULE", default="max",
-        help="max (default), T, rankdice or rankiou; with --labels several with commas, or all")
+        help="max (default), T, rankdice, rankiou, rankdice_dep or rankiou_dep; with --labels "
+             "several with commas, or all")
     add("-o", "--output", default="outputs", metavar="DIR",
         help="folder for the results, with the subfolders of the input (default: outputs)")
     add("--masks", action="store_true",
@@ -207,7 +208,7 @@ def _rules(args, reader: "ScoreReader") -> "list[Decision]":
     from utils.evaluation.evaluate import build_rules
     given: dict[str, Any] = {
         name: getattr(args, name)
-        for name in ("threshold", "temperature", "unassigned", *RANK_SETTINGS)
+        for name in ("threshold", "temperature", "unassigned", "theta", "amplitude", *RANK_SETTINGS)
         if getattr(args, name) is not None}
     rules = build_rules(args.predict, reader.activation or "softmax", given)
     if args.unassigned and len(rules) > 1:
@@ -218,7 +219,7 @@ def _rules(args, reader: "ScoreReader") -> "list[Decision]":
     names = [rule.name for rule in rules]
     require_rule_arguments(args, names)
     for name in RANK_SETTINGS:
-        if name in given and not {"rankdice", "rankiou"} & set(names):
+        if name in given and not any(name in getattr(rule, "options", ()) for rule in rules):
             raise ConfigError(f"--{name} has no effect on rule {', '.join(names)}", f"--{name}",
                               "choose rankdice or rankiou with -p, or leave it out")
     return rules

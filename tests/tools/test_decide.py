@@ -83,7 +83,7 @@ def test_what_has_no_partner_or_is_wrong_is_one_line_and_the_others_are_done(fol
     assert decided(folder / "scores", "-o", folder / "out", *with_labels(folder)) == 3
     lines = capsys.readouterr().err.splitlines()
     for text in ("c.npy: no label begins its name", "d.png: no score file begins with its name",
-                 "b.npy: is 8x5, the truth b.png 8x6", "left out, and not opened: 1 .pkl",
+                 "b.npy: is 5x8, the truth b.png 6x8", "left out, and not opened: 1 .pkl",
                  "1 ok, 3 failed"):
         assert sum(text in line for line in lines) == 1
     assert json.loads((folder / "out" / "results.json").read_text())["n_images"] == 1
