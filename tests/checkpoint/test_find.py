@@ -11,6 +11,7 @@ from utils.checkpoint.find import (
     find_checkpoint,
     later_than,
     newest_best,
+    newest_peeked,
     newest_training,
     training_checkpoint,
 )
@@ -49,6 +50,20 @@ def test_within_a_run_the_last_step_is_the_newest_whatever_the_file_times_say(tm
     write(tmp_path / "r/checkpoint-epoch4.pth", 16, file_time=90)
     write(tmp_path / "r/model_best.pth", 12, file_time=100)
     assert newest(tmp_path) == "r/last.pth"
+
+
+def test_the_newest_one_is_found_without_its_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.checkpoint.find.read_training", None)
+    assert newest_peeked(tmp_path) is None
+    write(tmp_path / "r/last.pth", 18, file_time=5)
+    write(tmp_path / "r/checkpoint-epoch4.pth", 16, file_time=90)
+    write(tmp_path / "s/last.pth", 20, time="2026-11-28T11:00:00+00:00")
+    write(tmp_path / "r/weights.pth", 30, optimizer=None)
+    (tmp_path / "r/x.pth").write_bytes(b"no checkpoint")
+    found = newest_peeked(tmp_path)
+    assert found and found.path == tmp_path / "r/last.pth"
+    found = newest_peeked(tmp_path, lambda content: content["step"] > 18)
+    assert found and found.path == tmp_path / "s/last.pth"
 
 
 def test_of_files_of_one_step_last_is_taken_and_later_samples_count(tmp_path):

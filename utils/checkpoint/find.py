@@ -116,6 +116,20 @@ def newest_training(folder: str | Path, fits: Callable[[Mapping[str, Any]], bool
     return None
 
 
+def newest_peeked(folder: str | Path, fits: Callable[[Mapping[str, Any]], bool] | None = None) \
+        -> "Peeked | None":
+    """What orders the file that `newest_training` takes, if it is undamaged, or None.
+
+    Reads no values of tensors, and warns of no file. Raises UnreadableCheckpoint.
+    """
+    folder = Path(folder)
+    paths, folders = _content(folder)
+    paths += [path for inner in folders for path in _content(inner)[0]]
+    early, known = _passed_by_last(paths)
+    found, _ = _peeked([path for path in paths if path not in early], fits, known)
+    return next(iter(_newest_first(_without_weights(found, []))), None)
+
+
 def later_than(folder: Path, checkpoint: Mapping[str, Any]) -> list["Peeked"]:
     """The checkpoints of trainings in a folder that are newer than this one, the last step first.
 

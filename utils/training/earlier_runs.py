@@ -21,9 +21,10 @@ def start_file(text: str, save_dir: str) -> str:
     Says which file it is, and warns if its run is not finished. Raises CheckpointError if there
     is none.
     """
-    if not text.startswith(RUN):
+    named = named_run(text)
+    if not named:
         return text
-    name, _, file = text.removeprefix(RUN).partition("/")
+    name, file = named
     folder = runs_folder(save_dir, name)
     path = newest_file(folder, file or BEST)
     if path is None:
@@ -34,6 +35,22 @@ def start_file(text: str, save_dir: str) -> str:
     if last.is_file() and not is_finished(peek(last)):
         warn(f"the run in {path.parent} is not finished; its {path.name} may still change")
     return str(path)
+
+
+def named_run(text: str | None) -> tuple[str, str] | None:
+    """(NAME, FILE or "") of a trainer.finetune_from "run:NAME/FILE"; None of a path or of none."""
+    if not text or not text.startswith(RUN):
+        return None
+    name, _, file = text.removeprefix(RUN).partition("/")
+    return name, file
+
+
+def require_start(trainer: Mapping[str, Any]):
+    """Raise CheckpointError if the file that finetune_from of this section means is missing."""
+    start = trainer["finetune_from"]
+    if start and not Path(start_file(start, trainer["save_dir"])).is_file():
+        raise CheckpointError(f"{start} does not exist", "trainer.finetune_from",
+                              "train the stage before it first, or download the file")
 
 
 def is_finished(checkpoint: Mapping[str, Any]) -> bool:
