@@ -4,7 +4,7 @@ import pytest
 from tests.config.samples import small
 from utils.config import recipes
 from utils.config.docs import json_schema, list_text
-from utils.config.load import load_config
+from utils.config.load import load_config, load_stages
 from utils.config.recipes import (
     NOT_RECIPES,
     read_published,
@@ -28,7 +28,7 @@ def test_the_recipes_are_the_configs_but_not_their_bases_and_not_the_studies(tmp
 def test_no_two_recipes_have_one_name_and_each_file_has_the_name_of_its_runs():
     stems = [path.stem for path in recipe_files()]
     assert len(set(stems)) == len(stems)
-    assert [load_config(path)["name"] for path in recipe_files()] == stems
+    assert [load_stages(path)[-1]["name"] for path in recipe_files()] == stems
 
 
 def test_a_published_section_is_read_with_its_defaults(write):
@@ -91,6 +91,12 @@ def test_one_recipe_is_listed_with_its_source_runs_and_checkpoint():
     assert "source      openseg" in text and "published   79.49" in text
     assert "base_ocnet_deepbase_resnet101_dilated8_1_latest.pth" in text
     assert "82.88" in list_text("recipes", "mic_ms_wrmi")
+
+
+def test_a_recipe_in_stages_is_listed_with_the_data_and_the_names_of_all(write):
+    text = list_text("recipes", "mic_ocr_coarse_2")
+    assert "CityScapes -> Cityscapes_coarse -> CityScapes" in text
+    assert "  stages      mic_ocr_wce, mic_ocr_coarse_2, mic_ocr_coarse" in text
 
 
 def test_a_word_of_no_recipe_suggests_the_nearest():

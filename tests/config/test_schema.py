@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from tests.config.samples import JSON, README, mistakes, only_mistake, places_in, small
 from tests.support.places import ROOT
 from utils.config.docs import json_schema
-from utils.config.load import apply_overrides, load_config
+from utils.config.load import apply_overrides, load_config, load_stages
 from utils.config.recipes import recipe_files
 from utils.config.registry import components
 from utils.config.schema import Component, config_keys, resolve_config, section_callables
 from utils.config.signature import fields
 from utils.errors import ConfigError
+from utils.files.jsonc import read_jsonc
 
 SHIPPED = [ROOT / "config.json", *recipe_files()]
 
@@ -271,12 +272,13 @@ def test_one_flat_section_has_one_default_for_a_shared_key():
 def test_every_shipped_config_is_sound(path, monkeypatch):
     for name in set(re.findall(r"\$\{(\w+)\}", path.read_text(encoding="utf-8"))):
         monkeypatch.setenv(name, "data")
-    config = load_config(path)
-    resolved = resolve_config(config, str(path))
     validator = _validator()
-    validator.validate(dict(config))
-    validator.validate(resolved)
-    assert resolve_config(resolved) == resolved
+    validator.validate(read_jsonc(path))
+    for config in load_stages(path):
+        resolved = resolve_config(config, str(path))
+        validator.validate(dict(config))
+        validator.validate(resolved)
+        assert resolve_config(resolved) == resolved
 
 
 @functools.cache

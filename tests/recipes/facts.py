@@ -1,18 +1,21 @@
 """What a resolved config trains, in the words of the table published_numbers.txt."""
 from typing import Any
 
-from utils.config.load import load_config
+from utils.config.load import load_stages
 from utils.config.recipes import recipe_files
 from utils.config.schema import resolve_config
 
 COLUMNS = ("row", "data", "images", "crop", "scale", "network", "loss", "lr", "decay", "schedule",
            "length", "start", "amp", "seed", "input", "published")
 RECIPES = {path.stem: path for path in recipe_files()}
+# The stages of chains before the last one, which are no recipes of their own: name -> config.
+STAGES = {stage["name"]: stage for path in RECIPES.values()
+          for stage in load_stages(path)[:-1] if stage["name"] not in RECIPES}
 
 
 def resolved(name: str) -> dict[str, Any]:
-    """The resolved config of a recipe."""
-    return resolve_config(load_config(RECIPES[name]), name)
+    """The resolved config of a recipe, of a chain that of its last stage; or of a stage."""
+    return resolve_config(STAGES[name] if name in STAGES else load_stages(RECIPES[name])[-1], name)
 
 
 def facts(config: dict) -> dict[str, str]:

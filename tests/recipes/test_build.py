@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.weights.published import published
-from tests.recipes.facts import RECIPES, resolved
+from tests.recipes.facts import RECIPES, STAGES, resolved
 from utils.checkpoint.load import without_download
 from utils.config.build import build
 from utils.config.recipes import read_published
@@ -58,7 +58,7 @@ def criterion_of(config, model, classes):
                      config["loss_weights"], classes)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, *STAGES])
 def test_a_recipe_builds_network_loss_optimizer_and_schedule(name):
     config = resolved(name)
     model, classes = network_of(config)
@@ -123,7 +123,7 @@ def test_a_small_recipe_takes_a_step(name):
 def distinct():
     """A recipe of every combination of network and loss."""
     found = {}
-    for name in RECIPES:
+    for name in [*RECIPES, *STAGES]:
         config = resolved(name)
         key = json.dumps([config["arch"], config["loss"], config["loss_weights"]])
         found.setdefault(key, name)

@@ -8,7 +8,7 @@ import test as test_py
 import train
 from tests.support.places import ROOT
 from tools import convert_checkpoint
-from utils.config.load import load_config
+from utils.config.load import load_stages
 from utils.config.recipes import read_published, recipe_files, result_text
 
 PAGE = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ RULES = ("T", "max", "rankdice")        # results of one run of test.py, in one 
 def rows_of(name):
     """The rows that a recipe must have: [name, published, checkpoint, train, test]."""
     path, published = RECIPES[name]
-    config = load_config(path)
+    config = load_stages(path)[-1]
     place = path.relative_to(ROOT).as_posix()
     results = [(one["name"], result_text(one), one["test"]) for one in published.results]
     if published.results[0]["name"] in RULES:

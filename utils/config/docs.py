@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from utils.config.load import load_config
+from utils.config.load import load_stages
 from utils.config.recipes import (
     FOLDER,
     SECTION,
@@ -139,10 +139,14 @@ def json_schema() -> dict:
     definitions: dict[str, dict] = {}
     schema = _object(fields(config_keys), definitions)
     _describe(schema, config_keys)
+    stage = {"type": "object", "additionalProperties": False, "properties": {
+        name: {"$ref": f"#/properties/{name}"} for name in (*schema["properties"], "extends")}}
     schema["properties"] |= {
         "$schema": {"type": "string"},
         "extends": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
                     "description": "configs that this one changes, relative to this file"},
+        "stages": {"type": "array", "minItems": 1, "items": stage,
+                   "description": "trainings in turn (docs/training.md)"},
         SECTION: {**_object(fields(published_section), definitions),
                   "description": "the published scores that this file reproduces"}}
     required = [name for name, field in fields(config_keys).items() if field.required]
@@ -165,27 +169,32 @@ def side_command(args: argparse.Namespace):
 
 
 def _recipes(word: str) -> str:
-    """A line per recipe whose path, data, network or source contains `word`; one is described.
+    """A line per recipe whose path, data, network, source or stage contains `word`.
 
-    Its columns: file, published scores, data, network.
+    Its columns: file, published scores, data of each stage, network. A single one is described.
     """
-    rows = []
+    rows, recipes = [], {path.stem for path in recipe_files()}
     for path in recipe_files():
-        config, published = load_config(path), read_published(path)
-        arch, loader = config.get("arch", {}), config.get("train_loader", {})
-        row = [file_of(path), published.score if published else "-", _data(loader),
+        stages, published = load_stages(path), read_published(path)
+        arch = stages[-1].get("arch", {})
+        data = " -> ".join(_data(stage.get("train_loader", {})) for stage in stages)
+        row = [file_of(path), published.score if published else "-", data,
                f"{arch.get('type')} {arch.get('args', {}).get('backbone', '')}".rstrip()]
-        words = [str(path.relative_to(FOLDER)), *row[1:], published.source if published else ""]
+        names = [str(stage.get("name")) for stage in stages]
+        words = [str(path.relative_to(FOLDER)), *row[1:], published.source if published else "",
+                 *(name for name in names if name not in recipes)]
         if any(word.lower() in text.lower() for text in words):
-            rows.append((row, published))
+            rows.append((row, names, published))
     if not rows:
         raise ConfigError(unknown("recipe", word, [path.stem for path in recipe_files()]),
                           f"--list {RECIPES}", f"--list {RECIPES} prints all")
-    widths = [max(len(row[column]) for row, _ in rows) for column in range(3)]
+    widths = [max(len(row[column]) for row, *_ in rows) for column in range(3)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)),
-                        row[3]]) for row, _ in rows]
-    if len(rows) == 1 and rows[0][1]:
-        lines += _published(rows[0][1])
+                        row[3]]) for row, *_ in rows]
+    if len(rows) == 1:
+        _, names, published = rows[0]
+        lines += [f"  stages      {', '.join(names)}"] if len(names) > 1 else []
+        lines += _published(published) if published else []
     return "\n".join(lines)
 
 
