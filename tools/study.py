@@ -49,6 +49,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--baseline", metavar="ROW", help="the row that others are compared with")
     add("--score", metavar="NAME", action="append",
         help="without STUDY: a score of results.json (repeat it for several columns)")
+    add("--across-protocols", action="store_true",
+        help="compare rows of different evaluation protocols: a difference is then also that of "
+             "the protocols")
     add("-o", "--output", type=Path, metavar="DIR",
         help="folder for the tables and the report (default: saved/studies/NAME)")
     add("--no-pictures", action="store_true",
@@ -88,9 +91,15 @@ def main(argv: list[str] | None = None) -> int | None:
         from utils.study.pictures import picture_process
         picture_process(json.loads(args.pictures), split_loader, _test_arguments)
         return 0
+    from functools import partial
+
+    from utils.study.comparable import note_incomparable, require_comparable
     from utils.study.plan import make_plan, require_devices
     study = _study(args)
-    plan = make_plan(study, _test_arguments)
+    opened = {"test_arguments": _test_arguments,
+              "class_names": None if args.table else _class_names}
+    plan = make_plan(study, _test_arguments, None if args.only or args.dry_run else
+                     partial(note_incomparable, **opened))
     if args.only:
         return _work_on_one(plan, args)
     devices = args.devices or _all_devices()
@@ -99,23 +108,16 @@ def main(argv: list[str] | None = None) -> int | None:
     folder = args.output or Path("saved/studies") / study.name
     if args.dry_run:
         from utils.study.rehearsal import rehearse
-        return rehearse(plan, devices, _test_arguments, _class_names)
+        return rehearse(plan, devices, partial(require_comparable, study, plan.tests, **opened))
     failures: list[Failure] = []
-    status = 0
     if plan.runs and not args.table:
-        from utils.study.execute import Executor, exit_status, unfinished
-        from utils.study.plan import check_classes
+        from utils.study.execute import Executor, unfinished
         left = unfinished(plan)
         console.notice(f"{study.name}: {len(plan.runs)} runs, {len(left)} left")
-        if left:
-            check_classes(plan, _test_arguments, _class_names)
         if args.slurm is not None:
             return _slurm(plan, [run.name for run in left], args, folder)
-        executor = Executor(plan, devices)
-        failures = executor.run(left)
-        status = exit_status(executor)
-    _deliver(plan, failures, folder, devices, not args.no_pictures)
-    return status
+        failures = Executor(plan, devices).run(left)
+    return _deliver(plan, failures, folder, devices, not args.no_pictures)
 
 
 def _study(args) -> "Study":
@@ -132,8 +134,11 @@ def _study(args) -> "Study":
             if name not in NUMBERS:
                 raise ConfigError(unknown("score", name, NUMBERS), "--score")
         name = args.output.name if args.output else "comparison"
-        return of_results(find_results(map(Path, args.places)), name, scores, args.baseline)
-    study = read_study(args.study)
+        study = of_results(find_results(map(Path, args.places)), name, scores, args.baseline)
+        return dataclasses.replace(study, across_protocols=args.across_protocols)
+    study = read_study(args.study, keep_mistakes=True)
+    if args.across_protocols:
+        study = dataclasses.replace(study, across_protocols=True)
     if args.places:
         more = of_results(find_results(map(Path, args.places)), study.name, study.scores, None)
         study = dataclasses.replace(study, cells=(*study.cells, *more.cells))
@@ -172,10 +177,10 @@ def _work_on_one(plan: "Plan", args) -> int:
                           "the study has changed since the job was written: write it again")
     devices = args.devices or _all_devices()
     executor = Executor(plan, devices, requeue=True)
-    executor.run([run for run in unfinished(plan) if run.name == args.only])
+    executor.run(unfinished(plan, runs))
     for failure in executor.failures:
         console.fail(f"{failure.run.name}: {failure.message}")
-    return exit_status(executor)
+    return exit_status(executor.failures, executor)
 
 
 def _slurm(plan: "Plan", names: list[str], args, folder: Path) -> int:
@@ -199,16 +204,17 @@ def _slurm(plan: "Plan", names: list[str], args, folder: Path) -> int:
 
 
 def _deliver(plan: "Plan", failures: "list[Failure]", folder: Path, devices: list[str],
-             pictures: bool):
-    """Write the tables and the report, and print the table."""
+             pictures: bool) -> int:
+    """Write the tables and the report, and print the table. Returns the exit status."""
     from utils.errors import DataError, shown
     from utils.files.whole_file import write_bytes
     from utils.images.sheet import png_bytes
     from utils.study import tables
     from utils.study.chart import draw
+    from utils.study.execute import exit_status
     from utils.study.html_report import html_report
     from utils.study.summary import summarize
-    results = _results(plan)
+    results = _results(plan, failures)
     if not results:
         if failures:
             raise DataError("no run has a result: " + "; ".join(
@@ -231,12 +237,23 @@ def _deliver(plan: "Plan", failures: "list[Failure]", folder: Path, devices: lis
     console.output(text.rstrip())
     for failure in failures:
         console.fail(f"{failure.run.name}: {failure.message}\n  log: {shown(failure.log)}")
+    return exit_status(failures)
 
 
-def _results(plan: "Plan") -> "list[RunResult]":
-    """All results that there are."""
+def _results(plan: "Plan", failures: "list[Failure]") -> "list[RunResult]":
+    """All results that there are. A run whose result cannot be read is added to the failures."""
+    from utils.errors import DataError
+    from utils.study.execute import LOG, Failure
     from utils.study.results import read_existing, read_test
-    found = map(read_test, plan.tests)
+    found, failed = [], {failure.run.key for failure in failures}
+    for test in plan.tests:
+        try:
+            found.append(read_test(test))
+        except DataError as error:
+            if test.run.key not in failed:
+                failed.add(test.run.key)
+                failures.append(Failure(test.run, error.exit_status, str(error),
+                                        test.run.folder / LOG))
     return [*(one for one in found if one is not None), *read_existing(plan.study.cells)]
 
 

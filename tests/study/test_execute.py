@@ -1,201 +1,477 @@
-"""tools.study as a user runs it: trainings, kills, failures, tables, the report."""
+"""tools.study and what it starts: which runs, on which devices, and what becomes of failures.
+
+Made-up programs stand in for train.py and test.py, so that a run takes a tenth of a second.
+"""
 import json
 import os
 import re
+import shutil
 import signal
-import subprocess
-import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.study.test_slurm import stub_cluster
 from tests.support.places import ROOT
-from tests.support.run_program import SMALL, environment, kill_group, program, start
+from tests.support.studies import made_up_programs, wait_for, write_study
+from tools import study
+from utils.cli import console
+from utils.study import execute, plan, rehearsal, results
+from utils.study.execute import Executor, exit_status, launch
+from utils.study.plan import make_plan
+from utils.study.study_file import read_study
+
+PLAIN = 'loss=CrossEntropyLoss2d'
 
 
-def study(folder, seeds=1, epochs=1, extra=(), **content):
-    """A study of two networks on tiny Shapes, whose runs lie in `folder`."""
-    overrides = [*SMALL, f"trainer.epochs={epochs}", "trainer.val_per_epochs=1",
-                 f"trainer.save_dir={folder / 'runs'}", *extra]
-    path = folder / "small.json"
-    path.write_text(json.dumps({
-        "config": str(ROOT / "config.json"), "overrides": overrides, "seeds": seeds,
-        "axes": {"loss": {"weighted": [], "plain": "loss=CrossEntropyLoss2d"}},
-        "baseline": "plain", **content}))
-    return path
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """The folder of the made-up programs."""
+    folder = tmp_path / "programs"
+    made_up_programs(folder)
+    monkeypatch.setattr(execute, "ROOT", folder)
+    monkeypatch.setattr(rehearsal, "ROOT", folder)
+    monkeypatch.setattr(execute, "_PAUSE", 0.01)
+    return folder
 
 
-def finished(folder, *options):
-    """The table of a study without what depends on the time."""
-    done = program("-m", "tools.study", folder / "small.json", "--devices", "cpu",
-                   "-o", folder / "out", "--no-pictures", *options, timeout=300)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((folder / "out" / "study.json").read_text())
-    return [(row["title"], row["scores"], row["classes"]) for row in summary["rows"]], \
-        summary["comparisons"]
+def run(folder, *options, devices="cpu"):
+    """The exit status of a study in `folder`, whose tables go to `folder`/out."""
+    return console.run(study.main, [str(folder / "small.json"), "--devices", devices, "-o",
+                                    str(folder / "out"), "--no-pictures", *options])
 
 
-@pytest.mark.slow       # two trainings, and what is made of them
-def test_a_study_ends_with_its_tables_and_repeats_nothing(tmp_path):
-    path = study(tmp_path)
-    done = program("-m", "tools.study", path, "--devices", "cpu", "-o", tmp_path / "out",
-                   timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("# small\n") and "| weighted |" in done.stdout
+def planned(folder):
+    return make_plan(read_study(folder / "small.json"), study._test_arguments)
+
+
+def summary(folder):
+    return json.loads((folder / "out" / "study.json").read_text())
+
+
+def trainings(folder):
+    """How often each run was trained, by name."""
+    return {path.parent.parent.name: path.read_text().count("\n")
+            for path in (folder / "runs").glob("*/*/trainings")}
+
+
+def test_a_study_ends_with_its_tables_and_repeats_nothing(programs, tmp_path, capsys):
+    write_study(tmp_path, seeds=2)
+    assert run(tmp_path, devices="cpu,cpu") == 0
+    done = capsys.readouterr()
+    assert done.out.startswith("# small\n") and "| better |" in done.out
+    assert "4 runs, 4 left" in done.err and "Mean_IoU 60.00" in done.err and "4 of 4" in done.err
     out = tmp_path / "out"
-    assert done.stdout.strip() == (out / "table.md").read_text().strip()
-    assert r"\toprule" in (out / "table.tex").read_text()
-    row = json.loads((out / "study.json").read_text())["rows"][0]
-    assert row["parameters"] > 1e5 and row["flops"] > 1e6 and row["size"] == [48, 64]
-    page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") > 8 and "http" not in re.sub(
-        r"data:[^\"]+", "", page)
-    checkpoints = {one: one.stat().st_mtime_ns for one in (tmp_path / "runs").rglob("*.pth")}
-    again = program("-m", "tools.study", path, "--devices", "cpu", "-o", out)
-    assert "2 runs, 0 left" in again.stderr and again.stdout == done.stdout
-    assert checkpoints == {one: one.stat().st_mtime_ns
-                           for one in (tmp_path / "runs").rglob("*.pth")}
+    assert done.out.strip() == (out / "table.md").read_text().strip()
+    assert {path.name for path in out.iterdir()} == {
+        "table.md", "table.tex", "table.csv", "table.png", "study.json", "report.html"}
+    better, plain = summary(tmp_path)["rows"]
+    assert better["scores"]["Mean_IoU"]["values"] == [0.6, 0.61] and better["seconds"] == 30
+    assert [run["seed"] for run in plain["runs"]] == [0, 1]
+    assert all(re.search("threads [12]", path.read_text().splitlines()[0])
+               for path in (tmp_path / "runs").glob("*/*/trainings"))
+    assert run(tmp_path) == 0
+    again = capsys.readouterr()
+    assert "4 runs, 0 left" in again.err and again.out == done.out
+    assert set(trainings(tmp_path).values()) == {1} and len(trainings(tmp_path)) == 4
 
 
-@pytest.mark.slow       # two trainings, twice
-@pytest.mark.timeout(900)
-def test_a_study_that_is_killed_three_times_has_the_table_of_an_undisturbed_one(tmp_path):
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        study(tmp_path / name, epochs=3, extra=["trainer.save_every=4"])
-    expected = finished(tmp_path / "whole")
-    for count, signum in ((1, signal.SIGKILL), (1, signal.SIGTERM), (2, signal.SIGKILL)):
-        process = start("-m", "tools.study", tmp_path / "killed" / "small.json", "--devices", "cpu",
-                        "-o", tmp_path / "killed" / "out")
-        try:
-            _wait_for_checkpoints(tmp_path / "killed" / "runs", count, process)
-        finally:
-            kill_group(process, signum)
-            process.wait(60)
-    assert finished(tmp_path / "killed") == expected
+@pytest.mark.parametrize("faults, status, said", [
+    ({"train": [5]}, 5, "it went wrong"),
+    ({"train": ["silent"]}, 3, "exit status 3"),
+    ({"train": ["killed"]}, 1, "killed by signal 9, perhaps for lack of memory"),
+    ({"train": ["no checkpoint"]}, 1, "the training ended without a checkpoint to test"),
+    ({"test": [4]}, 4, "it went wrong"),
+    ({"test": ["nothing"]}, 3, "the test ended without a complete result"),
+    ({"test": ["no scores"]}, 3, "has no score"),
+    ({"test": ["no table"]}, 3, "not a table of image scores")])
+def test_a_run_that_fails_does_not_end_the_others_and_is_named_at_the_end(
+        programs, tmp_path, capsys, faults, status, said):
+    write_study(tmp_path, axes={"a": {"bad": PLAIN, "good": "trainer.epochs=9"}}, baseline="good")
+    made_up_programs(programs, {"bad": faults})
+    assert run(tmp_path) == status
+    done = capsys.readouterr()
+    assert "| good |" in done.out and "Without a result: bad (seed 0)" in done.out
+    last = done.err[done.err.index("written:"):]
+    assert "small_bad_s0-" in last and said in last and "study.log" in last
+    assert summary(tmp_path)["failed"][0]["run"].startswith("small_bad_s0-")
+    # Once the cause is gone, only that run goes on.
+    made_up_programs(programs)
+    for path in (tmp_path / "runs").glob("small_bad*/*/tests"):
+        shutil.rmtree(path)         # as the message says
+    assert run(tmp_path) == 0
+    assert "Without a result" not in capsys.readouterr().out
+    assert all(count <= 1 + ("train" not in faults or "no checkpoint" in faults["train"])
+               for count in trainings(tmp_path).values())
 
 
-def _wait_for_checkpoints(runs, count, process):
-    end = time.monotonic() + 300
-    while len(list(runs.rglob("last.pth"))) < count and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+def test_a_damaged_result_says_how_its_test_is_repeated(programs, tmp_path, capsys):
+    write_study(tmp_path)
+    assert run(tmp_path) == 0
+    table, = (tmp_path / "runs").glob("small_plain*/*/tests/plain/scores.csv")
+    table.write_text("id\n")
+    assert run(tmp_path, "--table") == 3
+    assert f"fix: delete {table.parent} and start the study again" in capsys.readouterr().err
 
 
-@pytest.mark.slow       # a training that fails, one that does not
-def test_a_run_that_fails_does_not_end_the_others_and_is_named_at_the_end(tmp_path):
-    path = study(tmp_path, axes={"lr": {
-        "good": [], "bad": ["optimizer.args.lr=1e30", "trainer.amp=false"]}}, baseline="good")
-    done = program("-m", "tools.study", path, "--devices", "cpu", "-o", tmp_path / "out",
-                   "--no-pictures", timeout=300)
-    assert done.returncode == 5, done.stderr
-    assert "| good |" in done.stdout and "Without a result: bad (seed 0)" in done.stdout
-    assert "small_bad_s0-" in (last := done.stderr[done.stderr.index("written:"):])
-    assert "loss is nan at epoch 1" in last and "study.log" in last
-    assert json.loads((tmp_path / "out" / "study.json").read_text())["failed"][0]["run"] \
-        .startswith("small_bad_s0-")
+def test_a_run_whose_folder_cannot_be_made_fails_alone(programs, tmp_path, capsys):
+    write_study(tmp_path)
+    first, _ = planned(tmp_path).runs
+    first.folder.parent.mkdir()
+    first.folder.write_text("a file")
+    assert run(tmp_path) == 3
+    assert "File exists" in capsys.readouterr().err and len(summary(tmp_path)["failed"]) == 1
 
 
-@pytest.mark.slow       # programs start, but nothing is trained
-def test_wrong_cells_are_all_named_before_the_first_run(tmp_path):
-    path = study(tmp_path, axes={"arch": {
-        "a": "arch.type=ENte", "b": "trainer.epoch=2", "c": [], "d": "trainer.epochs=1",
+def test_a_run_whose_log_cannot_be_written_fails_alone(programs, tmp_path, capsys):
+    write_study(tmp_path)
+    first, _ = planned(tmp_path).runs
+    (first.folder / execute.LOG).mkdir(parents=True)
+    assert run(tmp_path) == 3
+    assert "Is a directory" in capsys.readouterr().err and len(summary(tmp_path)["failed"]) == 1
+
+
+def test_a_study_without_any_result_says_what_failed(programs, tmp_path, capsys):
+    write_study(tmp_path)
+    assert run(tmp_path, "--table") == 3
+    assert "no run has a result yet" in capsys.readouterr().err
+    made_up_programs(programs, {"": {"train": [5]}})
+    assert run(tmp_path) == 3
+    assert "no run has a result: small_better" in capsys.readouterr().err
+
+
+def test_a_failure_of_several_kinds_has_the_status_1(programs, tmp_path):
+    write_study(tmp_path)
+    made_up_programs(programs, {"better": {"train": [5]}, "plain": {"train": [4]}})
+    executor = Executor(planned(tmp_path), ["cpu"])
+    assert exit_status(executor.run(planned(tmp_path).runs)) == 1
+    assert exit_status([]) == 0
+
+
+def test_each_gpu_has_one_run_and_a_run_of_two_gets_two(programs, tmp_path, monkeypatch):
+    write_study(tmp_path, axes={"gpus": {"one": [], "two": ["n_gpu=2", PLAIN]}}, baseline=None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    made = planned(tmp_path)
+    with pytest.raises(study_error(), match="trains on 2 GPUs"):
+        plan.require_devices(made, ["cuda:0"])
+    plan.require_devices(made, ["cuda:0", "cuda:1"])
+    assert Executor(made, ["cuda:0", "cuda:1"]).run(made.runs) == []
+    seen = {path.parent.parent.name[:9]: path.read_text()
+            for path in (tmp_path / "runs").glob("*/*/trainings")}
+    assert "GPUs 5\n" in seen["small_one"] and "GPUs 5,6\n" in seen["small_two"]
+    log, = (tmp_path / "runs").glob("small_two*/study.log")
+    first, second = [line for line in log.read_text().splitlines() if line.startswith("$")]
+    assert "--device" not in first and second.endswith("--device cuda")
+
+
+def study_error():
+    from utils.errors import ConfigError
+    return ConfigError
+
+
+def test_a_run_that_another_program_works_on_is_waited_for(programs, tmp_path, monkeypatch):
+    write_study(tmp_path)
+    first, _ = planned(tmp_path).runs
+    lock, = execute._take(first) or ()
+    told = []
+
+    def release(text):
+        told.append(text)
+        if "another program works on it; waiting" in text:
+            lock.close()
+    monkeypatch.setattr(execute, "notice", release)
+    assert run(tmp_path) == 0
+    assert told[0].startswith(first.name) and "waiting" in told[0] and len(told) == 5
+
+
+def test_a_run_that_the_other_program_has_finished_is_not_repeated(programs, tmp_path):
+    write_study(tmp_path)
+    made = planned(tmp_path)
+    assert run(tmp_path) == 0
+    executor = Executor(made, ["cpu"])      # it was unfinished when this one looked
+    assert executor.run(made.runs) == [] and set(trainings(tmp_path).values()) == {1}
+
+
+def test_rows_that_train_the_same_share_their_run_and_each_way_of_testing(programs, tmp_path):
+    write_study(tmp_path, axes={}, baseline=None, cells=[
+        {"label": "max"}, {"label": "dice", "test": ["--predict", "rankdice"]}])
+    made = planned(tmp_path)
+    assert len(made.runs) == 1 and len(made.tests) == 2
+    assert run(tmp_path) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").glob("*/*/tests/*")) == \
+        sorted({test.code for test in made.tests})
+
+
+def test_a_run_without_validation_is_tested_at_its_last_checkpoint(programs, tmp_path):
+    write_study(tmp_path, axes={}, baseline=None,
+                cells=[{"overrides": ["trainer.val=false", "trainer.monitor=off"]}])
+    one, = planned(tmp_path).runs
+    assert run(tmp_path) == 0
+    found = results.checkpoint_to_test(one)
+    assert found and found.name == "last.pth"
+
+
+def chain(folder, **content):
+    """A study of a chain of three stages whose first one is a row of its own."""
+    (folder / "one.json").write_text(json.dumps({"extends": str(ROOT / "config.json"),
+                                                 "name": "one"}))
+    (folder / "chain.json").write_text(json.dumps({
+        "extends": str(ROOT / "config.json"), "name": "chain", "stages": [
+            {"extends": "one.json"}, {"name": "coarse", "trainer": {"epochs": 7}},
+            {"trainer": {"epochs": 8, "finetune_from": "run:coarse/last.pth"}}]}))
+    write_study(folder, axes={}, baseline="one", cells=[
+        {"label": "chain", "config": str(folder / "chain.json")},
+        {"label": "one", "config": str(folder / "one.json")}], **content)
+
+
+def test_a_chain_is_one_run_and_shares_a_stage_with_the_row_that_trains_it(programs, tmp_path,
+                                                                           capsys):
+    chain(tmp_path)
+    one, last = planned(tmp_path).runs
+    assert (one.name[:9], last.name[:11]) == ("small_one", "small_chain")
+    first, second = last.earlier
+    assert (first.name, first.key) == (one.name, one.key) and last.stages == (first, second, last)
+    assert second.name.startswith("small_chain_stage2_s0-") and last.gpus == 1
+    assert last.config["trainer"]["epochs"] == 8 and second.config["trainer"]["epochs"] == 7
+    assert last.naming[-1] == f"stages[2].trainer.finetune_from=run:{second.name}/last.pth"
+    assert run(tmp_path) == 0
+    assert "training 3 stages on cpu" in capsys.readouterr().err
+    rows = {row["label"]: row for row in summary(tmp_path)["rows"]}
+    assert rows["chain"]["seconds"] == 90 and rows["one"]["seconds"] == 30
+    log = (last.folder / execute.LOG).read_text()
+    assert f"stages[0].name={one.name}" in log and f"stages[2].name={last.name}" in log
+    shutil.rmtree(second.folder)            # no time without the log of a stage
+    assert run(tmp_path, "--table") == 0
+    rows = {row["label"]: row for row in summary(tmp_path)["rows"]}
+    assert rows["chain"]["seconds"] is None and rows["chain"]["scores"]["Mean_IoU"]["mean"]
+
+
+def test_the_names_of_train_py_are_those_of_the_plan_and_every_start_is_a_stage(tmp_path):
+    from utils.config.load import load_stages
+    from utils.training.stages import resolve_stages
+    chain(tmp_path)
+    last = planned(tmp_path).runs[-1]
+    _, _, *overrides = last.config_arguments()
+    stages = resolve_stages(load_stages(last.path, overrides), "chain")
+    assert [one["name"] for one in stages] == [one.name for one in last.stages]
+    assert [one["trainer"]["finetune_from"] for one in stages] == \
+        [one.config["trainer"]["finetune_from"] for one in last.stages]
+    assert stages[1] == last.stages[1].config and stages[2] == last.config
+
+
+def test_a_changed_stage_changes_the_key_of_what_follows_it(tmp_path):
+    chain(tmp_path)
+    before = planned(tmp_path).runs[-1]
+    text = (tmp_path / "chain.json").read_text().replace('"epochs": 7', '"epochs": 6')
+    (tmp_path / "chain.json").write_text(text)
+    after = planned(tmp_path).runs[-1]
+    assert before.stages[0].key == after.stages[0].key
+    assert before.stages[1].key != after.stages[1].key and before.key != after.key
+
+
+def test_a_stage_is_locked_until_it_is_finished(programs, tmp_path, monkeypatch):
+    chain(tmp_path)
+    one, last = planned(tmp_path).runs
+    held = execute._take(one)
+    assert held and execute._take(last) is None
+    monkeypatch.setattr(execute, "stage_is_finished", lambda stage: True)
+    taken = execute._take(last)
+    assert taken and len(taken) == 2        # of the stages that the chain still writes
+    for lock in (*held, *taken):
+        lock.close()
+
+
+def test_a_stage_is_finished_by_its_newest_checkpoint(tmp_path):
+    import torch
+    chain(tmp_path)
+    stage = planned(tmp_path).runs[-1].earlier[1]
+    assert not results.stage_is_finished(stage)
+    place = stage.folder / "11-29_08-00-00"
+    place.mkdir(parents=True)
+    (place / "last.pth").write_bytes(b"")
+    assert not results.stage_is_finished(stage)
+    for epoch, finished in ((7, False), (8, True)):
+        torch.save({"format": 1, "model": {"w": torch.zeros(5)}, "ema": None, "config": {
+            "name": "x", "trainer": {"epochs": 7}}, "class_names": [], "palette": [],
+            "normalization": {}, "epoch": epoch}, place / "last.pth")
+        assert results.stage_is_finished(stage) == finished
+
+
+def in_a_moment(path, work):
+    """Calls `work` as soon as a file exists."""
+    def wait():
+        wait_for(path)
+        work()
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_sigusr1_lets_a_task_save_and_end_with_75_and_its_next_start_goes_on(programs, tmp_path,
+                                                                             capsys):
+    write_study(tmp_path, axes={}, cells=[{"label": "one"}], baseline=None)
+    made_up_programs(programs, {"one": {"train": ["waits"]}})
+    name = planned(tmp_path).runs[0].name
+    ready = tmp_path / "runs" / name / "11-29_08-00-00" / "ready"
+    thread = in_a_moment(ready, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    assert run(tmp_path, "--only", name) == 75
+    thread.join()
+    assert "trainer.requeue=true" in (tmp_path / "runs" / name / execute.LOG).read_text()
+    made_up_programs(programs)
+    assert run(tmp_path, "--only", name) == 0
+    assert run(tmp_path, "--only", "smal") == 2
+    told = capsys.readouterr().err
+    assert "the study has changed since the job was written" in told
+    assert run(tmp_path, "--table") == 0
+
+
+def test_sigusr1_stops_a_test_which_is_repeated(programs, tmp_path):
+    write_study(tmp_path, axes={}, cells=[{"label": "one"}], baseline=None)
+    executor = Executor(planned(tmp_path), ["cpu"], requeue=True)
+    code = programs / "test.py"
+    ready = tmp_path / "testing"
+    code.write_text(f"import time\nopen({str(ready)!r}, 'w').close()\ntime.sleep(60)\n")
+    thread = in_a_moment(ready, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    failures = executor.run(executor.plan.runs)
+    thread.join()
+    assert exit_status(failures, executor) == 75 and executor.signaled
+
+
+def test_an_interrupt_ends_the_programs_of_the_runs(programs, tmp_path, monkeypatch, capsys):
+    write_study(tmp_path, axes={}, cells=[{"label": "one"}], baseline=None)
+    code = programs / "train.py"
+    monkeypatch.setattr(execute, "_PATIENCE", 0.3)
+    for number, deaf in enumerate(("", "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n")):
+        ready = tmp_path / f"training{number}"
+        code.write_text(f"import os, signal, time\n{deaf}open({str(ready)!r}, 'w').write("
+                        "str(os.getpid()))\ntime.sleep(60)\n")
+        thread = in_a_moment(ready, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            Executor(planned(tmp_path), ["cpu"]).run(planned(tmp_path).runs)
+        thread.join()
+        assert "start the study again to go on" in capsys.readouterr().err
+        process = int(ready.read_text() or 0)
+        end = time.monotonic() + 10
+        while process and Path(f"/proc/{process}").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not Path(f"/proc/{process}").exists() or not process
+
+
+def test_a_program_sees_the_module_path_of_this_one_and_no_variables_of_torchrun(tmp_path,
+                                                                                 monkeypatch):
+    import sys
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    process, start = launch([sys.executable, "-c",
+                             "import os, utils; print(os.environ.get('RANK'), "
+                             "os.environ['CUDA_VISIBLE_DEVICES'])"], tmp_path / "log", ["cuda:1"])
+    assert process.wait() == 0
+    assert (tmp_path / "log").read_text()[start:].splitlines()[-1] == "None 1"
+
+
+def test_slurm_writes_a_task_for_each_unfinished_run(programs, tmp_path, capsys, monkeypatch):
+    from tests.study.test_slurm import stub_cluster
+    write_study(tmp_path)
+    monkeypatch.setenv("PATH", stub_cluster(tmp_path)["PATH"])
+    assert run(tmp_path, "--slurm=--time=1:00") == 0
+    text = (tmp_path / "out" / "array.sh").read_text()
+    assert "#SBATCH --array=0-1" in text and "--devices cpu" in text
+    assert "2 tasks" in capsys.readouterr().err and not trainings(tmp_path)
+    assert run(tmp_path) == 0
+    assert run(tmp_path, "--slurm=--time=1:00", "--submit") == 0
+    assert "nothing to send" in capsys.readouterr().err
+
+
+def test_runs_that_exist_become_a_table_with_from(programs, tmp_path, capsys):
+    write_study(tmp_path, seeds=2)
+    assert run(tmp_path) == 0
+    (tmp_path / "theirs.json").write_text(json.dumps({
+        "dataset": "Shapes", "class_names": ["road", "sky"], "Class_IoU": [0.5, 0.5],
+        "Mean_IoU": 0.5, "image": {"Mean_IoU": 0.4}}))
+    places = [str(tmp_path / "runs"), str(tmp_path / "theirs.json")]
+    made = ["--from", *places, "-o", str(tmp_path / "made"), "--no-pictures", "--baseline"]
+    assert console.run(study.main, [*made, "small_plain"]) == 0
+    rows = json.loads((tmp_path / "made" / "study.json").read_text())["rows"]
+    means = {row["title"]: row["scores"]["Mean_IoU"]["mean"] for row in rows}
+    assert means == pytest.approx({"small_better": 0.605, "small_plain": 0.505, "theirs": 0.5})
+    assert console.run(study.main, [*made, "plain"]) == 2
+    assert console.run(study.main, [*made, "theirs", "--score", "Mean_IuO"]) == 2
+    assert run(tmp_path, "--from", str(tmp_path / "theirs.json"), "--baseline", "theirs") == 0
+    assert summary(tmp_path)["baseline"] == "theirs"
+    assert run(tmp_path, "--baseline", "plian") == 2
+    told = capsys.readouterr().err
+    assert "Did you mean 'plain'" in told and "Did you mean 'Mean_IoU'" in told
+
+
+def test_a_dry_run_prints_every_run_with_its_state_and_time_and_starts_none(programs, tmp_path,
+                                                                            capsys):
+    write_study(tmp_path)
+    assert run(tmp_path, "--dry-run") == 0
+    done = capsys.readouterr()
+    assert re.search(r"small_better_s0-\w+ +to do +\d+ s", done.out)
+    assert "2 runs, 2 left: about" in done.err and not trainings(tmp_path)
+    assert run(tmp_path) == 0
+    capsys.readouterr()
+    assert run(tmp_path, "--dry-run") == 0
+    done = capsys.readouterr()
+    assert re.search(r"small_plain_s0-\w+ +finished +30 s", done.out)
+    assert "2 runs, 0 left: about 0 s" in done.err
+
+
+def test_a_dry_run_names_the_rows_that_cannot_start(programs, tmp_path, capsys):
+    write_study(tmp_path)
+    made_up_programs(programs, {"plain": {"try": [4]}, "better": {"measure": [1]}})
+    assert run(tmp_path, "--dry-run") == 2
+    done = capsys.readouterr()
+    assert "1 mistakes; nothing was started" in done.err and "it went wrong" in done.err
+    made_up_programs(programs, {"better": {"measure": [1]}, "plain": {"try": ["silent"]}})
+    assert run(tmp_path, "--dry-run") == 2
+    made_up_programs(programs, {"better": {"measure": [1]}})
+    assert run(tmp_path, "--dry-run") == 0
+    done = capsys.readouterr()
+    assert "without 1 whose steps could not be measured" in done.err
+    assert re.search(r"small_better_s0-\w+ +to do +-", done.out)
+
+
+def test_a_dry_run_counts_the_stages_of_a_chain_and_a_shared_one_once(programs, tmp_path, capsys,
+                                                                      monkeypatch):
+    chain(tmp_path)
+    monkeypatch.setattr(rehearsal, "_measured", lambda stage, steps, *_: 100.0 * steps)
+    train = (programs / "train.py").read_text()
+    (programs / "train.py").write_text(train.replace(
+        'print(f"ENet', 'print("".join("2 epochs, %d steps, on cpu\\n" % k for k in (1, 2, 3)) '
+        'if any("stages" in one for one in sys.argv) else f"ENet').replace("{values.get('steps', "
+                                                                          "8)}", "1"))
+    assert run(tmp_path, "--dry-run") == 0
+    done = capsys.readouterr()
+    assert re.search(r"small_chain_s0-\w+ +to do +10 min", done.out)
+    assert "2 runs, 2 left: about 10 min" in done.err       # 100 s once, 200 s, 300 s
+    one, last = planned(tmp_path).runs
+    monkeypatch.setattr(rehearsal, "stage_is_finished", lambda stage: stage.key == one.key)
+    assert run(tmp_path, "--dry-run") == 0
+    done = capsys.readouterr()
+    assert re.search(r"small_chain_s0-\w+ +1 of 3 stages finished", done.out)
+    assert "about 8 min" in done.err
+
+
+def test_wrong_cells_are_all_named_before_the_first_run(tmp_path, capsys):
+    write_study(tmp_path, axes={"arch": {
+        "a": "arch.type=ENte", "b": "trainer.epoch=2", "c": [], "d": [],
         "e": "trainer.finetune_from=nowhere.pth", "f": {"test": ["--mode", "wide"]},
         "g": {"test": ["--predict", "all"]}, "h": {"test": ["--protocol", "all"]}}}, baseline="c")
-    done = program("-m", "tools.study", path, "--devices", "cpu")
-    assert done.returncode == 2 and not (tmp_path / "runs").exists()
-    for said in ("Did you mean 'ENet'?", "Did you mean 'epochs'?", "d: is the same run and test",
-                 "nowhere.pth does not exist", "invalid choice: 'wide'", "an axis of the rules",
-                 "an axis of the protocols"):
-        assert said in done.stderr, said
-
-
-@pytest.mark.slow       # opens the data of two rows
-def test_rows_of_other_classes_cannot_stand_in_one_table(tmp_path):
-    for name, classes in (("x", 2), ("y", 3)):
-        folder = tmp_path / name
-        for part in ("images", "labels"):
-            (folder / part).mkdir(parents=True)
-        _write_pair(folder, classes)
-    levels = {name: {"overrides": [
-        f"{loader}.type=Folder" for loader in ("train_loader", "val_loader")] + [
-        f'{loader}.args={json.dumps(_folder_args(tmp_path / name, classes))}'
-        for loader in ("train_loader", "val_loader")]} for name, classes in (("x", 2), ("y", 3))}
-    path = study(tmp_path, axes={"images": levels}, baseline=None, overrides=[
-        "loss=CrossEntropyLoss2d", f"trainer.save_dir={tmp_path / 'runs'}"])
-    done = program("-m", "tools.study", path, "--devices", "cpu")
-    assert done.returncode == 2, done.stderr
-    assert "y: is scored on 3 classes" in done.stderr and not (tmp_path / "runs").exists()
-
-
-def _write_pair(folder, classes):
-    import numpy as np
-
-    from utils.images.image_io import write_image, write_label
-    write_image(folder / "images" / "a.png", np.zeros((32, 32, 3), np.uint8))
-    write_label(folder / "labels" / "a.png",
-                (np.arange(1024) % classes).astype(np.uint8).reshape(32, 32), [])
-
-
-def _folder_args(folder, classes):
-    return {"data_dir": str(folder), "batch_size": 1,
-            "num_classes": classes}
-
-
-@pytest.mark.slow       # a task of an array job, stopped by Slurm's signal and requeued
-def test_an_array_job_trains_every_run_and_continues_what_was_requeued(tmp_path):
-    path = study(tmp_path, epochs=12, axes={}, cells=[{"label": "one"}], baseline=None)
-    env = {**environment(), **stub_cluster(tmp_path)}
-    job = subprocess.Popen(
-        [sys.executable, "-m", "tools.study", path, "--devices", "cpu", "-o", tmp_path / "out",
-         "--slurm=--time=1:00", "--submit"], cwd=ROOT, env=env, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    _wait_for_checkpoints(tmp_path / "runs", 1, job)
-    assert job.poll() is None, job.communicate()
-    tasks = subprocess.run(["pgrep", "-s", str(job.pid), "-f", "array.sh"], text=True,
-                           capture_output=True).stdout.split()
-    os.kill(int(tasks[-1]), signal.SIGUSR1)
-    out, err = job.communicate(timeout=200)
-    assert "Submitted batch job 7" in out, err
-    assert (tmp_path / "ended").read_text().splitlines() == ["0 75", "0 0"], \
-        (tmp_path / "output").read_text()
-    rows, _ = finished(tmp_path, "--table")
-    assert len(rows[0][1]["Mean_IoU"]["values"]) == 1
-
-
-@pytest.mark.slow       # reads two runs that a study has made
-def test_runs_that_exist_become_a_table_with_from(tmp_path):
-    study(tmp_path, seeds=2)
-    rows, _ = finished(tmp_path)
-    scores = json.dumps({"dataset": "Shapes", "class_names": ["a"], "Class_IoU": [0.5],
-                         "Mean_IoU": 0.5, "image": {"Mean_IoU": 0.4}})
-    (tmp_path / "theirs.json").write_text(scores)
-    done = program("-m", "tools.study", "--from", tmp_path / "runs", tmp_path / "theirs.json",
-                   "-o", tmp_path / "made", "--baseline", "small_plain", "--no-pictures")
-    assert done.returncode == 0, done.stderr
-    made = json.loads((tmp_path / "made" / "study.json").read_text())
-    means = {row["title"]: row["scores"]["Mean_IoU"]["mean"] for row in made["rows"]}
-    assert means["theirs"] == 0.5
-    assert means["small_plain"] == pytest.approx(dict(
-        (title, scores["Mean_IoU"]["mean"]) for title, scores, _ in rows)["plain"])
-    compared = {one["row"]: one for one in made["comparisons"]}
-    assert compared["small_weighted"]["seeds"]["paired"]
-    assert compared["small_weighted"]["images"]["runs"] == 2
-    assert compared["theirs"]["images"] is None
-
-
-@pytest.mark.slow       # builds two networks and trains a few steps
-def test_a_dry_run_prints_every_run_with_its_time_and_starts_none(tmp_path):
-    done = program("-m", "tools.study", study(tmp_path), "--devices", "cpu", "--dry-run",
-                   timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "small_weighted_s0-" in done.stdout and "to do" in done.stdout
-    assert "2 runs, 2 left: about" in done.stderr and not list(tmp_path.rglob("last.pth"))
+    assert run(tmp_path) == 2
+    told = capsys.readouterr().err
+    for said in ("Did you mean 'ENet'?", "Did you mean 'epochs'?", "nowhere.pth does not exist",
+                 "d: is the same run and test as 'c'", "invalid choice: 'wide'",
+                 "an axis of the rules", "an axis of the protocols", "nothing was started"):
+        assert said in told, said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_same_seed_shows_the_same_samples_in_the_same_order_to_every_network():
     from dataloader.loader import make_loader
+    from tests.support.run_program import SMALL
     from utils.config.load import load_config
     from utils.config.schema import resolve_config
     seen = []
@@ -208,9 +484,11 @@ def test_the_same_seed_shows_the_same_samples_in_the_same_order_to_every_network
     assert seen[0] == seen[1] and len(seen[0]) > 1
 
 
-def test_help_names_the_ways_to_use_it():
-    done = program("-m", "tools.study", "--help")
-    assert done.returncode == 0 and "--slurm" in done.stdout and "--from" in done.stdout
+def test_help_names_the_ways_to_use_it(capsys):
+    with pytest.raises(SystemExit):
+        study.parse(["--help"])
+    told = capsys.readouterr().out
+    assert "--slurm" in told and "--from" in told
 
 
 @pytest.mark.parametrize("arguments,said", [
@@ -221,7 +499,33 @@ def test_help_names_the_ways_to_use_it():
     (["a.json", "--devices", "cpu,cuda:0"], "give GPUs or cpu"),
     (["a.json", "--devices", "cuda:0,cuda:0"], "one run at a time")])
 def test_wrong_command_lines_are_refused(arguments, said, capsys):
-    from tools.study import parse
     with pytest.raises(SystemExit):
-        parse(arguments)
+        study.parse(arguments)
     assert said in capsys.readouterr().err
+
+
+def test_a_study_of_several_data_sets_scores_and_printed_numbers_shows_all_of_them(programs,
+                                                                                   tmp_path):
+    write_study(tmp_path, seeds=2, scores=["Mean_IoU", "mDice_I"], note="Of <two> data sets.",
+                baseline="plain", margin=5, axes={
+                    "loss": {"better": [], "plain": PLAIN, "third": "trainer.epochs=7"},
+                    "data": {"A": [], "C & D": "trainer.clip_grad_norm=3"}},
+                published={"plain on A": {"mean": 51, "runs": [50, 51, 52]},
+                           "better on C & D": {"mDice_I": 70}})
+    made_up_programs(programs, {"third_on_C_D_s1": {"train": [5]}})
+    assert run(tmp_path, devices="cpu,cpu,cpu,cpu") == 5
+    out, content = tmp_path / "out", summary(tmp_path)
+    ranks = content["ranks"]
+    assert ranks["labels"][ranks["mean"].index(1)] == "better"
+    assert len(content["rows"]) == 6 and len(content["failed"]) == 1
+    table = (out / "table.md").read_text()
+    for said in ("Of <two> data sets.", "51.00 (50.00, 51.00, 52.00)", "third on C & D (seed 1)",
+                 "small_third_on_C_D_s1", "| data | row |", "p (Holm)", "(Friedman)"):
+        assert said in table, said
+    latex = (out / "table.tex").read_text()
+    assert r"C \& D" in latex and latex.count(r"\begin{tabular}") == 3 and r"\textbf{" in latex
+    lines = (out / "table.csv").read_text().splitlines()
+    assert len(lines) == 1 + 6 * 2 and lines[0].startswith("row,data,score,mean,sd,runs,run 1")
+    page = (out / "report.html").read_text()
+    assert "&lt;two&gt;" in page and page.count("<polyline") == 11 and "mean rank" in page
+    assert (out / "table.png").read_bytes().startswith(b"\x89PNG")

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.support.studies import write_results
 from tools import evaluate_labels, study
 from utils.errors import DataError
 from utils.images.image_io import write_image, write_label
@@ -20,12 +21,13 @@ from utils.study.results import (
 from utils.study.study_file import Cell
 
 
-def run_folder(folder, name, seed, lr=0.1):
+def run_folder(folder, name, seed, lr=0.1, start=None):
     place = folder / name / "11-29_08-00-00"
     place.mkdir(parents=True)
     (place / "last.pth").touch()
     (place / "config.json").write_text(json.dumps(
-        {"name": name, "seed": seed, "optimizer": {"args": {"lr": lr}}}))
+        {"name": name, "seed": seed, "optimizer": {"args": {"lr": lr}},
+         "trainer": {"finetune_from": start}}))
     (place / "results.json").write_text(json.dumps({"procedure": "max", "Mean_IoU": 0.5}))
     return place
 
@@ -42,6 +44,15 @@ def test_runs_of_one_name_with_other_settings_are_rows_of_their_own(tmp_path):
     assert list(find_results([tmp_path])) == ["net", "net (2)"]
 
 
+def test_chains_that_differ_only_in_their_seed_are_one_row(tmp_path):
+    for seed in range(2):
+        run_folder(tmp_path, f"net_s{seed}-0000000{seed}", seed,
+                   start=f"runs/net_stage1_s{seed}-0000001{seed}/11-29_08-00-0{seed}/last.pth")
+    run_folder(tmp_path, "net_s1-22222222", 1, start="pretrained/other/x.pth")
+    assert {label: len(paths) for label, paths in find_results([tmp_path]).items()} == {
+        "net": 2, "net (2)": 1}
+
+
 def test_a_place_without_results_is_an_error(tmp_path):
     with pytest.raises(DataError, match="there is no results.json"):
         find_results([tmp_path])
@@ -55,6 +66,39 @@ def test_scores_of_other_programs_are_read(tmp_path, document, score):
     result = read_result(tmp_path / "theirs.json", Cell("theirs"))
     assert result.scores["Mean_IoU"] == score and len(result.classes) == 1
     assert result.images is None and result.seed is None
+
+
+@pytest.mark.parametrize("document", [
+    "[]", "{", '{"Mean_IoU": "x"}', '{"image": 3}', '{"classes": 3}', "[" * 10_000])
+def test_a_file_without_a_score_is_refused(tmp_path, document):
+    (tmp_path / "r.json").write_text(document)
+    with pytest.raises(DataError, match="is not a results file|has no score"):
+        read_result(tmp_path / "r.json", Cell("x"))
+    with pytest.raises(DataError, match="cannot read"):
+        read_result(tmp_path / "none.json", Cell("x"))
+
+
+@pytest.mark.parametrize("interest", [3, "x", [9], [-1], [True], [[0]]])
+def test_classes_of_interest_that_are_no_classes_are_refused(tmp_path, interest):
+    path = write_results(tmp_path, 0.5, classes_of_interest=interest)
+    with pytest.raises(DataError, match="classes_of_interest"):
+        read_result(path, Cell("x"))
+    found = read_result(write_results(tmp_path, 0.5, classes_of_interest=[1]), Cell("x"))
+    assert found.images and found.images.classes_of_interest == [1]
+
+
+def test_odd_entries_of_classes_are_unknown_and_not_a_crash(tmp_path):
+    path = write_results(tmp_path, 0.5, classes=[{"name": "a", "IoU": "x"}, 3, {"IoU": 0.5}])
+    assert read_result(path, Cell("x")).classes == {"a": None, "None": 0.5}
+
+
+def test_a_long_curve_is_thinned(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(
+        json.dumps({"kind": "train", "step": k, "train/loss": float(k)}) + "\n"
+        for k in range(1, 1001)))
+    found = curves(tmp_path / "metrics.jsonl")["loss"]
+    assert len(found) == 334 and found[0] == (3, 2.0) and found[-1] == (1000, 1000.0)
+    assert curves(tmp_path / "none.jsonl") == {"loss": [], "score": []}
 
 
 def test_the_time_of_a_training_is_that_of_its_sessions(tmp_path):

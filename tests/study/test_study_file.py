@@ -43,6 +43,7 @@ def test_the_axis_data_names_the_data_set_and_not_the_row(tmp_path):
 
 
 def test_listed_cells_have_configs_of_their_own_and_published_scores(tmp_path):
+    (tmp_path / "results.json").touch()
     study = read_study(written(tmp_path, cells=[
         {"label": "one", "published": [81.0, 82.0]},
         {"label": "two", "published": {"mean": 80, "runs": [79.5]}, "seeds": [7]},
@@ -90,6 +91,29 @@ def test_the_nearest_config_is_suggested_for_a_wrong_path(tmp_path):
 def test_results_that_exist_take_no_training_settings(tmp_path):
     text = mistakes(tmp_path, axes=AXES, cells=[{"results": "r.json", "seeds": 2}])
     assert "cannot be combined" in text and "have no effect there" in text
+    assert "r.json does not exist" in text
+
+
+@pytest.mark.parametrize("content, said", [
+    ({"cells": 3}, "cells: expected a list of objects"), ({"cells": [3]}, "cells.0: expected an"),
+    ({"axes": 3}, "axes: expected an object"), ({"axes": {"a": 3}}, "axes.a: the axis names"),
+    ({"axes": {"a": {"b": {"x": 1}}}}, "axes.a.b.x: unknown key"), ({"name": 3}, "name: expected"),
+    ({"overrides": 3}, "overrides: expected text or a list"),
+    ({"overrides": ["stages[1].seed=3"]}, "seed is set by the study"),
+    ({"overrides": ["stages.0.name=x"]}, "name is set by the study"),
+    ({"score": "Mean_IoU", "scores": ["mIoU_I"]}, "are the same setting"),
+    ({"published": 3}, "published: expected"), ({"published": {"base": "x"}}, "in percent"),
+    ({"published": {"base": {"mean": 3, "x": 1}}}, "published.base.x: unknown key"),
+    ({"published": {"base": {"mDice_I": 1}}}, "unknown score of this study 'mDice_I'"),
+    ({"config": None}, "there is no \"config\""), ({"across_protocols": "x"}, "true or false")])
+def test_each_mistake_is_named_with_its_place(tmp_path, content, said):
+    assert said in mistakes(tmp_path, **content)
+
+
+def test_a_study_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(ConfigError, match="a study is an object"):
+        read_study(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("seeds", [0, [], [1, -1], "3", [1, 1], True])

@@ -133,12 +133,13 @@ def image_scores_of(entry: Entry, path: Path) -> ImageScores | None:
     if not isinstance(entry.get("image_scores"), str):
         return None
     scores = read_image_scores(path.parent / entry["image_scores"])
-    interest = entry.get("classes_of_interest")
-    if interest:
-        if not isinstance(interest, list) or not set(interest) <= set(range(len(
-                scores.class_names))):
-            raise DataError(f"classes_of_interest is {interest!r:.80}", shown(path))
-        scores.classes_of_interest = interest
+    chosen = entry.get("classes_of_interest")
+    if chosen:
+        if not isinstance(chosen, list) or not all(
+                type(one) is int and 0 <= one < len(scores.class_names) for one in chosen):
+            raise DataError(f"classes_of_interest {chosen!r:.80} are no numbers of classes",
+                            shown(path), "run test.py again")
+        scores.classes_of_interest = chosen
     return scores
 
 

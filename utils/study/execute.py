@@ -11,17 +11,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from utils.cli.console import notice
-from utils.errors import shown
+from utils.errors import DataError, shown
 from utils.files.locks import hold
 from utils.metrics.table import percent
 from utils.study.plan import Plan, PlannedRun
-from utils.study.results import checkpoint_to_test, find_result, read_test, test_folder
+from utils.study.results import (
+    checkpoint_to_test,
+    find_result,
+    read_test_scores,
+    stage_is_finished,
+    test_folder,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUEUE_STATUS = 75         # of train.py: saved, start it again
@@ -49,7 +55,7 @@ class _Job:
 
     run: PlannedRun
     devices: list[str]
-    lock: IO[bytes]
+    locks: list[IO[bytes]]
     started: float
     process: subprocess.Popen | None = None
     tests: list = field(default_factory=list)
@@ -57,9 +63,9 @@ class _Job:
     log_start: int = 0
 
 
-def unfinished(plan: Plan) -> list[PlannedRun]:
-    """The runs that lack a result."""
-    return [run for run in plan.runs
+def unfinished(plan: Plan, runs: Iterable[PlannedRun] | None = None) -> list[PlannedRun]:
+    """Those of `runs` (by default of all) that lack a result."""
+    return [run for run in (plan.runs if runs is None else runs)
             if any(find_result(test) is None for test in plan.tests_of(run))]
 
 
@@ -89,7 +95,7 @@ class Executor:
                 time.sleep(_PAUSE)
                 for job in list(self.jobs):
                     if job.process is None or job.process.poll() is not None:
-                        self._next(job, free)
+                        self._of_one(job, free, self._next)
         except BaseException:
             self._stop()
             raise
@@ -104,21 +110,37 @@ class Executor:
             count = 1 if self.devices[0] == CPU else run.gpus
             if len(free) < count:
                 return              # later runs do not overtake one that needs more devices
-            lock = _take(run)
-            if lock is None:
+            try:
+                locks = _take(run)
+            except OSError as error:
+                waiting.remove(run)
+                self._fail(run, DataError.exit_status, str(error))
+                continue
+            if locks is None:
                 if run.key not in self._told:
                     self._told.add(run.key)
                     notice(f"{run.name}: another program works on it; waiting")
                 continue
             waiting.remove(run)
-            job = _Job(run, [free.pop(0) for _ in range(count)], lock, time.monotonic())
+            job = _Job(run, [free.pop(0) for _ in range(count)], locks, time.monotonic())
             job.tests = [test for test in self.plan.tests_of(run) if find_result(test) is None]
             self.jobs.append(job)
             if not job.tests:       # the other program has finished it
                 self._end(job, free)
                 continue
-            self._launch(job, [str(ROOT / "train.py"), *run.train_arguments(),
-                               *self._training_options(job)])
+            self._of_one(job, free, self._train)
+
+    def _of_one(self, job: _Job, free: list[str], work: Callable[[_Job, list[str]], None]):
+        """Do something for a run, which fails if its folder cannot be written; others go on."""
+        try:
+            work(job, free)
+        except OSError as error:
+            self._fail(job.run, DataError.exit_status, str(error))
+            self._end(job, free)
+
+    def _train(self, job: _Job, free: list[str]):
+        self._launch(job, [str(ROOT / "train.py"), *job.run.train_arguments(),
+                           *self._training_options(job)])
 
     def _training_options(self, job) -> list[str]:
         options = ["trainer.requeue=true"] if self.requeue else []
@@ -134,17 +156,21 @@ class Executor:
             status = REQUEUE_STATUS     # what is left is done after the next start
         if status == 0 and not job.trained:
             job.trained = True
-        elif status == 0:
+        elif status == 0 and find_result(job.tests[0]) is not None:
             job.tests.pop(0)
+        elif status == 0:
+            self._fail(job.run, DataError.exit_status, "the test ended without a complete result")
+            job.tests = []
         else:
-            self._fail(job, status)
+            self._fail(job.run, status, last_error(job.run.folder / LOG, job.log_start,
+                                                job.process.returncode))
             job.tests = []
         if not job.tests:
             self._end(job, free)
             return
         checkpoint = checkpoint_to_test(job.run)
         if checkpoint is None:
-            self._fail(job, 1, "the training ended without a checkpoint to test")
+            self._fail(job.run, 1, "the training ended without a checkpoint to test")
             job.tests = []
             self._end(job, free)
             return
@@ -157,32 +183,36 @@ class Executor:
 
     def _launch(self, job: _Job, command: list[str]):
         if not job.trained:
-            notice(f"{job.run.name}: training on {', '.join(job.devices)}")
+            stages = f" {len(job.run.stages)} stages" if job.run.earlier else ""
+            notice(f"{job.run.name}: training{stages} on {', '.join(job.devices)}")
         threads = max(1, (os.cpu_count() or 1) // max(1, self.devices.count(CPU)))
         job.process, job.log_start = launch(
             [sys.executable, *command], job.run.folder / LOG, job.devices, threads,
-            (job.lock.fileno(),))
+            tuple(lock.fileno() for lock in job.locks))
 
-    def _fail(self, job, status: int, message: str = ""):
-        log = job.run.folder / LOG
-        message = message or last_error(log, job.log_start, status)
-        self.failures.append(Failure(job.run, status, message, log))
+    def _fail(self, run: PlannedRun, status: int, message: str):
+        log = run.folder / LOG
+        self.failures.append(Failure(run, status, message, log))
         if not (status == REQUEUE_STATUS and self.requeue):
-            notice(f"{job.run.name}: failed ({message.splitlines()[0]}); all of it: {shown(log)}")
+            notice(f"{run.name}: failed ({message.splitlines()[0]}); all of it: {shown(log)}")
 
     def _end(self, job: _Job, free: list[str]):
-        job.lock.close()
+        for lock in job.locks:
+            lock.close()
         self.jobs.remove(job)
         free.extend(job.devices)
         free.sort(key=self.devices.index)
         self.done += 1
-        results = [result for test in self.plan.tests_of(job.run)
-                   if (result := read_test(test)) is not None]
-        if results:
-            score = self.plan.study.scores[0]
-            notice(f"{job.run.name}: {score} "
-                   + ", ".join(percent(result.scores.get(score)) for result in results)
-                   + f", {time.monotonic() - job.started:.0f} s ({self.done} of {self.total})")
+        score, values = self.plan.study.scores[0], []
+        for test in self.plan.tests_of(job.run):
+            try:
+                scores = read_test_scores(test)
+                values += [] if scores is None else [scores.get(score)]
+            except DataError as error:      # of this run alone: the others go on
+                self._fail(job.run, error.exit_status, str(error))
+        if values:
+            notice(f"{job.run.name}: {score} {', '.join(map(percent, values))}, "
+                   f"{time.monotonic() - job.started:.0f} s ({self.done} of {self.total})")
 
     def _usr1(self, signum: int, frame: object):
         """Ask trainings to save and end; a test is stopped and is repeated when started again."""
@@ -206,19 +236,19 @@ class Executor:
                 process.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
         if running:
             notice("the runs have saved what they had; start the study again to go on")
 
 
-def exit_status(executor: Executor) -> int:
-    """Of the program: 75 if a training waits for its next start, else that of the first failure.
+def exit_status(failures: Iterable[Failure], executor: Executor | None = None) -> int:
+    """Of the program: 75 if a training waits for its next start, else that of the failures.
 
-    A failure of several kinds is 1.
+    Failures of several kinds are 1.
     """
-    if executor.requeue and (executor.signaled or any(
-            failure.status == REQUEUE_STATUS for failure in executor.failures)):
+    statuses = {failure.status if failure.status > 0 else 1 for failure in failures}
+    if executor and executor.requeue and (executor.signaled or REQUEUE_STATUS in statuses):
         return REQUEUE_STATUS
-    statuses = {failure.status if failure.status > 0 else 1 for failure in executor.failures}
     return 0 if not statuses else statuses.pop() if len(statuses) == 1 else 1
 
 
@@ -232,10 +262,9 @@ def launch(command: list[str], log: Path, devices: Sequence[str], threads: int =
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
     with open(log, "ab") as stream:
-        stream.seek(0, os.SEEK_END)
-        start = stream.tell()
         stream.write(f"$ {' '.join(command)}\n".encode("utf-8", "backslashreplace"))
         stream.flush()
+        start = stream.tell()
         # Ctrl-C reaches only this program, which passes it on.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream,
                                    stderr=stream, pass_fds=kept, preexec_fn=prepare,
@@ -269,17 +298,24 @@ def _environment(devices, threads) -> dict[str, str]:
     return env
 
 
-def _take(run: PlannedRun) -> IO[bytes] | None:
-    """The open lock file of a run; None if another program works on it.
+def _take(run: PlannedRun) -> list[IO[bytes]] | None:
+    """The open lock files of a run and of its unfinished stages; None if a program works on one.
 
-    Programs of the run inherit it, so that one whose study was killed is waited for.
+    Programs of the run inherit them, so that one whose study was killed is waited for.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    stream = open(run.folder / LOCK, "ab")
-    if hold(stream.fileno()) is False:
-        stream.close()
-        return None
-    return stream
+    taken: list[IO[bytes]] = []
+    for stage in run.stages:
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        stream = open(stage.folder / LOCK, "ab")
+        if hold(stream.fileno()) is not False:
+            taken.append(stream)
+        elif stage is run or not stage_is_finished(stage):
+            for one in (stream, *taken):
+                one.close()
+            return None
+        else:
+            stream.close()      # it is only read
+    return taken
 
 
 def last_error(log: Path, start: int, status: int) -> str:

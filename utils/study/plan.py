@@ -4,8 +4,12 @@ A run is known by its key, a hash of its config as given (files and overrides, w
 without what cannot change a number). So two rows, or two studies, that train the same way share
 the run, a renamed row keeps it, and a changed config is another run. Defaults are not part of the
 key: a new version of the program with a new setting does not repeat finished work.
+
+A config with stages is one run, which train.py trains stage after stage. Each stage has a key and
+a folder of its own, so that a stage that another row or another chain trains too is not repeated.
 """
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -15,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config.load import load_config, with_config
-from utils.config.schema import resolve_config
+from utils.config.load import has_stages, load_stages, with_config
 from utils.errors import ConfigError, UserError
 from utils.study.study_file import Cell, Study
-from utils.training.earlier_runs import start_file
+from utils.training.earlier_runs import RUN, named_run, require_start
 from utils.training.run_setup import HARMLESS
+from utils.training.stages import resolve_stages
 
 KEY_DIGITS = 8
 _LONGEST_LABEL = 60     # characters of a run's name that come from its row
@@ -28,9 +32,11 @@ _LONGEST_LABEL = 60     # characters of a run's name that come from its row
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A training. overrides: without seed and name. config: the resolved one.
+    """A training. overrides: without seed and name. config: the resolved one, of the last stage.
 
     name: of the run; its folder is `save_dir`/`name`/<date>, whose name ends in the key.
+    earlier: the stages before the last one, in their order; none of a config without stages.
+    naming: the overrides that give the run, or each of its stages, its name.
     """
 
     key: str
@@ -39,21 +45,31 @@ class PlannedRun:
     overrides: tuple[str, ...]
     seed: int
     config: dict[str, Any]
+    earlier: tuple["PlannedRun", ...] = ()
+    naming: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
-        """The folder of all attempts of this run."""
+        """The folder of all attempts of this run, or of its last stage."""
         return Path(self.config["trainer"]["save_dir"]) / self.name
+
+    @property
+    def stages(self) -> tuple["PlannedRun", ...]:
+        """All stages in their order, this run as the last one."""
+        return *self.earlier, self
 
     @property
     def gpus(self) -> int:
         """The processes that the config asks for; 1 if it does not say."""
         return max(1, self.config["n_gpu"] or 1)
 
+    def config_arguments(self) -> list[str]:
+        """The arguments of train.py that choose this run."""
+        return ["-c", str(self.path), *self.overrides, f"seed={self.seed}", *self.naming]
+
     def train_arguments(self) -> list[str]:
         """The arguments of train.py that start or continue this run."""
-        return ["-c", str(self.path), *self.overrides, f"seed={self.seed}", f"name={self.name}",
-                "-r", "auto"]
+        return [*self.config_arguments(), "-r", "auto"]
 
 
 @dataclass(frozen=True)
@@ -84,29 +100,41 @@ class Plan:
         return list({test.code: test for test in self.tests if test.run.key == run.key}.values())
 
 
-def make_plan(study: Study, test_arguments: Callable[[list[str]], Any]) -> Plan:
-    """The runs and tests of a study. Reads every config, and no data.
+def make_plan(study: Study, test_arguments: Callable[[list[str]], Any],
+              check: "Callable[[Study, list[PlannedTest], Mistakes], None] | None" = None) -> Plan:
+    """The runs and tests of a study. Reads every config.
 
     test_arguments: parses the arguments of test.py; it is called with those of each cell.
-    Raises one ConfigError with the mistakes of all cells.
+    check: notes further mistakes of the tests, such as `utils.study.comparable`.
+    Raises one error with the mistakes of all cells, those of the file of the study first.
     """
-    mistakes, tests = _Mistakes(), []
+    mistakes, found = Mistakes(), []
     for cell in study.cells:
-        if cell.config is None:
-            for path in cell.results:
-                if not path.is_file():
-                    mistakes.add(cell, f"{path} does not exist")
+        if cell.config is None or study.mistakes and not cell.config.is_file():
             continue
+        trainings = []
+        with mistakes.of(cell):
+            trainings = [(cell, _read(cell, seed)) for seed in cell.seeds]
         with mistakes.of(cell):
             _check_test(cell, test_arguments)
-            tests += [PlannedTest(cell, _run(study, cell, seed)) for seed in cell.seeds]
+            found += trainings
+    names: dict[str, str] = {}
+    for cell, training in sorted(found, key=lambda one: len(one[1].keys)):
+        _name(study, cell, training, names)     # a stage that is a row has the name of the row
+    tests = []
+    for cell, training in found:
+        with mistakes.of(cell):
+            tests.append(PlannedTest(cell, _run(cell, training, names)))
     _note_twins(tests, mistakes)
+    if check:
+        check(study, tests, mistakes)
     mistakes.raise_all(study)
     first: dict[str, PlannedRun] = {}
     for test in tests:
         first.setdefault(test.run.key, test.run)
-    # Seed by seed: a study that is stopped early has some run of every row.
-    runs = sorted(first.values(), key=lambda run: run.seed)
+    # Seed by seed: a study that is stopped early has some run of every row. Chains come last: a
+    # stage of theirs may be a row, which has its result then.
+    runs = sorted(first.values(), key=lambda run: (run.seed, len(run.earlier)))
     return Plan(study, tuple(runs),
                 tuple(PlannedTest(test.cell, first[test.run.key]) for test in tests))
 
@@ -128,52 +156,69 @@ def config_of_test(test: PlannedTest, overrides: Iterable[str]) -> dict[str, Any
     return with_config({"config": test.run.config}, None, overrides)["config"]
 
 
-def check_classes(plan: Plan, test_arguments: Callable[[list[str]], Any],
-                  class_names: Callable[[dict, str | None], list[str]]):
-    """Open the data of every test, each once, and compare the classes of the rows.
+@dataclass(frozen=True)
+class _Training:
+    """The resolved config and the key of each stage; one if the config has none.
 
-    class_names: (config, split) -> the names of the classes of the data to score.
-    Raises one error with the mistakes of all cells.
+    starts: of a stage that starts from an earlier one the number of that one and the name of the
+    file, "" for the best; else None.
     """
-    mistakes, known, first = _Mistakes(), {}, {}
-    for test in plan.tests:
-        cell = test.cell
-        args = test_arguments(list(cell.test))
-        with mistakes.of(cell):
-            config = config_of_test(test, args.overrides)
-            sections = json.dumps([config[f"{name}_loader"] for name in ("test", "val", "train")]
-                                  + [args.split], sort_keys=True)
-            if sections not in known:
-                known[sections] = None      # an error is told once
-                known[sections] = class_names(config, args.split)
-            names = known[sections]
-            of_data = first.setdefault(cell.data, (cell, names))
-            if names and of_data[1] and names != of_data[1]:
-                mistakes.add(cell, f"is scored on {len(names)} classes ({_first_of(names)}), "
-                                   f"{of_data[0].title} on {len(of_data[1])} "
-                                   f"({_first_of(of_data[1])}): they cannot stand in one table "
-                                   "(give cells another \"data\")")
-    mistakes.raise_all(plan.study)
+
+    seed: int
+    chain: bool
+    configs: list[dict[str, Any]]
+    keys: list[str]
+    starts: list[tuple[int, str] | None]
 
 
-def _first_of(names):
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
-
-
-def _run(study: Study, cell: Cell, seed: int) -> PlannedRun:
+def _read(cell: Cell, seed: int) -> _Training:
     assert cell.config is not None
-    given = load_config(cell.config, [*cell.overrides, f"seed={seed}"])
-    config = resolve_config(given, str(cell.config))
-    key = key_of(given)
-    folder = Path(config["trainer"]["save_dir"])
-    there = sorted(path.name for path in folder.glob(f"*-{key}") if path.is_dir())
-    start = config["trainer"]["finetune_from"]
-    if start and not there and not Path(start_file(start, config["trainer"]["save_dir"])).is_file():
-        raise ConfigError(f"trainer.finetune_from: {start} does not exist", str(cell.config),
-                          "train the stage before it first, or download the file")
+    given = load_stages(cell.config, [*cell.overrides, f"seed={seed}"])
+    configs = resolve_stages(given, str(cell.config))
+    names, keys, starts = [config["name"] for config in configs], [], []
+    for number, stage in enumerate(given):
+        named = named_run(configs[number]["trainer"]["finetune_from"])
+        start = (names.index(named[0]), named[1]) if named and named[0] in names[:number] else None
+        starts.append(start)
+        if start:       # the names of runs are those of the study
+            stage = {**stage, "trainer": {**stage["trainer"],
+                                          "finetune_from": [keys[start[0]], start[1]]}}
+        keys.append(key_of(stage))
+    return _Training(seed, has_stages(cell.config), configs, keys, starts)
+
+
+def _name(study: Study, cell: Cell, training: _Training, names: dict[str, str]):
+    """Add key -> name of the run for each stage that has none yet: that of its folder, or a new."""
     label = re.sub(r"[^\w.+-]+", "_", f"{study.name}_{cell.title}").strip("_")[:_LONGEST_LABEL]
-    name = there[0] if there else f"{label}_s{seed}-{key}"
-    return PlannedRun(key, name, cell.config, cell.overrides, seed, {**config, "name": name})
+    last = len(training.keys)
+    for number, (key, config) in enumerate(zip(training.keys, training.configs, strict=True), 1):
+        there = _folders_of(key, config)
+        stage = "" if number == last else f"_stage{number}"
+        names.setdefault(key, there[0] if there else f"{label}{stage}_s{training.seed}-{key}")
+
+
+def _folders_of(key: str, config: dict[str, Any]) -> list[str]:
+    folder = Path(config["trainer"]["save_dir"])
+    return sorted(path.name for path in folder.glob(f"*-{key}") if path.is_dir())
+
+
+def _run(cell: Cell, training: _Training, names: dict[str, str]) -> PlannedRun:
+    """Raises CheckpointError if a file that a stage starts from is missing."""
+    assert cell.config is not None
+    stages, naming = [], []
+    for number, (key, config) in enumerate(zip(training.keys, training.configs, strict=True)):
+        of_stage = f"stages[{number}]." if training.chain else ""
+        naming.append(f"{of_stage}name={names[key]}")
+        trainer, before = config["trainer"], training.starts[number]
+        if before:
+            start = "/".join(filter(None, (RUN + names[training.keys[before[0]]], before[1])))
+            naming.append(f"{of_stage}trainer.finetune_from={start}")
+            trainer = {**trainer, "finetune_from": start}
+        elif not _folders_of(key, config):
+            require_start(trainer)
+        stages.append(PlannedRun(key, names[key], cell.config, cell.overrides, training.seed,
+                                 {**config, "name": names[key], "trainer": trainer}))
+    return dataclasses.replace(stages[-1], earlier=tuple(stages[:-1]), naming=tuple(naming))
 
 
 def key_of(given: dict) -> str:
@@ -212,7 +257,7 @@ def _check_test(cell: Cell, test_arguments):
                               f"{option}s")
 
 
-def _note_twins(tests: list[PlannedTest], mistakes: "_Mistakes"):
+def _note_twins(tests: list[PlannedTest], mistakes: "Mistakes"):
     """Note rows that train and test the same: an axis that changes nothing."""
     seen: dict[tuple[str, str], PlannedTest] = {}
     for test in tests:
@@ -222,7 +267,7 @@ def _note_twins(tests: list[PlannedTest], mistakes: "_Mistakes"):
                                     "distinguishes them changes nothing")
 
 
-class _Mistakes:
+class Mistakes:
     """Collects the mistakes of all cells; the same mistake of several cells is told once."""
 
     def __init__(self):
@@ -245,12 +290,14 @@ class _Mistakes:
             self.add(cell, str(error))
 
     def raise_all(self, study: Study):
-        if not self.found:
+        if not self.found and not study.mistakes:
             return
-        lines = []
+        lines = list(study.mistakes)
         for text, titles in self.found.items():
             more = f" and {len(titles) - 1} more" if len(titles) > 1 else ""
             indented = text.replace("\n", "\n    ")
             lines.append(f"{titles[0]}{more}: {indented}")
         where = str(study.path) if study.path else None
-        raise self.kind("\n".join(lines), where, "nothing was started")
+        raise (ConfigError if study.mistakes else self.kind)(
+            "\n".join(lines), where, "nothing was started" + (
+                "; docs/studies.md describes the file" if study.mistakes else ""))

@@ -3,6 +3,7 @@
 Nothing else records the state of a study. Results of other programs are read as well: results.json
 of test.py, and the JSON of tools.evaluate_labels.
 """
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 from utils.checkpoint.find import BEST, LAST, modified
 from utils.cli.console import notice
-from utils.errors import DataError, listed, shown
+from utils.errors import CheckpointError, DataError, listed, shown
 from utils.evaluation.evaluate import REFINED
 from utils.evaluation.results_file import code_of, image_scores_of, title_of
 from utils.files.json_values import plain_json
@@ -28,6 +29,7 @@ _POINTS = 400               # of a curve
 _STAMP = "%Y-%m-%d %H:%M:%S"
 # The folder of a run that a study made.
 _OF_STUDY = re.compile(r"(?P<label>.+)_s(?P<seed>\d+)-[0-9a-f]{8}")
+_DATE = re.compile(r"\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")     # the folder of one attempt
 
 
 @dataclass
@@ -63,6 +65,29 @@ def attempts(run: PlannedRun) -> list[Path]:
     return sorted(found, key=lambda path: modified(path / LAST), reverse=True)
 
 
+def stage_is_finished(stage: PlannedRun) -> bool:
+    """Whether a stage of a chain has trained to its end, by the newest checkpoint in its folder."""
+    from utils.checkpoint.read import peek
+    from utils.training.earlier_runs import is_finished
+    newest = next(iter(attempts(stage)), None)
+    try:
+        return newest is not None and is_finished(peek(newest / LAST))
+    except CheckpointError:
+        return False
+
+
+def seconds_of(run: PlannedRun) -> float | None:
+    """The time that a run took, all of its stages together; None if a log is missing."""
+    total = 0.0
+    for stage in run.stages:
+        newest = next(iter(attempts(stage)), None)
+        seconds = training_seconds(newest / "log.txt") if newest else None
+        if seconds is None:
+            return None
+        total += seconds
+    return total
+
+
 def checkpoint_to_test(run: PlannedRun) -> Path | None:
     """The best checkpoint of a run, or its last one if it was not validated; None without any."""
     settings = run.config["trainer"]
@@ -96,20 +121,52 @@ def find_result(test: PlannedTest) -> Path | None:
 
 
 def read_test(test: PlannedTest) -> RunResult | None:
-    """The result of a finished test; None if it is not finished."""
+    """The result of a finished test; None if it is not finished. Raises DataError."""
     path = find_result(test)
     if path is None:
         return None
-    return read_result(path, test.cell, test.run.seed, test.run.name, path.parents[2],
-                       _entry_of(test, _content(path)))
+    with _once_more(path):
+        result = read_result(path, test.cell, test.run.seed, test.run.name, path.parents[2],
+                             _entry_of(test, path))
+    if test.run.earlier:
+        result.seconds = seconds_of(test.run)
+    return result
 
 
-def _entry_of(test: PlannedTest, content: dict[str, Any]) -> dict[str, Any]:
+def read_test_scores(test: PlannedTest) -> dict[str, float] | None:
+    """The scores of a finished test, without those of images, as `read_test`."""
+    path = find_result(test)
+    if path is None:
+        return None
+    with _once_more(path):
+        return _scores(_entry_of(test, path), path)
+
+
+def class_names_of(path: Path) -> list[str]:
+    """The names of the classes in a results file; none if it has no classes. Raises DataError."""
+    return list(_classes(_content(path)))
+
+
+def _entry_of(test: PlannedTest, path: Path) -> dict[str, Any]:
     """What a test is for: with --segfix the refined labels, which test.py scores next to others."""
+    content = _content(path)
     if not any(text.partition("=")[0] == "--segfix" for text in test.cell.test):
         return content
-    return next(one for one in reversed(content["runs"])
-                if str(one.get("procedure")).endswith(REFINED))
+    runs = content.get("runs")
+    for one in reversed(runs if isinstance(runs, list) else []):
+        if isinstance(one, dict) and str(one.get("procedure")).endswith(REFINED):
+            return one
+    raise DataError("has no refined result", shown(path))
+
+
+@contextlib.contextmanager
+def _once_more(path: Path) -> Iterator[None]:
+    """Say how the test of a run is repeated whose result is damaged."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(error.what, error.where, f"delete {shown(path.parent)} and start the study "
+                                                 "again: it tests the run once more") from None
 
 
 def read_result(path: Path, cell: Cell, seed: int | None = None, name: str | None = None,
@@ -119,16 +176,7 @@ def read_result(path: Path, cell: Cell, seed: int | None = None, name: str | Non
     Raises DataError if the file cannot be read or has no scores.
     """
     entry = dict(entry or _content(path))
-    scores = {key: entry[key] for key in NUMBERS if isinstance(entry.get(key), (int, float))}
-    image = entry.get("image") or {}        # of tools.evaluate_labels
-    for key, inner in (("mIoU_I", "Mean_IoU"), ("mDice_I", "Mean_Dice")):
-        if isinstance(image.get(inner), (int, float)):
-            scores[key] = image[inner]
-    if isinstance(entry.get("averageScoreClasses"), (int, float)):     # Cityscapes' own rules
-        scores["Mean_IoU"] = entry["averageScoreClasses"]
-    if not scores:
-        raise DataError("has no score", shown(path), "give a results.json of test.py, or the "
-                                                     "--json file of tools.evaluate_labels")
+    scores = _scores(entry, path)
     result = RunResult(cell, name or _name_of(path), path, scores, _classes(entry), seed, folder,
                        entry, image_scores_of(entry, path))
     if folder is not None:
@@ -136,6 +184,20 @@ def read_result(path: Path, cell: Cell, seed: int | None = None, name: str | Non
         result.curves = curves(folder / "metrics.jsonl")
     result.costs = _read_json(path.parent / COSTS) or {}
     return result
+
+
+def _scores(entry: Mapping[str, Any], path: Path) -> dict[str, float]:
+    scores = {key: entry[key] for key in NUMBERS if isinstance(entry.get(key), (int, float))}
+    image = entry.get("image")              # of tools.evaluate_labels
+    for key, inner in (("mIoU_I", "Mean_IoU"), ("mDice_I", "Mean_Dice")):
+        if isinstance(image, dict) and isinstance(image.get(inner), (int, float)):
+            scores[key] = image[inner]
+    if isinstance(entry.get("averageScoreClasses"), (int, float)):     # Cityscapes' own rules
+        scores["Mean_IoU"] = entry["averageScoreClasses"]
+    if not scores:
+        raise DataError("has no score", shown(path), "give a results.json of test.py, or the "
+                                                     "--json file of tools.evaluate_labels")
+    return scores
 
 
 def read_existing(cells: Iterable[Cell]) -> list[RunResult]:
@@ -205,18 +267,30 @@ def find_results(places: Iterable[Path]) -> dict[str, list[Path]]:
 def _key_without_seed(folder: Path | None) -> str:
     """Equal for runs whose configs differ only in their seed."""
     config = _read_json(folder / "config.json") if folder else None
-    return key_of({key: value for key, value in config.items() if key != "seed"}) if config else ""
+    if not config:
+        return ""
+    trainer = config.get("trainer")
+    trainer = trainer if isinstance(trainer, dict) else {}
+    start = trainer.get("finetune_from")
+    if isinstance(start, str) and _DATE.fullmatch(Path(start).parent.name):
+        # A stage: each seed starts from a run of its own.
+        name = _label_of_run(Path(start).parent.parent.name)
+        config = {**config, "trainer": {**trainer, "finetune_from": [name, Path(start).name]}}
+    return key_of({key: value for key, value in config.items() if key != "seed"})
 
 
 def _label_of(path: Path, place: Path) -> str:
     folder = run_folder_of(path)
     if folder is None:
         return path.stem if path == place else str(path.parent.relative_to(place.parent))
-    name = folder.parent.name
-    match = _OF_STUDY.fullmatch(name)
-    label = match["label"] if match else name
+    label = _label_of_run(folder.parent.name)
     way = path.parent.name if path.parent.parent.name == TESTS else ""
     return f"{label}, test {way}" if way not in ("", "plain") else label
+
+
+def _label_of_run(name: str) -> str:
+    match = _OF_STUDY.fullmatch(name)
+    return match["label"] if match else name
 
 
 def _name_of(path):
@@ -237,15 +311,16 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _classes(entry) -> dict[str, float | None]:
+    pairs: Iterable[tuple] = ()
     if isinstance(entry.get("classes"), list):
-        return {str(one.get("name")): one.get("IoU") for one in entry["classes"]
-                if isinstance(one, dict)}
-    if isinstance(entry.get("classScores"), dict):
-        return {str(name): value for name, value in entry["classScores"].items()}
-    names, values = entry.get("class_names"), entry.get("Class_IoU")
-    if isinstance(names, list) and isinstance(values, list):
-        return dict(zip(map(str, names), values, strict=False))
-    return {}
+        pairs = ((one.get("name"), one.get("IoU")) for one in entry["classes"]
+                 if isinstance(one, dict))
+    elif isinstance(entry.get("classScores"), dict):
+        pairs = entry["classScores"].items()
+    elif isinstance(entry.get("class_names"), list) and isinstance(entry.get("Class_IoU"), list):
+        pairs = zip(entry["class_names"], entry["Class_IoU"], strict=False)
+    return {str(name): value if isinstance(value, (int, float)) else None
+            for name, value in pairs}
 
 
 def training_seconds(log: Path) -> float | None:

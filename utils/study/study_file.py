@@ -5,6 +5,7 @@ docs/studies.md describes the file. All mistakes are collected and reported at o
 import dataclasses
 import itertools
 import os
+import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from utils.metrics.scores import NUMBERS
 DATA = "data"               # the axis, and the key of a cell, that names the data set
 MARGIN = 0.3                # points that a study should be able to tell apart
 _KEYS = ("name", "note", "config", "overrides", "seeds", "test", "axes", "cells", "score", "scores",
-         "baseline", "published", "margin")
+         "baseline", "published", "margin", "across_protocols")
 _CELL_KEYS = ("label", "config", "overrides", "test", "seeds", "published", "note", DATA,
               "results")
 _LEVEL_KEYS = ("overrides", "test", "note")
@@ -68,6 +69,8 @@ class Study:
     """A study as its file says it. scores: the columns, the first decides what is best.
 
     baseline: the label of the row that all others are compared with, or None.
+    across_protocols: rows of different evaluation protocols are compared.
+    mistakes: of the file, see `read_study`.
     margin: the difference in points for which the number of seeds is worked out.
     """
 
@@ -78,12 +81,15 @@ class Study:
     margin: float = MARGIN
     note: str = ""
     path: Path | None = None
+    across_protocols: bool = False
+    mistakes: tuple[str, ...] = ()
 
 
-def read_study(path: str | Path) -> Study:
+def read_study(path: str | Path, keep_mistakes: bool = False) -> Study:
     """The study in a file. Raises one ConfigError with all mistakes in it.
 
-    The configs that it names are not read here: see utils.study.plan.
+    keep_mistakes: those of the content become `mistakes` of the study, so that utils.study.plan,
+    which reads the configs, reports them together with its own.
     """
     path, lines = Path(path), {}
     content = read_jsonc(path, lines)
@@ -91,6 +97,8 @@ def read_study(path: str | Path) -> Study:
     if not isinstance(content, dict):
         raise ConfigError(f"a study is an object {{...}}, found {value_name(content)}", str(path))
     study = reader.study(content)
+    if keep_mistakes:
+        return dataclasses.replace(study, mistakes=reader.distinct_mistakes())
     reader.raise_mistakes()
     return study
 
@@ -105,9 +113,12 @@ class _Reader:
         self.path, self.lines = path, lines
         self.mistakes: list[str] = []
 
+    def distinct_mistakes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.mistakes))
+
     def raise_mistakes(self):
         if self.mistakes:
-            raise ConfigError("\n".join(dict.fromkeys(self.mistakes)), str(self.path),
+            raise ConfigError("\n".join(self.distinct_mistakes()), str(self.path),
                               "docs/studies.md describes the file")
 
     def note(self, where: tuple, text: str):
@@ -131,12 +142,16 @@ class _Reader:
             self.note(("margin",), f"expected points above 0, found {value_name(margin)}")
             margin = MARGIN
         baseline = self.text(content, (), "baseline")
+        across = content.get("across_protocols", False)
+        if type(across) is not bool:
+            self.note(("across_protocols",), f"expected true or false, found {value_name(across)}")
+            across = False
         labels = dict.fromkeys(cell.label for cell in cells)
         if baseline is not None and cells and baseline not in labels:
             self.note(("baseline",), unknown("row", baseline, labels))
         return Study(self.text(content, (), "name") or self.path.stem, tuple(cells),
                      tuple(scores), baseline, margin, self.text(content, (), "note") or "",
-                     self.path)
+                     self.path, across)
 
     def cells(self, content: dict, scores: list[str]) -> list[Cell]:
         rows = content.get("cells", [{}])
@@ -175,6 +190,9 @@ class _Reader:
         if config and not (self.path.parent / config).is_file() and not results:
             at = (*where, "config") if "config" in row else ("config",)
             self.note(at, f"{self.path.parent / config} does not exist{self.near(config)}")
+        for result in results:
+            if not self.below(result).is_file():
+                self.note((*where, "results"), f"{self.below(result)} does not exist")
         of_levels = [level for _, level in levels.values()]
         overrides = [*self.overrides(content, ()), *(self.overrides(row, where) if where else ()),
                      *(text for level in of_levels for text in level["overrides"])]
@@ -216,7 +234,8 @@ class _Reader:
     def overrides(self, holder, where, key="overrides") -> list[str]:
         texts = self.texts(holder, key, where)
         for text in texts:
-            name = text.partition("=")[0].removesuffix("+").strip()
+            name = re.sub(r"^stages(\[\d+\]|\.\d+)\.", "",
+                          text.partition("=")[0].removesuffix("+").strip())
             if "=" not in text:
                 self.note((*where, key), f"{text!r} is not an override: write KEY=VALUE")
             elif name in ("seed", "name"):
