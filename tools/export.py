@@ -4,6 +4,7 @@ examples:
   python -m tools.export -r saved/camvid/model_best.pth -o camvid.onnx
   python -m tools.export -r auto --size 360x480 --uint8-input --argmax -o camvid.onnx
   python -m tools.export -r auto --format torch_export -o camvid.pt2
+  python -m tools.export -r auto --rule rankdice -o camvid_rankdice.onnx
   python -m tools.export -r auto --int8 photos --split val -o camvid_int8.onnx
 
 The graph takes RGB in 0..255; the normalization is part of it. After writing, it is run on images
@@ -48,10 +49,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     sizes.add_argument("--dynamic", action="store_true",
                        help="any number of images of any size (default)")
     add("--uint8-input", action="store_true", help="input uint8; default: float32, also 0..255")
-    add("--argmax", action="store_true", help="return labels instead of logits")
+    decisions = parser.add_mutually_exclusive_group()
+    decisions.add_argument("--argmax", action="store_true",
+                           help="return labels instead of logits: the largest logit")
+    decisions.add_argument("--rule", choices=("rankdice", "rankiou"),
+                           help="return the labels of this rule, by its first-order form, with the "
+                                "settings of the checkpoint's predict section")
     add("--posterior", choices=("auto", "raw"),
         help="auto: put into the graph what turns the logits into those of calibrated "
-             "probabilities: the loss undone, temperature, scale and bias (default: raw)")
+             "probabilities: the loss undone, temperature, scale and bias (default: raw; with --rule auto)")
     add_base_size(parser)
     add("--opset", type=at_least(1), metavar="N", help="ONNX opset (default: 18)")
     add("--images", nargs="+", metavar="PATH",
@@ -95,7 +101,10 @@ def main(argv: list[str] | None = None):
     opened = open_model(checkpoint, "cpu", path)
     options = with_arguments(opened.config["predict"], args)
     predictor = opened.predictor(options)
-    posterior = _posterior(args, opened, options) if args.posterior == "auto" else None
+    rule = _rule(args, opened, options)
+    # A rule has its own posterior.
+    posterior = (_posterior(args, opened, options) if args.posterior == "auto" and not rule
+                 else None)
     if predictor.seen_at is not None:
         from utils.errors import ConfigError
         keys = ", ".join(f"predict.{key}=null" for key in predictor.seen_at.describe())
@@ -108,7 +117,7 @@ def main(argv: list[str] | None = None):
         *_, loader = split_loader(opened.config, args.split)
         opened.require_classes(loader.dataset.class_names)
     with unfinished(args.output, os.path.splitext(args.output)[1]) as temporary:
-        report = _export(args, opened, temporary, opset, base_size, posterior)
+        report = _export(args, opened, temporary, opset, base_size, posterior, rule)
         if loader:
             report["int8"] = _quantize(args, opened, loader, temporary, base_size)
         report["bytes"] = temporary.stat().st_size
@@ -130,7 +139,21 @@ def _posterior(args, opened, options):
     return posterior
 
 
-def _export(args, opened, path, opset, base_size, posterior):
+def _rule(args, opened, options):
+    """The decision rule of --rule, or None. Raises ConfigError if the network has another one."""
+    if args.rule is None:
+        return None
+    from utils.decision.rules import RankDecision, build_decision, rule_of
+    from utils.errors import ConfigError
+    if rule_of(opened.model, args.rule) != args.rule:
+        raise ConfigError(f"{type(opened.model).__name__} does not predict classes, so the rule "
+                          f"{args.rule} cannot decide on them", "--rule", "leave it out")
+    rule = build_decision(args.rule, opened.activation, options, opened.inverse)
+    assert isinstance(rule, RankDecision), "the choices of --rule"
+    return rule
+
+
+def _export(args, opened, path, opset, base_size, posterior, rule):
     """Write the graph to `path`, compare it, and return the report.
 
     Raises NumericalError if it differs from PyTorch.
@@ -145,10 +168,10 @@ def _export(args, opened, path, opset, base_size, posterior):
         unpools,
         write_graph,
     )
-    options = dict(uint8_input=args.uint8_input, argmax=args.argmax)
+    options = dict(uint8_input=args.uint8_input, argmax=args.argmax, rule=rule)
     metadata = graph_metadata(opened, size=args.size, opset=opset, base_size=base_size,
                               posterior=posterior, **options)
-    write_graph(graph_of(opened, args.argmax, posterior), path, args.format, metadata,
+    write_graph(graph_of(opened, args.argmax, posterior, rule), path, args.format, metadata,
                 size=args.size, uint8_input=args.uint8_input, opset=opset)
     sizes = [(1, *args.size)] * 3 if args.size else CHECK_SIZES
     run, jumps, checks, replaced = open_graph(path, args.format), unpools(opened.model), [], 0
@@ -173,7 +196,7 @@ def _export(args, opened, path, opset, base_size, posterior):
         _require_passed(total, jumps, args.output)
         checks.append(total)
     return {"format": args.format, "opset": opset, "image": metadata.image,
-            "output": metadata.output, "architecture": metadata.architecture,
+            "output": metadata.output, "rule": metadata.rule, "architecture": metadata.architecture,
             "base_size": metadata.base_size, "posterior": metadata.posterior,
             "classes": len(metadata.class_names), "unpools": jumps, "replaced": replaced,
             "checks": [vars(check) for check in checks]}
@@ -241,9 +264,10 @@ def _text(report):
     """Returns the report as a table."""
     from utils.images.base_size import base_size_text
     opset = f" opset {report['opset']}" if report["opset"] else ""
+    by = f" by {report['rule']}" if report["rule"] else ""
     lines = [f"{report['architecture']} as {report['format']}{opset}, "
              f"{report['bytes'] / 1e6:.1f} MB", f"image: {report['image']}",
-             f"output: {report['output']}, {report['classes']} classes"]
+             f"output: {report['output']}{by}, {report['classes']} classes"]
     if report["posterior"]:
         lines.append(f"logits: {report['posterior']}")
     if report["base_size"]:
@@ -265,6 +289,14 @@ def _text(report):
                      f"{report['replaced']} images were replaced.")
     elif any(check["differing"] for check in report["checks"]):
         lines.append("labels differ only where two logits are equal up to rounding")
+    if report["rule"]:
+        others = sum(check["other_solver"] for check in report["checks"])
+        pixels = sum(check["pixels"] for check in report["checks"])
+        lost = max(check["lost"] for check in report["checks"])
+        lines.append(f"the graph computes {report['rule']} to first order: {others} of {pixels} "
+                     "labels differ from those of the rule here, and its expected score is "
+                     f"{'at most ' if lost > 0 else ''}{100 * abs(lost):.2g} points "
+                     f"{'lower' if lost > 0 else 'higher or equal'}")
     if "int8" in report:
         int8 = report["int8"]
         lines += ["", f"int8, ranges from {int8['calibration_images']} images: mIoU on "

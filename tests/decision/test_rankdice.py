@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.places import ROOT, SHARED
 from utils.decision.expected_score import Objective
 from utils.decision.rankdice import rank_dice
-from utils.decision.rankdice_batched import solve_batched
+from utils.decision.rankdice_batched import first_order_growth, solve_batched
 from utils.errors import ConfigError, NumericalError
 
 ORACLES = SHARED / "rankdice"
@@ -341,6 +341,29 @@ def test_many_classes_get_int16_labels():
 def test_a_wrong_setting_is_a_config_error(setting):
     with pytest.raises(ConfigError):
         rank_dice(torch.rand(1, 2, 2, 2), **setting)
+
+
+@pytest.mark.parametrize("metric, smooth", METRICS_AND_SMOOTH)
+@pytest.mark.parametrize("dtype, share", [(torch.float64, 0.9999), (torch.float32, 0.999)])
+def test_the_growth_of_the_first_order_score_gives_labels_and_masks(metric, smooth, dtype, share):
+    """What tools.export puts into a graph."""
+    probs = smooth_map(2, 6).to(dtype)
+    probs[1, 2] *= 0.3                                      # a pruned class
+    growth = first_order_growth(probs, Objective(metric, smooth), 0.5)
+    labels, masks = (rank_dice(probs, smooth, metric, overlap=one, solver="rma")
+                     for one in (False, True))
+    assert (growth.argmax(1) == labels).double().mean() >= share
+    assert ((growth > 0) == masks).double().mean() >= share
+
+
+@pytest.mark.parametrize("metric", ["dice", "iou"])
+def test_the_growth_of_empty_and_pruned_classes_is_finite_or_minus_infinity(metric):
+    probs = torch.tensor([[0.4, 0.0], [0.3, 0.0]]).view(1, 2, 1, 2)
+    growth = first_order_growth(probs, Objective(metric, 0), 0.5)       # all classes are pruned
+    assert growth.isfinite().all() and growth.argmax(1)[0, 0, 0] == 0
+    probs = torch.tensor([[0.9, 0.8], [0.0, 0.0]]).view(1, 2, 1, 2)
+    growth = first_order_growth(probs, Objective(metric, 0), 0.0)
+    assert not growth.isnan().any() and growth.argmax(1).flatten().tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("overlap", [True, False])

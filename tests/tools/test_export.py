@@ -17,7 +17,9 @@ from tools import export as tool
 from utils.checkpoint.read import read_checkpoint
 from utils.cli import console
 from utils.config.build import build
+from utils.config.load import with_config
 from utils.decision.posterior import build_posterior
+from utils.decision.rules import RankDecision, build_decision
 from utils.errors import NumericalError
 from utils.export import graph as exporting
 from utils.export.graph import Check, check_image, made_up_image, open_graph
@@ -86,6 +88,63 @@ def test_normalization_and_argmax_are_part_of_the_graph(tmp_path, monkeypatch, c
         expected = TinyNet().eval()((bgr - mean.view(3, 1, 1)) / std.view(3, 1, 1)).argmax(1)
     assert found.dtype == np.uint8 and (found == expected.numpy()).mean() > 0.999
     assert len(np.unique(found)) > 2
+
+
+@pytest.mark.parametrize("options", [
+    pytest.param(["--rule", "rankdice"], marks=needs_onnx),
+    pytest.param(["--rule", "rankiou", "predict.smooth=1.0", "predict.temperature=2.0",
+                  "--format", "torch_export"], marks=pytest.mark.slow)])
+def test_a_decision_rule_is_part_of_the_graph(options, checkpoint, tmp_path, capsys):
+    """Takes three to six seconds each: torch's exporters are slow to start."""
+    path = tmp_path / "graph.onnx"
+    report = report_of(capsys, "-r", checkpoint, *options, "-o", path)
+    assert report["output"] == "labels" and report["rule"] == options[1]
+    for check in report["checks"]:
+        assert check["differing"] == check["tied"] and check["delta"] is None
+        assert 0 <= check["other_solver"] < 0.02 * check["pixels"] and check["lost"] < 0.01
+    run_graph = open_graph(path, report["format"])
+    image = made_up_image(1, 120, 90, seed=5)
+    opened = open_model(with_config(read_checkpoint(checkpoint), None, options[2:4]
+                                    if len(options) > 2 else []), "cpu")
+    rule = build_decision(options[1], opened.activation, opened.config["predict"], opened.inverse)
+    with torch.no_grad():
+        expected = rule.labels(opened.model(opened.normalize(torch.from_numpy(image))))
+    labels = run_graph(image.astype(np.float32))
+    assert labels.dtype == np.uint8 and (labels == expected.numpy()).mean() > 0.98
+    assert len(np.unique(labels)) > 2
+
+
+@needs_onnx
+def test_run_onnx_needs_nothing_else_for_a_graph_with_a_rule(checkpoint, tmp_path, capsys):
+    """Takes three seconds: torch's exporter is slow to start."""
+    path = tmp_path / "graph.onnx"
+    assert run("-r", checkpoint, "--rule", "rankdice", "-o", path) == 0
+    assert "labels differ from those of the rule here" in capsys.readouterr().out
+    network = OnnxNetwork(str(path))
+    assert network.metadata.rule == "rankdice"
+    image = made_up_image(1, 64, 48, seed=3)
+    labels = network.labels(image[0].transpose(1, 2, 0))
+    assert np.array_equal(labels, open_graph(path, "onnx")(image.astype(np.float32))[0])
+
+
+@pytest.mark.parametrize("options, said", [
+    (["--rule", "rankdice", "--argmax"], "not allowed with"), (["--rule", "T"], "invalid choice"),
+    (["--rule", "rankdice_dep"], "invalid choice")])
+def test_a_rule_that_a_graph_cannot_have_is_a_usage_error(options, said, checkpoint, tmp_path,
+                                                          capsys):
+    with pytest.raises(SystemExit) as error:
+        run("-r", checkpoint, *options, "-o", tmp_path / "graph.onnx")
+    assert error.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_labels_that_the_rule_does_not_give_fail_the_comparison():
+    rule = RankDecision("rankdice")
+    logits = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 4
+    labels = exporting.rule_growth(rule, logits).argmax(1).to(torch.uint8)
+    same = exporting.compare_decisions("same", logits, labels, rule)
+    assert same.passed() and same.differing == 0 and same.other_solver is not None
+    labels[0, 0, :3] = (labels[0, 0, :3] + 1) % 4
+    assert not exporting.compare_decisions("wrong", logits, labels, rule).passed()
 
 
 @needs_onnx

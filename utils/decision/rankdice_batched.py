@@ -52,11 +52,7 @@ def _solve(x, objective, pruning, solver):
     expected score of the empty mask.
     """
     top, volume = x.amax(1), x.sum(1).double()
-    threshold = torch.where(top > 0.5, torch.full_like(top, 0.5), top / 2).double()
-    for _ in range(STEPS):
-        above, chosen, size = _above(x, threshold)
-        threshold = objective.threshold(chosen, size, volume)
-    above, chosen, size = _above(x, threshold)
+    threshold, above, chosen, size = _fixed_point(x, objective, top, volume)
     answer = {"active": top > pruning, "threshold": threshold, "chosen": chosen, "size": size,
               "volume": volume, "expected": objective.first_order(chosen, size, volume),
               "empty": objective.first_order(torch.zeros_like(volume), 0.0, volume)}
@@ -73,11 +69,39 @@ def _solve(x, objective, pruning, solver):
     return answer
 
 
+def first_order_growth(probs: torch.Tensor, objective: Objective, pruning: float) \
+        -> torch.Tensor:
+    """How much each pixel raises the first-order score of each class, of the shape of `probs`.
+
+    probs: (N, C, H, W), float32 or float64. Pixels of the mask have a positive growth, and the
+    label of a pixel is the class of its largest growth. A pruned class has -inf, unless all of the
+    image are pruned. A fixed number of operators, so that an exported graph can contain it.
+    """
+    x = probs.flatten(2)
+    # A class without any probability must not be 0 / 0.
+    top, volume = x.amax(-1), x.sum(-1).clamp(min=1e-30)
+    threshold, _, chosen, size = _fixed_point(x, objective, top, volume)
+    active = top > pruning
+    active = active | ~active.any(1, keepdim=True)
+    growth = (x - threshold[..., None]) * objective.gain(chosen, size, volume)[..., None]
+    return torch.where(active[..., None], growth, -torch.inf).view(probs.shape)
+
+
+def _fixed_point(x, objective, top, volume):
+    """(thresholds, `_above` of them) of rows (..., n) after all steps; top, volume: (...)."""
+    threshold = torch.where(top > 0.5, torch.full_like(top, 0.5), top / 2).to(volume.dtype)
+    for _ in range(STEPS):
+        _, chosen, size = _above(x, threshold)
+        threshold = objective.threshold(chosen, size, volume)
+    return threshold, *_above(x, threshold)
+
+
 def _above(x, threshold):
-    """The mask x > threshold (R, n), and sum and count of its probabilities (R,)."""
-    above = x > threshold[:, None].to(x.dtype)
-    size = above.sum(1).double()
-    excess = (x - threshold[:, None].to(x.dtype)).clamp_(min=0).sum(1).double()
+    """The mask x > threshold (..., n), and sum and count of its probabilities (...)."""
+    limit = threshold[..., None].to(x.dtype)
+    above = x > limit
+    size = above.sum(-1).to(threshold.dtype)
+    excess = (x - limit).clamp_(min=0).sum(-1).to(threshold.dtype)
     return above, excess + size * threshold, size
 
 

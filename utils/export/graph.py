@@ -19,7 +19,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from utils.decision.expected_score import Objective
 from utils.decision.posterior import Posterior, probabilities
+from utils.decision.rankdice import rank_dice
+from utils.decision.rankdice_batched import first_order_growth
+from utils.decision.rules import RankDecision
 from utils.errors import ConfigError, NumericalError, first_line
 from utils.export.metadata import FORMAT, FORMAT_WITH_SIZE, GraphMetadata
 from utils.export.onnx_network import open_session
@@ -52,19 +56,22 @@ METADATA_FILE = "segwright.json"
 
 
 class Graph(nn.Module):
-    """One module of the normalization, the network and, with `argmax`, the largest logit.
+    """One module of the normalization, the network and, on request, a decision.
 
-    posterior: then applied to the logits, which are those of calibrated probabilities.
+    posterior: then applied to the logits, which are those of calibrated probabilities; a rule
+        brings its own.
     images: uint8 or float32 (N, 3, H, W), RGB in 0..255
+    argmax: decide for the largest logit. rule: decide by this rule, in its first-order form.
     returns: float32 logits (N, C, H, W), or labels (N, H, W): uint8 for up to 255 classes,
         int16 for more.
     """
 
     def __init__(self, network: nn.Module, normalize: nn.Module, argmax: bool = False,
-                 posterior: Posterior | None = None):
+                 posterior: Posterior | None = None, rule: RankDecision | None = None):
         super().__init__()
         self.network, self.normalize, self.argmax = network, normalize, argmax
-        self.posterior = posterior
+        self.posterior, self.rule = posterior, rule
+        self.returns_labels = argmax or rule is not None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if images.is_floating_point():
@@ -72,9 +79,22 @@ class Graph(nn.Module):
         logits = self.network(self.normalize(images))
         if self.posterior is not None:
             logits = self.posterior.logits(logits)
-        if not self.argmax:
+        if not self.returns_labels:
             return logits
-        return logits.argmax(1).to(label_dtype(logits.shape[1]))
+        scores = logits if self.rule is None else rule_growth(self.rule, logits)
+        return scores.argmax(1).to(label_dtype(logits.shape[1]))
+
+
+def rule_growth(rule: RankDecision, logits: Logits) -> torch.Tensor:
+    """How much each pixel raises the score of each class, (N, C, H, W), to first order."""
+    objective, pruning = problem_of(rule)
+    return first_order_growth(rule.posterior(logits), objective, pruning)
+
+
+def problem_of(rule: RankDecision) -> tuple[Objective, float]:
+    """(what the rule maximizes, its pruning probability)."""
+    return (Objective(rule.settings["metric"], rule.settings.get("smooth", 0.0)),
+            rule.settings.get("pruning", 0.5))
 
 
 @dataclass
@@ -86,6 +106,9 @@ class Check:
     off: number of pixels with a logit that differs by more than `tolerance`.
     differing: number of pixels with another label. tied: the number of those for which the
         difference of PyTorch's two logits is within rounding.
+    other_solver: of a graph with a decision rule, the number of pixels to which the rule here,
+        with its own solver, gives another label. lost: by how much the expected score of the
+        labels of the graph is below that of the rule here, the mean over the classes in them.
     """
 
     name: str
@@ -96,6 +119,8 @@ class Check:
     differing: int
     tied: int
     tolerance: float
+    other_solver: int | None = None
+    lost: float | None = None
 
     def passed(self, jumps: bool = False) -> bool:
         """Returns whether the graph computes the same. jumps: whether the network `unpools`."""
@@ -111,7 +136,12 @@ class Check:
         largest = max(self.largest, other.largest, key=lambda value: (value != value, value))
         return Check(self.name, self.pixels + other.pixels, largest,
                      delta, self.off + other.off, self.differing + other.differing,
-                     self.tied + other.tied, max(self.tolerance, other.tolerance))
+                     self.tied + other.tied, max(self.tolerance, other.tolerance),
+                     None if self.other_solver is None or other.other_solver is None
+                     else self.other_solver + other.other_solver,
+                     None if self.lost is None or other.lost is None
+                     else (self.lost * self.pixels + other.lost * other.pixels)
+                     / (self.pixels + other.pixels))
 
 
 def allowed(largest_logit: float) -> float:
@@ -150,15 +180,17 @@ def require_packages(file_format: str):
                           f"{', '.join(missing)}", fix=INSTALL)
 
 
-def graph_of(opened: OpenModel, argmax: bool = False, posterior: Posterior | None = None) -> Graph:
+def graph_of(opened: OpenModel, argmax: bool = False, posterior: Posterior | None = None,
+             rule: RankDecision | None = None) -> Graph:
     """Returns the graph of an opened checkpoint, on the CPU, in eval mode and contiguous memory."""
-    graph = Graph(opened.model, opened.normalize, argmax, posterior).cpu().eval()
+    graph = Graph(opened.model, opened.normalize, argmax, posterior, rule).cpu().eval()
     return graph.to(memory_format=torch.contiguous_format)
 
 
 def graph_metadata(opened: OpenModel, *, size: tuple[int, int] | None, uint8_input: bool,
                    argmax: bool, opset: int | None, base_size: BaseSize = None,
-                   posterior: Posterior | None = None) -> GraphMetadata:
+                   posterior: Posterior | None = None,
+                   rule: RankDecision | None = None) -> GraphMetadata:
     """Returns the metadata of a graph with these options (see `write_graph`).
 
     base_size: the size to which the program that runs the graph resizes images. posterior: what
@@ -170,19 +202,22 @@ def graph_metadata(opened: OpenModel, *, size: tuple[int, int] | None, uint8_inp
                          **opened.normalize.state(), activation=opened.activation,
                          architecture=opened.config["arch"]["type"],
                          image=f"{kind} RGB, 0..255, ({batch}, 3, {height}, {width})",
-                         output="labels" if argmax else "logits", opset=opset,
+                         output="labels" if argmax or rule else "logits", opset=opset,
+                         rule=rule.name if rule else None,
                          format=FORMAT if base_size is None else FORMAT_WITH_SIZE,
                          base_size=list(base_size) if isinstance(base_size, tuple) else base_size,
-                         posterior=posterior and _told(posterior))
+                         posterior=_told(rule.posterior if rule else posterior))
 
 
 def _told(posterior):
-    """A Posterior in words."""
+    """A Posterior in words; None if there is none, or one that changes nothing."""
+    if posterior is None:
+        return None
     done = posterior.describe()
     parts = [done["posterior"]] if "posterior" in done else []
     parts += [f"temperature {posterior.temperature:g}"] if posterior.temperature != 1.0 else []
     parts += ["scale and bias of each class"] if posterior.scale or posterior.bias else []
-    return ", ".join(parts)
+    return ", ".join(parts) or None
 
 
 def write_graph(graph: Graph, path: str | os.PathLike, file_format: str, metadata: GraphMetadata,
@@ -236,7 +271,7 @@ def open_graph(path: str | os.PathLike, file_format: str) \
 
 def check_image(run: Callable[[np.ndarray], np.ndarray], opened: OpenModel, image: np.ndarray,
                 name: str, *, uint8_input: bool, argmax: bool,
-                posterior: Posterior | None = None) -> Check:
+                posterior: Posterior | None = None, rule: RankDecision | None = None) -> Check:
     """Compare a graph (see `open_graph`) with PyTorch on uint8 images (N, 3, H, W).
 
     posterior: part of the graph, which is then compared by probabilities: where these are nearly
@@ -250,10 +285,13 @@ def check_image(run: Callable[[np.ndarray], np.ndarray], opened: OpenModel, imag
         output = run(image if uint8_input else image.astype(np.float32))
     except Exception as error:          # any error of the other program is a failed check
         raise NumericalError(f"the graph cannot be run on {name}: {first_line(error)}") from error
-    expected = (logits.shape[0], *logits.shape[2:]) if argmax else tuple(logits.shape)
+    labels = argmax or rule is not None
+    expected = (logits.shape[0], *logits.shape[2:]) if labels else tuple(logits.shape)
     if output.shape != expected:
         raise NumericalError(f"the graph returns {output.shape} on {name}, not {expected}")
     output = torch.from_numpy(output)
+    if rule is not None:
+        return compare_decisions(name, logits, output, rule)
     if posterior and not argmax:
         logits, output = (probabilities(one, opened.activation) for one in (logits, output))
         return compare_outputs(name, logits, output, argmax)
@@ -301,6 +339,49 @@ def compare_outputs(name: str, logits: Logits, output: torch.Tensor, argmax: boo
                  tolerance)
 
 
+def compare_decisions(name: str, logits: Logits, output: torch.Tensor,
+                      rule: RankDecision) -> Check:
+    """Compare the labels (N, H, W) of a graph with a decision rule with the rule here.
+
+    The labels must be those of the first-order form, which the graph computes, in float64. The
+    distance to the labels of the rule with its own solver, and what it costs, are only reported.
+    """
+    greatest = float(logits.abs().max())
+    tolerance, classes = allowed(greatest), logits.shape[1]
+    probs = rule.posterior(logits.double())
+    objective, pruning = problem_of(rule)
+    growth = first_order_growth(probs, objective, pruning)
+    output = output.long()
+    wrong = output != growth.argmax(1)
+    valid = (output >= 0) & (output < classes)
+    chosen = growth.gather(1, output.clamp(0, classes - 1).unsqueeze(1)).squeeze(1)
+    # Probabilities and thresholds move by at most the tolerance. One unit of a probability raises
+    # the score by the slope between two pixels of a class; the growth is linear in it.
+    flat, values = probs.flatten(2), growth.flatten(2)
+    slope = ((values.amax(2) - values.amin(2)) / (flat.amax(2) - flat.amin(2) + 1e-30)).nan_to_num(
+        0, 0, 0).amax(1)
+    slack = 2 * tolerance * slope[:, None, None]
+    # Rounding may also decide whether a class is pruned.
+    edge = ((flat.amax(2) - pruning).abs() <= tolerance).any(1)[:, None, None]
+    tied = wrong & valid & ((growth.amax(1) - chosen <= slack) | edge)
+    own = rank_dice(probs.float(), overlap=False, **rule.settings).long()
+    return Check(name, output.numel(), greatest, None, 0, int(wrong.sum()), int(tied.sum()),
+                 tolerance, int((own != output).sum()),
+                 _expected(probs, own, objective) - _expected(probs, output, objective))
+
+
+def _expected(probs, labels, objective):
+    """The second-order expected score of labels (N, H, W): the mean over the classes in them."""
+    scores = []
+    for p, label in zip(probs.flatten(2), labels.flatten(1), strict=True):
+        for c in label.unique().clamp(0, len(p) - 1).tolist():
+            mask, q = (label == c).double(), p[c]
+            variance = q * (1 - q)
+            scores.append(float(objective.second_order(
+                (q * mask).sum(), (variance * mask).sum(), mask.sum(), q.sum(), variance.sum())))
+    return float(np.mean(scores))
+
+
 def made_up_image(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     """Returns uint8 (N, 3, H, W): smooth blobs with noise, the same for the same arguments."""
     generator = np.random.default_rng((seed, n, height, width))
@@ -318,7 +399,7 @@ def _write_onnx(graph, image, path, metadata, any_size, opset):
                           "file is 2", "--format onnx", "use --format torch_export")
     output = {"labels": {0: "batch", 1: "height", 2: "width"},
               "logits": {0: "batch", 2: "height", 3: "width"}}
-    name = "labels" if graph.argmax else "logits"
+    name = "labels" if graph.returns_labels else "logits"
     program = torch.onnx.export(graph, (image,), dynamo=True, dynamic_shapes=any_size,
                                 opset_version=opset, input_names=["image"], output_names=[name],
                                 verbose=False)

@@ -14,7 +14,7 @@ EXPORT = "export it with python -m tools.export"
 FORMAT = 1
 FORMAT_WITH_SIZE = 2        # of graphs that need their images resized
 SIDE_MOST = 1 << 16         # of a base size
-_OPTIONAL = ("base_size", "white", "posterior")       # entries that a graph may lack
+_OPTIONAL = ("base_size", "white", "posterior", "rule")       # entries that a graph may lack
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class GraphMetadata:
     mean, std, order, scale: the normalization inside the graph,
         (x / scale - mean) / std with the channels in `order`.
     white: the value that becomes 255 in images of more than 8 bits; None: that of their type.
+    rule: the decision rule inside a graph that returns labels; None: the largest logit.
     activation: "softmax" or "sigmoid", the function from logits to probabilities.
     opset: the opset of an ONNX graph, otherwise None.
     format: the version of this metadata.
@@ -46,6 +47,7 @@ class GraphMetadata:
     image: str
     output: str
     white: float | None = None
+    rule: str | None = None
     opset: int | None = None
     format: int = FORMAT
     base_size: int | list[int] | None = None
@@ -91,6 +93,7 @@ def _problem(key, value):
             color, lambda part: type(part) is int and 0 <= part <= 255) and len(color) == 3),
         "mean": lambda: _all(value, _is_number), "std": lambda: _all(value, _is_number),
         "scale": lambda: _is_number(value),
+        "rule": lambda: value is None or isinstance(value, str),
         "white": lambda: value is None or (_is_number(value) and value > 0),
         "output": lambda: value in ("logits", "labels"),
         "activation": lambda: value in ("softmax", "sigmoid"),
