@@ -57,7 +57,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                                 "settings of the checkpoint's predict section")
     add("--posterior", choices=("auto", "raw"),
         help="auto: put into the graph what turns the logits into those of calibrated "
-             "probabilities: the loss undone, temperature, scale and bias (default: raw; with --rule auto)")
+             "probabilities: the loss undone, temperature, scale and bias (default: raw; with "
+             "--rule: auto)")
     add_base_size(parser)
     add("--opset", type=at_least(1), metavar="N", help="ONNX opset (default: 18)")
     add("--images", nargs="+", metavar="PATH",
