@@ -1,7 +1,15 @@
-"""Every recipe is built without its data, and takes a step on a batch of noise."""
+"""Every recipe is built without its data, and takes a step on a batch of noise.
+
+On a CPU the images of that step are small. SEGWRIGHT_WHOLE_CROPS=1 takes it on crops of the
+recipe's own size as well, one image or two at a time, in an hour or two:
+
+    SEGWRIGHT_WHOLE_CROPS=1 python -m pytest -m slow -n 0 tests/recipes/test_build.py -k own_crop
+"""
+import contextlib
 import functools
 import json
 import math
+import os
 from typing import Any
 
 import pytest
@@ -24,6 +32,8 @@ CLASSES = {"CityScapes": 19, "Cityscapes": 19, "MiniCity": 19, "VOC": 21, "VOC20
 PUBLISHED = {name: section for name, path in RECIPES.items() if (section := read_published(path))}
 STEPS = 1000
 PIXELS = 64 * 128      # of a crop of a step on a CPU; RMI and pyramid pooling need as many
+WHOLE_CROPS = os.environ.get("SEGWRIGHT_WHOLE_CROPS") == "1"
+IN_MEMORY = 2 ** 20     # pixels of a step whose activations fit into the memory of a usual machine
 
 
 def classes_of(config):
@@ -120,13 +130,14 @@ def test_a_small_recipe_takes_a_step(name):
     take_step(resolved(name), "cpu")
 
 
-def distinct():
-    """A recipe of every combination of network and loss."""
+def distinct(crops=False):
+    """A recipe of every combination of network and loss; crops: and of crop."""
     found = {}
     for name in [*RECIPES, *STAGES]:
         config = resolved(name)
-        key = json.dumps([config["arch"], config["loss"], config["loss_weights"]])
-        found.setdefault(key, name)
+        key = [without_download(config["arch"]), config["loss"], config["loss_weights"],
+               crops and config["train_loader"]["args"]["crop_size"]]
+        found.setdefault(json.dumps(key), name)
     return list(found.values())
 
 
@@ -136,24 +147,39 @@ def test_every_network_with_its_loss_takes_a_step(name):
     take_step(resolved(name), "cpu")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not WHOLE_CROPS, reason="takes hours: set SEGWRIGHT_WHOLE_CROPS=1")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", distinct(crops=True))
+def test_every_recipe_takes_a_step_on_a_batch_of_its_own_crop(name, tmp_path):
+    config = resolved(name)
+    height, width = crop_of(config["train_loader"]["args"])
+    images = least_images(config)
+    stored = activations_on_disk(tmp_path) if images * height * width > IN_MEMORY else \
+        contextlib.nullcontext()
+    with stored:
+        take_step(config, "cpu", images)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize("name", distinct(crops=True))
 def test_every_recipe_takes_a_step_on_a_batch_of_its_crop(name, request):
     config = resolved(name)
-    take_step(config, request.config.getoption("--device"), whole=True)
+    images = max(config["train_loader"]["args"]["batch_size"], least_images(config))
+    take_step(config, request.config.getoption("--device"), images)
 
 
-def take_step(config, device, whole=False):
+def take_step(config, device, images=None):
     """Take an optimizer step on noise; the weights change and stay finite.
 
-    whole: crop and images per GPU are the recipe's; otherwise two crops of PIXELS.
+    images: of the recipe's crop; None: two crops of PIXELS.
     """
     torch.manual_seed(0)
     classes, args = classes_of(config), config["train_loader"]["args"]
     model = build("models", without_download(config["arch"]), num_classes=classes).to(device)
     criterion = criterion_of(config, model, classes).to(device)
     optimizer = build_optimizer(config["optimizer"], model)
-    batch = made_up_batch(args, classes, config["ignore_index"], whole)
+    batch = made_up_batch(args, classes, config["ignore_index"], images)
     batch = {key: value.to(device) for key, value in batch.items()}
     normalize = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).to(device)
     before = [p.detach().clone() for p in model.parameters()]
@@ -167,12 +193,49 @@ def take_step(config, device, whole=False):
     assert changed > 0.5 * len(before)
 
 
-def made_up_batch(args, classes, ignore_index, whole):
-    """Images of noise with labels in blocks, as a loader returns them."""
+def least_images(config):
+    """The images that a step needs: two where a batch norm follows a pooling to 1x1."""
+    classes = classes_of(config)
+    model = build("models", without_download(config["arch"]), num_classes=classes)
+    try:
+        model.train()(torch.zeros(1, 3, 64, 128))
+    except ValueError as error:
+        assert "more than 1 value per channel" in str(error)
+        return 2
+    return 1
+
+
+def activations_on_disk(folder):
+    """A context in which what a backward pass needs is kept in files instead of in memory."""
+    numbers = iter(range(10 ** 9))
+
+    def store(tensor):
+        if isinstance(tensor, torch.nn.Parameter) or tensor.numel() < 2 ** 20:
+            return tensor
+        path = folder / f"{next(numbers)}.bin"
+        tensor.detach().contiguous().numpy().tofile(path)
+        return path, tensor.dtype, tensor.shape
+
+    def load(stored):
+        if isinstance(stored, torch.Tensor):
+            return stored
+        path, dtype, shape = stored
+        return torch.from_file(str(path), size=math.prod(shape), dtype=dtype).view(shape)
+
+    return torch.autograd.graph.saved_tensors_hooks(store, load)
+
+
+def crop_of(args):
+    """(height, width) of a recipe's crop; 256 pixels where it takes whole images."""
     crop = args["crop_size"] or 256
-    height, width = (crop, crop) if isinstance(crop, int) else crop
-    images = max(2, args["batch_size"]) if whole else 2
-    if not whole:
+    return (crop, crop) if isinstance(crop, int) else tuple(crop)
+
+
+def made_up_batch(args, classes, ignore_index, images=None):
+    """Images of noise with labels in blocks, as a loader returns them."""
+    height, width = crop_of(args)
+    if images is None:
+        images = 2
         factor = (PIXELS / (height * width)) ** 0.5
         height, width = (max(64, round(side * factor / 8) * 8) for side in (height, width))
     blocks = torch.randint(0, classes, (images, 1, height // 8 + 1, width // 8 + 1))
