@@ -1,5 +1,6 @@
 """The base class of every network and the rules that all networks follow."""
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,6 +100,25 @@ class BaseModel(nn.Module, ABC):
         """
         if one_logit:
             self.register_forward_hook(_two_logits)
+        return self
+
+    def set_norms(self, norm_momentum: float | None = None) -> "BaseModel":
+        """Change all norms with running statistics; return the network.
+
+        norm_momentum: the share of a batch in each update of these statistics, in (0, 1]. null:
+        that of the network, mostly 0.1. HRNet's authors train with 0.01.
+        """
+        if norm_momentum is None:
+            return self
+        if not 0 < norm_momentum <= 1:
+            raise ConfigError(f"expected a number in (0, 1], found {norm_momentum}",
+                              "arch.args.norm_momentum")
+        norms: list[Any] = [module for module in self.modules() if _has_statistics(module)]
+        for norm in norms:
+            norm.momentum = norm_momentum
+        if not norms:
+            raise ConfigError("no norm of the network has running statistics",
+                              "arch.args.norm_momentum", "set it to null")
         return self
 
     def train(self, mode: bool = True) -> "BaseModel":

@@ -27,6 +27,7 @@ from utils.machine import distributed
 from utils.machine.precision import autocast_dtype
 from utils.machine.sync_batchnorm import convert_sync_batchnorm
 from utils.training.criterion import Criterion, validation_loss
+from utils.training.earlier_runs import warn_of_other_input
 from utils.training.lr_scheduler import advance, build_scheduler
 from utils.training.monitor import Monitor, score_text
 from utils.training.optimizer import build_optimizer
@@ -34,6 +35,7 @@ from utils.training.progress import Progress
 from utils.training.run_folder import dataset_facts
 from utils.training.run_log import RunLogger, training_facts
 from utils.training.run_state import last_is_outdated, restore, state_of
+from utils.training.warmup import WarmingRates
 
 REQUEUE_STATUS = 75      # EX_TEMPFAIL: try again later
 STOP = 1000              # added to the number of a stop signal, which then outranks saving
@@ -78,6 +80,8 @@ class BaseTrainer(ABC):
         self.scheduler: Any = build_scheduler(config["lr_scheduler"], self.optimizer,
                                               self.progress.total_steps,
                                               self.progress.steps_per_epoch, self.monitor.mode)
+        self.warmup = WarmingRates(config["lr_scheduler"].get("warmup"),
+                                   self.progress.total_steps, self.progress.steps_per_epoch)
         self.autocast_dtype = autocast_dtype(settings.amp, device)
         self.scaler = torch.amp.GradScaler(device.type,
                                            enabled=self.autocast_dtype is torch.float16)
@@ -88,9 +92,9 @@ class BaseTrainer(ABC):
             self.rewrite_last = checkpoint_path != self.folder / LAST \
                 and distributed.is_main() and last_is_outdated(self, self._finished)
         elif settings.finetune_from:
-            notice(f"fine-tuning from {settings.finetune_from}\n"
-                   + str(load_foreign(self.model, settings.finetune_from,
-                                      settings.finetune_exclude)))
+            report = load_foreign(self.model, settings.finetune_from, settings.finetune_exclude)
+            notice(f"fine-tuning from {settings.finetune_from}\n{report}")
+            warn_of_other_input(report.normalization, self.normalize)
 
         self.train_model: Any = self._wrapped(self.model)       # called in training
         # Several ranks must first agree to stop; a single process can stop at once.
@@ -121,6 +125,8 @@ class BaseTrainer(ABC):
                         self.save(LAST, required=self._finished)
                     while not self._finished:
                         self._train_epoch(progress.epoch)
+                        if self.monitor.exhausted and self._inside_epoch:
+                            break
                         self._finish_epoch()
             except StopNow:
                 self.stop_if_asked()
@@ -197,13 +203,12 @@ class BaseTrainer(ABC):
         """Validate if it is due, move to the next epoch, and save."""
         progress, settings = self.progress, self.settings
         epoch = progress.epoch
-        due = epoch % settings.val_per_epochs == 0 or epoch == progress.epochs
-        better = False
-        if self.val_loader is not None and due:
-            results = self._valid_epoch(epoch)
-            better = self.monitor.update(results, epoch)
-            if self.scheduler.per_validation:
-                self._step_on_score(results[self.monitor.metric])
+        last = epoch == progress.epochs
+        if settings.val_per_iterations:
+            due = last and progress.validated != progress.step
+        else:
+            due = last or epoch % settings.val_per_epochs == 0
+        better = self.val_loader is not None and due and self._validate()
         progress.next_epoch()
         if not (self.scheduler.per_iteration or self.scheduler.per_validation):
             # Only now: a run stopped during the validation repeats the validation when resumed.
@@ -213,6 +218,32 @@ class BaseTrainer(ABC):
         if settings.save_period and epoch % settings.save_period == 0:
             names.append(PERIODIC.format(epoch))
         self.save(*names, LAST, required=self._finished)
+
+    def _validate_inside_epoch(self):
+        """Validate if val_per_iterations says so after this step, and save.
+
+        A run that was stopped in this validation is resumed at its step, so ask this before the
+        next step as well.
+        """
+        every, progress = self.settings.val_per_iterations, self.progress
+        if not every or self.val_loader is None or not progress.step \
+                or progress.step % every or progress.validated == progress.step:
+            return
+        better = self._validate()
+        progress.stage = "training"
+        self.train_model.train()
+        self.save(*[BEST] if better else [], LAST, required=self._finished)
+
+    def _validate(self) -> bool:
+        """Validate, and return whether this is the best validation so far."""
+        progress = self.progress
+        results = self._valid_epoch(progress.epoch)
+        progress.validated = progress.step
+        better = self.monitor.update(
+            results, progress.epoch, progress.step if self.settings.val_per_iterations else None)
+        if self.scheduler.per_validation:
+            self._step_on_score(results[self.monitor.metric])
+        return better
 
     def _step_on_score(self, score):
         """Let a schedule that depends on the validations see the newest, and say what it does."""
@@ -227,14 +258,20 @@ class BaseTrainer(ABC):
     def _finished(self) -> bool:
         return self.progress.epoch > self.progress.epochs or self.monitor.exhausted
 
+    @property
+    def _inside_epoch(self) -> bool:
+        """Whether batches of the present epoch are left."""
+        return self.progress.batches_done < len(self.train_loader)
+
     def _say_best(self):
         monitor = self.monitor
         if monitor.exhausted:
             self.logger.say(f"stopped: {monitor.waited} validations without a better "
                             f"{monitor.metric}")
         if monitor.best is not None:
+            step = "" if monitor.step is None else f" step {monitor.step}"
             self.logger.say(f"best {monitor.metric} {score_text(monitor.metric, monitor.best)} at "
-                            f"epoch {monitor.epoch}: {self.folder / BEST}")
+                            f"epoch {monitor.epoch}{step}: {self.folder / BEST}")
         # test.py and inference.py take model_best.pth of a folder.
         weights = self.folder if monitor.best is not None else self.folder / LAST
         score = self.config["test_loader"] or self.config["val_loader"]

@@ -8,8 +8,8 @@ from utils.training.monitor import monitor_problem
 
 # The smallest allowed value of each number that has a lower bound.
 _SMALLEST = {"epochs": 1, "iterations": 1, "accumulate": 1, "val_per_epochs": 1,
-             "log_per_iter": 1, "save_period": 0, "save_every": 0, "early_stop": 0,
-             "clip_grad_norm": 0, "keep": 0, "max_skipped": 1, "rank_timeout": 1}
+             "val_per_iterations": 1, "log_per_iter": 1, "save_period": 0, "save_every": 0,
+             "early_stop": 0, "clip_grad_norm": 0, "keep": 0, "max_skipped": 1, "rank_timeout": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class TrainerSettings:
     early_stop: end after this many validations in a row without a better value; 0: never.
     val: whether to validate.
     val_per_epochs: validate every N epochs, and after the last one.
+    val_per_iterations: validate every N optimizer steps instead, also inside an epoch, and after
+        the last one. Each validation saves last.pth.
     tensorboard: also write TensorBoard event files.
     log_dir: write them to log_dir/<name>/<date>; null: to the folder of the run.
     log_per_iter: optimizer steps between two log lines.
@@ -39,6 +41,9 @@ class TrainerSettings:
     channels_last: store images and weights in torch's channels_last memory format.
     compile: compile the network with torch.compile.
     accumulate: micro-batches per optimizer step.
+    average: how the losses of micro-batches and processes make one: "pixels" weights each by its
+        number of labeled pixels, so that for plain means any split gives the same step; "ranks"
+        takes their plain mean, as DistributedDataParallel alone does.
     clip_grad_norm: largest norm of the gradient; 0: no clipping.
     ema: decay of a running average of the weights; the average is validated and exported.
         0: none.
@@ -72,6 +77,7 @@ class TrainerSettings:
     early_stop: int = 0
     val: bool = True
     val_per_epochs: int = 1
+    val_per_iterations: int | None = None
     tensorboard: bool = True
     log_dir: str | None = None
     log_per_iter: int = 20
@@ -79,6 +85,7 @@ class TrainerSettings:
     channels_last: bool = True
     compile: bool = False
     accumulate: int = 1
+    average: Literal["pixels", "ranks"] = "pixels"
     clip_grad_norm: float = 0.0
     ema: float = 0.0
     nonfinite: Literal["stop", "skip"] = "stop"
@@ -98,6 +105,10 @@ class TrainerSettings:
         for key, bound in _SMALLEST.items():
             if settings[key] is not None and settings[key] < bound:
                 problems.append(f"trainer.{key}: expected at least {bound}, got {settings[key]}")
+        if settings["val_per_iterations"] is not None and settings["val_per_epochs"] != 1:
+            problems.append("trainer.val_per_iterations: expected only one of val_per_iterations "
+                            f"({settings['val_per_iterations']}) and val_per_epochs "
+                            f"({settings['val_per_epochs']}); set val_per_epochs to 1, its default")
         if not 0 <= settings["ema"] < 1:
             problems.append(f"trainer.ema: expected a decay in [0, 1), got {settings['ema']}")
         for number, pattern in enumerate(settings["finetune_exclude"]):

@@ -20,7 +20,7 @@ from utils.machine.tensors import ImageBatch, Logits
 
 
 class HRNet(BaseModel):
-    """Two 1x1 convolutions on all feature maps, concatenated at the size of the finest one.
+    """Two convolutions on all feature maps, concatenated at the size of the finest one.
 
     x: float (N, 3, H, W), normalized RGB; any H and W.
     eval:  logits (N, C, H, W)
@@ -28,16 +28,24 @@ class HRNet(BaseModel):
 
     align_corners: for every resize, including those of the backbone. False in the
     Cityscapes, LIP and PASCAL-Context recipes, True in those of ADE20K and COCO-Stuff.
+    head_kernel: size of the first convolution of the head, odd. dropout: share of whole maps
+    before the second one, which is 1x1. head_bias: whether that one has a bias. openseg's head is
+    head_kernel 3, dropout 0.1, head_bias false and activation "leaky_relu".
     """
 
     def __init__(self, num_classes: int, backbone: str = "hrnet_w48",
-                 align_corners: bool = False, norm: str = "batch", pretrained: bool = False):
+                 align_corners: bool = False, norm: str = "batch", pretrained: bool = False,
+                 head_kernel: int = 1, dropout: float = 0.0, head_bias: bool = True,
+                 activation: str = "relu"):
         super().__init__()
+        if head_kernel < 1 or head_kernel % 2 == 0:
+            raise ValueError(f"head_kernel must be odd, found {head_kernel}")
         self.align_corners = align_corners
         self.backbone = build_backbone(backbone, norm=norm, pretrained=pretrained,
                                        if_known={"align_corners": align_corners})
         channels = sum(self.backbone.channels)
-        self.head = classifier_head(channels, channels, num_classes, norm=norm)
+        self.head = classifier_head(channels, channels, num_classes, head_kernel, norm=norm,
+                                    classifier_bias=head_bias, dropout=dropout, act=activation)
 
     def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
         features = concat_maps(self.backbone(x), self.align_corners)    # (N, 15 C, H/4, W/4)

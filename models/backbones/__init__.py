@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.cli.console import notice
 from utils.config.build import construct
 from utils.config.registry import components
 from utils.errors import ConfigError, unknown
 from utils.machine.tensors import ImageBatch
+from utils.training.parameter_groups import is_norm
 
 # Options that any encoder accepts with these values, because they change nothing.
 NEUTRAL = {"pretrained": False, "norm": "batch"}
@@ -43,6 +45,25 @@ class Backbone(nn.Module):
     def forward(self, x: ImageBatch) -> list[torch.Tensor]:
         """Return the feature maps, finest first."""
         raise NotImplementedError
+
+    def load_imagenet(self, state: Mapping[str, torch.Tensor], name: str):
+        """Load the weights of an ImageNet classifier, without those that the encoder does not have.
+
+        state: with the keys of the encoder. name: of the encoder. The classifier has batch norms.
+        Where the encoder has others, these keep their start values; one notice gives the numbers.
+        Every other tensor must fit.
+        """
+        others = {place: module for place, module in self.named_modules()
+                  if is_norm(module) and not isinstance(module, nn.BatchNorm2d)}
+        taken = {key: value for key, value in state.items() if key.rpartition(".")[0] not in others}
+        own = {key: value for key, value in self.state_dict().items()
+               if key.rpartition(".")[0] in others}
+        self.load_state_dict({**own, **taken})
+        if others:
+            norms = ", ".join(dict.fromkeys(type(module).__name__ for module in others.values()))
+            notice(f"pretrained {name}: {len(taken)} of {len(state)} tensors are taken, those of "
+                   f"the convolutions; the {len(state) - len(taken)} of the batch norms are left "
+                   f"out, because the {len(others)} norms here are {norms}")
 
 
 def build_backbone(name: str, levels: int = 1, if_known: Mapping[str, object] | None = None,

@@ -61,7 +61,7 @@ class DenseNet(Backbone):
         self.channels.append(width)
         he_init(self)
         if pretrained:
-            self.load_state_dict(_encoder_keys(torchvision_state(name)))
+            self.load_imagenet(_encoder_keys(torchvision_state(name)), name)
 
     def forward(self, x: ImageBatch) -> list[torch.Tensor]:
         x = F.max_pool2d(self.relu(self.norm0(self.conv0(x))), 3, 2, 1)

@@ -117,7 +117,8 @@ class HRNetBackbone(Backbone):
         self.channels, self.strides = channels, [4, 8, 16, 32]
         he_init(self, mode="fan_out")
         if pretrained:
-            self.load_state_dict(drop_classifier(state_from(_IMAGENET_URL + _IMAGENET[name], name)))
+            state = state_from(_IMAGENET_URL + _IMAGENET[name], name)
+            self.load_imagenet(drop_classifier(state), name)
 
     def forward(self, x: ImageBatch) -> list[torch.Tensor]:
         x = self.relu(self.bn1(self.conv1(x)))

@@ -72,8 +72,8 @@ class MobileNetV3(Backbone):
         he_init(self, mode="fan_out")
         if pretrained:
             state = torchvision_state(name)
-            self.load_state_dict({k.replace("features.", "layers.", 1): v
-                                  for k, v in state.items() if k.startswith("features.")})
+            self.load_imagenet({k.replace("features.", "layers.", 1): v
+                                for k, v in state.items() if k.startswith("features.")}, name)
 
     def forward(self, x: ImageBatch) -> list[torch.Tensor]:
         maps = []

@@ -117,7 +117,7 @@ class ResNet(Backbone):
         if self.resinit is not None or isinstance(self.conv1, nn.Sequential):
             raise no_download(name)
         state = torchvision_state(name)
-        self.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
+        self.load_imagenet({k: v for k, v in state.items() if not k.startswith("fc.")}, name)
 
 
 class BasicBlock(nn.Module):

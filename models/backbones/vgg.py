@@ -49,7 +49,7 @@ class VGG(Backbone):
                 nn.init.zeros_(conv.bias)
         if pretrained:
             state = torchvision_state(name)
-            self.load_state_dict({k: v for k, v in state.items() if k.startswith("features.")})
+            self.load_imagenet({k: v for k, v in state.items() if k.startswith("features.")}, name)
 
     def stage(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """Apply the convolutions of stage i = 0 to 4, without the pooling.

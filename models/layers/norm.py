@@ -8,6 +8,8 @@ norm that includes none.
 
 batch     BatchNorm2d
 sync      batch norm over the batches of all ranks
+inplace_abn   batch norm with the factors |weight| + 1e-5: the in-place activated batch norm of
+          Rota Bulò et al., 2018, arXiv:1712.02616, with which openseg trains
 instance  one mean and variance per map, no parameters (torch's default)
 group     GroupNorm, gcd(32, channels) groups. Wu and He, 2018, arXiv:1803.08494
 evo_s0    EvoNorm-S0, batch-independent. Liu et al., 2020, arXiv:2004.02967
@@ -26,7 +28,7 @@ from torch import nn
 
 from utils.errors import ConfigError, unknown
 from utils.machine.precision import full_precision
-from utils.machine.sync_batchnorm import SyncBatchNorm
+from utils.machine.sync_batchnorm import InPlaceBatchNorm, SyncBatchNorm
 
 
 def norm_layer(name: str) -> Callable[..., nn.Module]:
@@ -37,6 +39,11 @@ def norm_layer(name: str) -> Callable[..., nn.Module]:
     if name not in _NORMS:
         raise ConfigError(unknown("norm", name, NORMS), where="arch.args.norm")
     return _NORMS[name]
+
+
+def norm_names() -> list[str]:
+    """Return all names that `norm_layer` accepts, also those for checkpoints of one program."""
+    return list(_NORMS)
 
 
 def activation(norm: str, after_sum: bool = False,
@@ -151,6 +158,7 @@ def _group(channels: int, linear: bool = False) -> GroupNorm:
 _NORMS = {
     "batch": lambda channels, linear=False: nn.BatchNorm2d(channels),
     "sync": lambda channels, linear=False: SyncBatchNorm(channels),
+    "inplace_abn": lambda channels, linear=False: InPlaceBatchNorm(channels),
     "instance": lambda channels, linear=False: InstanceNorm(channels),
     "group": _group,
     "evo_s0": lambda channels, linear=False: (Affine if linear else EvoNormS0)(channels),

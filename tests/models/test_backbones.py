@@ -168,6 +168,41 @@ def test_pretrained_weights_go_into_every_tensor(monkeypatch):
         assert torch.equal(value, state[key]), key
 
 
+@pytest.mark.parametrize("norm, left_out", [
+    ("group", "100 of the batch norms are left out, because the 20 norms here are GroupNorm"),
+    ("instance", "are InstanceNorm"), ("evo_s0", "EvoNormS0, Affine"),
+    ("evo_s0_hoya012", "EvoNormS0")])
+def test_below_other_norms_pretrained_fills_the_convolutions_only(norm, left_out, monkeypatch,
+                                                                  capsys):
+    models = pytest.importorskip("torchvision.models")
+    state = randomized(models.resnet18(weights=None)).state_dict()
+    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda self, **options: state)
+    network = build_backbone("resnet18", norm=norm, pretrained=True)
+    fresh = build_backbone("resnet18", norm=norm).state_dict()
+    convolutions = [key for key, value in state.items() if value.ndim == 4]
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, state[key] if key in convolutions else fresh[key]), key
+    text, = capsys.readouterr().err.splitlines()
+    assert text.startswith("pretrained resnet18: 20 of 120 tensors are taken") and left_out in text
+
+
+def test_in_place_norms_take_the_pretrained_batch_norms_without_a_word(monkeypatch, capsys):
+    models = pytest.importorskip("torchvision.models")
+    state = randomized(models.resnet18(weights=None)).state_dict()
+    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda self, **options: state)
+    network = build_backbone("resnet18", norm="inplace_abn", pretrained=True)
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert not capsys.readouterr().err
+
+
+def test_a_pretrained_tensor_of_no_norm_that_does_not_fit_is_an_error():
+    network = build_backbone("resnet18", norm="group")
+    state = build_backbone("resnet18").state_dict()
+    state.pop("conv1.weight")
+    with pytest.raises(RuntimeError, match="conv1.weight"):
+        network.load_imagenet(state, "resnet18")
+
+
 @pytest.mark.parametrize("name", ["resnet50s", "deepbase_resnet50", "xception"])
 def test_pretrained_is_a_config_error_for_encoders_without_a_download(name):
     with pytest.raises(ConfigError, match="pretrained to false"):

@@ -239,3 +239,13 @@ def negative_gamma(weights):
         if key.endswith(".weight") and value.ndim == 1:
             value[3::7] *= -1
     return weights
+
+
+def test_the_head_of_openseg_is_a_3x3_convolution_and_a_classifier_without_bias():
+    network = HRNet(5, "hrnet_w18_small_v1", head_kernel=3, dropout=0.1, head_bias=False,
+                    activation="leaky_relu")
+    (convolution, _, act), dropout, classifier = network.head
+    assert convolution.kernel_size == (3, 3) and convolution.bias is not None
+    assert (dropout.p, classifier.bias, type(act)) == (0.1, None, torch.nn.LeakyReLU)
+    with pytest.raises(ValueError, match="head_kernel must be odd, found 2"):
+        HRNet(5, "hrnet_w18_small_v1", head_kernel=2)

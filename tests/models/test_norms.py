@@ -1,4 +1,6 @@
 """Norms by name: reference values of EvoNorm, groups, pooled maps and activations."""
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -147,3 +149,28 @@ def test_group_norm_of_single_values_returns_the_bias(training):
     torch.nn.init.constant_(norm.bias, 0.5)
     out = norm(torch.randn(1, 16, 1, 1))
     torch.testing.assert_close(out, torch.full((1, 16, 1, 1), 0.5), rtol=0, atol=1e-3)
+
+
+def test_an_in_place_norm_uses_the_absolute_weight_in_training_and_evaluation():
+    x = torch.randn(2, 3, 4, 5)
+    mine: Any = norm_layer("inplace_abn")(3)
+    plain = nn.BatchNorm2d(3)
+    with torch.no_grad():
+        mine.weight.copy_(torch.tensor([-2.0, 0.5, 0.0]))
+        plain.weight.copy_(torch.tensor([2.00001, 0.50001, 0.00001]))
+    assert torch.equal(mine(x), plain(x)) and torch.equal(mine.running_var, plain.running_var)
+    assert torch.equal(mine.eval()(x), plain.eval()(x))
+    (mine.train()(x) * x).sum().backward()
+    assert mine.weight.grad[0] < 0 < mine.weight.grad[1]
+
+
+def test_norm_momentum_sets_every_running_statistic():
+    from utils.config.build import build
+    args = {"backbone": "resnet18", "norm_momentum": 0.01}
+    network = build("models", {"type": "FCNResNet", "args": args}, num_classes=3)
+    assert {m.momentum for m in network.modules() if hasattr(m, "momentum")} == {0.01}
+    with pytest.raises(ConfigError, match="no norm of the network has running statistics"):
+        build("models", {"type": "FCNResNet", "args": {**args, "norm": "group"}}, num_classes=3)
+    with pytest.raises(ConfigError, match=r"expected a number in \(0, 1\], found 1.5"):
+        build("models", {"type": "FCNResNet", "args": {**args, "norm_momentum": 1.5}},
+              num_classes=3)

@@ -31,7 +31,7 @@ def build(kind: str, section: dict | str, **provided: Any) -> Any:
     component = construct(cls, args, f"{where}.args", {
         name: value for name, value in provided.items() if name in declared})
     if kind == "models":
-        component.freeze(**shared[0]).two_classes(**shared[1])
+        component.freeze(**shared[0]).two_classes(**shared[1]).set_norms(**shared[2])
     return component
 
 

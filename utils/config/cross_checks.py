@@ -35,6 +35,7 @@ _OF_TRAINER = (
     _Condition(("monitor",), lambda s: s["val"] or s["monitor"] == "off", "val is false"),
     _Condition(("early_stop",), lambda s: s["val"] and s["monitor"] != "off",
                'val is false or monitor is "off"'),
+    _Condition(("val_per_iterations",), lambda s: s["val"], "val is false"),
     _Condition(("keep",), lambda s: s["save_period"], "save_period is 0"),
     _Condition(("max_skipped",), lambda s: s["nonfinite"] == "skip", 'nonfinite is "stop"'),
     _Condition(("finetune_exclude",), lambda s: s["finetune_from"], "finetune_from is null"),
@@ -86,6 +87,7 @@ def check_between_keys(config: dict, report: "Mistakes"):
         if type(config.get(key)) is int and config[key] < lowest:
             report.note((key,), f"expected an int of at least {lowest}, found {config[key]}")
     _check_optimizer(config, report)
+    _check_warmup(config, report)
     _check_splits(config, report)
     _check_labels(config, report)
     _check_draws(config, report)
@@ -99,11 +101,15 @@ def check_between_keys(config: dict, report: "Mistakes"):
     _check_loss_weights(config, report)
 
 
-def check_backbone(name: str, path: KeyPath, report: "Mistakes"):
-    """Report a backbone that does not exist; names of timm are not checked."""
-    names = load("models.backbones:backbone_names")()
-    if name not in names and not name.startswith("timm/"):
-        report.note(path, unknown("backbone", name, names))
+def check_names(args: dict, path: KeyPath, report: "Mistakes"):
+    """Report a backbone or norm of a network that does not exist; names of timm are not checked."""
+    for key, names in (("backbone", "models.backbones:backbone_names"),
+                       ("norm", "models.layers.norm:norm_names")):
+        name = args.get(key)
+        if isinstance(name, str) and not (key == "backbone" and name.startswith("timm/")):
+            known = load(names)()
+            if name not in known:
+                report.note((*path, key), unknown(key, name, known))
 
 
 def names_outputs(section: Any) -> bool:
@@ -129,6 +135,16 @@ def _check_optimizer(config, report):
     decay = section.get("layer_decay") if isinstance(section, dict) else None
     if isinstance(decay, (int, float)) and not 0 < decay <= 1:
         report.note(("optimizer", "layer_decay"), f"expected a number in (0, 1], found {decay}")
+
+
+def _check_warmup(config, report):
+    """A schedule with a warm-up of its own must not get a second one."""
+    section = config.get("lr_scheduler")
+    args = section.get("args") if isinstance(section, dict) and section.get("warmup") else None
+    for key in ("warmup_epochs", "warmup_steps") if isinstance(args, dict) else ():
+        if args.get(key):
+            report.note(("lr_scheduler", "warmup"), f"{section['type']} already warms up: remove "
+                                                    f"lr_scheduler.args.{key}, or this section")
 
 
 def _check_splits(config, report):

@@ -410,6 +410,22 @@ def gather(value: Any) -> list:
     return values
 
 
+def gather_images(tensor: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """The tensors (N_i, ...) of all ranks as one (sum of N_i, ...), in the order of the ranks.
+
+    counts: N_i of every rank. The other sides must be the same on all ranks.
+    """
+    dist = _dist()
+    if not dist:
+        return tensor
+    import torch
+    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+    padded[:len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
 def _dist():
     """torch.distributed if there is a group of several processes, else None.
 
