@@ -42,7 +42,8 @@ class Trainer(BaseTrainer):
     Between two log lines nothing is read from the device: losses and counts stay there. Only fp16
     (did the step overflow?), nonfinite "skip" and optimizers without a fused step (is the step
     finite?) read a number at every step. Micro-batches and ranks are weighted by their numbers of
-    labeled pixels: for plain means the gradient of a step is the same for any split of it.
+    labeled pixels, unless trainer.average says otherwise: for plain means the gradient of a step is
+    then the same for any split of it.
     """
 
     guard: FiniteGuard | None = None    # of the current epoch
@@ -55,9 +56,11 @@ class Trainer(BaseTrainer):
         rule = self._decision("train")
         metrics = DatasetMetrics(self.num_classes, self.config["ignore_index"])
         parts = {}
+        self._validate_inside_epoch()       # in which the run may have been stopped
         with self._progress_bar(epoch) as bar:
             for batches in bar:
-                if settings.iterations and progress.step >= settings.iterations:
+                if settings.iterations and progress.step >= settings.iterations \
+                        or self.monitor.exhausted:
                     break
                 outputs, parts = self._step(batches)
                 progress.step += 1
@@ -70,6 +73,8 @@ class Trainer(BaseTrainer):
                 del outputs          # free their memory before the next forward pass
                 if log:
                     self._log_step(epoch, parts)
+                with self.window.clock.paused():
+                    self._validate_inside_epoch()
                 if settings.save_every and progress.step % settings.save_every == 0:
                     self.save(LAST)
                 # With several GPUs the check waits for them, so it is done only at a log line.
@@ -125,8 +130,10 @@ class Trainer(BaseTrainer):
         Returns True after an overflow under loss scaling, although the weights did not change.
         """
         assert self.guard, "_train_epoch sets it"
-        # Those of this step: a schedule then goes on to the next ones.
-        self.window.rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        with self._rates_of_step():
+            # A schedule then goes on to the next ones.
+            self.window.rates = {group["name"]: group["lr"]
+                                 for group in self.optimizer.param_groups}
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -139,7 +146,8 @@ class Trainer(BaseTrainer):
         if self.guard.refuses(checked, self.progress.step, names):
             self._refuse_step(loss.item(), norm.item(), parts, names)
             return False
-        self.scaler.step(self.optimizer)
+        with self._rates_of_step():
+            self.scaler.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         if self._update_scale():
             self.progress.overflows += 1
@@ -151,6 +159,10 @@ class Trainer(BaseTrainer):
             self.scheduler.step()
         return True
 
+    def _rates_of_step(self):
+        """A block in which the optimizer has the rates of the present step."""
+        return self.warmup.applied(self.optimizer, self.progress.updates)
+
     def _update_scale(self) -> bool:
         """Update the loss scale; returns whether it became smaller, as it does on an overflow."""
         self.scaler.update()
@@ -158,13 +170,15 @@ class Trainer(BaseTrainer):
         return self.window.loss_scale < before
 
     def _shares(self, batches):
-        """The factor of each micro-batch's loss that makes their sum a mean over labeled pixels.
+        """The factor of each micro-batch's loss that makes their sum a mean: see trainer.average.
 
         None means 1.
         """
         world = distributed.world_size()
-        if world == 1 and len(batches) == 1:
+        if len(batches) == 1 and (world == 1 or self.settings.average == "ranks"):
             return [None]
+        if self.settings.average == "ranks":
+            return [1 / len(batches)] * len(batches)
         counts = torch.stack([self.criterion.valid_pixels(batch) for batch in batches]).float()
         # Gradients are averaged over the ranks: undo that division.
         return counts * world / distributed.all_reduce_(counts.sum()).clamp(min=1)
@@ -400,7 +414,8 @@ class Trainer(BaseTrainer):
         size = f", images and labels at {base_size_text(read)}" if read else ""
         # Of the first table of a session, what its numbers are.
         columns, self.explained = "" if self.explained else TABLE_HELP, True
-        self.logger.say(f"epoch {epoch}: validation on {counted(scores.images, 'image')} of "
+        step = f" step {self.progress.step}" if self.settings.val_per_iterations else ""
+        self.logger.say(f"epoch {epoch}{step}: validation on {counted(scores.images, 'image')} of "
                         f"{dataset.title}, rule {rule.name}, {predictor.views_text()}{size}\n"
                         + format_table(scores, dataset.class_names) + columns)
         if not sum(scores.dataset["pixels"]):

@@ -26,6 +26,10 @@ SECTIONS = (
     {"type": "Step", "args": {"milestones": [5, 8]}},
     {"type": "SWAPoly"},
     {"type": "CosineAnnealingLR"},
+    {"type": "MultiStepLR", "args": {"milestones": [5, 8]}, "warmup": {"epochs": 1}},
+    {"type": "OneCycleLR"},
+    {"type": "ExponentialLR", "args": {"gamma": 0.8},
+     "warmup": {"epochs": 0.5, "start_factor": 0.3, "mode": "constant"}},
 )
 COLUMNS, PANEL, MARGIN = 3, (420, 250), (52, 52, 20, 34)     # margins: left, top, right, bottom
 RATE, MOMENTUM = (31, 97, 169), (206, 107, 20)
@@ -60,14 +64,16 @@ def curve(section: dict, steps: int, epochs: int) -> tuple[list[float], list[flo
 
     from utils.errors import ConfigError
     from utils.training.lr_scheduler import build_scheduler
+    from utils.training.warmup import WarmingRates
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
     per_epoch = steps // epochs
     scheduler: Any = build_scheduler(section, optimizer, steps, per_epoch, "max")
+    warmup = WarmingRates(section.get("warmup"), steps, per_epoch)
     if scheduler.per_validation:
         raise ConfigError(f"{section['type']} cannot be drawn: its rates depend on validations")
     rates, momentums = [], []
     for step in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
+        rates.append(optimizer.param_groups[0]["lr"] * warmup.factor(step))
         momentums.append(optimizer.param_groups[0]["momentum"])
         optimizer.step()
         if scheduler.per_iteration or (step + 1) % per_epoch == 0:
@@ -89,6 +95,8 @@ def draw(section: dict, rates: list[float], momentums: list[float], epochs: int)
                     for step, value in enumerate(values)], color, 2)
 
     args = json.dumps(section["args"])[1:-1].replace('"', "") if "args" in section else "defaults"
+    if "warmup" in section:
+        args += "; warmup: " + json.dumps(section["warmup"])[1:-1].replace('"', "")
     sheet.text(left, 6, section["type"], 13, anchor="la")
     sheet.text(left, 24, args, color=FAINT, anchor="la")
     for share in (0, 0.5, 1):

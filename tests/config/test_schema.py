@@ -329,3 +329,15 @@ def test_a_text_of_a_checkpoints_config_that_no_path_can_contain_is_a_mistake():
     config = small(name="a\0b", trainer={"epochs": 2, "val": False, "save_dir": "\ud800"})
     assert mistakes(config) == ["name: the text contains a NUL character",
                                 "trainer.save_dir: the text contains a lone surrogate"]
+
+
+def test_a_norm_that_does_not_exist_is_found_before_the_network_is_built():
+    arch = {"type": "DeepLabV3", "args": {"norm": "grop"}}
+    assert "arch.args.norm: unknown norm 'grop'. Did you mean 'group'?" in only_mistake(
+        small(arch=arch))
+
+
+def test_only_one_way_to_count_between_validations_is_accepted():
+    trainer = {**small()["trainer"], "val_per_epochs": 3, "val_per_iterations": 2000}
+    assert "trainer.val_per_iterations: expected only one of val_per_iterations (2000) and " \
+        "val_per_epochs (3)" in only_mistake(small(trainer=trainer))

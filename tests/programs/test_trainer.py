@@ -21,6 +21,7 @@ from utils.config.schema import resolve_config
 from utils.errors import ConfigError, NumericalError
 from utils.images.normalize import Normalize
 from utils.training.criterion import Criterion
+from utils.training.earlier_runs import is_finished
 
 CLASSES = 3
 
@@ -331,6 +332,23 @@ def test_accumulated_micro_batches_equal_one_batch(tmp_path):
         torch.testing.assert_close(results[0][key], results[1][key], rtol=1e-4, atol=1e-5)
 
 
+def test_average_ranks_weights_micro_batches_alike_whatever_their_labels(tmp_path):
+    trainer = make(tmp_path, "trainer.accumulate=2", "trainer.average=ranks", "lr_scheduler=null")
+    trainer._begin_epoch(1)
+    batches = list(trainer.train_loader)[:2]
+    batches[0]["label"] = batches[0]["label"].clone()
+    batches[0]["label"][:, 1:] = 255
+    model = Net()
+    model.load_state_dict(trainer.model.state_dict())
+    losses = [F.cross_entropy(model(trainer.normalize(batch["image"]))["out"],
+                              batch["label"].long(), ignore_index=255) for batch in batches]
+    (sum(losses) / 2).backward()
+    trainer.optimizer.zero_grad = lambda **options: None
+    trainer._step([dict(batch) for batch in batches])
+    for mine, plain in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, plain.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path):
     trainer = make(tmp_path)
     step = trainer._step
@@ -377,6 +395,34 @@ def test_early_stop_ends_the_run(tmp_path):
     trainer._valid_epoch = lambda epoch: {"Mean_IoU": 1 / epoch}
     trainer.train()
     assert trainer.progress.epoch == 4
+
+
+@pytest.mark.parametrize("every, steps", [(3, [3, 6, 9, 12]), (4, [4, 8, 12]), (5, [5, 10, 12]),
+                                          (50, [12])])
+def test_validation_by_iterations_changes_no_weight(tmp_path, every, steps):
+    (tmp_path / "plain").mkdir(), (tmp_path / "many").mkdir()
+    plain, many = (make(tmp_path / name, *settings) for name, settings in (
+        ("plain", []), ("many", [f"trainer.val_per_iterations={every}"])))
+    plain.train(), many.train()
+    assert same(weights(plain), weights(many))
+    lines = map(json.loads, (tmp_path / "many/metrics.jsonl").open())
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == steps
+    state = read_checkpoint(tmp_path / "many/model_best.pth")
+    assert state["step"] == state["monitor"]["step"] == state["validated"]
+
+
+def test_early_stop_by_iterations_ends_the_run_inside_an_epoch(tmp_path, capfd):
+    settings = "trainer.val_per_iterations=1", "trainer.early_stop=2"
+    trainer = make(tmp_path, *settings)
+    trainer._valid_epoch = lambda epoch: {"Mean_IoU": 1 / trainer.progress.step}
+    trainer.train()
+    state = read_checkpoint(tmp_path / "last.pth")
+    assert (state["step"], state["epoch"], state["monitor"]["step"]) == (3, 1, 1)
+    assert is_finished(state)
+    assert "stopped: 2 validations without a better Mean_IoU" in capfd.readouterr().err
+    resumed = make(tmp_path, *settings, checkpoint=state)
+    resumed.train()
+    assert resumed.progress.step == 3
 
 
 def test_iterations_end_in_the_middle_of_an_epoch(tmp_path):

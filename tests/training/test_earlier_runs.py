@@ -3,13 +3,16 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.programs.test_train_py import COMMON, run
+from tests.programs.test_trainer import make
 from utils.checkpoint.read import read_checkpoint
 from utils.errors import CheckpointError
+from utils.images.normalize import Normalize
 from utils.machine import distributed
 from utils.training import run_setup
-from utils.training.earlier_runs import is_finished, start_file
+from utils.training.earlier_runs import is_finished, start_file, warn_of_other_input
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +86,24 @@ def test_only_rank_0_reads_the_files_of_an_earlier_run(monkeypatch):
     monkeypatch.setattr(distributed, "broadcast_object", lambda _: CheckpointError("gone"))
     with pytest.raises(CheckpointError, match="gone"):
         run_setup.Run.settle_start(SimpleNamespace(config=config, checkpoint=None))  # type: ignore
+
+
+def test_a_start_file_with_other_input_is_told_with_the_numbers(capfd):
+    saved = {"mean": [0.485, 0.456, 0.406], "std": [0.25] * 3, "order": "BGR", "scale": 255.0}
+    warn_of_other_input(saved, Normalize([0.5, 0.456, 0.406], [0.25] * 3))
+    line, = capfd.readouterr().err.splitlines()
+    assert "mean was [0.485, 0.456, 0.406], is [0.5, 0.456, 0.406]; order was BGR, is RGB" in line
+    warn_of_other_input({**saved, "order": "RGB"}, Normalize([0.485, 0.456, 0.406], [0.25] * 3))
+    warn_of_other_input(None, Normalize([0.5] * 3, [0.25] * 3))
+    assert not capfd.readouterr().err
+
+
+def test_fine_tuning_from_a_run_with_another_normalization_warns_once(tmp_path, capfd):
+    make(tmp_path, "trainer.epochs=1").train()
+    capfd.readouterr()
+    path = tmp_path / "last.pth"
+    state = torch.load(path, weights_only=True)
+    state["normalization"]["mean"] = [0.1, 0.2, 0.3]
+    torch.save(state, path)
+    make(tmp_path, f"trainer.finetune_from={path}")
+    assert capfd.readouterr().err.count("was [0.1, 0.2, 0.3], is [0.5, 0.5, 0.5]") == 1

@@ -7,6 +7,7 @@ import torch
 
 from tests.programs.test_trainer import Net, make, same, signal_at, weights
 from tests.reliability.test_numbers import poison
+from tests.support.ranks import on_ranks
 from tests.training.test_lr_scheduler import ARGS, BY_STEPS, ON_SCORES
 from utils.checkpoint.format import TrainingCheckpoint
 from utils.checkpoint.load import _kept_for
@@ -372,3 +373,77 @@ def test_a_plateau_forgets_the_best_value_of_another_metric(tmp_path):
 def test_a_plateau_needs_a_monitored_validation(tmp_path, setting):
     with pytest.raises(ConfigError, match="nothing is validated or monitored"):
         make(tmp_path, f"lr_scheduler={json.dumps({'type': ON_SCORES})}", setting)
+
+
+BY_ITERATION = ("trainer.val_per_iterations=3", "trainer.log_per_iter=1",
+                'lr_scheduler={"type": "ReduceLROnPlateau", "args": {"patience": 0}}')
+
+
+def lines_of(folder, kind="validation"):
+    return [line for line in map(json.loads, (folder / "metrics.jsonl").open())
+            if line["kind"] == kind]
+
+
+def stopped_in_validation(folder, number):
+    """A trainer that is stopped by a signal in its validation `number`, counted from 1."""
+    folder.mkdir(exist_ok=True)
+    trainer = make(folder, *BY_ITERATION)
+    scores, seen = trainer._scores, []
+
+    def signaled(*args):
+        seen.append(0)
+        if len(seen) == number:
+            trainer.stop_signal.signum = 15
+        return scores(*args)
+    trainer._scores = signaled
+    with pytest.raises(Interrupted):
+        trainer.train()
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 8, "validation 1", "validation 2", "validation 4"])
+def test_a_run_that_validates_by_iterations_resumes_without_a_difference(tmp_path, stop):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    trained(whole, *BY_ITERATION)
+    if isinstance(stop, int):
+        trained(cut, *BY_ITERATION, stop=stop)
+    else:
+        stopped_in_validation(cut, int(stop[-1]))
+    trained(cut, *BY_ITERATION, checkpoint=last(cut))
+    assert [line["step"] for line in lines_of(cut)] == [3, 6, 9, 12]
+    assert lines_of(cut) == lines_of(whole) and rates(cut) == rates(whole)
+    one, other = last(whole), last(cut)
+    for key in ("model", "optimizer", "scheduler", "monitor", "step", "samples", "validated"):
+        assert equal(one[key], other[key]), key
+
+
+def test_a_run_killed_after_a_validation_inside_an_epoch_goes_on_from_there(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    trained(whole, *BY_ITERATION)
+    cut.mkdir()
+    killed = make(cut, *BY_ITERATION)
+    update = killed._update
+
+    def fails(*args):
+        if killed.progress.step == 10:
+            raise KeyboardInterrupt
+        return update(*args)
+    killed._update = fails
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    assert (last(cut)["step"], last(cut)["epoch"], last(cut)["samples"]) == (9, 3, 2)
+    trained(cut, *BY_ITERATION, checkpoint=last(cut))
+    assert lines_of(cut) == lines_of(whole)
+    assert equal(last(cut)["model"], last(whole)["model"])
+
+
+def _by_iterations(rank, world, folder):
+    trainer = make(folder, "trainer.val_per_iterations=3", "trainer.log_per_iter=1",
+                   "use_synch_bn=true")
+    trainer.train()
+    assert trainer.progress.validated == 12 and trainer.model.training
+
+
+def test_two_ranks_validate_by_iterations_together(tmp_path):
+    """Seconds: two processes import torch."""
+    on_ranks(_by_iterations, 2, tmp_path)
+    assert [line["step"] for line in lines_of(tmp_path)] == [3, 6, 9, 12]

@@ -35,17 +35,18 @@ class TrainingCheckpoint(Checkpoint):
     monitor: dict[str, Any]
     step: int                       # optimizer steps taken
     samples: int                    # trained in this epoch, over all ranks
-    steps_per_epoch: int            # absent in files of older versions, like the next five
+    steps_per_epoch: int            # absent in files of older versions, like the next six
     skipped: int                    # steps without an update: loss or gradient not finite
     overflows: int                  # steps without an update: the scaled gradient overflowed
+    validated: int                  # the step after which the last validation was made
     averaged: int                   # steps that are in `ema`
     dataset: dict[str, Any]         # length and hash of the training data
     lineage: list[list[int]]        # [number, step] of each time the run was taken back to a step
 
 
 # Entries that files of older versions lack.
-ADDED_LATER = ("steps_per_epoch", "skipped", "overflows", "averaged", "dataset", "lineage",
-               "activation", "versions")
+ADDED_LATER = ("steps_per_epoch", "skipped", "overflows", "validated", "averaged", "dataset",
+               "lineage", "activation", "versions")
 
 
 def epochs_finished(checkpoint: Mapping[str, Any]) -> int | None:

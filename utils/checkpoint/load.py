@@ -139,7 +139,8 @@ def load_foreign(model: Any, path: str | Path, exclude: Sequence[str] = ()) -> "
     segmentation_models_pytorch, and more of the network is filled that way, they are taken as the
     file of a bare encoder is. The report lists the rest of the file as not in the network.
     """
-    state = unwrap(read_weights(path), str(path))
+    content = read_weights(path)
+    state = unwrap(content, str(path))
     forms = [model.rename_foreign(state)]
     inner = {key.removeprefix(ENCODER): value for key, value in state.items()
              if key.startswith(ENCODER)}
@@ -147,7 +148,10 @@ def load_foreign(model: Any, path: str | Path, exclude: Sequence[str] = ()) -> "
         rest = {key: value for key, value in state.items() if not key.startswith(ENCODER)}
         forms.append({**rest, **model.rename_foreign(inner)})
     state = max(forms, key=lambda form: len(match_tensors(model, form).loaded))
-    return load_partial(model, state, str(path), exclude)
+    report = load_partial(model, state, str(path), exclude)
+    if isinstance(content, dict) and isinstance(content.get("normalization"), dict):
+        report.normalization = content["normalization"]
+    return report
 
 
 def load_partial(model: nn.Module, state: Mapping[str, torch.Tensor], where: str,
@@ -228,6 +232,7 @@ class LoadReport:
     excluded: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, str, str]] = field(default_factory=list)
     # mismatched: (key, shape and dtype in the file, the same in the network)
+    normalization: dict[str, Any] | None = None         # of the file's training, if it states one
 
     @property
     def exact(self) -> bool:

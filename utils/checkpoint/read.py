@@ -291,7 +291,7 @@ def _wrong_entry(state, devices):
         "scaler": lambda value: isinstance(value, dict),
         "monitor": _is_monitor,
         "step": _is_count, "samples": _is_count, "skipped": _is_count, "overflows": _is_count,
-        "averaged": _is_count,
+        "averaged": _is_count, "validated": _is_count,
         "steps_per_epoch": lambda value: _is_count(value, 1),
         "dataset": lambda value: isinstance(value, dict) and _is_count(value.get("length"))
         and isinstance(value.get("ids"), str),

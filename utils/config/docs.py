@@ -24,7 +24,9 @@ from utils.config.registry import KINDS, components, load
 from utils.config.schema import (
     LOSS,
     MIXED,
+    OPTIMIZER,
     PROVIDED,
+    SCHEDULE,
     Component,
     Components,
     Entries,
@@ -81,7 +83,7 @@ def list_text(kind: str | None = None, name: str | None = None) -> str:
               for names, cls in _grouped(_classes(kind))]
     if kind == "backbones":
         blocks.append("timm/NAME\n  Any encoder of timm, where timm is installed.")
-    return "\n\n".join(blocks + _shared_blocks(kind))
+    return "\n\n".join(blocks + _shared_blocks(kind) + _beside(kind))
 
 
 def _found(word: str) -> str:
@@ -317,7 +319,7 @@ def _describe_class(kind, name, cls):
     if isinstance(outputs, dict):
         blocks.append("outputs and their weights in the loss: "
                       + ", ".join(f"{one} {weight}" for one, weight in outputs.items()))
-    return "\n\n".join(blocks + _shared_blocks(kind))
+    return "\n\n".join(blocks + _shared_blocks(kind) + _beside(kind))
 
 
 def _shared_blocks(kind):
@@ -326,6 +328,22 @@ def _shared_blocks(kind):
     blocks = [_block("", function, fields(function, leave_out=PROVIDED[kind])).lstrip("\n")
               for function in shared]
     return [f"common to all {kind}:", *blocks] if blocks else []
+
+
+def _beside(kind):
+    """The keys that a section of a kind may have beside "type" and "args"."""
+    extra = {"schedulers": SCHEDULE, "optimizers": OPTIMIZER}.get(kind)
+    if extra is None:
+        return []
+    assert extra.entry, kind
+    blocks = [_block('beside "type" and "args"', extra.entry, extra.extra, whole=True)]
+    for name, field in extra.extra.items():
+        section = next(filter(None, map(section_of, field.annotations)), None)
+        keys = section.keys if isinstance(section, Entries) else section
+        if isinstance(keys, Keys):
+            blocks += [_block(name, load(one), fields(load(one)), whole=True)
+                       for one in keys.functions]
+    return blocks
 
 
 def _block(title: str, function: Callable, schema: Mapping[str, Field], whole: bool = False) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from utils.cli.console import notice
-from utils.config.cross_checks import check_backbone, check_between_keys, names_outputs
+from utils.config.cross_checks import check_between_keys, check_names, names_outputs
 from utils.config.registry import STEP_IMPLEMENTATION, components, load
 from utils.config.signature import (
     Field,
@@ -41,7 +41,8 @@ PROVIDED = {
 }
 # kind or role -> callables that share the flat "args" of a section with its class.
 SHARED = {
-    "models": ("base.base_model:BaseModel.freeze", "base.base_model:BaseModel.two_classes"),
+    "models": ("base.base_model:BaseModel.freeze", "base.base_model:BaseModel.two_classes",
+               "base.base_model:BaseModel.set_norms"),
     "datasets": ("dataloader.pixel_cache:use_cache",
                  "dataloader.augmentation.transforms:Augmentation",
                  "dataloader.loader:build_loader",
@@ -86,7 +87,7 @@ class Component:
     def __init__(self, kind: str, extra: Callable | None = None, short: bool = False,
                  name: str | None = None, role: str | None = None):
         self.kind, self.short, self.name, self.role = kind, short, name or kind, role or kind
-        self.extra = fields(extra) if extra else {}
+        self.entry, self.extra = extra, fields(extra) if extra else {}
 
     def resolve(self, value: Any, path: KeyPath, report: "Mistakes") -> dict[str, Any]:
         """The section with its defaults; its mistakes go to `report`."""
@@ -127,8 +128,8 @@ class Component:
         if isinstance(nested, list) and "losses" in schema:
             resolved["losses"] = [MIXED.resolve(item, (*path, "losses", i), report)
                                   for i, item in enumerate(nested)]
-        if self.kind == "models" and isinstance(resolved.get("backbone"), str):
-            check_backbone(resolved["backbone"], (*path, "backbone"), report)
+        if self.kind == "models":
+            check_names(resolved, path, report)
         only_if_given: Collection[str] = STEP_IMPLEMENTATION if self.kind == "optimizers" else ()
         if self.role != self.kind:
             only_if_given = fields(*section_callables(self.role, cls)[1:])
@@ -268,6 +269,7 @@ class Loss:
         return {name: LOSS.resolve(item, (*path, name), report) for name, item in value.items()}
 
 
+WARMUP = Keys("utils.training.warmup:Warmup")
 GROUPS = Entries(Keys("utils.training.parameter_groups:ParameterGroup"))
 _NONE: list = []
 
@@ -295,11 +297,20 @@ def optimizer_entry(differential_lr: bool = False,
     """
 
 
+def scheduler_entry(warmup: Annotated[dict | None, WARMUP] = _UNSET):
+    """Further keys of the schedule.
+
+    warmup: lower rates in the first steps, over any schedule; see utils/training/warmup.py.
+    """
+
+
 LOSS = Component("losses", loss_entry, short=True, name="loss_of_an_output")
 MIXED = Component("losses", mixed_entry, short=True, name="loss_in_a_sum")
 PREDICT = Keys("utils.decision.rules:predict_section", "utils.predict.predictor:Predictor",
                "utils.images.input_size:InputSize", "utils.predict.protocols:protocol_section",
                presets="utils.predict.protocols:expanded")
+OPTIMIZER = Component("optimizers", optimizer_entry, short=True)
+SCHEDULE = Component("schedulers", scheduler_entry, short=True)
 NORMALIZE = Keys("utils.images.normalize:InputNumbers")
 
 _POLY = {"type": "Poly", "args": {}}
@@ -313,10 +324,8 @@ def config_keys(*, name: str = "segwright", seed: int = 0, deterministic: bool =
                 val_loader: Annotated[dict | None, Component("datasets")] = None,
                 test_loader: Annotated[dict | None, Component("datasets")] = None,
                 normalize: Annotated[dict | None, NORMALIZE] = None,
-                optimizer: Annotated[dict | str,
-                                     Component("optimizers", optimizer_entry, short=True)],
-                lr_scheduler: Annotated[dict | str | None, Component("schedulers", short=True)]
-                = _POLY,
+                optimizer: Annotated[dict | str, OPTIMIZER],
+                lr_scheduler: Annotated[dict | str | None, SCHEDULE] = _POLY,
                 loss: Annotated[str | dict | list, Loss()],
                 loss_weights: list[float] | None = None,
                 val_loss: Annotated[dict | str | None, Component("losses", short=True)] = None,

@@ -8,6 +8,8 @@ from utils.checkpoint.find import BEST, LAST, newest_file
 from utils.checkpoint.read import contents_of, peek
 from utils.cli.console import notice, warn
 from utils.errors import CheckpointError, nearest
+from utils.images.normalize import Normalize
+from utils.machine import distributed
 from utils.training.run_folder import runs_folder
 
 RUN = "run:"
@@ -51,6 +53,34 @@ def require_start(trainer: Mapping[str, Any]):
     if start and not Path(start_file(start, trainer["save_dir"])).is_file():
         raise CheckpointError(f"{start} does not exist", "trainer.finetune_from",
                               "train the stage before it first, or download the file")
+
+
+def warn_of_other_input(saved: Mapping[str, Any] | None, normalize: Normalize):
+    """Warn, with the numbers, if the network of a start file read images normalized otherwise.
+
+    saved: the entry "normalization" of its checkpoint; None: the file states none. Rank 0 warns.
+    """
+    now = normalize.state()
+    differences = [f"{key} was {_numbers(saved[key])}, is {_numbers(now[key])}"
+                   for key in ("mean", "std", "order", "scale")
+                   if saved and key in saved and not _alike(saved[key], now[key])]
+    if differences and distributed.is_main():
+        warn("trainer.finetune_from: its network was trained on images that were normalized "
+             f"otherwise: {'; '.join(differences)}; to keep its input, set the section normalize")
+
+
+def _alike(one, other):
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    pairs = zip(*(value if isinstance(value, (list, tuple)) else [value]
+                  for value in (one, other)), strict=False)
+    return all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
+
+
+def _numbers(value):
+    if not isinstance(value, list):
+        return value
+    return "[" + ", ".join(f"{one:.4g}" for one in value) + "]"
 
 
 def is_finished(checkpoint: Mapping[str, Any]) -> bool:

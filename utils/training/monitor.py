@@ -29,6 +29,7 @@ class Monitor:
         self.patience = patience
         self.best: float | None = None
         self.epoch: int | None = None       # the epoch of the best value
+        self.step: int | None = None        # its step, if an epoch has several validations
         self.waited = 0                     # validations since then
 
     @property
@@ -36,17 +37,22 @@ class Monitor:
         """Whether `patience` validations in a row were not better."""
         return 0 < self.patience <= self.waited
 
-    def update(self, results: dict, epoch: int) -> bool:
-        """Compare one validation with the best; True if it is better. NaN never is."""
+    def update(self, results: dict, epoch: int, step: int | None = None) -> bool:
+        """Compare one validation with the best; True if it is better. NaN never is.
+
+        step: given if an epoch can have several validations, which it then tells apart.
+        """
         if self.mode == "off":
             return False
         value = results[self.metric]
         better = not math.isnan(value) and self._beats(value)
+        now, at_best = (epoch, self.epoch) if step is None or self.step is None else \
+            (step, self.step)
         if better:
-            self.best, self.epoch, self.waited = value, epoch, 0
-        elif epoch == self.epoch:
+            self.best, self.epoch, self.step, self.waited = value, epoch, step, 0
+        elif now == at_best:
             self.waited = 0        # the best validation, repeated after an interruption
-        elif self.epoch is None or epoch > self.epoch:
+        elif at_best is None or now > at_best:
             self.waited += 1
         return better
 
@@ -58,7 +64,8 @@ class Monitor:
         """
         if self.mode == "off" or state["best"] is None or not self._beats(state["best"]):
             return False
-        self.best, self.epoch, self.waited = state["best"], state["epoch"], 0
+        self.best, self.epoch, self.step = state["best"], state["epoch"], state.get("step")
+        self.waited = 0
         return True
 
     def _beats(self, value: float) -> bool:
@@ -66,10 +73,11 @@ class Monitor:
                                      else value < self.best)
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "epoch": self.epoch, "waited": self.waited}
+        return {"best": self.best, "epoch": self.epoch, "step": self.step, "waited": self.waited}
 
     def load_state_dict(self, state: dict):
-        self.best, self.epoch, self.waited = state["best"], state["epoch"], state["waited"]
+        self.best, self.epoch, self.step = state["best"], state["epoch"], state.get("step")
+        self.waited = state["waited"]
 
 
 def monitor_problem(spec: str) -> str | None:

@@ -93,6 +93,11 @@ def parameter_groups(section: dict, model: Any, tell: bool = False) -> list[dict
     return [found[key] for key in sorted(found, key=lambda key: key[0])]
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalizes, whatever its class."""
+    return "norm" in type(module).__name__.lower() or getattr(module, "is_norm", False)
+
+
 def parameter_order(section: dict, model: Any) -> list[nn.Parameter]:
     """The parameters in the order in which an optimizer of this section saves their state."""
     return [p for group in parameter_groups(section, model) for p in group["params"]]
@@ -142,7 +147,7 @@ def _of_kinds(kinds, model) -> dict[str, set[int]]:
 
 def _kinds(module, name, parameter):
     kinds = set()
-    if "norm" in type(module).__name__.lower() or getattr(module, "is_norm", False):
+    if is_norm(module):
         kinds.add("norm")
     if name.endswith("bias"):                       # also in_proj_bias of attention
         kinds.add("bias")

@@ -20,6 +20,7 @@ class Progress:
     into_batch: int = 0     # samples of the next batch that a run on other ranks has trained
     skipped: int = 0        # steps without an update: the loss or gradient was not finite
     overflows: int = 0      # steps without an update: the scaled gradient overflowed
+    validated: int = 0      # the step after which the last validation was made
     stage: str = "training"     # or "validation"
     # [number, step] of each time the run was taken back to a step; the number counts them over
     # all checkpoints of its folder.

@@ -59,7 +59,7 @@ def state_of(trainer: Resumable) -> TrainingCheckpoint:
         # Counted in samples over all ranks, so that another number of ranks can resume.
         "samples": progress.batches_done * _samples_per_batch(trainer) + progress.into_batch,
         "steps_per_epoch": progress.steps_per_epoch, "skipped": progress.skipped,
-        "overflows": progress.overflows,
+        "overflows": progress.overflows, "validated": progress.validated,
         "averaged": int(trainer.ema.n_averaged) if trainer.ema else 0,
         "dataset": trainer.dataset_facts, "lineage": progress.lineage,
         "monitor": trainer.monitor.state_dict(), "config": trainer.config,
@@ -82,6 +82,7 @@ def restore(trainer: Resumable, saved: Checkpoint):
         progress.epoch, progress.step = checkpoint["epoch"], checkpoint["step"]
         progress.skipped = checkpoint.get("skipped", 0)
         progress.overflows = checkpoint.get("overflows", 0)
+        progress.validated = checkpoint.get("validated", 0)
         if trainer.ema:
             load_exact(trainer.ema.module, checkpoint["ema"] or checkpoint["model"], arch, where)
             # Without an update the average is not an average yet: the first one replaces it.

@@ -1,4 +1,5 @@
 """Measures how fast a loop runs and how long it waits for data."""
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 
@@ -24,6 +25,13 @@ class StepClock:
                 return
             self._batches += len(group)
             yield group
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block out."""
+        before = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - before
 
     def lap(self) -> tuple[float, float]:
         """(images per second, share of the time spent waiting for data) since the last lap."""
