@@ -9,9 +9,12 @@ rank): a resumed run repeats them, and the draws are the same on CPU and GPU. No
 read back from the device.
 """
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from utils.machine import distributed
 
 # (class, ground class it is pasted onto) of hoya012's tutorial, Cityscapes train ids: wall and
 # fence onto the pavement, bus and train onto the road.
@@ -37,17 +40,24 @@ class CutMix(BatchTransform):
     Yun et al., 2019 (arXiv:1905.04899); labels are pasted unchanged, as French et al.,
     2020 (arXiv:1906.01916) and hoya012's tutorial do for segmentation. The box has a
     share 1 - λ of the area, λ from Beta(alpha, alpha); its center is uniform, and it is
-    cut off at the edges of the image. p: probability that a batch is mixed.
+    cut off at the edges of the image. p: probability that a batch is mixed. all_ranks: the images
+    of all processes are one batch, with one box.
     """
 
     least_images = 2
 
-    def __init__(self, alpha: float = 1.0, p: float = 1.0):
+    def __init__(self, alpha: float = 1.0, p: float = 1.0, all_ranks: bool = False):
         if alpha <= 0 or not 0 <= p <= 1:
             raise ValueError(f"alpha must be above 0 and p from 0 to 1, got {alpha} and {p}")
         self.kept, self.p = torch.distributions.Beta(alpha, alpha), p
+        self.all_ranks = all_ranks
+        if all_ranks and distributed.world_size() > 1:
+            self.least_images = 1
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return over_all_ranks(self._mixed, batch) if self.all_ranks else self._mixed(batch)
+
+    def _mixed(self, batch):
         number, height, width = batch["label"].shape
         chance, down, right = torch.rand(3, dtype=torch.float64).tolist()
         kept, donors = self.kept.sample().item(), torch.randperm(number)
@@ -66,7 +76,7 @@ class CopyBlob(BatchTransform):
     [class, ground] in turn: all pixels of the class, moved so that the pixel with the
     smallest row + column lies on a random pixel of the ground. Nothing is pasted if the
     donor has no pixel of the class or the image none of the ground. p: probability that
-    an image receives objects.
+    an image receives objects. all_ranks: the images of all processes are one batch.
 
     Different from the tutorial: pixels that would lie outside the image are dropped
     (there they smear along the right and lower edge, or appear on the other side), and
@@ -74,7 +84,7 @@ class CopyBlob(BatchTransform):
     """
 
     def __init__(self, pairs: tuple[tuple[int, int], ...] = TUTORIAL_PAIRS, p: float = 1.0,
-                 num_classes: int | None = None):
+                 all_ranks: bool = False, num_classes: int | None = None):
         if not pairs or not 0 <= p <= 1:
             raise ValueError(f"pairs must not be empty and p is from 0 to 1, got {list(pairs)} "
                              f"and {p}")
@@ -84,9 +94,12 @@ class CopyBlob(BatchTransform):
             raise ValueError(f"pairs names class {wrong[0]}; the dataset has the classes 0 to "
                              f"{num_classes - 1}" if num_classes else
                              f"pairs names class {wrong[0]}, below 0")
-        self.pairs, self.p = pairs, p
+        self.pairs, self.p, self.all_ranks = pairs, p, all_ranks
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return over_all_ranks(self._pasted, batch) if self.all_ranks else self._pasted(batch)
+
+    def _pasted(self, batch):
         label = batch["label"]
         number, height, width = label.shape
         donors = torch.randint(number, (number,))
@@ -103,6 +116,27 @@ class CopyBlob(BatchTransform):
             shown = torch.where(pasted.view_as(shown), class_id, shown)
         return {key: _gathered(value, origin) if _is_map(value, batch) else value
                 for key, value in batch.items()}
+
+
+def over_all_ranks(transform: Callable[[dict[str, Any]], dict[str, Any]],
+                   batch: dict[str, Any]) -> dict[str, Any]:
+    """This rank's images of `transform` applied to the images of all ranks as one batch.
+
+    All ranks draw the same numbers: their generators are set to a seed that rank 0 draws, and
+    afterwards set back. The maps of all ranks must be of one size; their numbers may differ.
+    """
+    if distributed.world_size() == 1:
+        return transform(batch)
+    counts = distributed.gather(len(batch["label"]))
+    seed = distributed.broadcast_object(int(torch.randint(2 ** 62, (1,))))
+    names = [name for name, value in batch.items() if _is_map(value, batch)]
+    whole = {name: distributed.gather_images(batch[name], counts) for name in names}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mixed = transform(whole)
+    first = sum(counts[:distributed.rank()])
+    mine = slice(first, first + counts[distributed.rank()])
+    return {**batch, **{name: mixed[name][mine] for name in names}}
 
 
 def cutmix_box(kept: float, row: int, column: int,

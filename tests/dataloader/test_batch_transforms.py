@@ -16,6 +16,7 @@ from dataloader.augmentation.batch_transforms import (
 from dataloader.loader import build_loader, make_loader
 from dataloader.shapes import Shapes
 from tests.support.places import ROOT, SHARED
+from tests.support.ranks import on_ranks
 from utils.config.build import build
 from utils.config.load import load_config
 from utils.config.registry import components
@@ -364,3 +365,39 @@ def test_a_transform_that_needs_several_images_says_that_one_is_not_enough(capfd
         make_loader(section, ignore_index=255, training=True)
         assert ("CutMix has no effect: it mixes the images of a batch" in capfd.readouterr().err) \
             == said
+
+
+def _mixed_over_ranks(rank, world, transform):
+    labels = torch.arange(5).view(5, 1, 1).expand(5, 6, 8).contiguous()
+    whole = {"image": labels[:, None].expand(5, 3, 6, 8).to(torch.uint8), "label": labels}
+    mine = slice(0, 3) if rank == 0 else slice(3, 5)
+    batch = {**{key: value[mine].clone() for key, value in whole.items()}, "id": ["a", "b"]}
+    torch.manual_seed(rank)
+    mixed = transform(batch)
+    torch.manual_seed(0)
+    torch.manual_seed(int(torch.randint(2 ** 62, (1,))))
+    wanted = transform.__class__.__dict__[
+        "_mixed" if isinstance(transform, CutMix) else "_pasted"](transform, whole)
+    for key in whole:
+        assert torch.equal(mixed[key], wanted[key][mine]), key
+    assert mixed["id"] == batch["id"]
+
+
+def _both_over_ranks(rank, world):
+    _mixed_over_ranks(rank, world, CutMix(all_ranks=True))
+    _mixed_over_ranks(rank, world, CopyBlob(pairs=((3, 1), (4, 0)), all_ranks=True))
+
+
+def test_the_images_of_two_ranks_are_mixed_as_one_batch():
+    """Seconds: two processes import torch."""
+    on_ranks(_both_over_ranks, 2)
+
+
+def test_on_one_rank_all_ranks_changes_nothing():
+    label = torch.randint(0, 5, (4, 6, 8))
+    batch = {"image": torch.randint(0, 256, (4, 3, 6, 8), dtype=torch.uint8), "label": label}
+    results = []
+    for all_ranks in (False, True):
+        torch.manual_seed(5)
+        results.append(CutMix(all_ranks=all_ranks)(batch))
+    assert torch.equal(results[0]["image"], results[1]["image"])

@@ -420,3 +420,20 @@ def test_batched_labels_of_nan_are_classes():
     probs = torch.full((2, 3, 50), float("nan"))
     labels, _ = solve_batched(probs, Objective("dice", 0.0), 0.5, "auto", False)
     assert labels.shape == (2, 50) and labels.max() < 3
+
+
+def test_the_truncated_mean_counts_the_likely_pixels_instead_of_summing():
+    torch.manual_seed(0)
+    probs = (torch.randn(1, 1, 40, 50) * 1.5 - 0.5).sigmoid()
+    mask, info = rank_dice(probs, solver="published_truncated", return_info=True)
+    q = probs.flatten().double().sort(descending=True).values
+    volume, sizes = (q >= 0.5).sum(), torch.arange(1, len(q) + 1)
+    scores = 2 * q.cumsum(0) / (sizes + volume)
+    assert mask.sum() == scores.argmax() + 1
+    assert info.expected.item() == pytest.approx(scores.max().item(), rel=1e-4)
+    assert mask.sum() != rank_dice(probs).sum()
+
+
+def test_the_truncated_mean_is_refused_for_iou():
+    with pytest.raises(ConfigError, match='"published_truncated" was published for Dice only'):
+        rank_dice(torch.rand(1, 1, 2, 2), metric="iou", solver="published_truncated")

@@ -178,3 +178,19 @@ def test_a_subclass_with_another_forward_does_not_inherit_an_inverse():
     assert inverse_of(Own()) == NoInverse("Own does not state an inverse")
     assert inverse_of(Stated()) == Inverse(weight=[1, 2])
     assert inverse_of(Without()) == NoInverse("Without does not state an inverse")
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("alpha", [None, "W"])
+def test_where_a_detached_focal_loss_has_no_expected_gradient_the_inverse_is_the_posterior(
+        classes, alpha):
+    loss = build_loss({"type": "FocalLoss", "args": with_weights(
+        {"gamma": 2.0, "alpha": alpha, "detach": True}, classes)})
+    torch.manual_seed(classes)
+    logits = torch.randn(1, classes, dtype=torch.float64, requires_grad=True)
+    p = inverse_of(loss)(logits.detach()).softmax(1)
+    assert (p - logits.softmax(1)).abs().max() > 0.01
+    expected = sum(share * loss(logits[:, :, None, None], torch.full((1, 1, 1), label))
+                   for label, share in enumerate(p[0]))
+    expected.backward()
+    assert logits.grad.abs().max() < 1e-9

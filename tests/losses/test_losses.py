@@ -8,12 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.support.places import SHARED
 from tests.support.ranks import on_ranks
 from utils.config.registry import components
 from utils.errors import ConfigError
 from utils.losses import build_loss
+from utils.losses.focal import FocalLoss
 from utils.segfix.targets import segfix_targets
 
 GOLDEN = SHARED / "losses/cases.npz"
@@ -767,3 +769,17 @@ def test_warnings_are_printed_once(capfd):
                  "leaves class 0 out"):
         assert text in messages
     assert messages.count("does not balance classes") == 1
+
+
+def test_a_detached_focal_factor_scales_the_gradient_of_cross_entropy():
+    torch.manual_seed(0)
+    logits, target = torch.randn(1, 3, 4, 5, requires_grad=True), torch.randint(0, 3, (1, 4, 5))
+    plain, detached = FocalLoss(gamma=2.0), FocalLoss(gamma=2.0, detach=True)
+    assert torch.equal(plain(logits, target), detached(logits, target))
+    detached(logits, target).backward()
+    probs = logits.detach().softmax(1)
+    factor = (1 - probs.gather(1, target[:, None])) ** 2
+    one_hot = F.one_hot(target, 3).movedim(-1, 1)
+    torch.testing.assert_close(logits.grad, (probs - one_hot) * factor / 20)
+    with pytest.raises(ValueError, match="detach has no effect with gamma 0"):
+        FocalLoss(gamma=0, detach=True)

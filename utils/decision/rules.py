@@ -41,7 +41,7 @@ def predict_section(CoI: list | str = "all",
                     scale: list[float] | None = None, bias: list[float] | None = None,
                     threshold: float | list = 0.5,
                     smooth: float = 0.0, pruning: float = 0.5,
-                    solver: Literal["auto", "exact", "rma"] = "auto",
+                    solver: Literal["auto", "exact", "rma", "published_truncated"] = "auto",
                     theta: float = 300.0, amplitude: float = 1.0,
                     unassigned: Literal["assign", "void"] = "assign",
                     published: bool = False, boundary: bool = False) -> dict:

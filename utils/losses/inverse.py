@@ -7,6 +7,8 @@ class weights w     q_c ∝ w_c p_c, so the logits lose ln w_c. With positive we
                     cross-entropy the odds are multiplied by w, and the same holds.
 focal, exponent γ   p_c ∝ h(q_c), h(q) = q / ((1 - q)^γ - γ (1 - q)^(γ - 1) q ln q).
                     Charoenphakdee et al., CVPR 2021, arXiv:2011.09172. Factors α act like weights.
+                    Without a gradient of the factor h(q) = q / (1 - q)^γ: the expected gradient of
+                    the logit c, q_c Σ_k p_k (1 - q_k)^γ - p_c (1 - q_c)^γ, is 0 there.
 label smoothing ε   q_c = (1 - ε) p_c + ε / C. Szegedy et al., CVPR 2016, arXiv:1512.00567.
 
 A loss states its own inverse in a method `inverse`, as an `Inverse` or a `NoInverse`.
@@ -40,10 +42,11 @@ OF_REGIONS = NoInverse("it scores regions and not pixels, and no inverse of it i
 class Inverse:
     """Turns the logits of a network (N, C, ...) into logits of the posterior, of the same shape.
 
-    By default nothing is to be undone. gamma: the focal exponent. weight: one factor of the loss
-    per class; a class of weight 0 was not trained, has no inverse, and counts as one of mean weight
-    (see `unknown`). label_smoothing: as of the loss. activation: that of the loss; with "sigmoid"
-    each class is a binary decision, and weight a factor on its positive pixels.
+    By default nothing is to be undone. gamma: the focal exponent; detached: its factor has no
+    gradient. weight: one factor of the loss per class; a class of weight 0 was not trained, has no
+    inverse, and counts as one of mean weight (see `unknown`). label_smoothing: as of the loss.
+    activation: that of the loss; with "sigmoid" each class is a binary decision, and weight a
+    factor on its positive pixels.
 
     Every input dtype is computed in float32 (float64 stays), and finite logits of any size give
     finite logits.
@@ -53,6 +56,7 @@ class Inverse:
     weight: Sequence[float] | None = None
     label_smoothing: float = 0.0
     activation: str = "softmax"
+    detached: bool = False
 
     @property
     def active(self) -> bool:
@@ -81,8 +85,8 @@ class Inverse:
             return logits
         logits = full_precision(logits)
         if self.gamma:
-            logits = (_focal_softmax(logits, self.gamma) if self.activation == "softmax"
-                      else _focal_sigmoid(logits, self.gamma))
+            undo = _focal_softmax if self.activation == "softmax" else _focal_sigmoid
+            logits = undo(logits, self.gamma, self.detached)
         shifts = self._shifts()
         if shifts is not None:
             shifts = torch.tensor(shifts, dtype=logits.dtype, device=logits.device)
@@ -123,11 +127,13 @@ def inverse_of(loss: nn.Module) -> Inverse | NoInverse:
     return inverse
 
 
-def _log_focal(odds, gamma):
+def _log_focal(odds, gamma, detached):
     """ln h(q) for the logit of q. odds: float, any shape.
 
     With r = -q ln q / (1 - q), which is between 0 and 1, h(q) = q / ((1 - q)^γ (1 + γ r)).
     """
+    if detached:
+        return gamma * _softplus(odds) - _softplus(-odds)
     rest = odds.clamp(min=0).neg().exp()        # (1 - q) / q of the likely ones
     likely = torch.where(rest < 1e-3, 1 - rest / 2 + rest * rest / 3,
                          torch.log1p(rest) / rest.clamp(min=1e-3))
@@ -140,7 +146,7 @@ def _softplus(x):
     return x.clamp(min=0) + torch.log1p((-x.abs()).exp())
 
 
-def _focal_softmax(logits, gamma):
+def _focal_softmax(logits, gamma, detached):
     """The logits ln h(q) of the softmax q of logits (N, C, ...)."""
     if logits.shape[1] == 1:
         return logits       # a single class has the probability 1
@@ -153,13 +159,13 @@ def _focal_softmax(logits, gamma):
     log_q = z - _softplus(others)
     # Every other class has q <= 1/2. The bound only serves the largest, whose result is not used.
     odds = log_q - torch.log1p(-log_q.clamp(max=-math.log(2)).exp())
-    return _log_focal(torch.where(largest, -others, odds), gamma)
+    return _log_focal(torch.where(largest, -others, odds), gamma, detached)
 
 
-def _focal_sigmoid(logits, gamma):
+def _focal_sigmoid(logits, gamma, detached):
     """The logits of h(q) against h(1 - q) for the sigmoid q of logits."""
     z = logits.clamp(-FARTHEST, FARTHEST)
-    return _log_focal(z, gamma) - _log_focal(-z, gamma)
+    return _log_focal(z, gamma, detached) - _log_focal(-z, gamma, detached)
 
 
 def _unsmoothed(logits, smoothing):
