@@ -141,8 +141,8 @@ def _check_warmup(config, report):
     """A schedule with a warm-up of its own must not get a second one."""
     section = config.get("lr_scheduler")
     args = section.get("args") if isinstance(section, dict) and section.get("warmup") else None
-    for key in ("warmup_epochs", "warmup_steps") if isinstance(args, dict) else ():
-        if args.get(key):
+    for key in ("warmup_epochs", "warmup_steps"):
+        if isinstance(args, dict) and args.get(key):
             report.note(("lr_scheduler", "warmup"), f"{section['type']} already warms up: remove "
                                                     f"lr_scheduler.args.{key}, or this section")
 
