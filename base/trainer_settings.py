@@ -1,8 +1,8 @@
 """The settings of a training: the section `trainer` of a config."""
-import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from utils.errors import expression_problem
 from utils.machine.distributed import RANK_TIMEOUT
 from utils.training.monitor import monitor_problem
 
@@ -112,11 +112,9 @@ class TrainerSettings:
         if not 0 <= settings["ema"] < 1:
             problems.append(f"trainer.ema: expected a decay in [0, 1), got {settings['ema']}")
         for number, pattern in enumerate(settings["finetune_exclude"]):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                problems.append(f"trainer.finetune_exclude: [{number}] {pattern!r} is no regular "
-                                f"expression: {error}")
+            wrong = expression_problem(pattern)
+            if wrong:
+                problems.append(f"trainer.finetune_exclude: [{number}] {wrong}")
         problem = monitor_problem(settings["monitor"])
         if problem:
             problems.append(f"trainer.monitor: {problem}")

@@ -4,6 +4,7 @@ Every message states what is wrong (with the value found), where (file, key or i
 do about it. Entry points print only the message; --debug adds the traceback.
 """
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 
@@ -113,3 +114,12 @@ def shown(path: object) -> str:
     """A path as text that every terminal can print: unprintable characters are escaped."""
     text = os.fsdecode(path) if isinstance(path, (bytes, os.PathLike)) else str(path)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def expression_problem(pattern: str) -> str | None:
+    """What is wrong with a regular expression, as text; None: nothing."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return f"{pattern!r} is no regular expression: {error}"
+    return None

@@ -2,12 +2,13 @@
 from typing import Any
 
 from utils.config.load import load_stages
-from utils.config.recipes import recipe_files
+from utils.config.recipes import read_published, recipe_files
 from utils.config.schema import resolve_config
 
 COLUMNS = ("row", "data", "images", "crop", "scale", "network", "loss", "lr", "decay", "schedule",
            "length", "start", "amp", "seed", "input", "published")
 RECIPES = {path.stem: path for path in recipe_files()}
+PUBLISHED = {name: section for name, path in RECIPES.items() if (section := read_published(path))}
 # The stages of chains before the last one, which are no recipes of their own: name -> config.
 STAGES = {stage["name"]: stage for path in RECIPES.values()
           for stage in load_stages(path)[:-1] if stage["name"] not in RECIPES}

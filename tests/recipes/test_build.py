@@ -16,10 +16,9 @@ import pytest
 import torch
 
 from models.weights.published import published
-from tests.recipes.facts import RECIPES, STAGES, resolved
+from tests.recipes.facts import PUBLISHED, RECIPES, STAGES, resolved
 from utils.checkpoint.load import without_download
 from utils.config.build import build
-from utils.config.recipes import read_published
 from utils.config.registry import components
 from utils.images.normalize import Normalize
 from utils.training.criterion import Criterion
@@ -29,7 +28,6 @@ from utils.training.optimizer import build_optimizer
 CLASSES = {"CityScapes": 19, "Cityscapes": 19, "MiniCity": 19, "VOC": 21, "VOC2010_Context": 59,
            "LIP": 20, "ADE20K": 150, "COCO": 171, "Folder": 2, "CamVid": 11, "Shapes": 9,
            "SegFixTargets": 10, "Cityscapes_coarse": 19, "Cityscapes_fine_coarse": 19}
-PUBLISHED = {name: section for name, path in RECIPES.items() if (section := read_published(path))}
 STEPS = 1000
 PIXELS = 64 * 128      # of a crop of a step on a CPU; RMI and pyramid pooling need as many
 WHOLE_CROPS = os.environ.get("SEGWRIGHT_WHOLE_CROPS") == "1"

@@ -5,14 +5,13 @@ published_numbers.txt was written from the sources' scripts and documents, not f
 """
 import pytest
 
-from tests.recipes.facts import COLUMNS, RECIPES, STAGES, facts, resolved
+from tests.recipes.facts import COLUMNS, PUBLISHED, STAGES, facts, resolved
 from tests.support.places import ROOT
-from utils.config.recipes import METRICS, read_published
+from utils.config.recipes import METRICS
 
 LINES = (ROOT / "tests/recipes/published_numbers.txt").read_text(encoding="utf-8").splitlines()
 TABLE = {cells[0]: dict(zip(COLUMNS, cells, strict=True))
          for cells in ([cell.strip() for cell in line.split(" | ")] for line in LINES[1:])}
-PUBLISHED = {name: section for name, path in RECIPES.items() if (section := read_published(path))}
 
 
 def test_the_table_has_every_recipe_with_a_published_score_and_every_stage():

@@ -6,23 +6,22 @@ import pytest
 
 import test as test_py
 import train
+from tests.recipes.facts import PUBLISHED, RECIPES
 from tests.support.places import ROOT
 from tools import convert_checkpoint
 from utils.config.load import load_stages
-from utils.config.recipes import read_published, recipe_files, result_text
+from utils.config.recipes import result_text
 
 PAGE = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split(" | ")]
         for line in PAGE.splitlines() if line.startswith("| [") or line.startswith("| refine")
         or line.startswith("| hoya012_final")]
-RECIPES = {path.stem: (path, section) for path in recipe_files()
-           if (section := read_published(path))}
 RULES = ("T", "max", "rankdice")        # results of one run of test.py, in one row
 
 
 def rows_of(name):
     """The rows that a recipe must have: [name, published, checkpoint, train, test]."""
-    path, published = RECIPES[name]
+    path, published = RECIPES[name], PUBLISHED[name]
     config = load_stages(path)[-1]
     place = path.relative_to(ROOT).as_posix()
     results = [(one["name"], result_text(one), one["test"]) for one in published.results]
@@ -53,7 +52,7 @@ def test_command(name, place, config, published, options):
 test_command.__test__ = False
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_has_its_rows_with_score_checkpoint_and_commands(name):
     found = [row[:5] for row in ROWS if re.match(rf"\[{name}(\+\w+)?\]", row[0])]
     assert found == list(rows_of(name))
@@ -61,7 +60,7 @@ def test_a_recipe_has_its_rows_with_score_checkpoint_and_commands(name):
 
 def test_every_row_belongs_to_a_recipe_or_says_that_it_has_none():
     names = {re.sub(r"^\[([^]+]+).*", r"\1", row[0]) for row in ROWS if row[3] != "no config"}
-    assert names == set(RECIPES)
+    assert names == set(PUBLISHED)
     assert len([row for row in ROWS if row[3] == "no config"]) == 9
 
 

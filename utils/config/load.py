@@ -22,6 +22,7 @@ from utils.files.jsonc import MAX_DEPTH, parse_jsonc, read_jsonc
 from utils.files.whole_file import WholeFile, remedy
 
 COMMAND_LINE = "command line"
+RUN = "run:"              # before the name of a run, in trainer.finetune_from
 MAX_VALUES = 300_000      # of all files that a config extends together
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 # Sections that can be the name of a class alone.
@@ -92,23 +93,22 @@ def load_stages(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
             config["name"] = f"{config.get('name', 'segwright')}_stage{number + 1}"
         if configs and "finetune_from" not in (stage.get("trainer") or {}):
             config["trainer"] = {**config.get("trainer", {}),
-                                 "finetune_from": f"run:{configs[-1].get('name')}"}
+                                 "finetune_from": f"{RUN}{configs[-1].get('name')}"}
         configs.append(apply_overrides(config, own[number]))
     return configs
 
 
 def _of_stage(stage, node, values, places):
     """(values, places) of a stage merged with the keys beside "stages" or the files it extends."""
-    stage, below = copy.deepcopy(stage), copy.deepcopy(node.below)
-    if "extends" in stage:
-        file = below["extends"].place.rpartition(":")[0]
-        parents = list(_parents(stage.pop("extends"), file, below))
-        below.pop("extends")
-        values, places = {}, {}
-        for parent in parents:
-            _merge(values, places, *_Files().load(parent, (file,)))
-    values, places = copy.deepcopy(values), copy.deepcopy(places)
-    _merge(values, places, stage, below)
+    if "extends" not in stage:
+        values, places = copy.deepcopy(values), copy.deepcopy(places)
+        _merge(values, places, stage, node.below)
+        return values, places
+    file = node.below["extends"].place.rpartition(":")[0]
+    values, places = {}, {}
+    for parent in _parents(stage["extends"], file, node.below):
+        _merge(values, places, *_Files().load(parent, (file,)))
+    _merge(values, places, {key: stage[key] for key in stage if key != "extends"}, node.below)
     return values, places
 
 

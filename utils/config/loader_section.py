@@ -1,11 +1,13 @@
 """Selects the loader section of a config whose images are scored or measured."""
 from typing import Any
 
-from utils.config.registry import components, lookup
-from utils.config.schema import section_callables
+from utils.config.registry import components, load, lookup
+from utils.config.schema import SHARED
 from utils.config.signature import Field, fields
 from utils.errors import ConfigError
 
+# What decides how the images of any dataset are read, as opposed to which ones.
+_READING = ("dataloader.augmentation.transforms:Augmentation", "dataloader.loader:build_loader")
 _RESIZING = ("base_size", "crop_size", "val")    # options that change what an evaluation reads
 
 
@@ -31,7 +33,7 @@ def loader_section(config: dict, split: str | None = None) -> tuple[str, dict[st
     dataset = lookup(train["type"], components("datasets"), "train_loader.type")
     data_keys = _data_keys(dataset, "datasets")
     # The validation data may be another dataset, so only its reading options are taken.
-    reading_keys = fields(*section_callables("datasets", dataset)[2:])
+    reading_keys = fields(*map(load, _READING))
     args = {key: value for key, value in val.get("args", {}).items() if key in reading_keys}
     args |= {key: value for key, value in train["args"].items() if key in data_keys}
     if isinstance(args.get("parts"), list):
@@ -92,5 +94,4 @@ def _without_augmentation(part: dict) -> dict[str, Any]:
 
 def _data_keys(dataset: type, role: str) -> dict[str, Field]:
     """The arguments that select the data: of the dataset class, its cache and its classes."""
-    callables = section_callables(role, dataset)
-    return fields(*callables[:2], *callables[4:])
+    return fields(dataset, *(load(name) for name in SHARED[role] if name not in _READING))

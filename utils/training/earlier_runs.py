@@ -7,12 +7,11 @@ from typing import Any
 from utils.checkpoint.find import BEST, LAST, newest_file
 from utils.checkpoint.read import contents_of, peek
 from utils.cli.console import notice, warn
+from utils.config.load import RUN
 from utils.errors import CheckpointError, nearest
 from utils.images.normalize import Normalize
 from utils.machine import distributed
 from utils.training.run_folder import runs_folder
-
-RUN = "run:"
 
 
 def start_file(text: str, save_dir: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from utils.cli.console import notice
-from utils.errors import ConfigError, listed
+from utils.errors import ConfigError, expression_problem, listed
 
 BACKBONE_RATIO = 0.1    # of differential_lr: the encoder's rate as a share of the head's
 MAX_NAMES = 5           # names of parameters in a message
@@ -39,11 +39,8 @@ class ParameterGroup:
         """The mistakes in an entry that its types do not show, as "key: text"."""
         problems = [f"{key}: expected at least 0, got {settings[key]}"
                     for key in ("lr_factor", "weight_decay") if (settings[key] or 0) < 0]
-        try:
-            re.compile(settings["match"])
-        except re.error as error:
-            problems.append(f"match: {settings['match']!r} is no regular expression: {error}")
-        return problems
+        wrong = expression_problem(settings["match"])
+        return problems + ([f"match: {wrong}"] if wrong else [])
 
 
 _NO_ENTRY = ParameterGroup(match="")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.cli.console import notice, warn
 from utils.config.cross_checks import settings_without_effect
-from utils.config.load import apply_overrides, load_config, save_config
+from utils.config.load import RUN, apply_overrides, load_config, save_config
 from utils.config.registry import STEP_IMPLEMENTATION
 from utils.config.schema import resolve_config, trains_without_val
 from utils.errors import CheckpointError, ConfigError
@@ -266,7 +266,7 @@ def _correct_record(checkpoint):
 def _keep_start(saved, config):
     """Keep the file that the run started from, where the config names a run instead."""
     start = saved.get("trainer", {}).get("finetune_from")
-    if start and str(config["trainer"]["finetune_from"]).startswith("run:"):
+    if start and str(config["trainer"]["finetune_from"]).startswith(RUN):
         config["trainer"]["finetune_from"] = start
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from utils.cli.console import notice
 from utils.config.cross_checks import settings_without_effect
-from utils.config.load import has_stages, load_stages
+from utils.config.load import RUN, has_stages, load_stages
 from utils.errors import CheckpointError, ConfigError
 from utils.machine import distributed
 from utils.training.run_folder import check_save_dir, is_run_of, runs_folder
@@ -47,7 +47,7 @@ def open_runs(args: argparse.Namespace) -> Iterator[Run]:
     for number, config in enumerate(configs[first:], first):
         title = f"stage {number + 1} of {len(configs)}, {config['name']!r}"
         trainer = config["trainer"]
-        if number > first and trainer["finetune_from"] == f"run:{configs[number - 1]['name']}":
+        if number > first and trainer["finetune_from"] == f"{RUN}{configs[number - 1]['name']}":
             trainer["finetune_from"] = start
         given = resumed if number == first else None
         finished = _finished_folder(config, args, given)
