@@ -296,7 +296,8 @@ def test_a_resolved_config_contains_the_defaults_of_listed_transforms():
     args = config["train_loader"]["args"]
     assert args["transforms"] == [{"type": "RandAugment", "args": {"n": 3, "magnitude": 3,
                                                                    "p": 0.5, "mode": "all"}}]
-    assert args["batch_transforms"] == [{"type": "CutMix", "args": {"alpha": 1.0, "p": 1.0}}]
+    assert args["batch_transforms"] == [{"type": "CutMix", "args": {
+        "alpha": 1.0, "p": 1.0, "all_ranks": False}}]
     assert resolve_config(config) == config
 
 

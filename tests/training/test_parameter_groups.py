@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from base.base_model import BaseModel
+from models.backbones import build_backbone
 from tests.config.samples import only_mistake, small
 from tests.programs.test_trainer import Net, make, same, signal_at, weights
 from utils.checkpoint.load import load_optimizer
@@ -133,6 +134,23 @@ def test_a_layer_is_a_block_or_a_convolution_with_its_norm(backbone, layers):
     assert len(found) == layers
     assert sorted(id(p) for layer in found for p in layer) \
         == sorted(map(id, model.backbone_parameters()))
+
+
+@pytest.mark.parametrize("name, layers", [
+    ("resnet18", 1 + 8), ("convnext_atto", 1 + 2 + 1 + 2 + 1 + 6 + 1 + 2),
+    ("vit_tiny_patch16_224", 1 + 12)])
+def test_the_layers_of_a_timm_encoder_are_its_blocks(name, layers):
+    pytest.importorskip("timm")
+    model = Net()
+    model.backbone = build_backbone(f"timm/{name}")
+    found = backbone_layers(model)
+    assert len(found) == layers
+    assert sorted(id(p) for layer in found for p in layer) \
+        == sorted(map(id, model.backbone_parameters()))
+    rates = settings(model, layer_decay=0.5)
+    first = next(name for name, p in model.named_parameters() if p is found[0][0])
+    assert rates[first] == (0.5 ** layers, 0.1)
+    assert rates["head.1.weight"] == (1.0, 0.1)
 
 
 def test_without_settings_there_is_one_group_and_with_differential_lr_two():

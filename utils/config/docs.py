@@ -27,6 +27,7 @@ from utils.config.schema import (
     OPTIMIZER,
     PROVIDED,
     SCHEDULE,
+    UNSET,
     Component,
     Components,
     Entries,
@@ -360,6 +361,8 @@ def _block(title: str, function: Callable, schema: Mapping[str, Field], whole: b
 
 
 def _default(field):
+    if field.default is UNSET:
+        return "not set"
     try:
         return json.dumps(json_default(field.default))
     except TypeError:

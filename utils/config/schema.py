@@ -71,7 +71,7 @@ _ALSO_CALLED = {"learning_rate": "lr", "learningrate": "lr", "base_lr": "lr", "i
                 "grad_clip": "clip_grad_norm", "checkpoint": "finetune_from"}
 _MOST_PLACES = 3        # of a key that is unknown where it was given
 # The default of a key that a resolved config contains only if it was given.
-_UNSET: Any = object()
+UNSET: Any = object()
 
 
 class Component:
@@ -274,8 +274,8 @@ GROUPS = Entries(Keys("utils.training.parameter_groups:ParameterGroup"))
 _NONE: list = []
 
 
-def loss_entry(weight: float = _UNSET, target: str = _UNSET,
-               resize: Literal["logits", "logits_align_corners", "target"] = _UNSET):
+def loss_entry(weight: float = UNSET, target: str = UNSET,
+               resize: Literal["logits", "logits_align_corners", "target"] = UNSET):
     """Further keys of a loss section; the model or the loss decides those that are left out."""
 
 
@@ -297,7 +297,7 @@ def optimizer_entry(differential_lr: bool = False,
     """
 
 
-def scheduler_entry(warmup: Annotated[dict | None, WARMUP] = _UNSET):
+def scheduler_entry(warmup: Annotated[dict | None, WARMUP] = UNSET):
     """Further keys of the schedule.
 
     warmup: lower rates in the first steps, over any schedule; see utils/training/warmup.py.
@@ -462,7 +462,7 @@ class Mistakes:
                 resolved[name] = self.value(values[name], (*path, name), field)
             elif field.required:
                 self.note((*path, name), f"missing; expected {_expected(field)}")
-            elif field.default is not _UNSET and _is_json(field.default):
+            elif field.default is not UNSET and _is_json(field.default):
                 resolved[name] = self.value(json_default(field.default), (*path, name), field)
         return resolved
 
