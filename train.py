@@ -93,7 +93,8 @@ def main(argv: list[str] | None = None) -> int | None:
                 run.report(trainer, trainer.rehearse())
                 continue
             with run.folder() as folder:
-                Trainer(*parts, folder, device, run.checkpoint, run.checkpoint_path).train()
+                run.stopped_by = Trainer(*parts, folder, device, run.checkpoint,
+                                         run.checkpoint_path).train()
 
 
 if __name__ == "__main__":

@@ -112,8 +112,11 @@ class BaseTrainer(ABC):
     def _valid_epoch(self, epoch: int) -> dict:
         """Validate once; returns at least the numbers that `trainer.monitor` can name."""
 
-    def train(self):
-        """Train to the end. Raises Interrupted, after saving, when a signal asks to stop."""
+    def train(self) -> int | None:
+        """Train to the end. Raises Interrupted, after saving, when a signal asks to stop.
+
+        Returns a stop signal that came after the last step, when nothing was left to stop.
+        """
         progress = self.progress
         self._say_start()
         with contextlib.closing(self.logger), self._logged_end(), self.stop_signal:
@@ -132,6 +135,8 @@ class BaseTrainer(ABC):
                 self.stop_if_asked()
             self.checkpoints.finish(required=True)
             self._say_best()
+            late = distributed.max_over_ranks(self.stop_signal.signum or 0, self.device)
+        return late or None
 
     def _say_start(self):
         """Say what is trained, and where; of a finished run, how to train it longer."""
@@ -166,8 +171,8 @@ class BaseTrainer(ABC):
             raise
 
     def _acknowledge_stop(self, name):
-        self.logger.say(f"{name}: stopping after this step, then saving (Ctrl-C once more ends at "
-                        "once, without saving)")
+        self.logger.say(f"{name}: stopping after this step, then saving (Ctrl-C after that ends "
+                        "without saving)")
 
     def stop_if_asked(self):
         """If any rank received a signal, save, and stop unless it was SIGUSR1 without requeue.

@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None):
         console.warn(f"temperature {temperature:g} is the end of the range that is searched, no "
                      "minimum of the log loss: a network that is hardly trained, or labels that "
                      "do not belong to the images")
-    console.output(json.dumps(result) if args.json else _text(result))
+    console.output(json.dumps(result) if args.json else _text(result, args.posterior))
 
 
 def _measure(args, stages, labels, result):
@@ -175,7 +175,7 @@ def _sample(args, checkpoint):
     return *sample.tensors(), posterior, images, opened.class_names
 
 
-def _text(result):
+def _text(result, posterior):
     """The result as a table, one column for each stage, and with a vector one line per class."""
     stages = [stage for stage in TITLES if stage in result]
     heads = {"raw": "raw", "before": "undone" if "raw" in stages else "T = 1", "after": "fitted",
@@ -199,7 +199,8 @@ def _text(result):
             lines.append(f"{name[:33]:<34}{errors}   scale {result['scale'][c]:.3f} bias "
                          f"{result['bias'][c]:+.3f}")
         return "\n".join([*lines, "", "to use it: --write PATH"])
-    lines += ["", f"to use it: predict.temperature={result['temperature']:.4f}"]
+    raw = " predict.posterior=raw" if posterior == "raw" else ""
+    lines += ["", f"to use it: predict.temperature={result['temperature']:.4f}{raw}"]
     return "\n".join(lines)
 
 

@@ -131,20 +131,25 @@ def _open_classes(args) -> "BaseDataset | None":
         return None
     from dataloader.label_files import label_files
     from utils.config.registry import components, lookup
-    from utils.files.jsonc import parse_jsonc
     known = components("datasets")
     if args.dataset:
         given: str = args.dataset
         wanted = {key.lower(): key for key in known}.get(given.lower(), given)
-        cls, dataset_args = lookup(wanted, known, "--dataset"), parse_jsonc(args.args, "--args")
+        cls = lookup(wanted, known, "--dataset")
     else:
-        cls, dataset_args = known["Folder"], {"classes": args.classes}
+        cls = known["Folder"]
+    dataset_args = _dataset_args(args)
     if args.labels:
         if not args.labels.is_dir():
             raise DataError("no such folder", f"--labels {shown(args.labels)}")
         return label_files(cls, args.labels, None, dataset_args, args.ignore_index)
     with tempfile.TemporaryDirectory() as empty:
         return label_files(cls, Path(empty), [], dataset_args, args.ignore_index)
+
+
+def _dataset_args(args):
+    from utils.files.jsonc import parse_jsonc
+    return parse_jsonc(args.args, "--args") if args.dataset else {"classes": args.classes}
 
 
 def _plan(args, dataset, report: "InferenceReport") -> "list[DecideJob]":
@@ -217,7 +222,7 @@ def _rules(args, reader: "ScoreReader") -> "list[Decision]":
     for rule in rules:
         rule.void = args.ignore_index if rule.masks and args.unassigned == "void" else None
     names = [rule.name for rule in rules]
-    require_rule_arguments(args, names)
+    require_rule_arguments(args, names, {})
     for name in RANK_SETTINGS:
         if name in given and not any(name in getattr(rule, "options", ()) for rule in rules):
             raise ConfigError(f"--{name} has no effect on rule {', '.join(names)}", f"--{name}",
@@ -230,10 +235,13 @@ def _deliver(args, decider: "FileDecider", dataset):
     from utils.evaluation.score_report import deliver, entry_of
     count = len(decider.digests)
     results = {name: counter.scores(count) for name, counter in decider.counters.items()}
+    read_as = {name: value for name in ("key", "values", "axes", "activation")
+               if (value := getattr(args, name)) not in (None, "auto")}
     setting = {"dataset": type(dataset).__name__, "split": None, "loader": "labels",
-               "data": {"type": type(dataset).__name__, "args": {"data_dir": str(args.labels)}},
+               "data": {"type": type(dataset).__name__,
+                        "args": {**_dataset_args(args), "data_dir": str(args.labels)}},
                "ignore_index": args.ignore_index, "mode": "stored scores",
-               "predictions": {"path": args.folder, "sha256": decider.digest()}}
+               "predictions": {"path": args.folder, "sha256": decider.digest(), **read_as}}
     entries = [entry_of(results[one.name], {**setting, "procedure": one.name, **one.describe()},
                         decider.class_names) for one in decider.decisions]
     deliver(args.output, results, entries, decider.class_names,

@@ -165,7 +165,9 @@ def _score(args) -> "LabelFileScores":
         return score_cityscapes(_city_folder(args), args.pred, args.ids, args.workers)
     from utils.evaluation.label_scores import score_labels
     dataset_args = _dataset_args(args)
-    train_void = dataset_args.pop("train_void", False) is True
+    train_void = dataset_args.pop("train_void", False)
+    if not isinstance(train_void, bool):
+        raise ConfigError(f"train_void: expected true or false, got {train_void!r}", "--args")
     if train_void and args.ids == "label":
         raise ConfigError("train_void has no effect: label values have no class for void",
                           "--args", "leave it out")

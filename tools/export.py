@@ -103,6 +103,13 @@ def main(argv: list[str] | None = None):
     options = with_arguments(opened.config["predict"], args)
     predictor = opened.predictor(options)
     rule = _rule(args, opened, options)
+    if args.posterior == "raw" and not rule:
+        from utils.errors import ConfigError
+        raise ConfigError("--posterior raw has no effect: a graph holds raw logits unless auto is "
+                          "given", "--posterior", "leave it out")
+    if args.posterior is None and options.get("posterior") == "auto" and not rule:
+        console.notice('predict.posterior is "auto", but the graph gives raw logits: add '
+                       "--posterior auto to undo what the loss did to them")
     # A rule has its own posterior.
     posterior = (_posterior(args, opened, options) if args.posterior == "auto" and not rule
                  else None)
@@ -149,7 +156,14 @@ def _rule(args, opened, options):
     if rule_of(opened.model, args.rule) != args.rule:
         raise ConfigError(f"{type(opened.model).__name__} does not predict classes, so the rule "
                           f"{args.rule} cannot decide on them", "--rule", "leave it out")
+    from utils.predict.arguments import require_inverse
     rule = build_decision(args.rule, opened.activation, options, opened.inverse)
+    if options.get("unassigned") == "void":
+        raise ConfigError("a graph gives every pixel a class, and predict.unassigned is \"void\"",
+                          "--rule", "add --config with unassigned \"assign\"")
+    if args.posterior and not (args.posterior == "auto" and (options.get("scale")
+                                                             or options.get("bias"))):
+        require_inverse(opened.inverse())
     assert isinstance(rule, RankDecision), "the choices of --rule"
     return rule
 

@@ -98,7 +98,7 @@ def differences(args: argparse.Namespace) -> tuple["Case", "Case", list[str]]:
     opened.require_classes(loader.dataset.class_names)
     options = with_arguments(config["predict"], args)
     predictor = opened.predictor(options, section)
-    require_rule_arguments(args, args.predict.split(","), inverse=opened.inverse)
+    require_rule_arguments(args, args.predict.split(","), options, inverse=opened.inverse)
     rules = build_rules(args.predict, opened.activation, options, opened.model, opened.inverse)
     cases = []
     with torch.inference_mode():

@@ -5,7 +5,7 @@ examples:
   python -m tools.submission cityscapes results -o submission.zip
   python -m tools.submission ade20k results -o submission.zip --images release_test/testing
   python -m tools.submission acdc results --ids label -o submission.zip
-  python -m tools.submission coco_stuff results --images test2017 \
+  python -m tools.submission coco_stuff results --images test-dev2017 \
       -o stuff_test-dev2017_mynet_results.zip
 
 Checked before anything is written: the number of files and their names, that every image has one

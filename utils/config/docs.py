@@ -98,8 +98,8 @@ def _found(word: str) -> str:
     if not text:
         near = nearest(word, kinds) or nearest(word, [name for kind in KINDS
                                                       for name in _classes(kind)])
-        raise ConfigError(f"{word!r} is no kind of component, and no name or description contains "
-                          "it." + (f" Did you mean {near!r}?" if near else ""), "--list",
+        raise ConfigError(f"{word!r} is not a kind of component, and no name or description "
+                          "contains it." + (f" Did you mean {near!r}?" if near else ""), "--list",
                           f"kinds: {', '.join(kinds)}")
     return text + "\n\n--list NAME prints the details of one"
 

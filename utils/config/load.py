@@ -398,6 +398,7 @@ def _apply(override: str, values: dict, places: dict, typed: dict):
         for name in _replaced_by_protocol(path[:-1], holder, {key: value}):
             holder.pop(name, None)
             _forget(places, (*path[:-1], name))
+    _tell_replaced(path, holder, value)
     other = _EITHER.get(path)
     if other and value is not None and isinstance(holder, dict) and other in holder \
             and places.get((*path[:-1], other)) != COMMAND_LINE:
@@ -407,6 +408,16 @@ def _apply(override: str, values: dict, places: dict, typed: dict):
     places[path] = COMMAND_LINE
     if isinstance(value, (bool, int, float)):
         typed[path] = match["value"]
+
+
+def _tell_replaced(path, holder, value):
+    """A notice of what is left out if a section becomes the name of a class."""
+    old = holder.get(path[-1]) if isinstance(holder, dict) else None
+    if len(path) == 1 and path[0] in _SHORT and isinstance(value, str) and isinstance(old, dict):
+        gone = [key for key, one in old.items() if key != "type" and one]
+        if gone and "type" in old:
+            notice(f"{path[0]}={value} replaces the whole section; left out: {', '.join(gone)} "
+                   f"({path[0]}.type={value} keeps what is beside args)")
 
 
 def _holder(values: Any, keys: list[str], override: str) -> tuple[Any, KeyPath]:

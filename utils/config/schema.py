@@ -56,6 +56,7 @@ PATHS = {"datasets": ("data_dir", "classes", "list_file", "cache", "targets"),
          "samplers": ("centroids",), "losses": ("class_pixels",), "trainer": ("finetune_from",)}
 # Of these, arguments that the dataset also looks for below its data_dir.
 _BELOW_DATA_DIR = ("classes", "list_file")
+_WRITTEN = ("centroids",)       # of PATHS, those that are written if they are missing
 # The meaning of "lr_scheduler": null.
 CONSTANT = {"type": "ConstantLR", "args": {"factor": 1.0, "total_iters": 0}}
 MOST_MISTAKES = 50      # lines of a message
@@ -386,6 +387,7 @@ class Mistakes:
         self.source, self.places, self.typed, self.config = source, places, typed, config
         self.mistakes: list[str] = []
         self._in_current_folder: dict[str, str] = {}        # value -> the key that it is of
+        self._two_of_a_name: dict[str, str] = {}            # likewise
 
     def note(self, path: KeyPath, text: str, within: str = ""):
         """Add a mistake. within: its position below `path`, as "key" or "list[0].key"."""
@@ -416,9 +418,20 @@ class Mistakes:
                     or text.startswith("run:"):
                 continue
             beside = _seen_from_here(os.path.join(folder, text))
-            if os.path.exists(beside) or not os.path.exists(text) and name not in _BELOW_DATA_DIR:
+            here = os.path.exists(text)
+            if name in _WRITTEN and not here and not os.path.exists(beside):
+                # It will be written: its folder decides.
+                here = os.path.isdir(os.path.dirname(text) or ".")
+                if not os.path.isdir(os.path.dirname(beside) or ".") and here:
+                    self._in_current_folder.setdefault(text, path_name((*path, name)))
+                    continue
+            if os.path.exists(beside) or not here and name not in _BELOW_DATA_DIR:
                 found[name] = beside
-            elif os.path.exists(text):
+                others = [text, os.path.join(args.get("data_dir") or "", text)] \
+                    if name in _BELOW_DATA_DIR else [text]
+                if any(_is_another(one, beside) for one in others):
+                    self._two_of_a_name.setdefault(beside, path_name((*path, name)))
+            elif here:
                 self._in_current_folder.setdefault(text, path_name((*path, name)))
         return found
 
@@ -428,6 +441,10 @@ class Mistakes:
             files = [f"{key} {text}" for text, key in self._in_current_folder.items()]
             notice(f"{self.source}: relative to the current folder, because nothing is there "
                    f"relative to the config: {listed(files, _MOST_PLACES)}")
+        if self._two_of_a_name:
+            files = [f"{key} {text}" for text, key in self._two_of_a_name.items()]
+            notice(f"{self.source}: taken relative to the config, though older versions found "
+                   f"another one: {listed(files, _MOST_PLACES)}")
 
     def raise_mistakes(self):
         """Raise one ConfigError that lists all mistakes, if there are any."""
@@ -509,6 +526,11 @@ class Mistakes:
         for path in _known_paths(self.config) if self.config is not None else ():
             found.setdefault(str(path[-1]), []).append(path)
         return found
+
+
+def _is_another(path, beside):
+    """Whether a file exists that is not the one at the path `beside`."""
+    return os.path.exists(path) and os.path.exists(beside) and not os.path.samefile(path, beside)
 
 
 def _seen_from_here(path):

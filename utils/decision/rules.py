@@ -82,6 +82,19 @@ def rule_of(model: torch.nn.Module | None, name: str) -> str:
     return getattr(model, "decision", None) or name
 
 
+def is_idle(decision: "Decision") -> bool:
+    """Whether a rule is MAX_POSTERIOR and decides like `max`."""
+    return decision.name == MAX_POSTERIOR and decision.largest_logit
+
+
+def require_not_idle(decision: "Decision"):
+    """Raise ConfigError for a rule that `is_idle`."""
+    if is_idle(decision):
+        raise ConfigError(f"the rule {MAX_POSTERIOR} is the same as max: nothing that the loss did "
+                          "changes which class is the most probable one", "--predict",
+                          "leave it out")
+
+
 def build_decision(name: str, activation: str = "softmax", options: dict | None = None,
                    inverse: InverseSource | None = None, ignore_index: int = 255) -> "Decision":
     """The rule called `name`; `options` is the `predict` section, every key optional.

@@ -4,6 +4,7 @@ Predictions are those that the benchmark takes: for each image a text file whose
 that of the image, with lines "MASK LABEL_ID SCORE" (utils.segfix.instances).
 """
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,15 +64,15 @@ def _count(truth_path: Path, path: Path) -> "tuple[dict[int, InstanceCounts], Co
     truth, left_out, seen = InstanceTruth(instances), Counter(), {}
     for line in instance_lines(path, read_bytes(path)):
         label_id, score = _numbers(line)
-        if line.mask in seen:
+        mask_path = path.parent / os.path.normpath(line.mask)
+        if mask_path in seen:
             raise DataError(f"the mask {shown(line.mask)} was named before, in line "
-                            f"{seen[line.mask]}: the official script takes only the last one",
+                            f"{seen[mask_path]}: the official script takes only the last one",
                             line.where, "write one mask file for each instance")
-        seen[line.mask] = line.where.rpartition(":")[2]
+        seen[mask_path] = line.where.rpartition(":")[2]
         if label_id not in INSTANCE_CLASSES.values():
             left_out[LABELS[label_id].name] += 1
             continue
-        mask_path = path.parent / line.mask
         mask = read_prediction(mask_path, "write a mask as a gray PNG that is 0 outside")
         require_size(mask, mask_path, instances, truth_path)
         truth.add(mask != 0, label_id, score)

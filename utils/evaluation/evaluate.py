@@ -10,7 +10,15 @@ import torch
 from tqdm import tqdm
 
 from utils.cli.console import warn
-from utils.decision.rules import MAX_POSTERIOR, RULES, Decision, build_decision, rule_of
+from utils.decision.rules import (
+    MAX_POSTERIOR,
+    RULES,
+    Decision,
+    build_decision,
+    is_idle,
+    require_not_idle,
+    rule_of,
+)
 from utils.errors import ConfigError, DataError, shown
 from utils.losses.inverse import InverseSource
 from utils.machine.distributed import all_reduce_, is_main, rank, world_size
@@ -49,12 +57,10 @@ def build_rules(names: str, activation: str, options: dict, model: torch.nn.Modu
         return rules
     if names == "all" and options.get("posterior") is None:
         rules.insert(1, build_decision(MAX_POSTERIOR, activation, options, inverse))
-    idle = [rule for rule in rules if rule.name == MAX_POSTERIOR and rule.largest_logit]
-    if idle and names != "all":
-        raise ConfigError(f"the rule {MAX_POSTERIOR} is the same as max: nothing that the loss did "
-                          "changes which class is the most probable one", "--predict",
-                          "leave it out")
-    return [rule for rule in rules if rule not in idle]
+    if names != "all":
+        for rule in rules:
+            require_not_idle(rule)
+    return [rule for rule in rules if not is_idle(rule)]
 
 
 def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,

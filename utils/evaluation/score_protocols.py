@@ -85,7 +85,8 @@ class ProtocolScores:
             opened.model, opened.normalize, options, opened.activation))
         rules = build_rules(args.predict or options["test"], opened.activation, options,
                             opened.model, opened.inverse)
-        require_rule_arguments(args, [rule.name for rule in rules], inverse=opened.inverse)
+        require_rule_arguments(args, [rule.name for rule in rules], options, args.risk_coverage,
+                               opened.inverse)
         options = {**options, "boundary": options["boundary"] or self.refiner is not None}
         settings = {**predictor.describe(), "published": options["published"],
                     "CoI": options["CoI"]}
@@ -188,7 +189,7 @@ def _why_not(run, first):
 
 
 def _same_classes(run, first):
-    return run.scores.classes_of_interest == first.scores.classes_of_interest
+    return sorted(run.scores.classes_of_interest) == sorted(first.scores.classes_of_interest)
 
 
 def _verdict(one: Difference):

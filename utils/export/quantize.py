@@ -94,7 +94,7 @@ def score(path: str | os.PathLike, opened: OpenModel, loader: Iterable, uint8_in
         return torch.nn.functional.one_hot(output.long(), classes).permute(0, 3, 1, 2).float()
 
     options = config["predict"]
-    results = evaluate(predictor, loader, build_rules("max", opened.activation, options),
+    results = evaluate(predictor, loader, build_rules("max", opened.activation, {}),
                        num_classes=classes, ignore_index=config["ignore_index"],
                        classes_of_interest=options["CoI"], device="cpu", progress=title)
     return results["max"].dataset["Mean_IoU"]

@@ -56,9 +56,10 @@ def score_files(folder: str) -> list[Source]:
     if not os.path.isdir(folder):
         raise DataError("no such folder", shown(folder))
     found, others = [], {}
+    folder = os.path.normpath(folder)
     for place, _, names in walk_folders(folder, failed):
         for name in names:
-            path = os.path.join(place, name)
+            path = os.path.normpath(os.path.join(place, name))
             stem, suffix = os.path.splitext(os.path.relpath(path, folder))
             if suffix.lower() in SUFFIXES:
                 found.append(Source(path, stem.removesuffix(ENDING) + suffix))

@@ -81,7 +81,8 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
         raise DataError(reason)
     make_folders(paths)
     height, width = image.shape[:2]
-    dtype = np.uint8 if len(opened.class_names) <= 256 else np.uint16
+    # One more than the classes is compared with, and `void` is stored.
+    dtype = np.uint8 if max(len(opened.class_names), decision.void or 0) < 256 else np.uint16
     folder = os.path.dirname(next(iter(paths.values())))
     try:
         with contextlib.ExitStack() as files:

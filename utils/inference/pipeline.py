@@ -13,7 +13,7 @@ from utils.cli.console import notice
 from utils.config.load import with_config
 from utils.decision.confidence import confidence, entropy, gray_form
 from utils.decision.posterior import Posterior, build_posterior
-from utils.decision.rules import Decision, build_decision, rule_of
+from utils.decision.rules import Decision, build_decision, require_not_idle, rule_of
 from utils.decision.stored_scores import COARSE, stored_form
 from utils.errors import ConfigError, DataError, NumericalError, UserError, shown
 from utils.images.image_list import Source
@@ -159,9 +159,10 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
                           f"{args.predict} cannot decide on them", "--predict",
                           "leave the rule out")
     wanted = bool(args.probabilities or args.confidence or args.entropy)
-    require_rule_arguments(args, [rule], wanted, opened.inverse)
+    require_rule_arguments(args, [rule], options, wanted, opened.inverse)
     decision = build_decision(rule, opened.activation, options, opened.inverse,
                               opened.config["ignore_index"])
+    require_not_idle(decision)
     if args.ids == "label" and decision.void is not None:
         raise ConfigError('unassigned "void" leaves pixels without a class, which test servers '
                           "count as wrong", "--ids label", "add --unassigned assign")

@@ -67,7 +67,10 @@ def with_numbers(section: Any, where: str = "loss") -> Any:
         return section
     changed = {key: with_numbers(value, f"{where}.{key}") for key, value in section.items()}
     for key in ("weight", "alpha"):
-        if isinstance(changed.get(key), str):
+        rule = changed.get(key)
+        # Another text is a value of a loss that is not of this package.
+        if isinstance(rule, str) and ("class_pixels" in changed
+                                      or rule in ("table", *WEIGHT_RULES)):
             try:
                 weights = class_weights(changed[key], changed.get("class_pixels"))
             except ConfigError as error:

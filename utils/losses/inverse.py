@@ -33,7 +33,7 @@ class NoInverse(NamedTuple):
     reason: str
 
 
-HARDEST = NoInverse("it trains on the hardest pixels only, so its output is no function of the "
+HARDEST = NoInverse("it trains on the hardest pixels only, so its output is not a function of the "
                     "posterior of a pixel")
 OF_REGIONS = NoInverse("it scores regions and not pixels, and no inverse of it is known")
 

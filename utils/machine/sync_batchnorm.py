@@ -102,6 +102,7 @@ def convert_sync_batchnorm(module: nn.Module, every: bool = True) -> nn.Module:
     new.in_place = in_place
     new = new.to(module.weight.device)
     new.load_state_dict(module.state_dict())
+    new.weight, new.bias = module.weight, module.bias       # which may be frozen
     return new.train(module.training)
 
 

@@ -134,7 +134,8 @@ def compare_runs(first: Sequence[ImageScores], second: Sequence[ImageScores], le
 
 def same_counts(tables: Sequence[ImageScores]) -> bool:
     """Whether all results count pixels and average the same classes in dataset-level scores."""
-    return all(one.pixels is not None and one.classes_of_interest == tables[0].classes_of_interest
+    return all(one.pixels is not None
+               and sorted(one.classes_of_interest) == sorted(tables[0].classes_of_interest)
                for one in tables)
 
 

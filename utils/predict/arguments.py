@@ -1,8 +1,8 @@
 """The command-line arguments on how to predict, shared by test.py, inference.py and tools."""
 import argparse
 import math
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from utils.cli import console
 from utils.cli.arguments import device, size
@@ -164,20 +164,28 @@ def _require_effect(given, options):
 
 
 def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
-                           probabilities: bool = False,
+                           options: Mapping[str, Any], probabilities: bool = False,
                            inverse: "InverseSource | None" = None):
     """Raise ConfigError if a setting of decision rules is given and has no effect.
 
-    rules: names of the decision rules in use. probabilities: whether they are written themselves.
-    inverse: of the loss of the network.
+    rules: names of the decision rules in use. options: the `predict` section with what is given.
+    probabilities: whether they are written, or counted, themselves. inverse: of the loss of the
+    network.
     """
-    if args.posterior and inverse:
-        require_inverse(inverse())
-    if args.posterior == "raw" and set(rules) <= {"max", "offsets"} and not probabilities:
-        raise ConfigError(f"--posterior raw has no effect on rule {', '.join(sorted(rules))}, "
-                          "which takes raw logits unless auto is given", "--posterior",
-                          "leave it out")
     names = ", ".join(sorted(rules))
+    only_labels = set(rules) <= {"max", "max_posterior", "offsets"} and not probabilities
+    vector = bool(options.get("scale") or options.get("bias"))
+    if args.posterior and inverse:
+        found = inverse()
+        if args.posterior == "raw" or not vector:
+            require_inverse(found)
+        if args.posterior == "raw" and only_labels:
+            raise ConfigError(f"--posterior raw has no effect on rule {names}: max takes raw "
+                              "logits unless auto is given", "--posterior", "leave it out")
+        if only_labels and not vector and not getattr(found, "reorders", False):
+            raise ConfigError(f"--posterior auto has no effect on rule {names}: the most probable "
+                              "class stays the same", "--posterior",
+                              "choose another rule with -p, or leave it out")
     if getattr(args, "unassigned", None) and set(rules) <= {"max", "max_posterior", "offsets"}:
         raise ConfigError(f"--unassigned has no effect on rule {names}: every pixel has a largest "
                           "logit", "--unassigned", "choose another rule with -p, or leave it out")
@@ -188,7 +196,7 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
         if getattr(args, name) is not None and not any(rule.endswith("_dep") for rule in rules):
             raise ConfigError(f"--{name} has no effect on rule {names}", f"--{name}",
                               "add -p rankdice_dep, or leave it out")
-    if args.temperature is not None and set(rules) <= {"max", "offsets"} and not probabilities:
+    if args.temperature is not None and only_labels and not vector:
         raise ConfigError(f"--temperature has no effect on rule {names}: the largest logit stays "
                           "the largest", "--temperature",
                           "choose another rule with -p, or leave it out")

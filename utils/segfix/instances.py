@@ -50,7 +50,7 @@ def instance_jobs(folder: str | os.PathLike, out: str | os.PathLike) -> list[tup
         raise DataError("no such folder of instance results", shown(folder))
     if os.path.realpath(folder) == results:
         raise DataError("the results would overwrite the input", shown(out),
-                        "choose another folder with --out")
+                        "choose another folder with -o")
     paths = [path for path in sorted(folder.rglob(f"*{ENDING}"))
              if not os.path.realpath(path).startswith(results + os.sep)]
     if not paths:

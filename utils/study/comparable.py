@@ -48,7 +48,7 @@ def note_incomparable(study: Study, tests: Sequence[PlannedTest], mistakes: Mist
         for path in cell.results:
             with mistakes.of(cell):
                 result = read_result(path, cell)
-                if "schema" in result.entry:        # of test.py
+                if "schema" in result.entry and "predictions" not in result.entry:  # of test.py
                     rows.note_protocol(cell, protocol_of(result.entry))
                 if cell.where:      # the classes of --from may differ: the table then says so
                     rows.note_classes(cell, list(result.classes))

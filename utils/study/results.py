@@ -29,7 +29,7 @@ _POINTS = 400               # of a curve
 _STAMP = "%Y-%m-%d %H:%M:%S"
 # The folder of a run that a study made.
 _OF_STUDY = re.compile(r"(?P<label>.+)_s(?P<seed>\d+)-[0-9a-f]{8}")
-_DATE = re.compile(r"\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")     # the folder of one attempt
+_DATE = re.compile(r"(\d{4}-)?\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")     # the folder of one attempt
 
 
 @dataclass
@@ -247,13 +247,21 @@ def find_results(places: Iterable[Path]) -> dict[str, list[Path]]:
     """
     found: dict[str, list[Path]] = {}
     keys: dict[str, list[str]] = {}         # label -> the different configs under it
+    taken: dict[tuple[str, Path], Path] = {}
     for place in places:
         paths = [place] if place.is_file() else sorted(place.rglob("results.json"))
         if not paths:
             raise DataError("there is no results.json", shown(place),
                             "run test.py first, or give the file itself")
         for path in paths:
-            label, key = _label_of(path, place), _key_without_seed(run_folder_of(path))
+            folder = run_folder_of(path)
+            label = _label_of(path, place)
+            # Without a run nothing says that two results are of one method.
+            key = _key_without_seed(folder) if folder else str(path.resolve())
+            if folder and taken.setdefault((label, folder), path) != path:
+                notice(f"{shown(path)} is left out: the row {shown(label)} has this run from "
+                       f"{shown(taken[label, folder])}")
+                continue
             known = keys.setdefault(label, [])
             if key not in known:
                 known.append(key)
@@ -284,7 +292,7 @@ def _label_of(path: Path, place: Path) -> str:
     if folder is None:
         return path.stem if path == place else str(path.parent.relative_to(place.parent))
     label = _label_of_run(folder.parent.name)
-    way = path.parent.name if path.parent.parent.name == TESTS else ""
+    way = "/".join(part for part in path.parent.relative_to(folder).parts if part != TESTS)
     return f"{label}, test {way}" if way not in ("", "plain") else label
 
 

@@ -85,11 +85,14 @@ def _numbers(value):
 def is_finished(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a run has no more steps to take, by its last.pth and the config in it."""
     settings = checkpoint["config"]["trainer"]
-    epochs = settings.get("epochs")
     if settings.get("iterations"):
-        epochs = math.ceil(settings["iterations"] / checkpoint["steps_per_epoch"])
+        # An epoch's samples are counted from 0 again after its validation. (Epochs say nothing of
+        # steps: they are shorter or longer with another number of ranks.)
+        done = checkpoint["step"] >= settings["iterations"] and not checkpoint["samples"]
+    else:
+        done = checkpoint["epoch"] > settings["epochs"]
     waited = checkpoint.get("monitor", {}).get("waited", 0)
-    return checkpoint["epoch"] > epochs or 0 < settings.get("early_stop", 0) <= waited
+    return done or 0 < settings.get("early_stop", 0) <= waited
 
 
 def _remedy(folder: Path, name, file):

@@ -57,6 +57,7 @@ class Run:
     checkpoint_path: Path | None = None
     allow_changes: bool = False     # --resume-allow-changes
     place: Path | None = None       # the folder in which it trains or has trained
+    stopped_by: int | None = None   # a stop signal that came when it had ended
 
     @property
     def arch(self) -> dict:
@@ -305,7 +306,8 @@ def _differences(old, new, path=""):
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         if path in ("optimizer", "lr_scheduler") and old.get("type") != new.get("type"):
-            keys = ["type"]            # the arguments of two classes cannot be compared
+            # The arguments of two classes cannot be compared.
+            keys = ["type", *(key for key in keys if key not in ("type", "args"))]
         for key in keys:
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:

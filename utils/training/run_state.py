@@ -100,6 +100,9 @@ def restore(trainer: Resumable, saved: Checkpoint):
                                   "use another checkpoint of the run")
         recounted = _recount_steps(trainer, checkpoint)
         _restore_monitor(trainer, checkpoint)
+        if recounted and trainer.monitor.step and not trainer.config["trainer"]["iterations"]:
+            trainer.monitor.step = round(trainer.monitor.step * progress.steps_per_epoch
+                                         / checkpoint["steps_per_epoch"])
         _restore_schedule(trainer, checkpoint, recounted)
         progress.lineage = _lineage(trainer, checkpoint)
     monitor = trainer.monitor
@@ -206,7 +209,9 @@ def _recount_steps(trainer, checkpoint):
     if before in (None, progress.steps_per_epoch):
         return False
     if not iterations:
+        validated = progress.validated == progress.step
         progress.step = (progress.epoch - 1) * progress.steps_per_epoch + done
+        progress.validated = progress.step if validated else 0
     notice(f"an epoch now has {progress.steps_per_epoch} steps, over {distributed.world_size()} "
            f"process(es), instead of {before}: resuming with the samples that are left of "
            f"epoch {progress.epoch}, at step {progress.step}")

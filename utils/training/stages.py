@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.cli.console import notice
+from utils.cli.console import Interrupted, notice
 from utils.config.cross_checks import settings_without_effect
 from utils.config.load import RUN, has_stages, load_stages
 from utils.errors import CheckpointError, ConfigError
@@ -61,6 +61,9 @@ def open_runs(args: argparse.Namespace) -> Iterator[Run]:
                                if trainer["finetune_from"] else "starting")
                + "; after an interruption the same command with -r auto goes on")
         yield run
+        if run.stopped_by and config is not configs[-1]:
+            raise Interrupted(run.stopped_by, f"{title} is finished; the same command with -r auto "
+                              "goes on with the next one")
         start = distributed.broadcast_object(_best(run.place) if run.place else None)
 
 
@@ -147,7 +150,7 @@ def _finished_folder(config, args, resumed) -> Path | None:
     from utils.training.earlier_runs import is_finished
     if resumed:
         checkpoint, path = resumed
-        return path.parent if is_finished(checkpoint) else None
+        return path.parent if is_finished({**checkpoint, "config": config}) else None
     newest = newest_peeked(*_runs_of(config)) if _resumes(args) else None
     if newest is None or not is_finished(newest.content):
         return None
