@@ -23,6 +23,11 @@ def test_conversion_keeps_keys_values_and_mode():
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
+def test_frozen_norms_stay_frozen():
+    norm = nn.BatchNorm2d(4).requires_grad_(False)
+    assert not any(p.requires_grad for p in convert_sync_batchnorm(norm).parameters())
+
+
 def test_without_every_only_those_that_ask_are_converted():
     net = convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(4), SyncBatchNorm(4)), every=False)
     assert type(net[0]) is nn.BatchNorm2d and isinstance(net[1], AllReduceBatchNorm)

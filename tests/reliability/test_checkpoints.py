@@ -453,7 +453,7 @@ def test_k15_a_best_that_is_younger_than_last_is_not_replaced_by_a_worse_one(
     second.train()
     assert read_checkpoint(tmp_path / "model_best.pth")["monitor"]["best"] == .5
     last = read_checkpoint(tmp_path / "last.pth")
-    assert last["monitor"] == {"best": .5, "epoch": 2, "waited": 1}
+    assert last["monitor"] == {"best": .5, "epoch": 2, "step": None, "waited": 1}
 
 
 def test_k15_the_best_repeated_after_a_crash_leaves_the_state_of_an_undisturbed_run():

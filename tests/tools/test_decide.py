@@ -44,6 +44,21 @@ def with_labels(folder):
     return ("--labels", folder / "labels", "--classes", folder / "classes.json")
 
 
+@pytest.mark.parametrize("name", ["./scores", "scores/", "scores//", "out/../scores"])
+def test_a_folder_may_be_written_in_any_way(folder, monkeypatch, capsys, name):
+    monkeypatch.chdir(folder)
+    (folder / "out").mkdir()
+    assert decided(name, "-o", "out", *with_labels(folder)) == 0
+    assert "2 images" in capsys.readouterr().out
+
+
+def test_results_of_other_ways_to_read_the_files_are_kept(folder):
+    for values in ("probabilities", "logits"):
+        assert decided(folder / "scores", "-o", folder / "out", "--values", values,
+                       *with_labels(folder)) == 0
+    assert len(json.loads((folder / "out" / "results.json").read_text())["runs"]) == 2
+
+
 def test_the_largest_score_is_the_label_and_nothing_needs_labels(folder):
     assert decided(folder / "scores", "-o", folder / "out", "--masks") == 0
     for name in "ab":

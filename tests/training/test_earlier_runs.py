@@ -69,6 +69,10 @@ def test_a_run_is_finished_when_no_step_is_left(saved):
     assert not is_finished(content)
     content["config"]["trainer"] |= {"iterations": content["step"]}
     assert is_finished(content)
+    # Counted over fewer ranks now, the epochs before were longer.
+    content["config"]["trainer"] |= {"iterations": content["step"] + 1}
+    content["epoch"] = 99
+    assert not is_finished(content)
     content["config"]["trainer"] |= {"iterations": 99999, "early_stop": 2}
     content["monitor"]["waited"] = 2
     assert is_finished(content)

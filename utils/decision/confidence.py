@@ -6,12 +6,6 @@ import math
 
 import torch
 
-CONFIDENCE_TEXT = "confidence: the largest probability of the pixel is the value / 255"
-ENTROPY_TEXT = {
-    "softmax": "entropy: sum of -p ln p over the C classes, divided by ln C, is the value / 255",
-    "sigmoid": "entropy: mean over the classes of -(p ln p + (1 - p) ln(1 - p)) / ln 2 is the "
-               "value / 255"}
-
 
 def confidence(probs: torch.Tensor) -> torch.Tensor:
     """The largest probability (N, H, W) of probabilities (N, C, H, W)."""

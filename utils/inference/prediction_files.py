@@ -8,7 +8,6 @@ import re
 
 import numpy as np
 
-from utils.decision.confidence import CONFIDENCE_TEXT, ENTROPY_TEXT
 from utils.decision.stored_scores import write_probabilities
 from utils.files.whole_file import make_folder
 from utils.images.image_io import write_image, write_label
@@ -20,6 +19,13 @@ LABELS, OVERLAY, SIDE_BY_SIDE = ".png", "_overlay.png", "_side_by_side.png"
 PROBABILITIES, MASKS = "_probabilities.npz", "_masks"
 CONFIDENCE, ENTROPY = "_confidence.png", "_entropy.png"
 OF_PROBABILITIES = (PROBABILITIES, CONFIDENCE, ENTROPY)
+
+# The text in a file of utils.decision.confidence.
+CONFIDENCE_TEXT = "confidence: the largest probability of the pixel is the value / 255"
+ENTROPY_TEXT = {
+    "softmax": "entropy: sum of -p ln p over the C classes, divided by ln C, is the value / 255",
+    "sigmoid": "entropy: mean over the classes of -(p ln p + (1 - p) ln(1 - p)) / ln 2 is the "
+               "value / 255"}
 
 
 def wanted_outputs(args: argparse.Namespace) -> list[str]:
