@@ -87,14 +87,13 @@ def main(argv: list[str] | None = None) -> int | None:
             criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
                                   config["loss_weights"], dataset.num_classes)
             parts = model, criterion, dataset.normalization(), train_loader, val_loader, config
+            start = run.checkpoint, run.checkpoint_path
             if args.dry_run:
-                trainer = Trainer(*parts, run.intended_folder, device, run.checkpoint,
-                                  run.checkpoint_path)
+                trainer = Trainer(*parts, run.intended_folder, device, *start)
                 run.report(trainer, trainer.rehearse())
                 continue
             with run.folder() as folder:
-                run.stopped_by = Trainer(*parts, folder, device, run.checkpoint,
-                                         run.checkpoint_path).train()
+                run.stopped_by = Trainer(*parts, folder, device, *start).train()
 
 
 if __name__ == "__main__":
