@@ -342,7 +342,7 @@ AT_FULL_SIZE = {
     "openseg-coco-stuff": (openseg(1), SMALL_NET, (45, 60), (520, 693), "BGR"),
     "hoya012-512x1024": (hoya012_small, SMALL_NET, (1024, 2048), (512, 1024)),
     "rankdice-voc": (rankdice(480), SMALL_NET, (75, 101), (480, 480)),
-    "mmseg-ade20k-slide": (mmseg_slide(512, 2048, 512, 341), "dinov3_vit_small_linear", (45, 60),
+    "mmseg-ade20k-slide": (mmseg_slide(512, 2048, 512, 341), SMALL_NET, (45, 60),
                            (512, 512)),
     "mmseg-cityscapes-slide": (mmseg_slide(None, None, 1024, 768), SMALL_NET, (1024, 2048),
                                (512, 1024))}

@@ -13,9 +13,10 @@ def test_the_benchmark_of_a_gpu_runs_on_a_cpu():
         assert heading in done.stdout, heading
 
 
-@pytest.mark.slow
+@pytest.mark.slow       # minutes
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("file", ["components", "inference", "training"])
 def test_the_tests_of_a_gpu_pass_on_a_cpu(file):
     done = program("-m", "pytest", "-m", "gpu", "--device", "cpu", "-n", "0",
-                   f"tests/gpu/test_{file}.py", timeout=280)
+                   f"tests/gpu/test_{file}.py", timeout=800)
     assert done.returncode == 0, done.stdout[-3000:]
