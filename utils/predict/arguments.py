@@ -173,7 +173,8 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
     network.
     """
     names = ", ".join(sorted(rules))
-    only_labels = set(rules) <= {"max", "max_posterior", "offsets"} and not probabilities
+    without_masks = set(rules) <= {"max", "max_posterior", "offsets"}
+    only_labels = without_masks and not probabilities
     vector = bool(options.get("scale") or options.get("bias"))
     if args.posterior and inverse:
         found = inverse()
@@ -186,7 +187,7 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
             raise ConfigError(f"--posterior auto has no effect on rule {names}: the most probable "
                               "class stays the same", "--posterior",
                               "choose another rule with -p, or leave it out")
-    if getattr(args, "unassigned", None) and set(rules) <= {"max", "max_posterior", "offsets"}:
+    if getattr(args, "unassigned", None) and without_masks:
         raise ConfigError(f"--unassigned has no effect on rule {names}: every pixel has a largest "
                           "logit", "--unassigned", "choose another rule with -p, or leave it out")
     if args.threshold is not None and "T" not in rules:

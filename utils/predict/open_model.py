@@ -1,4 +1,5 @@
 """A trained network, with everything that is needed to predict with it."""
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,6 +82,11 @@ class OpenModel:
 
     def inverse(self) -> Inverse | NoInverse:
         """What turns the logits into those of the posterior, from the loss of the training."""
+        return self._inverse
+
+    @functools.cached_property
+    def _inverse(self):
+        # Every rule asks for it, and making the loss may read a file.
         try:
             criterion = self._criterion(self.trained_loss or self.config.get("loss"))
         except ConfigError as error:    # such as a file of pixel counts that is gone
