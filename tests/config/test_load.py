@@ -73,6 +73,13 @@ def test_a_missing_parent_is_named_with_the_chain_that_led_to_it(write):
     assert re.search(r"c\.json -> .*a\.json -> .*none\.json", str(caught.value))
 
 
+def test_a_name_that_a_child_file_extends_keeps_its_place(write):
+    write("a.json", {"loss": "CE"})
+    loaded = load_config(write("c.json", {"extends": "a.json", "loss": {"args": {}}}))
+    assert loaded == {"loss": {"type": "CE", "args": {}}}
+    assert loaded.places["loss", "type"].endswith("a.json:1")
+
+
 def test_a_section_replaced_by_another_kind_of_value_is_reported_where_it_is_written(write):
     write("a.json", small(loss=["CE", "CE"], loss_weights=[1, 0.4]))
     path = write("c.json", '{"extends": "a.json",\n"loss_weights": {"out": 1}, "trainer": []}')

@@ -339,6 +339,7 @@ def _merge(values: dict, places: _Tree, child: dict, child_places: _Tree, path: 
             values[other] = None
         if isinstance(old, str) and isinstance(value, dict) and _is_of_section(here, value):
             old = values[key] = {"type": old}
+            places[key].below["type"] = _Node(places[key].place)
         if isinstance(value, dict) and isinstance(old, dict) and not _other_form(here, old, value):
             places[key].place = child_places[key].place
             _merge(old, places[key].below, value, child_places[key].below, here)
