@@ -34,8 +34,10 @@ class Shapes(BaseDataset):
 
     num_classes = 9
     class_names = ["road", "pavement", "building", "pole", "sign", "tree", "sky", "person", "car"]
-    palette = [[128, 64, 128], [244, 35, 232], [70, 70, 70], [153, 153, 153], [220, 220, 0],
-               [107, 142, 35], [70, 130, 180], [220, 20, 60], [0, 0, 142]]
+    # Colors near those of the things, which color-blind people can tell apart: any two differ by
+    # 15 or more (CIEDE2000) under each kind of color blindness (tests/images/test_palette.py).
+    palette = [[155, 100, 165], [230, 160, 160], [90, 80, 80], [250, 235, 235], [205, 230, 0],
+               [0, 145, 85], [100, 190, 240], [230, 45, 25], [15, 60, 160]]
     # Mean and standard deviation of the train split.
     mean = [0.4508, 0.4584, 0.4557]
     std = [0.1921, 0.1893, 0.2087]

@@ -6,6 +6,7 @@ import torch
 
 import test as test_py
 from dataloader.loader import make_loader, split_loader
+from dataloader.shapes import Shapes
 from tests.support.places import ROOT
 from utils.checkpoint.write import write_checkpoint
 from utils.config.build import build
@@ -75,7 +76,7 @@ def test_pictures_are_predicted_as_the_result_was(checkpoint, tmp_path, options,
     assert ("base_size" in used[0]) == ("base_size" in entry)
     assert len(list((tmp_path / "pictures").iterdir())) == 6
     costs = json.loads((tmp_path / COSTS).read_text())
-    assert costs["flops"] > 0 and costs["classes"][0] == ["road", [128, 64, 128]]
+    assert costs["flops"] > 0 and costs["classes"][0] == ["road", Shapes.palette[0]]
 
 
 def test_a_prediction_with_another_score_than_the_result_is_not_shown(checkpoint, tmp_path):
