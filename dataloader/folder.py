@@ -24,7 +24,7 @@ from utils.errors import ConfigError, DataError, listed, shown
 from utils.files.jsonc import read_jsonc
 from utils.images.image_io import read_image, read_pair
 from utils.images.name_pattern import NamePattern
-from utils.images.palette import voc_palette
+from utils.images.palette import class_palette
 from utils.images.picture_files import LABEL_SUFFIXES
 from utils.images.types import Image, Labels
 
@@ -80,7 +80,7 @@ class Folder(BaseDataset):
                               "name the classes in a JSON file (\"classes\") or in class_names, or "
                               "give num_classes alone")
         palette = palette or class_file.get("palette")
-        self.palette = palette or voc_palette(self.num_classes)
+        self.palette = palette or class_palette(self.class_names)
         # The position of a color is its class, unless the file gives other ids in label_ids.
         self.label_palette = None if class_file.get("label_ids") else palette
         if len(self.palette) != self.num_classes:

@@ -121,10 +121,11 @@ def _num_classes(network):
 def _classes(arch, num_classes, dataset, data_dir):
     """Returns (class names, palette, loader sections of the config)."""
     from utils.config.registry import components, lookup
-    from utils.images.palette import voc_palette
+    from utils.images.palette import class_palette
     from utils.segfix.offsets import offset_class_names, offset_colors
     if arch == "SegFix" or dataset is None:
-        names, palette = [f"class {i}" for i in range(num_classes)], voc_palette(num_classes)
+        names = [f"class {i}" for i in range(num_classes)]
+        palette = class_palette(names)
         if arch == "SegFix":
             directions = num_classes - 2
             names, palette = offset_class_names(directions), offset_colors(directions)

@@ -187,7 +187,7 @@ def _learn(args, reader: "ScoreReader", jobs, dataset) -> tuple[list[str], list[
     What is not given is taken from the first file that can be read.
     """
     from utils.images.class_names import usable
-    from utils.images.palette import voc_palette
+    from utils.images.palette import class_palette
     if dataset is not None:
         reader.num_classes, reader.class_names = dataset.num_classes, dataset.class_names
     for job in jobs:
@@ -203,7 +203,7 @@ def _learn(args, reader: "ScoreReader", jobs, dataset) -> tuple[list[str], list[
         if dataset is None:
             reader.class_names = first.class_names
             names = usable(first.class_names or [f"class {k}" for k in range(reader.num_classes)])
-            return names, first.palette or voc_palette(len(names))
+            return names, first.palette or class_palette(names)
         break
     reader.activation = reader.activation or "softmax"
     return (dataset.class_names, dataset.palette) if dataset else ([], [])

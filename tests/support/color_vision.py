@@ -33,6 +33,31 @@ def lab(colors: np.ndarray) -> np.ndarray:
                      200 * (root[..., 1] - root[..., 2])], -1)
 
 
+def further_colors(palette, count: int) -> list[tuple[int, int, int]]:
+    """`count` colors of multiples of 17, each as far as possible from all before it for every eye.
+
+    Neither darker than L* 20, which is black over a photo, nor as light as paper.
+    """
+    levels = np.arange(0, 256, 17)
+    choice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    lightness = lab(choice)[:, 0]
+    choice = choice[(lightness >= 20) & (lightness <= 95)]
+    views = {vision: lab(seen(choice, vision)) for vision in VISION}
+    nearest, chosen = np.full(len(choice), np.inf), []
+
+    def add(color):
+        for vision, view in views.items():
+            np.minimum(nearest, difference(view, lab(seen(color, vision))), out=nearest)
+
+    for color in palette:
+        add(np.array(color))
+    for _ in range(count):
+        best = int(nearest.round(6).argmax())
+        chosen.append(tuple(choice[best].tolist()))
+        add(choice[best])
+    return chosen
+
+
 def _linear(colors):
     share = np.asarray(colors, np.float64) / 255
     return np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)

@@ -20,7 +20,7 @@ from utils.files.whole_file import write_bytes
 from utils.images.headers import pillow_open
 from utils.images.image_io import read_image, read_stored, stored_codes
 from utils.images.label_kind import mixing
-from utils.images.palette import voc_palette
+from utils.images.palette import background_of, class_palette
 from utils.images.picture_files import IMAGE_SUFFIXES, evenly_spaced
 
 LABELS_READ = 400           # at most, evenly spaced; small datasets are read completely
@@ -222,7 +222,8 @@ def _classes_of_values(contents, pairs):
         raise DataError(f"every pixel of the labels has the value {values[0]}",
                         shown(pairs[0].label.parent), "training needs at least two classes")
     if len(values) == 2 and values[0] == 0 and (values[1] > 1 or contents.equal_channels):
-        return Classes(["background", "foreground"], voc_palette(2), values, [], [],
+        names = ["background", "foreground"]
+        return Classes(names, class_palette(names), values, [], [],
                        f"binary masks of 0 and {values[1]}: {values[1]} is the foreground")
     # 255 far above the others means "no class"; beside 0 and 128 it is one of the gray values.
     others = [value for value in values if value != IGNORED]
@@ -243,7 +244,11 @@ def _classes_of_values(contents, pairs):
     palette = _stored_palette(pairs[0].label, named)
     # A palette without label_ids would be taken for the colors of labels stored in color.
     label_ids = None if are_ids and not contents.equal_channels else named
-    return Classes([f"class {value}" for value in named], palette or voc_palette(count), label_ids,
+    names = [f"class {value}" for value in named]
+    if palette is None and background_of(names) is not None:
+        remark += ("; class 0 is black, which pictures leave unpainted: give it a color if it is "
+                   "not the background")
+    return Classes(names, palette or class_palette(names), label_ids,
                    ignored if label_ids else [], [], remark)
 
 
