@@ -1,4 +1,4 @@
-"""Mistakes in configs and command lines: the faults K49 to K58 of docs/reliability.md."""
+"""Mistakes in configs and command lines: the faults K49 to K58 of docs/faults.md."""
 import json
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Faults of data: K21 and K38 to K48 of docs/reliability.md."""
+"""Faults of data: K21 and K38 to K48 of docs/faults.md."""
 import json
 import os
 import struct

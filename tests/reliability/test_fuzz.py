@@ -3,7 +3,7 @@
 No mutation may cause a traceback, a hang or a crash of the interpreter; a failure must be one
 message of a UserError. Hypothesis draws the mutations (the same ones for the same seed) and
 searches for the simplest one that fails. By default a few of each kind are tried; FUZZ=full tries
-the numbers of docs/reliability.md, FUZZ_SEED=n other mutations.
+the numbers of docs/faults.md, FUZZ_SEED=n other mutations.
 """
 import copy
 import functools
