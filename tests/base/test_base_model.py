@@ -65,6 +65,7 @@ def test_more_classes_than_two_are_refused():
         build("models", {"type": "UNet", "args": {"one_logit": True}}, num_classes=3)
 
 
+@pytest.mark.slow
 # Three complete programs: over two seconds of wall time.
 @pytest.mark.timeout(900)
 def test_one_logit_learns_masks_of_0_and_255_from_a_json_config(tmp_path):

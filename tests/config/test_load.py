@@ -349,6 +349,7 @@ def test_a_file_that_is_extended_over_many_ways_is_read_once(tmp_path):
     assert config.places["trainer", "epochs"] == f"{tmp_path / 'c0.json'}:1"
 
 
+@pytest.mark.slow
 def test_files_that_extend_each_other_without_end_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="more than 100 files extend each other"):
         load_config(chain_of(tmp_path, 150, 1))

@@ -89,6 +89,7 @@ def _accumulate(rank, world, folder):
         torch.testing.assert_close(total / world, value)
 
 
+@pytest.mark.slow
 def test_accumulated_steps_exchange_gradients_once_and_keep_ranks_equal(tmp_path):
     on_ranks(_accumulate, 2, str(tmp_path))
 
@@ -126,6 +127,7 @@ def test_a_score_is_the_same_for_one_and_two_ranks_to_the_last_digit(tmp_path):
     assert "Mean_IoU" in one and one == two
 
 
+@pytest.mark.slow
 def test_two_ranks_with_synchronised_norms_train_like_one_process(tmp_path):
     for world in (1, 2):
         os.mkdir(tmp_path / str(world))
@@ -138,6 +140,7 @@ def test_two_ranks_with_synchronised_norms_train_like_one_process(tmp_path):
         torch.testing.assert_close(two["weights"][key], value, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_thread_is_left_to_the_end_of_the_program():
     on_ranks(_leave, 2)
 

@@ -13,10 +13,15 @@ def test_the_benchmark_of_a_gpu_runs_on_a_cpu():
         assert heading in done.stdout, heading
 
 
-@pytest.mark.slow       # minutes
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("file", ["components", "inference", "training"])
+# On a CPU the tests of one network show that they run. What they compare is tested elsewhere.
+SELECTED = {"components": "not test_a_network_has or ENet", "inference": "",
+            "training": "not (DeepLab or PSPNet or HRNetOCR or UNet)"}
+
+
+@pytest.mark.slow       # a minute
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("file", SELECTED)
 def test_the_tests_of_a_gpu_pass_on_a_cpu(file):
     done = program("-m", "pytest", "-m", "gpu", "--device", "cpu", "-n", "0",
-                   f"tests/gpu/test_{file}.py", timeout=800)
+                   f"tests/gpu/test_{file}.py", "-k", SELECTED[file], timeout=500)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -58,6 +58,7 @@ def test_a_program_for_one_config_refuses_stages(chain):
         load_config(chain[1])
 
 
+@pytest.mark.slow
 def test_a_chain_trains_its_stages_in_turn_and_repeats_none(chain, tmp_path, capsys):
     """Seconds: two short trainings."""
     assert run(*chain, "-r", "auto") == 0

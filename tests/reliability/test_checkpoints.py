@@ -84,6 +84,7 @@ def save_forever(folder, started):
         write_checkpoint(folder / "last.pth", numbered_state(step))
 
 
+@pytest.mark.slow
 def test_k01_fifty_kills_in_the_middle_of_saving_leave_a_whole_checkpoint(tmp_path):
     """Two seconds: fifty processes are forked, and each saves for up to 50 ms."""
     moments, fork = random.Random(1), multiprocessing.get_context("fork")
@@ -219,6 +220,7 @@ def test_k02_a_save_that_misses_one_file_may_not_be_the_last_one(tmp_path):
     assert read_checkpoint(tmp_path / "last.pth")["step"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1, 100, 0.5, 0.9999])
 def test_k03_a_truncated_checkpoint_is_named_and_auto_takes_the_one_before(trained, capsys, size):
     """Seconds: a training is started again for each length."""
@@ -235,6 +237,7 @@ def test_k03_a_truncated_checkpoint_is_named_and_auto_takes_the_one_before(train
     assert "skipping" in said and re.search(r"resuming from \S+\.pth", said)
 
 
+@pytest.mark.slow
 def test_k04_a_flipped_bit_is_refused_and_auto_goes_on_to_the_same_weights(trained, capsys):
     """Seconds: a training is resumed and ends."""
     expected, path = digest(trained / "last.pth"), trained / "last.pth"
@@ -250,6 +253,7 @@ def test_k04_a_flipped_bit_is_refused_and_auto_goes_on_to_the_same_weights(train
     assert digest(path) == expected
 
 
+@pytest.mark.slow
 def test_k04_a_damaged_last_checkpoint_of_a_finished_training_is_replaced(trained, capsys):
     """Seconds: a training is started again."""
     expected, path = digest(trained / "last.pth"), trained / "last.pth"
@@ -259,6 +263,7 @@ def test_k04_a_damaged_last_checkpoint_of_a_finished_training_is_replaced(traine
     assert digest(path) == expected
 
 
+@pytest.mark.slow
 def test_k15_a_kill_between_the_last_saves_of_a_training_leaves_no_older_last_checkpoint(
         trained, capsys):
     path = trained / "last.pth"
@@ -271,6 +276,7 @@ def test_k15_a_kill_between_the_last_saves_of_a_training_leaves_no_older_last_ch
     assert digest(path) == expected
 
 
+@pytest.mark.slow
 def test_k04_a_finished_training_whose_last_checkpoint_stays_damaged_says_so(trained, capsys):
     path = trained / "last.pth"
     path.write_bytes(path.read_bytes()[:-100])

@@ -258,6 +258,7 @@ def without(packages, *arguments):
     return program("-c", WITHOUT, packages, *arguments)
 
 
+@pytest.mark.slow
 def test_k56_a_training_needs_no_optional_package(tmp_path):
     """Runs in a new process (5 s, it imports torch), in which the packages are blocked."""
     result = without("tensorboard,scipy,timm,onnx,matplotlib,torchvision", "-c", "config.json",

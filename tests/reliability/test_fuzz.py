@@ -277,6 +277,7 @@ def mutated_checkpoint(content, state, draw):
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 @mutations(25, 500)
 @pytest.mark.timeout(3000)
 def test_a_mutated_checkpoint_is_used_or_refused_in_one_message(draw, trained, tmp_path, capfd):
@@ -296,6 +297,7 @@ def test_a_mutated_checkpoint_is_used_or_refused_in_one_message(draw, trained, t
     judged(capfd, main, "-d", "cpu", *arguments)
 
 
+@pytest.mark.slow
 @mutations(25, 500)
 @pytest.mark.timeout(3000)
 def test_a_mutated_pdparams_file_is_used_or_refused_in_one_message(draw, trained, tmp_path, capfd):
@@ -498,6 +500,7 @@ def scored(trained, tmp_path_factory):
                       for name in ("results.json", "results.txt")}
 
 
+@pytest.mark.slow
 @mutations(5, 500)
 @pytest.mark.timeout(3000)
 def test_scores_are_added_to_mutated_results_or_it_is_one_message(draw, scored, tmp_path, capfd):

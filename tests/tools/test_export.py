@@ -114,6 +114,7 @@ def test_a_decision_rule_is_part_of_the_graph(options, checkpoint, tmp_path, cap
     assert len(np.unique(labels)) > 2
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_run_onnx_needs_nothing_else_for_a_graph_with_a_rule(checkpoint, tmp_path, capsys):
     """Takes three seconds: torch's exporter is slow to start."""
@@ -219,6 +220,7 @@ def test_options_without_effect_are_an_error(checkpoint):
     assert stop.value.code == 2
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_quantization_reports_the_score_before_and_after(checkpoint, tmp_path, capsys):
     """Takes about five seconds: the graph is exported, calibrated and scored twice."""
@@ -279,6 +281,7 @@ def test_a_network_that_returns_nan_is_named_as_the_cause(tmp_path):
     assert "earlier checkpoint" in str(error.value) and "--opset" not in str(error.value)
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize("loss, predict", [
     ('loss={"type":"CE","args":{"weight":[1,2,3,4,5,6,7,8,50],"label_smoothing":0.1}}', {}),

@@ -45,6 +45,7 @@ def test_a_run_that_is_not_there_is_named_with_what_is(saved, text, words):
     assert all(word in str(caught.value) for word in words)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_and_its_config_names_the_file(saved, capsys):
     assert run(*COMMON, f"trainer.save_dir={saved}", "name=third", "trainer.epochs=1",
                "trainer.finetune_from=run:first") == 0

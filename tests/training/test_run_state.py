@@ -443,6 +443,7 @@ def _by_iterations(rank, world, folder):
     assert trainer.progress.validated == 12 and trainer.model.training
 
 
+@pytest.mark.slow
 def test_two_ranks_validate_by_iterations_together(tmp_path):
     """Seconds: two processes import torch."""
     on_ranks(_by_iterations, 2, tmp_path)
