@@ -136,7 +136,7 @@ PROTOCOLS: dict[str, Protocol] = {
         _scaled([0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25], scale_rounding="nearest",
                 align_corners=True)),
     "yassouali-slide": Protocol(
-        "yassouali/pytorch-segmentation, sliding: windows of a 2.5th of each side, mirrored, the "
+        "yassouali/pytorch-segmentation, sliding: windows of 40 % of each side, mirrored, the "
         "last ones padded.", ("VOC", "CityScapes", "ADE20K", "COCO"),
         {"mode": "sliding", "tiling": "source", "flip": True}),
     "rankdice-cityscapes": Protocol(
