@@ -151,9 +151,9 @@ def _study(args) -> "Study":
 
 
 def _test_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The arguments of test.py in a cell."""
+    """The arguments of test.py in a cell; options are looked up by their full names."""
     from utils.evaluation.arguments import parse as parse_test
-    return parse_test(["-r", "model_best.pth", *arguments])
+    return parse_test(["-r", "model_best.pth", *arguments], abbreviations=False)
 
 
 def _class_names(config: dict, split: str | None) -> list[str]:

@@ -7,7 +7,6 @@ from utils.config.docs import json_schema, list_text
 from utils.config.load import load_config, load_stages
 from utils.config.recipes import (
     NOT_RECIPES,
-    read_published,
     recipe_files,
     result_text,
 )
@@ -32,11 +31,11 @@ def test_no_two_recipes_have_one_name_and_each_file_has_the_name_of_its_runs():
 
 
 def test_a_published_section_is_read_with_its_defaults(write):
-    published = read_published(write("a.json", {"published": SECTION}))
+    published = load_stages(write("a.json", {"published": SECTION})).published
     assert published and published.source == "A paper" and published.checkpoint is None
     assert published.score == "81.13 / 82 mIoU"
     assert result_text(published.results[0]) == "81.13 (81.00, 81.26)"
-    assert read_published(write("b.json", {"name": "b"})) is None
+    assert load_stages(write("b.json", {"name": "b"})).published is None
 
 
 def test_numbers_keep_the_digits_that_were_printed():
@@ -53,7 +52,7 @@ def test_all_mistakes_of_a_published_section_are_reported_with_their_lines(write
     path = write("a.json", '{"published": {"source": 3, "lodaer": "x",\n'
                            '"results": [{"mIuO": 1},\n{"runs": ["a"]}]}}')
     with pytest.raises(ConfigError) as caught:
-        read_published(path)
+        _ = load_stages(path).published
     text = str(caught.value)
     assert "4 mistakes" in text and "Did you mean 'loader'" in text and "a.json:1" in text
     assert "published.results[0].mIuO" in text and "published.results[1].runs" in text
@@ -63,7 +62,7 @@ def test_all_mistakes_of_a_published_section_are_reported_with_their_lines(write
 def test_scores_are_not_inherited_and_not_part_of_a_config(write):
     write("a.json", small(published=SECTION))
     child = write("b.json", {"extends": "a.json", "name": "mine"})
-    assert read_published(child) is None
+    assert load_stages(child).published is None
     assert "published" not in load_config(write("c.json", small(published=SECTION)))
     assert "published" not in resolve_config(load_config(child))
 

@@ -2,21 +2,22 @@
 from typing import Any
 
 from utils.config.load import load_stages
-from utils.config.recipes import read_published, recipe_files
+from utils.config.recipes import recipe_files
 from utils.config.schema import resolve_config
 
 COLUMNS = ("row", "data", "images", "crop", "scale", "network", "loss", "lr", "decay", "schedule",
            "length", "start", "amp", "seed", "input", "published")
 RECIPES = {path.stem: path for path in recipe_files()}
-PUBLISHED = {name: section for name, path in RECIPES.items() if (section := read_published(path))}
+LOADED = {name: load_stages(path) for name, path in RECIPES.items()}
+PUBLISHED = {name: section for name, stages in LOADED.items() if (section := stages.published)}
 # The stages of chains before the last one, which are no recipes of their own: name -> config.
-STAGES = {stage["name"]: stage for path in RECIPES.values()
-          for stage in load_stages(path)[:-1] if stage["name"] not in RECIPES}
+STAGES = {stage["name"]: stage for stages in LOADED.values()
+          for stage in stages[:-1] if stage["name"] not in RECIPES}
 
 
 def resolved(name: str) -> dict[str, Any]:
     """The resolved config of a recipe, of a chain that of its last stage; or of a stage."""
-    return resolve_config(STAGES[name] if name in STAGES else load_stages(RECIPES[name])[-1], name)
+    return resolve_config(STAGES[name] if name in STAGES else LOADED[name][-1], name)
 
 
 def facts(config: dict) -> dict[str, str]:

@@ -6,7 +6,7 @@ import pytest
 import test as test_py
 from tests.recipes.facts import RECIPES
 from tests.support.places import ROOT
-from utils.config.recipes import read_published
+from utils.config.load import load_stages
 from utils.study.study_file import read_study
 
 STUDIES = {path.stem: path for path in sorted((ROOT / "configs/studies").glob("*.json"))}
@@ -23,7 +23,7 @@ def test_every_published_table_is_a_study():
 def test_the_rows_of_a_study_are_recipes_with_their_published_numbers(name):
     for cell in read_study(STUDIES[name]).cells:
         assert cell.config and cell.config.resolve() in RECIPES.values(), cell.label
-        section = read_published(cell.config)
+        section = load_stages(cell.config).published
         assert section
         result = next((one for one in section.results if shlex.split(one["test"]) ==
                        list(cell.test)), None)

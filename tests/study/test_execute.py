@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.places import ROOT
-from tests.support.studies import made_up_programs, wait_for, write_study
+from tests.support.studies import made_up_programs, wait_for, wait_until, write_study
 from tools import study
 from utils.cli import console
 from utils.study import execute, plan, rehearsal, results
@@ -326,6 +326,50 @@ def test_sigusr1_lets_a_task_save_and_end_with_75_and_its_next_start_goes_on(pro
     assert run(tmp_path, "--table") == 0
 
 
+def test_sigusr1_ends_a_task_that_waits_for_another_program(programs, tmp_path):
+    chain(tmp_path)
+    one, last = planned(tmp_path).runs
+    lock, = execute._take(one) or ()
+    executor = Executor(planned(tmp_path), ["cpu"], requeue=True)
+
+    def waits():
+        return last.key in executor._told
+    thread = threading.Thread(target=lambda: (wait_until(waits),
+                                              os.kill(os.getpid(), signal.SIGUSR1)), daemon=True)
+    thread.start()
+    assert exit_status(executor.run([last]), executor) == 75 and not trainings(tmp_path)
+    thread.join()
+    lock.close()
+
+
+def test_two_chains_wait_only_for_the_stage_that_they_share(programs, tmp_path, monkeypatch):
+    shared = {"name": "shared", "trainer": {"epochs": 5}}
+    for name, epochs in (("first", 7), ("second", 8)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({
+            "extends": str(ROOT / "config.json"), "name": name, "stages": [
+                shared, {"trainer": {"epochs": epochs}}]}))
+    write_study(tmp_path, axes={}, baseline=None, cells=[
+        {"label": name, "config": str(tmp_path / f"{name}.json")} for name in ("first", "second")])
+    made = planned(tmp_path)
+    first, second = made.runs
+    assert first.earlier[0].key == second.earlier[0].key
+    held = execute._take(first)             # another program trains it
+    assert held and execute._take(second) is None
+    finished = []
+    monkeypatch.setattr(execute, "stage_is_finished",
+                        lambda stage: stage.key == first.earlier[0].key and bool(finished))
+    told = []
+
+    def shared_stage_ends(text):
+        told.append(text)
+        finished.extend(["yes"] * ("works on it; waiting" in text))
+    monkeypatch.setattr(execute, "notice", shared_stage_ends)
+    assert Executor(made, ["cpu"]).run([second]) == []      # while the first goes on
+    assert "waiting" in told[0] and execute._take(first) is None
+    for lock in held:
+        lock.close()
+
+
 def test_sigusr1_stops_a_test_which_is_repeated(programs, tmp_path):
     write_study(tmp_path, axes={}, cells=[{"label": "one"}], baseline=None)
     executor = Executor(planned(tmp_path), ["cpu"], requeue=True)
@@ -459,12 +503,15 @@ def test_wrong_cells_are_all_named_before_the_first_run(tmp_path, capsys):
     write_study(tmp_path, axes={"arch": {
         "a": "arch.type=ENte", "b": "trainer.epoch=2", "c": [], "d": [],
         "e": "trainer.finetune_from=nowhere.pth", "f": {"test": ["--mode", "wide"]},
-        "g": {"test": ["--predict", "all"]}, "h": {"test": ["--protocol", "all"]}}}, baseline="c")
+        "g": {"test": ["--predict", "all"]}, "h": {"test": ["--protocol", "all"]},
+        "i": {"test": ["--segf=x"]}, "j": {"test": ["-oelsewhere"]}}}, baseline="c")
     assert run(tmp_path) == 2
     told = capsys.readouterr().err
     for said in ("Did you mean 'ENet'?", "Did you mean 'epochs'?", "nowhere.pth does not exist",
                  "d: is the same run and test as 'c'", "invalid choice: 'wide'",
-                 "an axis of the rules", "an axis of the protocols", "nothing was started"):
+                 "an axis of the rules", "an axis of the protocols",
+                 "unrecognized arguments: --segf=x", "names options in full",
+                 "--output is set by the study", "nothing was started"):
         assert said in told, said
     assert not (tmp_path / "runs").exists()
 

@@ -11,6 +11,7 @@ from utils.images.image_io import write_image, write_label
 from utils.metrics.image_scores import write_image_scores
 from utils.study.plan import PlannedRun, PlannedTest
 from utils.study.results import (
+    COSTS,
     curves,
     find_results,
     read_existing,
@@ -98,6 +99,16 @@ def test_a_file_without_a_score_is_refused(tmp_path, document):
         read_result(tmp_path / "r.json", Cell("x"))
     with pytest.raises(DataError, match="cannot read"):
         read_result(tmp_path / "none.json", Cell("x"))
+
+
+@pytest.mark.parametrize("content", [
+    "{", "[]", "{}", '{"parameters": 1, "flops": "x", "size": [1, 2], "classes": []}',
+    '{"parameters": 1, "flops": 2, "size": [1, 2], "classes": [["road"]]}',
+    '{"parameters": 1, "flops": 2, "size": 3, "classes": [["road", [1, 2, 3]]]}'])
+def test_damaged_costs_are_no_costs(tmp_path, content):
+    path = write_results(tmp_path, 0.5)
+    (tmp_path / COSTS).write_text(content)
+    assert read_result(path, Cell("x")).costs == {}
 
 
 @pytest.mark.parametrize("interest", [3, "x", [9], [-1], [True], [[0]]])

@@ -54,11 +54,32 @@ def test_names_of_any_characters_leave_the_tables_whole(name):
     text = tables.latex(summary)
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
     for line in text.splitlines()[1:]:
+        line = line.removeprefix("% ")      # a caption can be copied out of its comment
         assert not re.search(r"(?<!\\)[%#_]|[<>|](?!\$)", re.sub(r"\\begin.*", "", line)), line
         assert line.count("$") % 2 == line.count(r"\$") % 2
     rows = list(csv.DictReader(io.StringIO(tables.csv_text(summary))))
     assert [row["row"] for row in rows] == [name, "b"]
     assert not any(line.startswith(("[", "*")) for line in text.splitlines())
+
+
+def test_latex_has_captions_that_say_what_the_intervals_are():
+    cells = [Cell(name, seeds=(0, 1)) for name in "abc"]
+    runs = [run(cell, 0.5 + 0.1 * k + 0.01 * seed, seed, image_scores(0.01 * k, seed=seed))
+            for k, cell in enumerate(cells) for seed in (0, 1)]
+    text = " ".join(tables.latex(summary_of(*runs, baseline="a")).replace("\n% ", " ").split())
+    for said in ("Mean IoU in percent. Means over runs of different seeds $\\pm$ standard "
+                 "deviation. Bold: the best mean. \\begin{tabular}",
+                 "Differences to a in points, with 95 \\% confidence intervals. Over seeds: t "
+                 "interval and t test of the differences of runs of the same seed; they say what "
+                 "another training", "Over images: jackknife interval and randomization test",
+                 "p is adjusted for the 2 rows (Holm). \\begin{tabular}"):
+        assert said in text, said
+    theirs = Cell("d")
+    text = tables.latex(summary_of(*runs[:2], run(theirs, 0.5, None), run(theirs, 0.6, None),
+                                   baseline="a"))
+    assert "runs without common seeds (Welch)" in " ".join(text.replace("\n% ", " ").split())
+    assert "Over images:" not in text and "adjusted" not in text
+    assert "% No interval over images of d: d None has no scores of single images." in text
 
 
 def test_latex_has_minus_signs_and_bold_cells_of_the_best_rows_only():

@@ -2,6 +2,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,14 @@ def write_study(folder: Path, **content: Any) -> Path:
     return path
 
 
-def wait_for(path: Path, seconds: float = 30):
+def wait_for(path: Path):
     """Waits until a file exists."""
+    wait_until(lambda: os.path.exists(path))
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 30):
+    """Waits until something is true."""
     end = time.monotonic() + seconds
-    while not os.path.exists(path):
-        assert time.monotonic() < end, path
+    while not true():
+        assert time.monotonic() < end
         time.sleep(0.01)

@@ -16,7 +16,6 @@ from utils.config.recipes import (
     SECTION,
     file_of,
     published_section,
-    read_published,
     recipe_files,
     result_text,
 )
@@ -178,7 +177,8 @@ def _recipes(word: str) -> str:
     """
     rows, recipes = [], {path.stem for path in recipe_files()}
     for path in recipe_files():
-        stages, published = load_stages(path), read_published(path)
+        stages = load_stages(path)
+        published = stages.published
         arch = stages[-1].get("arch", {})
         data = " -> ".join(_data(stage.get("train_loader", {})) for stage in stages)
         row = [file_of(path), published.score if published else "-", data,

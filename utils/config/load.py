@@ -13,12 +13,12 @@ from typing import Any
 from utils.cli.console import notice, warn
 from utils.config.cross_checks import names_outputs
 from utils.config.loader_section import validated_size
-from utils.config.recipes import SECTION, no_such_config
+from utils.config.recipes import SECTION, Published, no_such_config, published_in
 from utils.config.registry import load
 from utils.config.schema import path_name, resolve_config
 from utils.config.signature import KeyPath, value_name
 from utils.errors import ConfigError, shown
-from utils.files.jsonc import MAX_DEPTH, parse_jsonc, read_jsonc
+from utils.files.jsonc import MAX_DEPTH, Lines, parse_jsonc, read_jsonc
 from utils.files.whole_file import WholeFile, remedy
 
 COMMAND_LINE = "command line"
@@ -66,7 +66,23 @@ def has_stages(path: str | os.PathLike[str]) -> bool:
     return "stages" in _Files().load(os.fspath(path))[0]
 
 
-def load_stages(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> list[LoadedConfig]:
+class LoadedStages(list[LoadedConfig]):
+    """The config of each stage of a file; one if it has no "stages".
+
+    chain: whether it has. published: what its section "published" says, or None; reading this
+    raises ConfigError if the section is wrong.
+    """
+
+    def __init__(self, chain: bool, section: tuple[Any, Lines, str]):
+        super().__init__()
+        self.chain, self._section = chain, section
+
+    @property
+    def published(self) -> Published | None:
+        return published_in(*self._section)
+
+
+def load_stages(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> LoadedStages:
     """Returns the config of each stage of the chain at `path`; one if it has no "stages".
 
     A stage changes the keys beside "stages"; one that has "extends" is a config of its own. The
@@ -75,15 +91,17 @@ def load_stages(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     "stages[0].KEY=VALUE" changes one stage, trainer.finetune_from the first one, others all.
     Raises ConfigError as `load_config` does.
     """
-    values, places = _Files().load(os.fspath(path))
-    if "stages" not in values:
-        return [_completed(values, places, overrides)]
+    files = _Files()
+    values, places = files.load(os.fspath(path))
+    configs = LoadedStages("stages" in values, files.section)
+    if not configs.chain:
+        configs.append(_completed(values, places, overrides))
+        return configs
     stages, nodes = values.pop("stages"), places.pop("stages")
     if not isinstance(stages, list) or not stages or not all(isinstance(s, dict) for s in stages):
         raise ConfigError(f"expected a list of objects {{...}}, found {value_name(stages)}",
                           f"stages ({nodes.place})")
     general, own = _sorted_overrides(overrides, len(stages))
-    configs: list[LoadedConfig] = []
     for number, stage in enumerate(stages):
         merged, merged_places = _of_stage(stage, nodes.below[number], values, places)
         named = "name" in stage or "extends" in stage and "name" in merged
@@ -244,6 +262,8 @@ class _Files:
     def __init__(self):
         self.read: dict[str, tuple[dict, _Tree]] = {}
         self.merged = 0         # values that were merged so far
+        # "published" of the file that nothing extends, the lines of its values, and its path.
+        self.section: tuple[Any, Lines, str] = None, {}, ""
 
     def load(self, path: str, chain: tuple[str, ...] = ()) -> tuple[dict, _Tree]:
         """(values, places) of a file merged with its parents. chain: the files that extend it."""
@@ -270,7 +290,9 @@ class _Files:
                               path)
         places = _tree({where: f"{path}:{line}" for where, line in lines.items() if where})
         child.pop("$schema", None)      # only editors use it
-        child.pop(SECTION, None)        # speaks of this file alone: utils.config.recipes
+        section = child.pop(SECTION, None)      # speaks of this file alone: utils.config.recipes
+        if not chain:
+            self.section = section, lines, path
         parents = child.pop("extends", [])
         values, merged_places = {}, {}
         for parent in _parents(parents, path, places):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from utils.config.schema import Mistakes
 from utils.config.signature import Field, fields
 from utils.errors import ConfigError, nearest
-from utils.files.jsonc import read_jsonc
+from utils.files.jsonc import Lines
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 NOT_RECIPES = ("base", "studies")       # sub-folders: parts of configs, and tables of runs
@@ -67,15 +67,14 @@ def recipe_files(folder: Path = FOLDER) -> Iterator[Path]:
             yield path
 
 
-def read_published(path: str | os.PathLike[str]) -> Published | None:
-    """The section "published" of a config file, or None. Raises ConfigError if it is wrong."""
-    lines: dict = {}
-    config = read_jsonc(path, lines)
-    section = config.get(SECTION) if isinstance(config, dict) else None
+def published_in(section: Any, lines: Lines, path: str) -> Published | None:
+    """What a section "published" says, or None without one. Raises ConfigError if it is wrong.
+
+    lines: of the values in its file, which is `path`.
+    """
     if section is None:
         return None
-    report = Mistakes(os.fspath(path), {where: f"{path}:{line}" for where, line in lines.items()
-                                        if where}, {})
+    report = Mistakes(path, {where: f"{path}:{line}" for where, line in lines.items() if where}, {})
     values = _resolved(section, (SECTION,), fields(published_section), report)
     for number, result in enumerate(values.get("results") or ()):
         where = SECTION, "results", number

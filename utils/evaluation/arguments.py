@@ -16,9 +16,10 @@ examples:
 """
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments; `argv` defaults to the command line."""
+def parse(argv: list[str] | None, abbreviations: bool = True) -> argparse.Namespace:
+    """The arguments; `argv` defaults to the command line. abbreviations: --spl for --split."""
     parser = command_parser("test.py", EXAMPLES)
+    parser.allow_abbrev = abbreviations
     add = parser.add_argument
     add("-r", "-m", "--resume", "--model", dest="checkpoint", required=True, metavar="PATH|auto",
         help="checkpoint to score" + CHECKPOINT_HELP)

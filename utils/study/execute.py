@@ -90,8 +90,11 @@ class Executor:
         self.total = len(waiting)
         previous = signal.signal(signal.SIGUSR1, self._usr1) if self.requeue else None
         try:
-            while waiting or self.jobs:
-                self._start(waiting, free)
+            # After the signal nothing starts: a run that waits for another program does so again
+            # after the next start.
+            while self.jobs or waiting and not self.signaled:
+                if not self.signaled:
+                    self._start(waiting, free)
                 time.sleep(_PAUSE)
                 for job in list(self.jobs):
                     if job.process is None or job.process.poll() is not None:

@@ -18,7 +18,7 @@ from utils.errors import listed, shown
 from utils.evaluation.results_file import OUTCOMES
 from utils.files.json_values import plain_json
 from utils.study.execute import CPU, last_error, run_program
-from utils.study.results import COSTS, RunResult
+from utils.study.results import COSTS, RunResult, read_costs
 
 DIFFERING, WORST = 4, 2     # images of a data set, and of a run
 _WIDTH = 288                # pixels of a picture in the report
@@ -93,7 +93,6 @@ def picture_process(job: dict, split_loader: Callable[..., Any],
     rule = build_rules(names.removesuffix(REFINED), opened.activation, options, opened.model,
                        opened.inverse)[0]
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
-    comparable = predictor.seen_at is None and not rule.masks and not options["published"]
     index = {sample.id: i for i, sample in enumerate(loader.dataset.samples)}
     place = Path(job["folder"])
     (place / _FOLDER).mkdir(exist_ok=True)
@@ -102,14 +101,16 @@ def picture_process(job: dict, split_loader: Callable[..., Any],
         sample = loader.dataset[index[name]]
         images = sample["image"][None].to(device)
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            labels = predictor.labels(images, rule)[0].cpu()
+            scored, labels = _decided(predictor, images, rule)
         if flops is None:
             flops, size = counter.get_total_flops(), list(images.shape[2:])
+        if predictor.for_files() is not predictor:      # scored at another size than the image's
+            labels = predictor.labels(images, rule)
+        scored, labels = scored[0].cpu(), labels[0].cpu()
         if refiner is not None:
-            labels = refiner(labels, images[0], name)
-        if comparable:
-            _require_score(labels, sample["label"], score, len(opened.class_names), config,
-                           options, name)
+            scored, labels = (refiner(one, images[0], name) for one in (scored, labels))
+        _require_score(scored, predictor.as_scored(sample["label"][None])[0], score,
+                       len(opened.class_names), config, options, name)
         _write(place / _FOLDER, name, sample, labels.numpy(), loader.dataset.palette)
     classes = list(zip(loader.dataset.class_names, loader.dataset.palette, strict=False))
     costs = {"parameters": sum(one.numel() for one in opened.model.parameters()),
@@ -142,13 +143,23 @@ def _options_of(entry: dict, config: dict, args: Any) -> dict:
             "posterior": "auto" if "posterior" in entry else "raw"}
 
 
-def _require_score(labels, target, score, classes, config, options, name):
-    """Raise DataError unless a prediction has the score of its image in the result."""
+def _decided(predictor, images, rule):
+    """(the labels or masks that are scored, the label map of these)."""
+    if not rule.masks:
+        labels = predictor.decide(images, rule)
+        return labels, labels
+    logits = predictor(images).contiguous()
+    masks = rule(logits)
+    return masks, rule.label_map(logits, masks)
+
+
+def _require_score(prediction, target, score, classes, config, options, name):
+    """Raise DataError unless labels or masks have the score of their image in the result."""
     from utils.errors import DataError, shown
     from utils.metrics import ImageMetrics, count_pixels
     ignore = config["ignore_index"]
-    counts = count_pixels(labels[None], target[None], classes, ignore)
-    metrics = ImageMetrics(classes, ignore, options["CoI"])
+    counts = count_pixels(prediction[None], target[None], classes, ignore)
+    metrics = ImageMetrics(classes, ignore, options["CoI"], published=options["published"])
     metrics.add(counts)
     found = metrics.compute()["img_miou"][0]
     if abs(found - score) > _TOLERANCE:
@@ -199,7 +210,8 @@ def _make(result, ids, device, folder, progress):
     """Start the process of a result if a picture or the costs are missing."""
     files = [result.place.parent / COSTS,
              *(_path(result, name, suffix) for name in ids for suffix in _SUFFIXES)]
-    if ids and not all(_is_newer(path, result.place) for path in files):
+    there = all(_is_newer(path, result.place) for path in files) and read_costs(result.place.parent)
+    if ids and not there:
         notice(f"pictures of {_title(result)} ({progress})")
         scores = _by_image(result)
         entry = None if result.cell.config else {
@@ -215,9 +227,7 @@ def _make(result, ids, device, folder, progress):
                 path.unlink(missing_ok=True)
             warn(f"no pictures of {_title(result)}: {last_error(log, start, status)}; all of it: "
                  f"{shown(log)}")
-    path = result.place.parent / COSTS
-    if path.is_file():
-        result.costs = json.loads(path.read_bytes())
+    result.costs = read_costs(result.place.parent)
 
 
 def _is_newer(path: Path, than: Path) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config.load import has_stages, load_stages, with_config
+from utils.config.load import load_stages, with_config
 from utils.errors import ConfigError, UserError
 from utils.study.study_file import Cell, Study
 from utils.training.earlier_runs import RUN, named_run, require_start
@@ -27,6 +27,7 @@ from utils.training.run_setup import HARMLESS
 from utils.training.stages import resolve_stages
 
 KEY_DIGITS = 8
+_OWN = ("checkpoint", "config", "output", "json", "device", "debug")    # of test.py
 _LONGEST_LABEL = 60     # characters of a run's name that come from its row
 
 
@@ -184,7 +185,7 @@ def _read(cell: Cell, seed: int) -> _Training:
             stage = {**stage, "trainer": {**stage["trainer"],
                                           "finetune_from": [keys[start[0]], start[1]]}}
         keys.append(key_of(stage))
-    return _Training(seed, has_stages(cell.config), configs, keys, starts)
+    return _Training(seed, given.chain, configs, keys, starts)
 
 
 def _name(study: Study, cell: Cell, training: _Training, names: dict[str, str]):
@@ -246,10 +247,14 @@ def _check_test(cell: Cell, test_arguments):
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            args = test_arguments(list(cell.test))
+            args, usual = test_arguments(list(cell.test)), test_arguments([])
     except SystemExit:
         reason = said.getvalue().strip().rpartition("error: ")[2]
-        raise ConfigError(f"test: {reason}") from None
+        full = "\n  (a study names options in full)" * ("unrecognized" in reason)
+        raise ConfigError(f"test: {reason}{full}") from None
+    for name in _OWN:       # also as "-oFOLDER"
+        if getattr(args, name) != getattr(usual, name):
+            raise ConfigError(f"test: --{name} is set by the study")
     for option, value in (("rule", args.predict), ("protocol", args.protocol)):
         if value and ("," in value or value == "all"):
             name = "predict" if option == "rule" else option

@@ -182,8 +182,22 @@ def read_result(path: Path, cell: Cell, seed: int | None = None, name: str | Non
     if folder is not None:
         result.seconds = training_seconds(folder / "log.txt")
         result.curves = curves(folder / "metrics.jsonl")
-    result.costs = _read_json(path.parent / COSTS) or {}
+    result.costs = read_costs(path.parent)
     return result
+
+
+def read_costs(folder: Path) -> dict[str, Any]:
+    """Parameters, FLOPs and classes next to a result; nothing if the file is missing or damaged."""
+    costs = _read_json(folder / COSTS) or {}
+    numbers = [costs.get(key) for key in ("parameters", "flops")]
+    sound = all(type(one) in (int, float) for one in numbers) and _is_list(costs.get("size"), 2) \
+        and _is_list(costs.get("classes")) and all(
+            _is_list(one, 2) and _is_list(one[1], 3) for one in costs["classes"])
+    return costs if sound else {}
+
+
+def _is_list(value, length: int | None = None) -> bool:
+    return isinstance(value, list) and length in (None, len(value))
 
 
 def _scores(entry: Mapping[str, Any], path: Path) -> dict[str, float]:

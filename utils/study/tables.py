@@ -2,6 +2,7 @@
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,13 +52,18 @@ def markdown(summary: Summary) -> str:
 
 
 def latex(summary: Summary) -> str:
-    """table.tex: tabulars for booktabs, to be put into a table of a paper."""
-    tables = [_main(summary)]
+    """table.tex: tabulars for booktabs, to be put into a table of a paper.
+
+    Above each is a comment with a caption; below them what is missing, as comments.
+    """
+    tables = [_tabular(_main(summary), scores_text(summary))]
     if summary["comparisons"]:
-        tables.append(_differences(summary))
+        tables.append(_tabular(_differences(summary), methods_text(summary)))
     if summary["ranks"]:
-        tables.append(_ranks(summary))
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(map(_tabular, tables))
+        tables.append(_tabular(_ranks(summary), ranks_text(summary)))
+    missing = [*gaps_texts(summary), missing_text(summary)]
+    return "% needs \\usepackage{booktabs}\n\n" + "\n".join(tables) + \
+        "".join(map(_comment, filter(None, missing)))
 
 
 def csv_text(summary: Summary) -> str:
@@ -204,6 +210,35 @@ def differences_text(summary: Summary) -> str:
             "for the number of rows (Holm).")
 
 
+def scores_text(summary: Summary) -> str:
+    """What the scores of the main table are, as in a caption."""
+    percents = [score_title(score) for score in summary["scores"] if score not in PLAIN]
+    unit = f"{' and '.join(percents)} in percent. " if percents else ""
+    spread = "Means over runs of different seeds ± standard deviation. " * _several(summary)
+    marked = any(one["best"] for row in summary["rows"] for one in row["scores"].values())
+    of_data = " of each data set" if any(row["data"] for row in summary["rows"]) else ""
+    return unit[:1].upper() + unit[1:] + spread + f"Bold: the best mean{of_data}." * marked
+
+
+def methods_text(summary: Summary) -> str:
+    """How the intervals and tests of the differences are made, as in a caption."""
+    compared = summary["comparisons"]
+    rows = len({one["row"] for one in compared})
+    level = f"{100 * summary['level']:g} %"
+    text = f"Differences to {summary['baseline']} in points, with {level} confidence intervals. "
+    kinds = {one["seeds"]["paired"] for one in compared if one["seeds"]["seeds"] > 1}
+    if kinds:
+        text += ("Over seeds: t interval and t test of "
+                 + " or ".join(["the differences of runs of the same seed"] * (True in kinds)
+                               + ["runs without common seeds (Welch)"] * (False in kinds))
+                 + "; they say what another training on the same images would give. ")
+    if any(one["images"] for one in compared):
+        text += ("Over images: jackknife interval and randomization test over the images of all "
+                 "runs; they say what these trained networks would give on other images of the "
+                 "same kind. ")
+    return text + f"p is adjusted for the {rows} rows (Holm)." * (rows > 1)
+
+
 def gaps_texts(summary: Summary) -> list[str]:
     """Which differences, and which intervals over images, are missing, and why."""
     by_reason: dict[tuple[str, str], list[str]] = {}
@@ -272,11 +307,19 @@ def _in_markdown(text: str) -> str:
     return text.replace("\n", " ")
 
 
-def _tabular(table: Table) -> str:
+def _comment(text: str) -> str:
+    """A text as LaTeX comments, which can be copied into a caption."""
+    return "\n".join(textwrap.wrap(_in_latex(text), 98, initial_indent="% ",
+                                   subsequent_indent="% ", break_long_words=False,
+                                   break_on_hyphens=False)) + "\n"
+
+
+def _tabular(table: Table, caption: str) -> str:
     columns = "".join("l" if title in _LEFT else "r" for title in table.head)
     head, *lines = (" & ".join(line) + r" \\" for line in table.drawn(_in_latex, r"\textbf{{{}}}"))
-    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines,
-                      r"\bottomrule", r"\end{tabular}", ""])
+    return _comment(caption) + "\n".join([
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule",
+        r"\end{tabular}", ""])
 
 
 def _in_latex(text: str) -> str:
