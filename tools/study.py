@@ -46,6 +46,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--from", nargs="+", dest="places", metavar="PLACE", default=[],
         help="folders of runs that exist already, or results files: rows of the table as well, or "
              "without STUDY all of it")
+    add("--group", metavar="REGEX",
+        help="with --from: results in whose paths the expression has the same text in its "
+             "parentheses are one row (default: runs whose configs differ only in the seed)")
     add("--baseline", metavar="ROW", help="the row that others are compared with")
     add("--score", metavar="NAME", action="append",
         help="without STUDY: a score of results.json (repeat it for several columns)")
@@ -70,6 +73,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--devices has no effect: nothing runs but what --no-pictures leaves out")
     if args.study and args.score:
         parser.error("--score has no effect with a study, which names its scores")
+    if args.group is not None and not args.places:
+        parser.error("--group has an effect only with --from")
     if args.submit and args.slurm is None:
         parser.error("--submit has an effect only with --slurm")
     return args
@@ -125,7 +130,7 @@ def _study(args) -> "Study":
     import dataclasses
 
     from utils.errors import ConfigError, unknown
-    from utils.study.results import find_results
+    from utils.study.existing import find_results
     from utils.study.study_file import of_results, read_study
     if not args.study:
         from utils.metrics.scores import NUMBERS
@@ -134,13 +139,15 @@ def _study(args) -> "Study":
             if name not in NUMBERS:
                 raise ConfigError(unknown("score", name, NUMBERS), "--score")
         name = args.output.name if args.output else "comparison"
-        study = of_results(find_results(map(Path, args.places)), name, scores, args.baseline)
+        study = of_results(find_results(map(Path, args.places), args.group), name, scores,
+                           args.baseline)
         return dataclasses.replace(study, across_protocols=args.across_protocols)
     study = read_study(args.study, keep_mistakes=True)
     if args.across_protocols:
         study = dataclasses.replace(study, across_protocols=True)
     if args.places:
-        more = of_results(find_results(map(Path, args.places)), study.name, study.scores, None)
+        more = of_results(find_results(map(Path, args.places), args.group), study.name,
+                          study.scores, None)
         study = dataclasses.replace(study, cells=(*study.cells, *more.cells))
     if args.baseline:
         labels = dict.fromkeys(cell.label for cell in study.cells)

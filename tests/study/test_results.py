@@ -13,72 +13,12 @@ from utils.study.plan import PlannedRun, PlannedTest
 from utils.study.results import (
     COSTS,
     curves,
-    find_results,
     read_existing,
     read_result,
     read_test,
     training_seconds,
 )
 from utils.study.study_file import Cell
-
-
-def run_folder(folder, name, seed, lr=0.1, start=None, date="2026-11-29_08-00-00"):
-    place = folder / name / date
-    place.mkdir(parents=True)
-    (place / "last.pth").touch()
-    (place / "config.json").write_text(json.dumps(
-        {"name": name, "seed": seed, "optimizer": {"args": {"lr": lr}},
-         "trainer": {"finetune_from": start}}))
-    (place / "results.json").write_text(json.dumps({"procedure": "max", "Mean_IoU": 0.5}))
-    return place
-
-
-def test_runs_that_differ_only_in_their_seed_are_one_row(tmp_path):
-    run_folder(tmp_path, "net_s0-00000000", 0)
-    run_folder(tmp_path, "net_s1-11111111", 1)
-    assert {label: len(paths) for label, paths in find_results([tmp_path]).items()} == {"net": 2}
-
-
-def test_runs_of_one_name_with_other_settings_are_rows_of_their_own(tmp_path):
-    run_folder(tmp_path, "net_s0-00000000", 0)
-    run_folder(tmp_path, "net_s0-22222222", 0, lr=0.2)
-    assert list(find_results([tmp_path])) == ["net", "net (2)"]
-
-
-@pytest.mark.parametrize("year", ["2026-", ""])         # folders of older versions have no year
-def test_chains_that_differ_only_in_their_seed_are_one_row(tmp_path, year):
-    for seed in range(2):
-        start = f"runs/net_stage1_s{seed}-0000001{seed}/{year}11-29_08-00-0{seed}/last.pth"
-        run_folder(tmp_path, f"net_s{seed}-0000000{seed}", seed, start=start)
-    run_folder(tmp_path, "net_s1-22222222", 1, start="pretrained/other/x.pth")
-    assert {label: len(paths) for label, paths in find_results([tmp_path]).items()} == {
-        "net": 2, "net (2)": 1}
-
-
-def test_files_of_different_programs_are_never_one_row(tmp_path):
-    places = [tmp_path / name / "val" for name in ("ours", "theirs")]
-    for place in places:
-        place.mkdir(parents=True)
-        (place / "results.json").write_text(json.dumps({"Mean_IoU": 0.5}))
-    assert list(find_results(places)) == ["val", "val (2)"]
-    files = [place / "results.json" for place in places]
-    assert list(find_results(files)) == ["results", "results (2)"]
-
-
-def test_a_run_counts_once_in_a_row_and_other_tests_of_it_are_other_rows(tmp_path, capsys):
-    place = run_folder(tmp_path, "net", 0)
-    for name in ("tests/plain", "flip"):
-        (place / name).mkdir(parents=True)
-        (place / name / "results.json").write_text(json.dumps({"Mean_IoU": 0.5}))
-    found = find_results([tmp_path])
-    assert {label: len(paths) for label, paths in found.items()} == {"net": 1, "net, test flip": 1}
-    assert "tests/plain/results.json is left out: the row net has this run" in \
-        capsys.readouterr().err
-
-
-def test_a_place_without_results_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="there is no results.json"):
-        find_results([tmp_path])
 
 
 @pytest.mark.parametrize("document,score", [

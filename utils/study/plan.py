@@ -224,9 +224,13 @@ def _run(cell: Cell, training: _Training, names: dict[str, str]) -> PlannedRun:
 
 def key_of(given: dict) -> str:
     """The hash of a config as given, before defaults are added."""
-    flat = {key: value for key, value in _flat(given) if not _is_harmless(key)}
-    text = json.dumps(flat, sort_keys=True)
+    text = json.dumps(settings_of(given), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
+
+
+def settings_of(given: dict) -> dict[str, Any]:
+    """key -> value of a config, {"trainer.epochs": 4}, without what cannot change a number."""
+    return {key: value for key, value in _flat(given) if not _is_harmless(key)}
 
 
 def _is_harmless(key):

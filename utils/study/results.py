@@ -5,7 +5,6 @@ of test.py, and the JSON of tools.evaluate_labels.
 """
 import contextlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,16 +19,13 @@ from utils.evaluation.results_file import code_of, image_scores_of, title_of
 from utils.files.json_values import plain_json
 from utils.metrics.image_scores import ImageScores
 from utils.metrics.scores import NUMBERS
-from utils.study.plan import PlannedRun, PlannedTest, key_of
+from utils.study.plan import PlannedRun, PlannedTest
 from utils.study.study_file import Cell
 
 TESTS = "tests"             # in the folder of a run: one folder for each way of testing
 COSTS = "costs.json"        # parameters and FLOPs, next to results.json
 _POINTS = 400               # of a curve
 _STAMP = "%Y-%m-%d %H:%M:%S"
-# The folder of a run that a study made.
-_OF_STUDY = re.compile(r"(?P<label>.+)_s(?P<seed>\d+)-[0-9a-f]{8}")
-_DATE = re.compile(r"(\d{4}-)?\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")     # the folder of one attempt
 
 
 @dataclass
@@ -111,7 +107,7 @@ def find_result(test: PlannedTest) -> Path | None:
         return None
     path = test_folder(checkpoint, test) / "results.json"
     try:
-        entry = _content(path)
+        entry = content_of(path)
         images = path.parent / entry["image_scores"]
         if not images.is_file() or modified(path) < modified(checkpoint):
             return None
@@ -144,12 +140,17 @@ def read_test_scores(test: PlannedTest) -> dict[str, float] | None:
 
 def class_names_of(path: Path) -> list[str]:
     """The names of the classes in a results file; none if it has no classes. Raises DataError."""
-    return list(_classes(_content(path)))
+    return class_names(content_of(path))
+
+
+def class_names(entry: Mapping[str, Any]) -> list[str]:
+    """The names of the classes in a result; none if it has no classes."""
+    return list(_classes(entry))
 
 
 def _entry_of(test: PlannedTest, path: Path) -> dict[str, Any]:
     """What a test is for: with --segfix the refined labels, which test.py scores next to others."""
-    content = _content(path)
+    content = content_of(path)
     if not any(text.partition("=")[0] == "--segfix" for text in test.cell.test):
         return content
     runs = content.get("runs")
@@ -175,7 +176,7 @@ def read_result(path: Path, cell: Cell, seed: int | None = None, name: str | Non
 
     Raises DataError if the file cannot be read or has no scores.
     """
-    entry = dict(entry or _content(path))
+    entry = dict(entry or content_of(path))
     scores = _scores(entry, path)
     result = RunResult(cell, name or _name_of(path), path, scores, _classes(entry), seed, folder,
                        entry, image_scores_of(entry, path))
@@ -247,72 +248,13 @@ def run_folder_of(path: Path) -> Path | None:
 
 def seed_of(folder: Path | None) -> int | None:
     """The seed of the run in a folder."""
-    config = _read_json(folder / "config.json") if folder else None
-    seed = config.get("seed") if config else None
+    seed = config_of(folder).get("seed") if folder else None
     return seed if type(seed) is int else None
 
 
-def find_results(places: Iterable[Path]) -> dict[str, list[Path]]:
-    """label -> results files of the runs with this label, in files and folders (--from).
-
-    Runs that differ only in their seed have one label: their name without seed and key, or else
-    the name of their folder. Other configs of one name are told apart by a number, "name (2)".
-    Raises DataError if a place has no results.
-    """
-    found: dict[str, list[Path]] = {}
-    keys: dict[str, list[str]] = {}         # label -> the different configs under it
-    taken: dict[tuple[str, Path], Path] = {}
-    for place in places:
-        paths = [place] if place.is_file() else sorted(place.rglob("results.json"))
-        if not paths:
-            raise DataError("there is no results.json", shown(place),
-                            "run test.py first, or give the file itself")
-        for path in paths:
-            folder = run_folder_of(path)
-            label = _label_of(path, place)
-            # Without a run nothing says that two results are of one method.
-            key = _key_without_seed(folder) if folder else str(path.resolve())
-            if folder and taken.setdefault((label, folder), path) != path:
-                notice(f"{shown(path)} is left out: the row {shown(label)} has this run from "
-                       f"{shown(taken[label, folder])}")
-                continue
-            known = keys.setdefault(label, [])
-            if key not in known:
-                known.append(key)
-            number = known.index(key) + 1
-            files = found.setdefault(label if number == 1 else f"{label} ({number})", [])
-            if path not in files:
-                files.append(path)
-    return found
-
-
-def _key_without_seed(folder: Path | None) -> str:
-    """Equal for runs whose configs differ only in their seed."""
-    config = _read_json(folder / "config.json") if folder else None
-    if not config:
-        return ""
-    trainer = config.get("trainer")
-    trainer = trainer if isinstance(trainer, dict) else {}
-    start = trainer.get("finetune_from")
-    if isinstance(start, str) and _DATE.fullmatch(Path(start).parent.name):
-        # A stage: each seed starts from a run of its own.
-        name = _label_of_run(Path(start).parent.parent.name)
-        config = {**config, "trainer": {**trainer, "finetune_from": [name, Path(start).name]}}
-    return key_of({key: value for key, value in config.items() if key != "seed"})
-
-
-def _label_of(path: Path, place: Path) -> str:
-    folder = run_folder_of(path)
-    if folder is None:
-        return path.stem if path == place else str(path.parent.relative_to(place.parent))
-    label = _label_of_run(folder.parent.name)
-    way = "/".join(part for part in path.parent.relative_to(folder).parts if part != TESTS)
-    return f"{label}, test {way}" if way not in ("", "plain") else label
-
-
-def _label_of_run(name: str) -> str:
-    match = _OF_STUDY.fullmatch(name)
-    return match["label"] if match else name
+def config_of(folder: Path) -> dict[str, Any]:
+    """The config of the run in a folder; empty if it cannot be read."""
+    return _read_json(folder / "config.json") or {}
 
 
 def _name_of(path):
@@ -320,7 +262,8 @@ def _name_of(path):
     return f"{folder.parent.name}/{folder.name}" if folder else str(path)
 
 
-def _content(path: Path) -> dict[str, Any]:
+def content_of(path: Path) -> dict[str, Any]:
+    """The content of a results file. Raises DataError if it is not one."""
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
