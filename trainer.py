@@ -17,7 +17,7 @@ from utils.decision.rules import Decision, build_decision, rule_of
 from utils.errors import ConfigError, NumericalError, counted, listed, size_text
 from utils.evaluation.evaluate import evaluate
 from utils.images.base_size import base_size_text
-from utils.images.visualize import confusion_picture, prediction_grid
+from utils.images.visualize import confusion_picture, label_grid, prediction_grid
 from utils.machine import distributed
 from utils.machine.memory import memory_in_use
 from utils.machine.seeding import seed_everything
@@ -63,6 +63,8 @@ class Trainer(BaseTrainer):
                         or self.monitor.exhausted:
                     break
                 outputs, parts = self._step(batches)
+                if not progress.step and self.logger.draws:
+                    self._draw_batch(batches[0])
                 progress.step += 1
                 progress.batches_done += len(batches)
                 progress.into_batch = 0
@@ -388,7 +390,7 @@ class Trainer(BaseTrainer):
         if len(parts) > 1:
             values |= {f"train/{name}": value.item() for name, value in parts.items()}
         step = self.progress.step
-        self.logger.scalars(values, step)
+        self.logger.scalars(values, step, epoch)
         self.logger.record("train", step, epoch=epoch, **values)
         text = (f"loss {loss:.4f}  lr {next(iter(rates.values())):.3g}  {speed:.1f} img/s  "
                 f"data {waited:.0%}  {memory:.1f} GB")
@@ -401,7 +403,7 @@ class Trainer(BaseTrainer):
         if not math.isnan(results["Mean_IoU"]):
             self.logger.scalars({"train/Mean_IoU": results["Mean_IoU"],
                                  "train/Pixel_Accuracy": results["Pixel_Accuracy"]},
-                                self.progress.step)
+                                self.progress.step, self.progress.epoch)
 
     # Validation
 
@@ -465,9 +467,18 @@ class Trainer(BaseTrainer):
                         strict=False))
         self.logger.record("validation", step, epoch=epoch, rule=rule, images=scores.images,
                            **numbers, Class_IoU=ious)
-        self.logger.scalars({f"val/{name}": value for name, value in numbers.items()}, step)
-        self.logger.scalars({f"val/IoU/{name}": value for name, value in ious.items()
-                             if not math.isnan(value)}, step)
+        classes = {f"IoU/{name}": value for name, value in ious.items() if not math.isnan(value)}
+        self.logger.scalars({f"val/{name}": value for name, value in (numbers | classes).items()},
+                            step, epoch)
+
+    def _draw_batch(self, batch: dict):
+        """The first images that the network was trained on, after all augmentation, and labels."""
+        inputs = self.normalize(batch["image"][:EXAMPLES])
+        images = self.normalize.pictures(inputs).cpu()
+        samples = [{"image": image, "label": label}
+                   for image, label in zip(images, batch["label"][:EXAMPLES].cpu(), strict=True)]
+        self.logger.image("train/examples", label_grid(
+            samples, self.train_loader.dataset.palette), self.progress.step)
 
     def _draw_examples(self, scores: Scores, predictor: Predictor, rule: Decision):
         """Predictions on the first images, and the confusion matrix, for TensorBoard."""

@@ -119,7 +119,7 @@ class BaseTrainer(ABC):
         """
         progress = self.progress
         self._say_start()
-        with contextlib.closing(self.logger), self._logged_end(), self.stop_signal:
+        with self._logged_end(), self.stop_signal:
             try:
                 with self._explained_errors():
                     with self.stop_signal.idle():
@@ -159,16 +159,21 @@ class BaseTrainer(ABC):
 
     @contextlib.contextmanager
     def _logged_end(self):
-        """Write into log.txt why the block ended early, if it does."""
+        """Write into log.txt why the block ended early, if it does, and close the logs."""
+        outcome, text = "finished", "finished"
         try:
             yield
         except BaseException as error:
-            text = first_line(error)
+            outcome, text = "failed", first_line(error)
             if isinstance(error, Interrupted):
                 name = signal.Signals(error.signum).name
                 text = f"interrupted by {name} {text.removesuffix('; resume with')}"
+            if isinstance(error, (Interrupted, KeyboardInterrupt)):
+                outcome = "interrupted"
             self.logger.write(f"ended: {text}")
             raise
+        finally:
+            self.logger.close(outcome, text)
 
     def _acknowledge_stop(self, name):
         self.logger.say(f"{name}: stopping after this step, then saving (Ctrl-C after that ends "
@@ -246,6 +251,9 @@ class BaseTrainer(ABC):
         progress.validated = progress.step
         better = self.monitor.update(
             results, progress.epoch, progress.step if self.settings.val_per_iterations else None)
+        if better:
+            self.logger.best({f"best/{self.monitor.metric}": results[self.monitor.metric],
+                              "best/epoch": progress.epoch}, progress.step)
         if self.scheduler.per_validation:
             self._step_on_score(results[self.monitor.metric])
         return better
@@ -315,8 +323,9 @@ class BaseTrainer(ABC):
     @functools.cached_property
     def logger(self) -> RunLogger:
         """The log of the run, opened when it is first used: a rehearsal writes nothing."""
-        return RunLogger(self.folder, self.settings.tensorboard, self.settings.log_dir,
-                         self.progress.step)
+        settings, progress = self.settings, self.progress
+        return RunLogger(self.folder, settings.tensorboard, settings.log_dir, progress.step,
+                         settings.log_to, self.config, progress.lineage)
 
     @property
     def memory_format(self) -> torch.memory_format:

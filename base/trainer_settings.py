@@ -1,7 +1,10 @@
 """The settings of a training: the section `trainer` of a config."""
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from utils.config.registry import components
+from utils.config.schema import Components
 from utils.errors import expression_problem
 from utils.machine.distributed import RANK_TIMEOUT
 from utils.training.monitor import monitor_problem
@@ -35,6 +38,8 @@ class TrainerSettings:
         the last one. Each validation saves last.pth.
     tensorboard: also write TensorBoard event files.
     log_dir: write them to log_dir/<name>/<date>; null: to the folder of the run.
+    log_to: further places for the numbers of the log: a list of "csv", "wandb", "mlflow" or
+        {"type", "args"}. wandb and mlflow need their packages. See --list trackers.
     log_per_iter: optimizer steps between two log lines.
     amp: precision of the forward pass: "auto" (bf16 where the hardware supports it), "bf16",
         "fp16" or false. fp16 skips steps whose scaled gradient overflows; this is normal.
@@ -80,6 +85,7 @@ class TrainerSettings:
     val_per_iterations: int | None = None
     tensorboard: bool = True
     log_dir: str | None = None
+    log_to: Annotated[Sequence, Components("trackers")] = ()
     log_per_iter: int = 20
     amp: Literal["auto", "bf16", "fp16", False] = "auto"
     channels_last: bool = True
@@ -115,6 +121,11 @@ class TrainerSettings:
             wrong = expression_problem(pattern)
             if wrong:
                 problems.append(f"trainer.finetune_exclude: [{number}] {wrong}")
+        known = components("trackers")
+        trackers = [known[one["type"]] for one in settings["log_to"] if one.get("type") in known]
+        twice = next((cls for cls in trackers if trackers.count(cls) > 1), None)
+        if twice:
+            problems.append(f"trainer.log_to: names {twice.__name__} twice")
         problem = monitor_problem(settings["monitor"])
         if problem:
             problems.append(f"trainer.monitor: {problem}")

@@ -236,7 +236,7 @@ def test_the_rate_of_a_log_line_is_that_of_its_step(tmp_path, section, every):
     used, events = [], {}
     trainer.optimizer.register_step_pre_hook(
         lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
-    trainer.logger.scalars = lambda values, at: events.setdefault(at, {}).update(values)
+    trainer.logger.scalars = lambda values, at, epoch: events.setdefault(at, {}).update(values)
     trainer.train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     logged = {line["step"]: line["train/lr/all"] for line in lines if line["kind"] == "train"}
@@ -578,7 +578,7 @@ def test_event_files_are_whole_when_the_training_ends_with_an_error(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     trainer = make(tmp_path, "trainer.tensorboard=true", "trainer.log_per_iter=1")
-    hook = trainer.logger._other_hook
+    hook = threading.excepthook
     trainer._valid_epoch = lambda epoch: 1 / 0
     with pytest.raises(ZeroDivisionError):
         trainer.train()

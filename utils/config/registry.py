@@ -30,6 +30,7 @@ KINDS = {
     "losses": ("utils.losses", "torch.nn:Module"),
     "schedulers": ("utils.training.lr_scheduler", "torch.optim.lr_scheduler:LRScheduler"),
     "optimizers": ("torch.optim", "torch.optim:Optimizer"),
+    "trackers": ("utils.training.trackers", "utils.training.trackers.tracker:Tracker"),
 }
 # Classes of torch that a config can name in addition to those of this project.
 TORCH_SCHEDULERS = ("StepLR", "MultiStepLR", "ConstantLR", "LinearLR", "ExponentialLR",

@@ -173,8 +173,8 @@ class Components:
     def resolve(self, value: Any, path: KeyPath, report: "Mistakes") -> list[dict[str, Any]]:
         """The list with the defaults of its sections; mistakes go to `report`."""
         if not isinstance(value, (list, tuple)):
-            report.note(path, f'expected a list of {{"type": NAME, "args": {{...}}}}, found '
-                              f"{value_name(value)}")
+            report.note(path, f'expected a list of {"names or of " if self.constructs else ""}'
+                              f'{{"type": NAME, "args": {{...}}}}, found {value_name(value)}')
             return []
         return [self._resolve_item(item, (*path, i), report) for i, item in enumerate(value)]
 

@@ -115,6 +115,22 @@ def write_bytes(path: str | os.PathLike, data: "ReadableBuffer"):
         temporary.write_bytes(data)
 
 
+def append_whole(path: str | os.PathLike, lines: bytes):
+    """Append whole lines or nothing: a part of a line would also spoil the next one.
+
+    Raises OSError.
+    """
+    with open(path, "ab", buffering=0) as stream:
+        end = stream.tell()
+        try:
+            while lines:
+                lines = lines[stream.write(lines):]
+        except OSError:
+            with contextlib.suppress(OSError):
+                stream.truncate(end)
+            raise
+
+
 @contextlib.contextmanager
 def unfinished(path: str | os.PathLike, suffix: str = "") -> Iterator[Path]:
     """A WholeFile that raises DataError in place of OSError."""

@@ -94,6 +94,11 @@ class Normalize(nn.Module):
             images = images.flip(-3)
         return images.float().sub_(self.shift).mul_(self.factor)
 
+    def pictures(self, inputs: ImageBatch) -> ImageBatch:
+        """The uint8 RGB pictures (N, 3, H, W) whose normalization is `inputs`, float32."""
+        images = (inputs / self.factor + self.shift).round_().clamp_(0, 255).to(torch.uint8)
+        return images.flip(-3) if self.order == "BGR" else images
+
     @property
     def zero_color(self) -> tuple[int, ...]:
         """The color (r, g, b), whole numbers in 0..255, that becomes 0 or nearly 0."""

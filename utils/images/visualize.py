@@ -67,6 +67,13 @@ def prediction_grid(samples: Sequence[dict[str, Any]], predictions: Sequence[Any
     return stacked(*rows)
 
 
+def label_grid(samples: Sequence[dict[str, Any]], palette: Sequence[Sequence[int]]) -> Image:
+    """One row per sample: image, label. samples: as for `prediction_grid`."""
+    return stacked(*(side_by_side(np.asarray(sample["image"]).transpose(1, 2, 0),
+                                  colorize(np.asarray(sample["label"]), palette))
+                     for sample in samples))
+
+
 def legend(class_names: list[str], palette: Sequence[Sequence[int]],
            classes: Sequence[int] | None = None, width: int = 640, size: int = 14) -> Image:
     """The color and name of every class, or of `classes`, in as many lines as are needed.

@@ -1,27 +1,34 @@
-"""The logs of a run: log.txt, metrics.jsonl, TensorBoard.
+"""The logs of a run: log.txt, metrics.jsonl, TensorBoard, and those of trainer.log_to.
 
-Only rank 0 writes. If a log cannot be written (a full disk, a deleted folder), one warning is
-printed and the training continues; every further line is tried, and `close` counts those missing.
+Only rank 0 writes. If a log cannot be written (a full disk, a deleted folder, a service that does
+not answer), one warning is printed and the training continues; every further line is tried, and
+`close` counts those missing.
 """
-import contextlib
 import json
 import os
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from utils.checkpoint.find import line_number
 from utils.cli.console import VERSION, notice, warn
+from utils.config.build import build
 from utils.errors import counted, listed, shown
 from utils.files.json_values import plain_json
-from utils.files.whole_file import WholeFile
+from utils.files.whole_file import WholeFile, append_whole
 from utils.images.types import Image
 from utils.machine import distributed
 from utils.training.run_folder import run_facts
+from utils.training.tensorboard_events import TensorBoardEvents
+from utils.training.trackers.channel import Channel, close_all
+from utils.training.trackers.tracker import Outcome, Session, Tracker
 
 _SHOWN = 5              # line numbers in a notice
-NO_TENSORBOARD = ("tensorboard is not installed: no event files are written (pip install "
-                  "tensorboard, or set trainer.tensorboard to false)")
+RECORDS = "trackers.json"       # in the run's folder: what each tracker continues after a resume
 
 
 class RunLogger:
@@ -32,38 +39,75 @@ class RunLogger:
     first_step: lines of metrics.jsonl after this optimizer step are deleted,
     because a resumed run will write them again. Lines that are none of ours
     are moved to metrics.jsonl.unreadable, with a notice.
+    log_to: the sections of further trackers. config: the resolved config, which trackers show.
+    lineage: that of the checkpoint. A run that was taken back to an earlier step gets new records
+    in trackers that cannot forget steps.
     """
 
     def __init__(self, folder: str | Path, tensorboard: bool = True, log_dir: str | None = None,
-                 first_step: int = 0):
+                 first_step: int = 0, log_to: Sequence[dict] = (), config: dict | None = None,
+                 lineage: list[list[int]] | None = None):
         self.folder = Path(folder)
         self._broken = set()
         self._missing = {}              # name of a log -> lines that could not be written
-        self._writer = None
+        self._channels: list[Channel] = []
+        self._lock = threading.Lock()   # of RECORDS, which several threads of trackers write
         self._active = distributed.is_main()
         if not self._active:
             return
+        logged: dict[str, int] = {}
         try:
-            _drop_lines_after(self.folder / "metrics.jsonl", first_step)
+            logged = _drop_lines_after(self.folder / "metrics.jsonl", first_step)
         except OSError as error:
             warn(f"metrics.jsonl keeps its lines after step {first_step}, which will occur twice "
                  f"(the last one holds): {error}")
+        run = self.folder.parent.name, self.folder.name
+        session = Session(self.folder, " ".join(run), config or {}, first_step, say=self.say)
         if tensorboard:
-            where = self.folder if log_dir is None else \
-                Path(log_dir) / self.folder.parent.name / self.folder.name
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-                self._writer = SummaryWriter(str(where), purge_step=first_step or None)
-                self._other_hook, threading.excepthook = threading.excepthook, self._thread_ended
-            except ImportError:
-                warn(NO_TENSORBOARD)
-            except (OSError, UnicodeError) as error:    # it cannot write all names of folders
-                warn(f"no event files are written: {error}")
+            where = self.folder if log_dir is None else Path(log_dir).joinpath(*run)
+            self._channels.append(Channel(TensorBoardEvents(where), session))
+        for section in log_to:
+            self._open(build("trackers", section), session, line_number(lineage or []), logged)
+
+    def _open(self, tracker: Tracker, session: Session, line: int, logged: dict[str, int]):
+        """Let a tracker begin, or go on with the record of an earlier session."""
+        name, step, entry = tracker.title, session.step, _record(self.folder, tracker.title)
+        known: dict[str, Any] = entry["record"] if entry and entry["line"] == line else {}
+        if tracker.rewinds:
+            self._channels.append(Channel(tracker, session))
+            return
+        if entry and known:
+            # A session that was killed early has written fewer lines than the one before it.
+            before = entry["logged"]
+            logged = {kind: max(logged.get(kind, 0), before.get(kind, 0))
+                      for kind in {*logged, *before}}
+            last = max(logged.values(), default=0)
+            if last > step:
+                self.say(f"{name}: what it has of the steps {step + 1} to {last} stays as it is "
+                         "while the training repeats them")
+        else:
+            logged = {}
+            if step:
+                why = "was taken back, and the one before stays as it is" if entry else \
+                    "had none, or a file lacks its name"
+                self.say(f"{name}: a new record begins at step {step}, because the training {why}")
+                session = replace(session, name=f"{session.name} from step {step}")
+        keep = partial(self._keep_record, name, line, logged)
+        if known:
+            keep(known)
+        self._channels.append(Channel(tracker, replace(session, record=known, keep=keep), logged))
+
+    def _keep_record(self, name, line, logged, record):
+        """Note in RECORDS what a tracker needs to continue."""
+        entry = {"line": line, "logged": logged, "record": record}
+        with self._lock, WholeFile(self.folder / RECORDS) as temporary:
+            content = {**_records(self.folder), name: entry}
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @property
     def draws(self) -> bool:
-        """Whether pictures are written: only TensorBoard shows them."""
-        return self._writer is not None
+        """Whether pictures are written: TensorBoard and some trackers show them."""
+        return any(channel.draws for channel in self._channels)
 
     def say(self, text: str):
         """Print a line on stderr and append it to log.txt."""
@@ -92,48 +136,47 @@ class RunLogger:
             line = json.dumps(plain_json({"kind": kind, "step": step, **values}))
             self._append("metrics.jsonl", line + "\n")
 
-    def scalars(self, values: dict, step: int):
-        """Write TensorBoard scalars; their x axis is always the optimizer step."""
-        for tag, value in values.items():
-            self._event("add_scalar", tag, value, step)
+    def scalars(self, values: dict[str, float], step: int, epoch: int | None = None):
+        """Write a log line to TensorBoard and all trackers; tags begin with "train/" or "val/".
+
+        step: their x axis, the optimizer step.
+        """
+        for channel in self._channels:
+            channel.log(values, step, epoch)
 
     def image(self, tag: str, image: Image, step: int):
-        """Write a TensorBoard image. image: uint8 (H, W, 3), RGB."""
-        self._event("add_image", tag, image, step, dataformats="HWC")
+        """Write a picture to TensorBoard and the trackers that take some.
 
-    def close(self):
-        if self._writer:
-            self._guard("tensorboard", self._writer.close)
-            threading.excepthook = self._other_hook
+        image: uint8 (H, W, 3), RGB.
+        """
+        for channel in self._channels:
+            channel.image(tag, image, step)
+
+    def best(self, values: dict[str, float], step: int):
+        """Replace the best values in TensorBoard and all trackers, by tags like "best/Mean_IoU"."""
+        for channel in self._channels:
+            channel.best(values, step)
+
+    def close(self, outcome: Outcome = "finished", text: str = "finished"):
+        """End all logs. text: why the session ended."""
+        close_all(self._channels, outcome, text)
         for name, lines in self._missing.items():
             notice(f"{shown(self.folder / name)} lacks {lines} lines, which could not be written")
 
-    def _thread_ended(self, failure):
-        """Report an error in TensorBoard's writer thread as a warning instead of a traceback."""
-        if type(failure.thread).__name__ == "_AsyncWriterThread":
-            self._guard("tensorboard", _raise, failure.exc_value)
-        else:
-            self._other_hook(failure)
-
-    def _event(self, method, *args, **kwargs):
-        if self._writer:
-            self._guard("tensorboard", getattr(self._writer, method), *args, **kwargs)
-
     def _append(self, name, text):
-        data = text.encode("utf-8", "backslashreplace")
-        if not self._guard(name, _append, self.folder / name, data):
-            self._missing[name] = self._missing.get(name, 0) + 1
-
-    def _guard(self, what, call, *args, **kwargs):
-        """Call a function that writes; returns whether that succeeded. Its first error is told."""
         try:
-            call(*args, **kwargs)
-            return True
-        except (OSError, RuntimeError, UnicodeError) as error:
-            if what not in self._broken:
-                self._broken.add(what)
-                warn(f"{what} can no longer be written, the training continues: {error}")
-            return False
+            append_whole(self.folder / name, text.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            self._missing[name] = self._missing.get(name, 0) + 1
+            if name not in self._broken:
+                self._broken.add(name)
+                warn(f"{name} can no longer be written, the training continues: {error}")
+
+
+def require_trackers(config: dict):
+    """Raise ConfigError if a tracker of trainer.log_to cannot be used here. Reads no data."""
+    for section in config["trainer"].get("log_to", ()):
+        build("trackers", section).require()
 
 
 def training_facts(trainer: Any) -> list[str]:
@@ -167,55 +210,65 @@ def training_facts(trainer: Any) -> list[str]:
     return lines
 
 
-def _append(path, lines: bytes):
-    """Append whole lines or nothing: a part of a line would also spoil the next one."""
-    with open(path, "ab", buffering=0) as stream:
-        end = stream.tell()
-        try:
-            while lines:
-                lines = lines[stream.write(lines):]
-        except OSError:
-            with contextlib.suppress(OSError):
-                stream.truncate(end)
-            raise
+def _records(folder):
+    """The content of RECORDS: name of a tracker -> its entry."""
+    try:
+        content = json.loads((folder / RECORDS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _record(folder, name):
+    """The entry of a tracker in RECORDS; None if it has none that is sound."""
+    entry = _records(folder).get(name)
+    sound = isinstance(entry, dict) and type(entry.get("line")) is int \
+        and isinstance(entry.get("record"), dict) and isinstance(entry.get("logged"), dict) \
+        and all(type(step) is int for step in entry["logged"].values())
+    return entry if sound else None
 
 
 def _drop_lines_after(path, step):
     """Delete the lines of metrics.jsonl after an optimizer step. A kill or a full disk loses none.
+
+    Returns the last step of each kind of line that the file had: "train", "val".
 
     If these are the last lines, as is usual, the file is cut there, which takes no room. Otherwise
     a whole new file replaces it. Lines that are no entries are moved to another file first.
     """
     path = Path(os.path.realpath(path))     # of a link, the file that it leads to is replaced
     if not path.is_file():
-        return
+        return {}
     lines = path.read_bytes().splitlines(keepends=True)
-    steps = [_step_of(line) for line in lines]
+    entries = [_entry_of(line) for line in lines]
+    steps = [entry and entry[0] for entry in entries]
+    logged: dict[str, int] = {}
+    for at, kind in filter(None, entries):
+        logged[kind] = max(at, logged.get(kind, 0))
     kept = [line if line.endswith(b"\n") else line + b"\n"
             for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
     unreadable = [number for number, at in enumerate(steps) if at is None and lines[number].strip()]
     if unreadable:
         aside = path.with_name(f"{path.name}.unreadable")
-        _append(aside, b"".join(lines[number].rstrip(b"\r\n") + b"\n" for number in unreadable))
+        append_whole(aside, b"".join(lines[number].rstrip(b"\r\n") + b"\n"
+                                     for number in unreadable))
         places = listed(unreadable, _SHOWN, text=lambda number: str(number + 1))
         notice(f"{shown(path)}: {len(unreadable)} lines are no entries of this log (line {places})"
                f"; they are now in {shown(aside.name)}")
     if lines[:len(kept)] == kept:
         if len(kept) < len(lines):
             os.truncate(path, sum(map(len, kept)))
-        return
+        return logged
     with WholeFile(path) as temporary:
         temporary.write_bytes(b"".join(kept))
+    return logged
 
 
-def _step_of(line: bytes) -> int | None:
-    """The step of a line of metrics.jsonl; None if the line is no entry."""
+def _entry_of(line: bytes) -> tuple[int, str] | None:
+    """(step, kind) of a line of metrics.jsonl; None if the line is no entry."""
     try:
-        step = json.loads(line.decode("utf-8"))["step"]
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        entry = json.loads(line.decode("utf-8"))
+        step, kind = entry["step"], entry.get("kind")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
-    return step if type(step) is int else None
-
-
-def _raise(error):
-    raise error
+    return (step, "val" if kind == "validation" else str(kind)) if type(step) is int else None

@@ -26,7 +26,8 @@ from utils.training.run_folder import (
     is_run_of,
     runs_folder,
 )
-from utils.training.run_log import NO_TENSORBOARD, training_facts
+from utils.training.run_log import require_trackers, training_facts
+from utils.training.tensorboard_events import NO_TENSORBOARD
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ HARMLESS = re.compile(r"name|n_gpu|test_loader.*|"
                       r"(train|val)_loader\.args\.(num_workers|pin_memory|prefetch_factor|timeout)|"
                       rf"optimizer\.args\.({'|'.join(STEP_IMPLEMENTATION)})|"
                       r"trainer\.(save_dir|save_period|save_every|keep|save_async|requeue|"
-                      r"rank_timeout|tensorboard|log_dir|log_per_iter)")
+                      r"rank_timeout|tensorboard|log_dir|log_to|log_per_iter)")
 # Keys that determine which samples a step uses: a difference must be allowed with ALLOW.
 _ORDER = re.compile(r"seed|trainer\.accumulate|train_loader\.(type|args\.("
                     r"batch_size|shuffle|drop_last|split|sampler(\..*)?))")
@@ -203,6 +204,7 @@ def start_processes(run: Run, args: argparse.Namespace) -> "torch.device":
     device = args.device or ("cpu" if config["n_gpu"] == 0 else None)
     device = distributed.start(device, config["trainer"]["rank_timeout"])
     from utils.machine.seeding import seed_everything, set_deterministic
+    distributed.from_main(lambda: require_trackers(config), ConfigError)
     run.settle_start()
     seed_everything(config["seed"])
     set_deterministic(config["deterministic"])
