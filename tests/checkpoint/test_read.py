@@ -260,11 +260,10 @@ def test_a_torchscript_program_is_called_by_its_name(tmp_path):
 
 @pytest.mark.parametrize("start, kind", [
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
-    (b"\n<!DOCTYPE html><html>", "a web page"), (b"\x1f\x8b\x08" + bytes(20), "a compressed file"),
-    (b"\x20\0\0\0\0\0\0\0" + b'{"w": {"dtype": "F32"}}' + bytes(20), "safetensors")])
+    (b"\n<!DOCTYPE html><html>", "a web page"), (b"\x1f\x8b\x08" + bytes(20), "a compressed file")])
 def test_a_file_of_another_kind_is_called_by_its_name(tmp_path, start, kind):
     (tmp_path / "w.pth").write_bytes(start)
-    with pytest.raises(CheckpointError, match=f"this is {kind}|this is a file of the {kind}"):
+    with pytest.raises(CheckpointError, match=f"this is {kind}"):
         read_weights(tmp_path / "w.pth")
 
 

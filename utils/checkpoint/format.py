@@ -8,7 +8,13 @@ from typing import Any, TypedDict, TypeGuard
 
 import torch
 
+from utils.errors import CheckpointError
+
 FORMAT = 1      # raised when older versions of Segwright cannot read the new files
+
+
+class DamagedCheckpoint(CheckpointError):
+    """The content of a file proves that it is cut off, changed, or not what a program writes."""
 
 
 class Checkpoint(TypedDict):

@@ -26,10 +26,12 @@ from utils.checkpoint.format import (
     ADDED_LATER,
     FORMAT,
     Checkpoint,
+    DamagedCheckpoint,
     TrainingCheckpoint,
     can_resume,
 )
 from utils.checkpoint.limits import TooMuch, check_pickle, check_values, count_values
+from utils.checkpoint.safetensors import is_safetensors, read_safetensors
 from utils.cli.console import is_out_of_memory
 from utils.errors import CheckpointError, UserError, first_line, listed
 
@@ -41,10 +43,6 @@ WAITS = (0.0, 0.1, 0.5, 1.5)     # seconds before each further attempt to read a
 PATIENCE = 20.0             # seconds after which a large file is tried no third time
 
 _T = TypeVar("_T")
-
-
-class DamagedCheckpoint(CheckpointError):
-    """The content of a file proves that it is cut off, changed, or not what torch.save writes."""
 
 
 class MissingCheckpoint(CheckpointError):
@@ -96,6 +94,8 @@ def peek(path: str | os.PathLike) -> Mapping[str, Any]:
     CheckpointError as `read_checkpoint` does.
     """
     def read(path):
+        if is_safetensors(path):
+            return read_safetensors(path, values=False)
         with _archive(path) as archive:
             options = {"map_location": "meta"} if archive else {}
         return _load(path, **options)
@@ -151,7 +151,7 @@ def read_weights(path: str | os.PathLike) -> Any:
 
 
 def read_state(path: str | os.PathLike) -> Any:
-    """Read the content of a .pth file of any origin with torch's safe loader.
+    """Read the content of a .pth or .safetensors file of any origin.
 
     Besides tensors and plain types only numpy scalars are allowed, because some published
     trainers store their best score as one. Raises CheckpointError, see `settled`.
@@ -237,7 +237,9 @@ def contents_of(folder: Path) -> str:
 
 
 def _load(path: Path, **options: Any) -> Any:
-    """torch's safe loader on a file whose checksums were verified."""
+    """torch's safe loader on a file whose checksums were verified, or that of safetensors."""
+    if is_safetensors(path):
+        return read_safetensors(path)
     try:
         check_pickles(path)
         with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
@@ -363,8 +365,10 @@ def verify(path: str | os.PathLike):
 def verify_archive(path: Path) -> bool:
     """Raise DamagedCheckpoint if a zip archive written by torch.save is incomplete or damaged.
 
-    Returns False for a file in torch's old format, which the safe loader has to check.
+    Returns False for a file of another format, which its loader has to check.
     """
+    if is_safetensors(path):
+        return False
     with _archive(path) as archive:
         if archive is None:
             return False
@@ -428,13 +432,13 @@ def _refuse_other_files(start, path):
     """Name the kind of a file that is no checkpoint, by its first bytes."""
     kinds = {"a Git LFS pointer, not the file itself": start.startswith(b"version https://git-lfs"),
              "a web page": start.lstrip()[:1] == b"<",
-             "a file of the safetensors format": start[8:10] == b'{"',
              "a compressed file": start[:2] == b"\x1f\x8b" or start[:4] == b"\xfd7zX",
              "an archive behind other bytes": zipfile.is_zipfile(path),
              "an ONNX graph": b"onnx" in start or b"pytorch" in start and start[:1] == b"\x08"}
     for kind, found in kinds.items():
         if found:
-            raise CheckpointError(f"this is {kind}", str(path), "use a file that torch.save wrote")
+            raise CheckpointError(f"this is {kind}", str(path),
+                                  "use a file that torch.save or safetensors wrote")
 
 
 def _numpy_scalars():
