@@ -22,7 +22,8 @@ SHARED = torch.arange(6.).reshape(2, 3)
 TENSORS = {"a": torch.arange(24.).reshape(2, 3, 4), "one": torch.tensor(3),
            "none": torch.empty(0, 5), "half": torch.ones(3).bfloat16(),
            "yes": torch.tensor([True, False, True]), "s.1": SHARED,
-           "turned": torch.arange(6.).reshape(2, 3).t(), "s.2": SHARED, "small": torch.arange(5, dtype=torch.uint8)}
+           "turned": torch.arange(6.).reshape(2, 3).t(), "s.2": SHARED,
+           "small": torch.arange(5, dtype=torch.uint8)}
 CHECKPOINT = {"format": 1, "model": TENSORS, "ema": None, "config": {"name": "x", "seed": 1},
               "class_names": ["Straße", "b"], "palette": [[0, 0, 0], [9, 9, 9]],
               "normalization": {"mean": [0.5] * 3, "std": [0.2] * 3}, "activation": "softmax",

@@ -34,8 +34,7 @@ MOST_AXES = 32
 _METADATA = "__metadata__"
 _FORMAT, _SUM = "segwright_format", "sha256"
 # Entries of a checkpoint that are stored as JSON, besides its tensors and format.
-_ENTRIES = ("config", "class_names", "palette", "normalization", "activation", "epoch", "versions",
-            "base_size", "trained_loss")
+_ENTRIES = ("config", "class_names", "palette", "normalization", "activation", "epoch", "versions")
 
 
 def is_safetensors(path: str | os.PathLike) -> bool:
