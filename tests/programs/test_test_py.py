@@ -23,6 +23,7 @@ from utils.config.schema import resolve_config
 from utils.decision.rules import RULES, build_decision
 from utils.errors import DataError
 from utils.evaluation.evaluate import evaluate
+from utils.evaluation.regret import PARTS
 from utils.images.image_io import write_image
 from utils.images.normalize import Normalize
 from utils.predict.predictor import build_predictor
@@ -390,3 +391,27 @@ def test_the_risk_coverage_curve_changes_no_score_and_is_kept_with_it(checkpoint
     assert risk["curve"][-1] == pytest.approx(risk["risk"]) and len(risk["coverage"]) == 101
     assert (tmp_path / "b" / "risk_coverage.png").stat().st_size > 1000
     assert "AURC" in capsys.readouterr().out
+
+
+def test_regret_changes_no_score_and_is_kept_with_it(checkpoint, tmp_path, capsys):
+    for place, options in (("a", ()), ("b", ("--regret", "--theta", 20))):
+        assert run(checkpoint, "-p", "max,rankdice", "-o", tmp_path / place, *options) == 0
+    plain, split = (json.loads((tmp_path / place / "results.json").read_text())["runs"]
+                    for place in "ab")
+    regret = [one.pop("regret") for one in split]
+    assert plain == split and regret[0]["theta"] == 20
+    assert regret[0]["posterior"] == "class weights undone"
+    for one, entry in zip(regret, plain, strict=True):
+        parts = [one[part]["value"] for part in PARTS]
+        assert sum(parts) == pytest.approx(1 - entry["mDice_I"], abs=1e-12)
+        assert (tmp_path / "b" / f"regret_{entry['procedure']}.png").stat().st_size > 1000
+    assert not list((tmp_path / "a").glob("regret*"))
+    assert capsys.readouterr().out.count("Where the Dice is lost") == 2
+
+
+def test_regret_is_refused_where_it_does_not_split_the_score(checkpoint, capsys):
+    assert run(checkpoint, "--regret", "predict.published=true") == 2
+    assert "predict.published scores ignored pixels as background" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(checkpoint, "--regret", "--segfix", "x")
+    assert "--regret does not go with --segfix" in capsys.readouterr().err

@@ -36,7 +36,7 @@ from typing import Literal, overload
 import numpy as np
 import torch
 
-from utils.decision.expected_score import EXACT_VOLUME, Objective
+from utils.decision.expected_score import EXACT_VOLUME, FAINT, Objective
 from utils.decision.rankdice_batched import solve_batched
 from utils.errors import ConfigError, NumericalError, unknown
 from utils.machine.precision import full_precision
@@ -46,7 +46,6 @@ METRICS = ("dice", "iou")
 TRUNCATED = "published_truncated"
 SOLVERS = ("auto", "exact", "rma", TRUNCATED)
 SORTED_VOLUME = 2048     # smaller volumes are sorted: the error of RMA is 0.15 / mu^2
-FAINT = 1 / 128          # in a small class, smaller probabilities only count in sums
 FEW_PIXELS = 4096        # with at most this many pixels, each one is a candidate
 STRIDE = 16              # the warm start uses one block of SAMPLE pixels out of 16
 SAMPLE = 64

@@ -40,6 +40,9 @@ def parse(argv: list[str] | None, abbreviations: bool = True) -> argparse.Namesp
         help="how many times the offset is added (default 2)")
     add("--risk-coverage", action="store_true", help="also the error rate of the most confident "
         "pixels and its area, AURC: in results.json, and as a picture (docs/metrics.md)")
+    add("--regret", action="store_true", help="also what part of the Dice score each rule loses to "
+        "its solver, to taking pixels as independent, to calibration and to the network: in the "
+        "table, in results.json, and as a picture (docs/rankdice.md)")
     add("-o", "--output", metavar="DIR",
         help="folder for results.json, results.txt and confusion_matrix.png "
              "(default: the folder of the checkpoint)")
@@ -51,4 +54,7 @@ def parse(argv: list[str] | None, abbreviations: bool = True) -> argparse.Namesp
     if args.as_validation and (args.base_size or args.input_size or args.protocol):
         parser.error("--as-validation scores at the size of the loader: leave out --base-size, "
                      "--input-size and --protocol")
+    if args.regret and args.segfix:
+        parser.error("--regret does not go with --segfix: what SegFix does to labels does not "
+                     "follow from probabilities. Leave out one of them")
     return args

@@ -20,6 +20,7 @@ from utils.decision.rules import (
     rule_of,
 )
 from utils.errors import ConfigError, DataError, shown
+from utils.evaluation.regret import Regret
 from utils.losses.inverse import InverseSource
 from utils.machine.distributed import all_reduce_, is_main, rank, world_size
 from utils.machine.memory import logits_too_large
@@ -70,7 +71,8 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
              device: torch.device | str, progress: str | None = None, published: bool = False,
              boundary: bool = False, refiner: Refiner | None = None,
              nonfinite: Literal["error", "warn"] = "error",
-             risk: RiskCoverage | None = None) -> dict[str, Scores]:
+             risk: RiskCoverage | None = None,
+             regret: Regret | None = None) -> dict[str, Scores]:
     """Score every decision rule over the whole loader: rule name -> Scores.
 
     Each image takes one forward. Every number is the same for any number of ranks, to the last bit.
@@ -88,18 +90,19 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
     nonfinite: what to do about an image whose logits are not finite: raise a NumericalError with
         its id, or warn once and count its logits as zeros. (On a GPU this is found at the end.)
 
-    risk: also counts every image (utils.metrics.risk_coverage).
+    risk: also counts every image (utils.metrics.risk_coverage). regret: also judges every decision
+        (utils.evaluation.regret).
 
     If the predictor resizes images, images and labels of the loader have their own sizes, and so
     have the scored logits, unless it says otherwise (Predictor.as_scored). Nothing is read from the
-    device before the last batch, except for boundary scores and refined labels. In `Scores.image`,
-    img_index is the position in the loader's order.
+    device before the last batch, except for boundary scores, refined labels and regret. In
+    `Scores.image`, img_index is the position in the loader's order.
     """
     device = torch.device(device)
     counters = {name: RuleCounter(num_classes, ignore_index, classes_of_interest, published,
                                   boundary)
                 for name in _names(decisions, refiner)}
-    decide, most_bytes = _shortcuts(predictor, decisions, loss, refiner, risk)
+    decide, most_bytes = _shortcuts(predictor, decisions, loss, refiner, risk, regret)
     scored = predictor.as_scored if isinstance(predictor, Predictor) else lambda labels: labels
     losses, sizes, finite = [], [], _FiniteWatch(nonfinite)
     with torch.inference_mode():
@@ -119,10 +122,14 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
                     predictions = _decided(decisions, logits, refiner, images, ids)
                     if risk is not None:
                         risk.add(logits, labels)
+                    if regret is not None:
+                        regret.open(logits, labels, [positions[i] for i in members])
                     if loss is not None:
                         loss_sum += loss(logits, labels.long()) * len(ids)
                 for name, prediction in predictions:
                     counters[name].add(prediction, labels, [positions[i] for i in members])
+                    if regret is not None:
+                        regret.add(name, prediction)
             losses.append(loss_sum)
             sizes.append(len(batch["id"]))
     finite.check()

@@ -25,7 +25,7 @@ Entry = dict[str, Any]
 
 # What an entry says besides its setting: every other key tells two results apart.
 OUTCOMES = {"schema", "runs", "image_scores", "classes", "image_level", "confusion", "intervals",
-            "official", "risk_coverage", "versions", *NUMBERS}
+            "official", "risk_coverage", "regret", "versions", *NUMBERS}
 # How the data is loaded, which changes no score.
 LOADING = {"batch_size", "num_workers", "prefetch_factor", "pin_memory", "timeout", "shuffle"}
 TOLD = {"checkpoint", "predictions", "dataset", "split", "loader", "data", "n_images",

@@ -8,6 +8,7 @@ from utils.cli.console import notice
 from utils.decision.posterior import build_posterior
 from utils.errors import ConfigError
 from utils.evaluation.evaluate import build_rules, evaluate
+from utils.evaluation.regret import Regret
 from utils.evaluation.score_report import Scored, deliver, score_entries
 from utils.files.json_values import plain_json
 from utils.machine.distributed import is_main
@@ -85,30 +86,38 @@ class ProtocolScores:
             opened.model, opened.normalize, options, opened.activation))
         rules = build_rules(args.predict or options["test"], opened.activation, options,
                             opened.model, opened.inverse)
-        require_rule_arguments(args, [rule.name for rule in rules], options, args.risk_coverage,
-                               opened.inverse)
+        require_rule_arguments(args, [rule.name for rule in rules], options,
+                               args.risk_coverage or args.regret, opened.inverse,
+                               dependent=args.regret)
         options = {**options, "boundary": options["boundary"] or self.refiner is not None}
         settings = {**predictor.describe(), "published": options["published"],
                     "CoI": options["CoI"]}
         if not self._is_new(settings, name or OWN):
             return
         risk = self._risk(options, rules) if args.risk_coverage else None
+        regret = self._regret(options, rules) if args.regret else None
         start = time.perf_counter()
         results = evaluate(
             predictor, loader, rules, num_classes=len(opened.class_names),
             ignore_index=opened.config["ignore_index"], classes_of_interest=options["CoI"],
             published=options["published"], boundary=options["boundary"], loss=opened.loss(),
-            device=opened.device, progress=self.key, refiner=self.refiner, risk=risk)
+            device=opened.device, progress=self.key, refiner=self.refiner, risk=risk,
+            regret=regret)
         seconds = time.perf_counter() - start
         names = loader.dataset.class_names
         ids = [sample.id for sample in loader.dataset.samples]
         curve = risk and risk.compute()
+        parts = regret.compute() if regret else {}
         if is_main():
             scored = Scored(opened, self.digest, predictor, rules, self.key, self.section, names,
                             options, self.refiner, self.read)
             entries = score_entries(results, scored)
             for entry in entries if curve else ():
                 entry["risk_coverage"] = plain_json(curve)
+            if regret:
+                for entry in entries:
+                    parts_of_rule = parts[entry["procedure"]]
+                    entry["regret"] = plain_json({**regret.describe(), **parts_of_rule})
             deliver(folder, results, entries, names, ids, args.json)
         for rule, scores in results.items():
             table = image_scores(scores.image or {}, ids, names, options["CoI"])
@@ -117,12 +126,27 @@ class ProtocolScores:
 
     def _risk(self, options, rules):
         """Counts errors by the confidence of the posterior, or of the raw logits if so chosen."""
-        opened = self.opened
+        self._require_classes(rules, "--risk-coverage")
+        return RiskCoverage(self._posterior(options), len(self.opened.class_names),
+                            self.opened.config["ignore_index"])
+
+    def _regret(self, options, rules):
+        self._require_classes(rules, "--regret")
+        if options["published"]:
+            raise ConfigError("predict.published scores ignored pixels as background, and regret "
+                              "is split on labeled pixels only", "--regret",
+                              "leave it out, or set predict.published=false")
+        return Regret(self._posterior(options), len(self.opened.class_names),
+                      self.opened.config["ignore_index"], options["CoI"], options["pruning"],
+                      options["theta"], options["amplitude"])
+
+    def _posterior(self, options):
+        return build_posterior(options, self.opened.activation, self.opened.inverse)
+
+    def _require_classes(self, rules, option):
         if rules[0].name == "offsets":
-            raise ConfigError(f"{type(opened.model).__name__} does not predict classes, so they "
-                              "have no confidence", "--risk-coverage", "leave it out")
-        return RiskCoverage(build_posterior(options, opened.activation, opened.inverse),
-                            len(opened.class_names), opened.config["ignore_index"])
+            raise ConfigError(f"{type(self.opened.model).__name__} does not predict classes, so "
+                              "they have no probabilities", option, "leave it out")
 
     def _is_new(self, settings, name):
         same = next((run for run in self.runs if run.settings == settings), None)

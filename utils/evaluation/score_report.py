@@ -17,6 +17,8 @@ from utils.decision.rules import Decision
 from utils.errors import DataError, UserError
 from utils.evaluation.evaluate import REFINED
 from utils.evaluation.label_pairs import LabelFileScores
+from utils.evaluation.regret import PARTS
+from utils.evaluation.regret_chart import regret_picture
 from utils.evaluation.results_file import Entry, add_results, code_of, title_of
 from utils.files.json_values import plain_json
 from utils.files.whole_file import write_bytes
@@ -26,7 +28,14 @@ from utils.metrics import Scores
 from utils.metrics.confidence import intervals
 from utils.metrics.image_scores import image_scores, write_image_scores
 from utils.metrics.risk_coverage import risk_coverage_picture
-from utils.metrics.table import format_intervals, format_rules, format_table, percent
+from utils.metrics.table import (
+    aligned,
+    cell,
+    format_intervals,
+    format_rules,
+    format_table,
+    percent,
+)
 from utils.predict.open_model import OpenModel
 from utils.predict.predictor import Predictor
 from utils.predict.protocols import changes
@@ -180,8 +189,29 @@ def table_of(entry: Entry) -> str:
         table += (f"\nMost probable class: error rate {percent(risk.get('risk'))}, area under the "
                   f"risk-coverage curve AURC {percent(risk.get('AURC'))}, E-AURC "
                   f"{percent(risk.get('E_AURC'))}")
+    if regret := entry.get("regret"):
+        table += f"\n{_regret_table(regret, classes)}"
     bounds = format_intervals(entry.get("intervals") or {})
     return f"{table}\n{bounds}" if bounds else table
+
+
+def _regret_table(regret, classes):
+    """Where the Dice of a rule is lost: a line for each class, and one for the mean."""
+    rows = [["id", "class", "Dice_I", *PARTS]]
+    names = [[str(k), cell(one.get("name"))] for k, one in enumerate(classes)]
+    for name, one in (*zip(names, regret["classes"], strict=True), (["", "mean"], regret)):
+        rows.append([*name, percent(one["Dice"]), *(_with_bounds(one[part]) for part in PARTS)])
+    lines = ["Where the Dice is lost: Dice_I and the four parts add up to 100 (docs/rankdice.md)",
+             *aligned(rows, (1,))]
+    if percent(regret["promised"]) != "-":
+        lines.append("Solver, as the probabilities expect it: " + percent(regret["promised"]))
+    return "\n".join(lines)
+
+
+def _with_bounds(part):
+    value, high = part["value"], part["high"]
+    return percent(value) + ("" if high is None or value is None
+                             else f" +-{percent(high - value)}")
 
 
 def _column(classes, key):
@@ -225,6 +255,11 @@ def write_scores(folder: str | os.PathLike, results: dict[str, Scores], entries:
     if risk:
         written.append(folder / "risk_coverage.png")
         write_bytes(written[-1], risk_coverage_picture(risk))
+    for entry in entries:
+        if "regret" in entry:
+            written.append(folder / f"regret_{entry['procedure']}.png")
+            write_bytes(written[-1], regret_picture(
+                entry["regret"], class_names, title_of(entry)))
     confusion = next((entry["confusion"] for entry in entries if entry["confusion"]), None)
     if confusion:
         written.append(folder / "confusion_matrix.png")

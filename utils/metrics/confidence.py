@@ -77,6 +77,16 @@ def intervals(scores: ImageScores, level: float = 0.95) -> dict[str, Interval]:
     return {name: _interval(float(value[name][0]), spreads[name], level) for name in value}
 
 
+def mean_interval(values: np.ndarray, level: float = 0.95) -> Interval:
+    """The mean of one number per image, (N,) and not nan, which may be negative; as `intervals`."""
+    images = len(values)
+    value = math.fsum(values) / images if images else math.nan
+    if images < MIN_IMAGES:
+        return Interval(value, math.nan, math.nan, images)
+    spread = _Spread.of((values.sum() - values) / (images - 1))
+    return Interval(value, *spread.bounds(value, level), images)
+
+
 def compare(first: ImageScores, second: ImageScores, level: float = 0.95, draws: int = 2000,
             seed: int = 0) -> dict[str, Difference]:
     """metric -> the difference of two results over the images in both.

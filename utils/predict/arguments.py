@@ -165,12 +165,12 @@ def _require_effect(given, options):
 
 def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
                            options: Mapping[str, Any], probabilities: bool = False,
-                           inverse: "InverseSource | None" = None):
+                           inverse: "InverseSource | None" = None, dependent: bool = False):
     """Raise ConfigError if a setting of decision rules is given and has no effect.
 
     rules: names of the decision rules in use. options: the `predict` section with what is given.
     probabilities: whether they are written, or counted, themselves. inverse: of the loss of the
-    network.
+    network. dependent: whether a dependent rule decides too, for comparison.
     """
     names = ", ".join(sorted(rules))
     without_masks = set(rules) <= {"max", "max_posterior", "offsets"}
@@ -194,7 +194,8 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
         raise ConfigError(f"--threshold has no effect on rule {names}", "--threshold",
                           "add -p T, or leave it out")
     for name in ("theta", "amplitude"):
-        if getattr(args, name) is not None and not any(rule.endswith("_dep") for rule in rules):
+        if getattr(args, name) is not None and not dependent \
+                and not any(rule.endswith("_dep") for rule in rules):
             raise ConfigError(f"--{name} has no effect on rule {names}", f"--{name}",
                               "add -p rankdice_dep, or leave it out")
     if args.temperature is not None and only_labels and not vector:
