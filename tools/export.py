@@ -139,7 +139,7 @@ def _posterior(args, opened, options):
     from utils.errors import ConfigError
     from utils.predict.arguments import require_inverse
     posterior = build_posterior(options, opened.activation, opened.inverse)
-    if not (posterior.scale or posterior.bias) and posterior.temperature == 1.0:
+    if not posterior.has_vector and posterior.temperature == 1.0:
         require_inverse(opened.inverse())
     if args.argmax and not posterior.reorders:
         raise ConfigError("--posterior auto has no effect on labels: the most probable class stays "
@@ -161,10 +161,9 @@ def _rule(args, opened, options):
     if options.get("unassigned") == "void":
         raise ConfigError("a graph gives every pixel a class, and predict.unassigned is \"void\"",
                           "--rule", "add --config with unassigned \"assign\"")
-    if args.posterior and not (args.posterior == "auto" and (options.get("scale")
-                                                             or options.get("bias"))):
-        require_inverse(opened.inverse())
     assert isinstance(rule, RankDecision), "the choices of --rule"
+    if args.posterior and not (args.posterior == "auto" and rule.posterior.has_vector):
+        require_inverse(opened.inverse())
     return rule
 
 

@@ -28,6 +28,17 @@ def test_a_parent_is_found_relative_to_the_file_that_names_it(write):
     assert load_config(write("c.json", {"extends": "base/a.json"})) == {"seed": 5}
 
 
+def test_a_name_that_replaces_the_section_of_a_parent_says_once_what_it_drops(write, capsys):
+    write("base.json", {"loss": {"type": "FocalLoss", "args": {"gamma": 3}}, "optimizer": "SGD"})
+    path = write("child.json", {"extends": "base.json", "loss": "FocalLoss", "optimizer": "Adam"})
+    for _ in range(2):
+        assert load_config(path)["loss"] == "FocalLoss"
+    text = " ".join(capsys.readouterr().err.split())
+    assert text.count("replaces the whole section; left out: args") == 1
+    assert '"loss": "FocalLoss" (' in text and "child.json:" in text
+    assert '("loss": {"type": "FocalLoss"} keeps' in text
+
+
 def test_a_new_type_drops_the_arguments_of_the_parent_and_nothing_else(write):
     write("a.json", {"optimizer": {"type": "SGD", "differential_lr": True,
                                    "args": {"momentum": 0.9}},

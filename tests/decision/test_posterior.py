@@ -80,10 +80,12 @@ def test_a_label_of_rule_T_is_the_most_probable_class_of_the_posterior():
 def test_all_rules_have_max_twice_only_if_the_posterior_changes_it():
     def names(options, inverse):
         return [rule.name for rule in build_rules("all", "softmax", options, inverse=inverse)]
-    assert names({}, of_weighted) == ["max", "max_posterior", *RULES[1:]]
+    for options in ({}, {"posterior": "auto"}):
+        assert names(options, of_weighted) == ["max", "max_posterior", *RULES[1:]]
+        raw, undone, *_ = build_rules("all", "softmax", options, inverse=of_weighted)
+        assert raw.largest_logit and not undone.largest_logit
     for options, inverse in (({}, lambda: Inverse(2.0)), ({}, None),
-                             ({"posterior": "raw"}, of_weighted),
-                             ({"posterior": "auto"}, of_weighted)):
+                             ({"posterior": "raw"}, of_weighted)):
         assert names(options, inverse) == [*RULES]
     assert len(build_rules("max,max_posterior", "softmax", {}, inverse=of_weighted)) == 2
     with pytest.raises(ConfigError, match="the same as max"):

@@ -147,6 +147,22 @@ def test_a_temperature_of_an_older_version_goes_on_dividing_raw_logits(checkpoin
     assert "was fitted on raw logits" in " ".join(err.split())
 
 
+def test_the_temperature_of_another_config_is_as_old_as_the_checkpoint(checkpoint, tmp_path,
+                                                                       capsys):
+    config = read_checkpoint(checkpoint)["config"]
+    old = {key: value for key, value in config["predict"].items() if key != "posterior"}
+    changed(checkpoint, config={**config, "predict": old})
+    (tmp_path / "old.json").write_text(
+        json.dumps({**config, "predict": {**old, "temperature": 1.3}}))
+    for options, raw in (((), True), (["predict.temperature=1.4"], False),
+                         (["predict.posterior=auto"], False)):
+        assert run(checkpoint, "-p", "rankdice", "--json", "-c", tmp_path / "old.json",
+                   *options) == 0
+        out, err = capsys.readouterr()
+        assert ("posterior" not in json.loads(out)) == raw
+        assert ("old.json was fitted on raw logits" in " ".join(err.split())) == raw
+
+
 def test_a_score_only_replaces_the_same_score(checkpoint):
     for arguments in (["-p", "max"], ["-p", "T"], ["-p", "max", "--mode", "sliding"],
                       ["-p", "max", "--split", "train"], ["-p", "max"]):

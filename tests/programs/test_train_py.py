@@ -140,10 +140,11 @@ def test_options_without_effect_are_usage_errors(capsys, arguments, words):
 
 def test_settings_without_effect_are_said_at_the_start(tmp_path, capsys):
     assert run(*COMMON, "--dry-run", f"trainer.save_dir={tmp_path}", "trainer.keep=3",
-               "--device", "cpu", "n_gpu=2") == 0
+               "trainer.average=ranks", "--device", "cpu", "n_gpu=2") == 0
     text = capsys.readouterr().err
     assert "trainer.keep has no effect: save_period is 0" in text
     assert "n_gpu 2 has no effect: --device cpu" in text
+    assert 'trainer.average "ranks" has no effect: one process' in text
 
 
 def test_list_and_schema_print_to_stdout(capsys):

@@ -228,7 +228,8 @@ def test_n_gpu_0_is_the_cpu_even_if_there_is_a_gpu(monkeypatch):
     from utils.training.run_setup import start_processes
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    config = {"n_gpu": 0, "seed": 0, "deterministic": False, "trainer": {"rank_timeout": 9.0}}
+    config = {"n_gpu": 0, "seed": 0, "deterministic": False,
+              "trainer": {"rank_timeout": 9.0, "average": "pixels"}}
     device = start_processes(SimpleNamespace(config=config, settle_start=lambda: None),
                              SimpleNamespace(device=None, dry_run=False))
     assert device == torch.device("cpu")

@@ -152,6 +152,12 @@ def notice(text: str):
         _print(text)
 
 
+@functools.cache
+def notice_once(text: str):
+    """Print a line like `notice`, but never the same one again."""
+    notice(text)
+
+
 def warn(text: str):
     """Print a warning to stderr; on ranks other than 0 with the rank."""
     rank = _rank()

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from utils.cli.console import notice, warn
+from utils.cli.console import notice, notice_once, warn
 from utils.config.cross_checks import names_outputs
 from utils.config.loader_section import validated_size
 from utils.config.recipes import SECTION, Published, no_such_config, published_in
@@ -186,12 +186,16 @@ def with_config(checkpoint: Mapping[str, Any], path: str | None = None,
                               "checkpoint says how", COMMAND_LINE, "remove it")
     if path:
         config, source = load_config(path, overrides), path
+        # What the command line sets is of today.
+        if "posterior" not in (checkpoint["config"].get("predict") or {"posterior": None}) and \
+                config.places.get(("predict", "temperature")) != COMMAND_LINE:
+            _keep_fitted(config, path)
     else:
         saved, source = copy.deepcopy(checkpoint["config"]), "the checkpoint's config"
         if any(text.startswith("test_loader.") for text in overrides) \
                 and not saved.get("test_loader"):
             saved["test_loader"] = copy.deepcopy(saved.get("val_loader"))
-        _keep_fitted(saved)
+        _keep_fitted(saved, "the checkpoint")
         config = apply_overrides(saved, overrides)
     try:
         resolved = resolve_config(config, source)
@@ -207,15 +211,18 @@ def with_config(checkpoint: Mapping[str, Any], path: str | None = None,
     return {**checkpoint, "config": resolved, "base_size": size, "trained_loss": trained}
 
 
-def _keep_fitted(config):
-    """A temperature that was fitted before posteriors were undone holds for raw logits."""
+def _keep_fitted(config, source):
+    """A temperature that was fitted before posteriors were undone holds for raw logits.
+
+    source: of the config, which is of the age of an old checkpoint.
+    """
     predict = config.get("predict")
     if isinstance(predict, dict) and "posterior" not in predict \
             and predict.get("temperature", 1.0) != 1.0:
         predict["posterior"] = "raw"
-        notice(f"the temperature {predict['temperature']} of the checkpoint was fitted on raw "
+        notice(f"the temperature {predict['temperature']} of {source} was fitted on raw "
                "logits, so predict.posterior is \"raw\"; tools.calibrate --posterior auto fits "
-               "it anew")
+               "it anew, and predict.posterior=auto is for one that was")
 
 
 def _normalized_as(checkpoint, section, path):
@@ -366,6 +373,8 @@ def _merge(values: dict, places: _Tree, child: dict, child_places: _Tree, path: 
             places[key].place = child_places[key].place
             _merge(old, places[key].below, value, child_places[key].below, here)
         else:
+            _tell_replaced(here, values, value, f'"{key}": "{value}" '
+                           f"({child_places[key].place})", f'"{key}": {{"type": "{value}"}}')
             values[key], places[key] = copy.deepcopy(value), copy.deepcopy(child_places[key])
 
 
@@ -421,7 +430,7 @@ def _apply(override: str, values: dict, places: dict, typed: dict):
         for name in _replaced_by_protocol(path[:-1], holder, {key: value}):
             holder.pop(name, None)
             _forget(places, (*path[:-1], name))
-    _tell_replaced(path, holder, value)
+    _tell_replaced(path, holder, value, f"{path[0]}={value}", f"{path[0]}.type={value}")
     other = _EITHER.get(path)
     if other and value is not None and isinstance(holder, dict) and other in holder \
             and places.get((*path[:-1], other)) != COMMAND_LINE:
@@ -433,14 +442,17 @@ def _apply(override: str, values: dict, places: dict, typed: dict):
         typed[path] = match["value"]
 
 
-def _tell_replaced(path, holder, value):
-    """A notice of what is left out if a section becomes the name of a class."""
+def _tell_replaced(path, holder, value, given, keeping):
+    """A notice, once, of what is left out if a section becomes the name of a class.
+
+    given: what does it. keeping: what would keep the rest.
+    """
     old = holder.get(path[-1]) if isinstance(holder, dict) else None
     if len(path) == 1 and path[0] in _SHORT and isinstance(value, str) and isinstance(old, dict):
         gone = [key for key, one in old.items() if key != "type" and one]
         if gone and "type" in old:
-            notice(f"{path[0]}={value} replaces the whole section; left out: {', '.join(gone)} "
-                   f"({path[0]}.type={value} keeps what is beside args)")
+            notice_once(f"{given} replaces the whole section; left out: {', '.join(gone)} "
+                        f"({keeping} keeps what is beside args)")
 
 
 def _holder(values: Any, keys: list[str], override: str) -> tuple[Any, KeyPath]:

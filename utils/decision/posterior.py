@@ -14,13 +14,12 @@ inverted once. So the temperature is fitted on what it divides, and every rule, 
 among them, decides on one prediction. For class weights and a mean of logits both orders are the
 same.
 """
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from utils.cli.console import notice
+from utils.cli.console import notice_once
 from utils.errors import ConfigError
 from utils.losses.inverse import Inverse, InverseSource, NoInverse
 from utils.machine.precision import full_precision
@@ -56,7 +55,7 @@ class Posterior:
         self.scale, self.bias = scale, bias
 
     def __call__(self, logits: Logits) -> torch.Tensor:
-        if self.scale is None and self.bias is None:
+        if not self.has_vector:
             logits = self.inverse(logits) if self.inverse else logits
             return probabilities(logits, self.activation, self.temperature)
         return probabilities(self.logits(logits), self.activation)
@@ -66,7 +65,7 @@ class Posterior:
         logits = full_precision(self.inverse(logits) if self.inverse else logits)
         if self.temperature != 1.0:
             logits = logits / self.temperature
-        if self.scale is None and self.bias is None:
+        if not self.has_vector:
             return logits
         if self.activation == "softmax":
             logits = logits.log_softmax(1)
@@ -76,9 +75,14 @@ class Posterior:
             logits + self._of_classes("bias", self.bias, logits)
 
     @property
+    def has_vector(self) -> bool:
+        """Whether there is a vector scaling."""
+        return bool(self.scale or self.bias)
+
+    @property
     def reorders(self) -> bool:
         """Whether another class than that of the largest logit may become the most probable."""
-        return bool(self.scale or self.bias or self.inverse and self.inverse.reorders)
+        return self.has_vector or bool(self.inverse and self.inverse.reorders)
 
     def describe(self) -> dict[str, Any]:
         """What is done to the logits, for reports; "posterior" says what of the loss is undone."""
@@ -109,13 +113,13 @@ def build_posterior(options: Mapping[str, Any], activation: str = "softmax",
                           "predict.posterior")
     found = inverse() if inverse and setting != "raw" else None
     if isinstance(found, NoInverse):
-        _notice_once("the logits stay as they are, nothing of the loss is undone: "
-                     f"{found.reason}")
+        notice_once("the logits stay as they are, nothing of the loss is undone: "
+                    f"{found.reason}")
         found = None
     if found and found.reorders and found.unknown:
         classes = ", ".join(map(str, found.unknown))
-        _notice_once(f"the class weight of {classes} is 0, which has no inverse: the logit of such "
-                     "a class stays as it is")
+        notice_once(f"the class weight of {classes} is 0, which has no inverse: the logit of such "
+                    "a class stays as it is")
     return Posterior(activation, options.get("temperature", 1.0), found, options.get("scale"),
                      options.get("bias"))
 
@@ -132,8 +136,3 @@ def probabilities(logits: torch.Tensor, activation: str = "softmax",
     # A softmax over strided channels is several times slower than a copy and a softmax.
     logits = logits.contiguous()
     return logits.softmax(1) if activation == "softmax" else logits.sigmoid()
-
-
-@functools.cache
-def _notice_once(text):
-    notice(text)

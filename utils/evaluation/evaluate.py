@@ -51,17 +51,18 @@ def build_rules(names: str, activation: str, options: dict, model: torch.nn.Modu
             raise ConfigError(f"{type(model).__name__} does not predict classes, so the rule "
                               f"{names} cannot decide on them", "predict", "leave the rule out")
         names = only_rule
-    chosen = [*dict.fromkeys(map(str.strip, names.split(",")))]
-    rules = [build_decision(name, activation, options, inverse)
-             for name in (RULES if names == "all" else chosen)]
-    if names != "all" and MAX_POSTERIOR not in chosen:
-        return rules
-    if names == "all" and options.get("posterior") is None:
-        rules.insert(1, build_decision(MAX_POSTERIOR, activation, options, inverse))
     if names != "all":
+        rules = [build_decision(name, activation, options, inverse)
+                 for name in dict.fromkeys(map(str.strip, names.split(",")))]
         for rule in rules:
             require_not_idle(rule)
-    return [rule for rule in rules if not is_idle(rule)]
+        return rules
+    # With "auto" written out `max` would be on the posterior alone.
+    raw = {**options, "posterior": "raw"}
+    of_max = [build_decision("max", activation, raw, inverse),
+              build_decision(MAX_POSTERIOR, activation, options, inverse)]
+    return [*(rule for rule in of_max if not is_idle(rule)),
+            *(build_decision(name, activation, options, inverse) for name in RULES[1:])]
 
 
 def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,

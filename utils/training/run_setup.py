@@ -202,7 +202,11 @@ def start_processes(run: Run, args: argparse.Namespace) -> "torch.device":
         notice(f"n_gpu {config['n_gpu']} has no effect: --device {args.device} trains on that "
                "one device")
     device = args.device or ("cpu" if config["n_gpu"] == 0 else None)
-    device = distributed.start(device, config["trainer"]["rank_timeout"])
+    trainer = config["trainer"]
+    device = distributed.start(device, trainer["rank_timeout"])
+    # Recipes say it for any number of processes.
+    if trainer["average"] == "ranks" and trainer["accumulate"] == distributed.world_size() == 1:
+        notice('trainer.average "ranks" has no effect: one process, and accumulate is 1')
     from utils.machine.seeding import seed_everything, set_deterministic
     distributed.from_main(lambda: require_trackers(config), ConfigError)
     run.settle_start()
