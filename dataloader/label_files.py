@@ -9,25 +9,36 @@ import numpy as np
 from base.base_dataset import BaseDataset, Sample
 from utils.config.registry import components, lookup
 from utils.config.signature import fields
+from utils.decision.score_files import read_label_array
 from utils.errors import ConfigError
 from utils.images.picture_files import picture_files
 
 
 def label_files(cls: type[BaseDataset], folder: Path, paths: Iterable[Path] | None = None,
-                args: dict | None = None, ignore_index: int = 255) -> BaseDataset:
+                args: dict | None = None, ignore_index: int = 255,
+                volumes: bool = False) -> BaseDataset:
     """A dataset of the class `cls` whose samples are label files, for `read_train_ids`.
 
     folder: the ids of the samples are relative to it. paths: the files; None uses every
-    label below the folder. args: further arguments of the class, such as those that decide
-    the meaning of stored values.
+    label below the folder. volumes: also .npy files of label volumes (D, H, W). args: further
+    arguments of the class, such as those that decide the meaning of stored values.
     """
     def find_samples(self):
-        for path in picture_files(folder, self.label_suffixes) if paths is None else paths:
+        suffixes = (*self.label_suffixes, *([".npy"] if volumes else []))
+        for path in picture_files(folder, suffixes) if paths is None else paths:
             yield Sample(os.path.splitext(os.path.relpath(path, folder))[0], None, path)
+
+    def read_train_ids(self, path):
+        if not volumes or path.suffix.lower() != ".npy":
+            return cls.read_train_ids(self, path)
+        stored = read_label_array(path)
+        rows = stored.reshape(-1, stored.shape[-1])
+        return self.label_to_train_ids(rows, rows, path).reshape(stored.shape)
 
     # A subclass with the same name, which messages show. It does not look for images.
     labels_only = type(cls.__name__, (cls,),
-                       {"find_samples": find_samples, "check": lambda self: None})
+                       {"find_samples": find_samples, "read_train_ids": read_train_ids,
+                        "check": lambda self: None})
     args = {"data_dir": str(folder), "ignore_index": ignore_index, **(args or {})}
     if "split" in args or not cls.splits:
         return labels_only(**{"split": "all", **args})

@@ -8,9 +8,10 @@ examples:
 
 FOLDER holds a file for each image, in any subfolder: the .npz files of inference.py
 --probabilities, those of nnU-Net (version 2 "probabilities", version 1 "softmax"), or plain .npz
-and .npy files of (C, H, W) or (H, W, C). Probabilities, scores that do not sum to 1, and logits are
-told apart by their values, and what is done to them is said. Nothing is unpickled, and .pkl files
-are not opened.
+and .npy files of (C, H, W) or (H, W, C), or of volumes, (C, D, H, W) or (D, H, W, C). The result of
+a volume is a label volume NAME.npy (D, H, W), and its true labels are such a file. Probabilities,
+scores that do not sum to 1, and logits are told apart by their values, and what is done to them is
+said. Nothing is unpickled, and .pkl files are not opened.
 
 The label maps and masks are those of inference.py. With --labels the tables, results.json and the
 scores of every image are those of test.py, so that tools.compare_results compares any two programs.
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from base.base_dataset import BaseDataset
     from utils.decision.rules import Decision
     from utils.decision.score_files import ScoreReader
+    from utils.images.image_list import Source
     from utils.inference.decide_files import DecideJob, FileDecider
     from utils.inference.report import InferenceReport
 
@@ -49,7 +51,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("-o", "--output", default="outputs", metavar="DIR",
         help="folder for the results, with the subfolders of the input (default: outputs)")
     add("--masks", action="store_true",
-        help="also write a folder NAME_masks with a 1-bit PNG per class; masks may overlap")
+        help="also write a folder NAME_masks with a 1-bit PNG per class, of a volume "
+             "NAME_masks.npy, bool (C, D, H, W); masks may overlap")
     add("--labels", metavar="DIR", type=Path, help="score against the true labels in this folder")
     add("--classes", metavar="FILE",
         help="JSON file with \"names\" and, if needed, \"palette\", \"label_ids\", \"ignore_ids\" "
@@ -103,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
                          key=args.key)
     dataset = _open_classes(args)
     report = InferenceReport()
-    jobs = _plan(args, dataset, report)
+    jobs = _plan(args, reader, dataset, report)
     prepare_folder(args.output)
     if args.labels:
         check_results(Path(args.output))
@@ -131,6 +134,7 @@ def _open_classes(args) -> "BaseDataset | None":
         return None
     from dataloader.label_files import label_files
     from utils.config.registry import components, lookup
+    from utils.inference.decide_files import require_readable_labels
     known = components("datasets")
     if args.dataset:
         given: str = args.dataset
@@ -142,7 +146,8 @@ def _open_classes(args) -> "BaseDataset | None":
     if args.labels:
         if not args.labels.is_dir():
             raise DataError("no such folder", f"--labels {shown(args.labels)}")
-        return label_files(cls, args.labels, None, dataset_args, args.ignore_index)
+        require_readable_labels(args.labels)
+        return label_files(cls, args.labels, None, dataset_args, args.ignore_index, volumes=True)
     with tempfile.TemporaryDirectory() as empty:
         return label_files(cls, Path(empty), [], dataset_args, args.ignore_index)
 
@@ -152,11 +157,11 @@ def _dataset_args(args):
     return parse_jsonc(args.args, "--args") if args.dataset else {"classes": args.classes}
 
 
-def _plan(args, dataset, report: "InferenceReport") -> "list[DecideJob]":
+def _plan(args, reader: "ScoreReader", dataset, report: "InferenceReport") -> "list[DecideJob]":
     """The files to decide on. Files and labels without a partner are reported as failed."""
     from utils.images.image_list import plan_outputs
     from utils.inference.decide_files import DecideJob, pair_with_labels, score_files
-    from utils.inference.prediction_files import LABELS, MASKS
+    from utils.inference.prediction_files import LABELS, MASKS, VOLUME, VOLUME_MASKS
     sources = score_files(args.folder)
     several = "," in args.predict or args.predict == "all"
     if several and not args.labels:
@@ -167,18 +172,26 @@ def _plan(args, dataset, report: "InferenceReport") -> "list[DecideJob]":
                           "--masks", "give one rule")
     if several:
         console.notice("several rules: their scores are written, and no label maps")
-    suffixes = [] if several else [LABELS, *([MASKS] if args.masks else [])]
-    outputs = plan_outputs(sources, args.output, suffixes)
+    kinds: dict[tuple[str, str], list[Source]] = {(LABELS, MASKS): [], (VOLUME, VOLUME_MASKS): []}
+    for source in sources:
+        is_volume = reader.holds_volume(source.path)
+        kinds[(VOLUME, VOLUME_MASKS) if is_volume else (LABELS, MASKS)].append(source)
+    outputs = {}
+    for kind, some in kinds.items():
+        planned = plan_outputs(some, args.output,
+                               [] if several else list(kind if args.masks else kind[:1]))
+        outputs |= zip((source.path for source in some), planned, strict=True)
     if not args.labels:
-        return [DecideJob(*one) for one in zip(sources, outputs, strict=True)]
+        return [DecideJob(source, outputs[source.path]) for source in sources]
     labels = {sample.id: sample.label for sample in dataset.samples}
     paired, unpaired = pair_with_labels(sources, labels, args.folder)
     for path, reason in unpaired:
         console.fail(f"{shown(path)}: {reason}")
         report.fail(path, reason)
     files = list(labels.values())
-    return [DecideJob(source, planned, paired[source.path], files[paired[source.path]])
-            for source, planned in zip(sources, outputs, strict=True) if source.path in paired]
+    return [DecideJob(source, outputs[source.path], paired[source.path],
+                      files[paired[source.path]])
+            for source in sources if source.path in paired]
 
 
 def _learn(args, reader: "ScoreReader", jobs, dataset) -> tuple[list[str], list[list[int]]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.decision.score_files import ScoreReader
+from utils.decision.score_files import ScoreReader, read_label_array
 from utils.decision.stored_scores import stored_form, write_probabilities
 from utils.errors import DataError
 
@@ -68,8 +68,8 @@ BAD = {
     "nan.npy": (lambda path: np.save(path, np.where(PROBS > 0.5, np.nan, PROBS)),
                 "are not finite"),
     "classes.npy": (lambda path: np.save(path, PROBS[:3].numpy()), "has 3 classes, expected 4"),
-    "volume.npy": (lambda path: np.save(path, PROBS[:, None].expand(4, 3, 5, 7).numpy()),
-                   "is a volume"),
+    "volumes.npy": (lambda path: np.save(path, PROBS[None, :, None].expand(2, 4, 3, 5, 7).numpy()),
+                    "or a volume"),
     "labels.npy": (lambda path: np.save(path, PROBS.argmax(0).numpy()), "which are not scores"),
     "two.npz": (lambda path: np.savez(path, a=PROBS, b=PROBS), "has 2 arrays"),
     "empty.npy": (lambda path: np.save(path, np.zeros((4, 0, 7), np.float32)), "is empty"),
@@ -85,6 +85,26 @@ BAD = {
     "none.npz": (lambda path: path.write_bytes(b""), "damaged"),
     "order.npz": (lambda path: write_probabilities(path, PROBS.half().numpy(), list("acbd"),
                                                    [[0, 0, 0]] * 4, "softmax"), "order")}
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_volume_is_read_with_its_slices(tmp_path, last):
+    volume = PROBS[:, None].repeat(1, 3, 1, 1)
+    np.save(tmp_path / "v.npy", (volume.movedim(0, -1) if last else volume).numpy())
+    reader = ScoreReader(4)
+    assert reader.holds_volume(tmp_path / "v.npy")
+    assert torch.equal(reader.read(tmp_path / "v.npy").values, volume.float())
+    np.savez(tmp_path / "one.npz", probabilities=volume[:, :1].numpy())
+    assert not reader.holds_volume(tmp_path / "one.npz")
+
+
+@pytest.mark.parametrize("labels, text", [
+    (np.zeros((2, 3), np.float32), "expected labels"), (np.full((1, 2, 3), -1), "from -1 to -1"),
+    (np.full((1, 2, 3), 70000), "to 70000"), (np.array([None]), "never unpickled")])
+def test_a_label_volume_holds_small_integers(tmp_path, labels, text):
+    np.save(tmp_path / "x.npy", labels)
+    with pytest.raises(DataError, match=text):
+        read_label_array(tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize("name", BAD)

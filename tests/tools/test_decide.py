@@ -119,6 +119,39 @@ def test_inputs_are_not_overwritten(folder):
     assert not read_label(folder / "scores" / "a.png").any()
 
 
+def test_a_volume_becomes_a_label_volume_and_is_scored_as_one_image(folder, capsys):
+    """The score of a volume is that of its slices next to each other in one image."""
+    (folder / "flat").mkdir()
+    scores = np.stack([np.load(folder / "scores" / f"{name}.npy") for name in "ab"], 1)
+    labels = np.stack([read_label(folder / "labels" / f"{name}.png") for name in "ab"])
+    np.save(folder / "flat" / "v.npy", scores.reshape(3, 12, 8))
+    np.save(folder / "scores" / "v.npy", scores)
+    np.save(folder / "labels" / "v.npy", labels)
+    for name in "ab":
+        (folder / "scores" / f"{name}.npy").unlink()
+        (folder / "labels" / f"{name}.png").unlink()
+    assert decided(folder / "scores", "-p", "rankdice", "--masks", "-o", folder / "out",
+                   *with_labels(folder)) == 0
+    masks, found = (np.load(folder / "out" / name) for name in ("v_masks.npy", "v.npy"))
+    assert masks.shape == scores.shape and masks.dtype == bool
+    assert found.shape == labels.shape and found.dtype == np.uint8
+    assert sorted(path.name for path in (folder / "out").glob("v*")) == ["v.npy", "v_masks.npy"]
+    (folder / "labels" / "v.npy").unlink()
+    write_label(folder / "labels" / "v.png", labels.reshape(12, 8), [])
+    assert decided(folder / "flat", "-p", "rankdice", "-o", folder / "flat_out",
+                   *with_labels(folder)) == 0
+    assert np.array_equal(read_label(folder / "flat_out" / "v.png"), found.reshape(12, 8))
+    volume, image = (json.loads((folder / name / "results.json").read_text())
+                     for name in ("out", "flat_out"))
+    assert volume["classes"] == image["classes"] and volume["mDice_I"] == image["mDice_I"]
+
+
+def test_formats_of_volumes_that_are_not_read_are_named(folder, capsys):
+    (folder / "labels" / "v.nii.gz").write_bytes(b"")
+    assert decided(folder / "scores", "-o", folder / "out", *with_labels(folder)) == 3
+    assert "NIfTI, DICOM and the like (.gz) are not read: store plain arrays" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="../shared/data/camvid is not here")
 def test_stored_probabilities_give_the_results_of_the_network(tmp_path):

@@ -1,9 +1,11 @@
 """Reads the scores of classes that any program has stored, as logits for the decision rules.
 
 Layouts: that of inference.py (utils.decision.stored_scores), nnU-Net's .npz ("probabilities" of
-version 2, "softmax" of version 1, both (C, [1,] H, W)), and plain .npy or .npz of (C, H, W) or
-(H, W, C). Only plain arrays are read: nothing is unpickled, other files are never opened, and the
-size that a header claims is compared with that of the file before memory is taken.
+version 2, "softmax" of version 1, both (C, D, H, W) or (C, H, W)), and plain .npy or .npz of
+(C, H, W) or (H, W, C), of volumes (C, D, H, W) or (D, H, W, C). A volume of one slice is an image.
+Only plain arrays are read: nothing is unpickled, other files are never opened, and the size that a
+header claims is compared with that of the file before memory is taken. Label volumes, integers in a
+.npy, are read in the same way.
 
 What the numbers are is found from their values: probabilities; scores that sum to less than 1
 (mask-classification networks: sum_q p(class | q) p(mask | q), as transformers returns them), which
@@ -48,7 +50,7 @@ _DAMAGE = (ValueError, OSError, EOFError, KeyError, TypeError, OverflowError, Sy
 class StoredScores(NamedTuple):
     """The content of a file.
 
-    values: float32 (C, H, W), probabilities or logits. are_logits: which of the two.
+    values: float32 (C, H, W) or (C, D, H, W), probabilities or logits. are_logits: which of them.
     activation: "softmax" or "sigmoid". class_names, palette: of the file, None if it has none.
     posterior: what was undone of the loss of the network, as far as the file says.
     """
@@ -63,7 +65,8 @@ class StoredScores(NamedTuple):
     def logits(self) -> torch.Tensor:
         """Logits (1, C, H, W) float32 whose softmax, or sigmoid, are the probabilities.
 
-        Probabilities of 0 become -inf; a pixel whose scores are all 0 gets equal logits.
+        Of a volume (1, C, D, H, W). Probabilities of 0 become -inf; a pixel whose scores are all 0
+        gets equal logits.
         """
         if self.are_logits:
             return self.values[None]
@@ -94,30 +97,39 @@ class ScoreReader:
     def read(self, path: str | os.PathLike) -> StoredScores:
         """The scores in a file. Raises DataError, which names it, for anything unusable."""
         where = shown(path)
-        try:
-            content = _read_npy(path) if str(path).lower().endswith(".npy") else \
-                _read_npz(path, self.key)
-        except DataError as error:
-            raise DataError(error.what, where, error.fix) from None
-        except _DAMAGE as error:
-            reason = shown(getattr(error, "strerror", None) or first_line(error))
-            raise DataError(f"cannot be read, or is damaged or truncated: {reason[:120]}",
-                            where) from None
+        content = _readable(path, lambda: _read_npy(path) if str(path).lower().endswith(".npy")
+                            else _read_npz(path, self.key))
         try:
             return self._interpreted(content)
         except DataError as error:
             raise DataError(error.what, where, error.fix) from None
 
+    def holds_volume(self, path: str | os.PathLike) -> bool:
+        """Whether the scores in a file are a volume, by its header; False if it is unusable."""
+        try:
+            if str(path).lower().endswith(".npy"):
+                with open(path, "rb") as stream:
+                    shape, _ = _read_header(stream)
+            else:
+                with zipfile.ZipFile(path) as archive:
+                    members = _members(archive)
+                    with archive.open(members[_chosen(members, self.key)]) as stream:
+                        shape, _ = _read_header(stream)
+        except (DataError, *_DAMAGE):
+            return False
+        return len(shape) == 4 and 1 not in shape[:2]
+
     def _interpreted(self, content: "_Content") -> StoredScores:
         names = content.class_names
         self._compare(names)
         classes = self.num_classes or (len(names) if names else None)
-        array = _classes_first(_image(content.array), classes, self.axes)
+        array = _classes_first(_scores_of(content.array), classes, self.axes)
         if classes and len(array) != classes:
             raise DataError(f"has {len(array)} classes, expected {classes}: its scores are "
                             f"{_text(content.array)}")
-        classes, height, width = array.shape
-        too_large = logits_too_large(1, classes, height, width, torch.device("cpu"))
+        classes, *slices, height, width = array.shape
+        too_large = logits_too_large(math.prod(slices), classes, height, width,
+                                     torch.device("cpu"))
         if too_large:
             raise DataError(too_large)
         activation = content.activation or self.activation or "softmax"
@@ -212,6 +224,29 @@ class ScoreReader:
                    "classes are taken as equally probable")
 
 
+def read_label_array(path: str | os.PathLike) -> np.ndarray:
+    """The labels in a .npy file, uint8 or uint16 (D, H, W) or (H, W). Raises DataError."""
+    def read():
+        array = _read_array(lambda: open(path, "rb"), os.path.getsize(path), _check_labels)
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high > 65535:
+            raise DataError(f"holds labels from {low} to {high}: expected 0 to 65535")
+        return array.astype(np.uint8 if high < 256 else np.uint16)
+    return _readable(path, read)
+
+
+def _readable(path, read):
+    """What `read` returns; every error of a file that is no such array becomes a DataError."""
+    try:
+        return read()
+    except DataError as error:
+        raise DataError(error.what, shown(path), error.fix) from None
+    except _DAMAGE as error:
+        reason = shown(getattr(error, "strerror", None) or first_line(error))
+        raise DataError(f"cannot be read, or is damaged or truncated: {reason[:120]}",
+                        shown(path)) from None
+
+
 class _Content(NamedTuple):
     """array: the scores as stored. activation, class_names, palette: None if there are none."""
 
@@ -237,14 +272,13 @@ def _read_npy(path):
 
 def _read_npz(path, key):
     with zipfile.ZipFile(path) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()
-                   if info.filename.endswith(".npy")}
+        members = _members(archive)
 
-        def array(name, most=None):
+        def array(name, *check):
             info = members[name]
-            return _read_array(lambda: archive.open(info), info.file_size, most)
+            return _read_array(lambda: archive.open(info), info.file_size, *check)
         scores = array(_chosen(members, key))
-        small = {name: array(name, _MOST_TEXT) for name in _DESCRIPTIONS if name in members}
+        small = {name: array(name, _check_text) for name in _DESCRIPTIONS if name in members}
     activation = names = palette = None
     if "activation" in small:
         activation = str(small["activation"])
@@ -257,6 +291,11 @@ def _read_npz(path, key):
         palette = small["palette"].reshape(-1, 3).tolist()
         palette = palette if len(palette) == len(names) else None
     return _Content(scores, activation, names, palette, shown(small.get("posterior", ""))[:200])
+
+
+def _members(archive):
+    return {info.filename.removesuffix(".npy"): info for info in archive.infolist()
+            if info.filename.endswith(".npy")}
 
 
 def _chosen(members, key):
@@ -273,19 +312,14 @@ def _chosen(members, key):
                     None, "name the one with the scores: --key NAME")
 
 
-def _read_array(open_stream: Callable[[], IO[bytes]], size: int, most: int | None = None):
+def _read_array(open_stream: Callable[[], IO[bytes]], size: int,
+                check: "Callable[[tuple, np.dtype, int], None] | None" = None):
     """The array in a stream of `size` bytes. Raises DataError if they are not what it claims.
 
-    most: of bytes, of an array that is not scores.
+    check: of (shape, dtype, bytes), raises DataError; by default that they are scores.
     """
     with open_stream() as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise DataError(f"has an array of format {version[0]}.{version[1]}, which is only used "
-                            "for tables")
-        read_header = (np.lib.format.read_array_header_1_0 if version == (1, 0)
-                       else np.lib.format.read_array_header_2_0)
-        shape, _, dtype = read_header(stream)       # refuses headers above 10,000 characters
+        shape, dtype = _read_header(stream)
         start = stream.tell()
     needed = math.prod(shape) * dtype.itemsize
     if dtype.hasobject:
@@ -294,42 +328,64 @@ def _read_array(open_stream: Callable[[], IO[bytes]], size: int, most: int | Non
     if min(shape, default=1) < 0 or needed != size - start:
         raise DataError(f"is truncated or damaged: its header claims {_shape(shape)} {dtype}, "
                         f"{needed} bytes, and it has {size - start}")
-    if most is not None:
-        if needed > most:
-            raise DataError(f"has {needed} bytes of names")
-    elif not (dtype.kind == "f" and dtype.itemsize <= 8) and dtype != np.uint8:
-        raise DataError(f"holds {_shape(shape)} {dtype}, which are not scores: expected float16, "
-                        "float32, float64, or uint8, where 255 is 1", None,
-                        "label maps are scored with tools.evaluate_labels"
-                        if len(shape) == 2 else None)
-    elif needed > _LARGE and needed > (free_memory() or needed):
+    (check or _check_scores)(shape, dtype, needed)
+    if needed > _LARGE and needed > (free_memory() or needed):
         raise DataError(f"holds {_shape(shape)} {dtype}, {needed / 2**30:.1f} GiB, which do not "
                         "fit into memory")
     with open_stream() as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
 
+def _read_header(stream):
+    """(shape, dtype) of the array at the beginning of a stream."""
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise DataError(f"has an array of format {version[0]}.{version[1]}, which is only used "
+                        "for tables")
+    read_header = (np.lib.format.read_array_header_1_0 if version == (1, 0)
+                   else np.lib.format.read_array_header_2_0)
+    shape, _, dtype = read_header(stream)       # refuses headers above 10,000 characters
+    return shape, dtype
+
+
+def _check_text(shape, dtype, needed):
+    if needed > _MOST_TEXT:
+        raise DataError(f"has {needed} bytes of names")
+
+
+def _check_scores(shape, dtype, needed):
+    if not (dtype.kind == "f" and dtype.itemsize <= 8) and dtype != np.uint8:
+        raise DataError(f"holds {_shape(shape)} {dtype}, which are not scores: expected float16, "
+                        "float32, float64, or uint8, where 255 is 1", None,
+                        "label maps are scored with tools.evaluate_labels"
+                        if len(shape) == 2 else None)
+
+
+def _check_labels(shape, dtype, needed):
+    if dtype.kind not in "iu" or len(shape) not in (2, 3) or 0 in shape:
+        raise DataError(f"holds {_shape(shape)} {dtype}: expected labels, integers (D, H, W)")
+
+
 def _shape(shape):
     return f"({', '.join(map(str, shape))})"
 
 
-def _image(array):
-    """The array without axes of one slice or one image."""
+def _scores_of(array):
+    """The array without the axis of one slice or one image."""
     if 0 in array.shape:
         raise DataError(f"is empty: {_text(array)}")
     if array.ndim == 4:
         one = next((axis for axis in (1, 0) if array.shape[axis] == 1), None)
-        if one is None:
-            raise DataError(f"is a volume, {_text(array)}: (C, slices, H, W)", None,
-                            "store every slice as an image, (C, H, W)")
-        array = array.squeeze(one)
-    if array.ndim != 3:
-        raise DataError(f"is {_text(array)}: expected (C, H, W) or (H, W, C)")
+        array = array if one is None else array.squeeze(one)
+    if array.ndim not in (3, 4):
+        raise DataError(f"is {_text(array)}: expected (C, H, W) or (H, W, C), or a volume "
+                        "(C, D, H, W) or (D, H, W, C)")
     return array
 
 
 def _classes_first(array, classes, axes):
-    """(C, H, W) of (C, H, W) or (H, W, C): by the number of classes, or by which axis sums to 1."""
+    """Classes first, of (C, [D,] H, W) or ([D,] H, W, C): by their number, or where they sum to 1.
+    """
     if axes != "auto":
         return array if axes == "CHW" else np.moveaxis(array, -1, 0)
     first, last = ((classes is None or array.shape[axis] == classes) for axis in (0, -1))

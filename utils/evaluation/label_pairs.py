@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.cli.console import notice
-from utils.errors import DataError, listed, shown, size_text
+from utils.errors import DataError, listed, shown
 from utils.files.file_jobs import work_through
 from utils.images.image_io import read_label, read_stored
 from utils.images.picture_files import IMAGE_SUFFIXES, picture_files
@@ -172,10 +172,12 @@ def read_prediction(path: Path, fix: str) -> Labels:
 
 
 def require_size(ids: Labels, path: Path, truth: Labels, truth_path: Path):
-    """Raises DataError if the label map `ids` does not have the size of the truth."""
+    """Raises DataError if the label map or volume `ids` does not have the size of the truth."""
     if ids.shape != truth.shape:
-        raise DataError(f"is {size_text(ids.shape)}, the truth {shown(truth_path.name)} "
-                        f"{size_text(truth.shape)} (height x width)", shown(path))
+        found, expected = ("x".join(map(str, shape)) for shape in (ids.shape, truth.shape))
+        axes = "height x width" if ids.ndim == truth.ndim == 2 else "slices x height x width"
+        raise DataError(f"is {found}, the truth {shown(truth_path.name)} {expected} ({axes})",
+                        shown(path))
 
 
 def _prefixes(name: str) -> Iterator[str]:

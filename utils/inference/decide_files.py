@@ -5,6 +5,7 @@ The files are written by the same functions as those of inference.py, and counte
 import hashlib
 import os
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +21,16 @@ from utils.evaluation.evaluate import RuleCounter
 from utils.evaluation.label_pairs import files_by_name, require_size
 from utils.evaluation.label_scores import LabeledDataset
 from utils.images.image_list import Source
-from utils.images.picture_files import walk_folders
+from utils.images.picture_files import picture_files, walk_folders
 from utils.inference.prediction_files import (
     MASKS,
+    VOLUME_MASKS,
     class_counts,
     class_shares,
     write_prediction,
 )
 
+MEDICAL = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".dcm")    # formats that are not read
 ENDING = "_probabilities"       # of our files: x_probabilities.npz belongs to x.png
 _SHOWN = 8
 
@@ -42,6 +45,11 @@ class DecideJob(NamedTuple):
     outputs: dict[str, str]
     number: int = 0
     label: Path | None = None
+
+    @property
+    def masks(self) -> str | None:
+        """The suffix of the masks to write, of an image or a volume; None if they are not."""
+        return next((suffix for suffix in (MASKS, VOLUME_MASKS) if suffix in self.outputs), None)
 
 
 def score_files(folder: str) -> list[Source]:
@@ -66,13 +74,29 @@ def score_files(folder: str) -> list[Source]:
             elif not name.startswith("."):
                 others[suffix.lower()] = others.get(suffix.lower(), 0) + 1
     if not found:
-        raise DataError("found no .npz or .npy files", shown(folder),
-                        "give a folder of stored probabilities")
+        raise DataError("found no .npz or .npy files", shown(folder), _of_other_formats(others)
+                        or "give a folder of stored probabilities")
     if others:
         notice("left out, and not opened: " + listed(
             sorted(others.items()), _SHOWN,
             text=lambda pair: f"{pair[1]} {shown(pair[0] or 'without extension')}"))
     return sorted(found, key=lambda source: source.relative)
+
+
+def require_readable_labels(folder: Path):
+    """Raise DataError for a folder of labels in a format of volumes that is not read."""
+    suffixes = {path.suffix.lower() for path in picture_files(folder, MEDICAL)}
+    if suffixes:
+        raise DataError(f"holds {', '.join(sorted(suffixes))} files", f"--labels {shown(folder)}",
+                        _of_other_formats(suffixes))
+
+
+def _of_other_formats(suffixes: Iterable[str]) -> str | None:
+    """What to do about files of programs for volumes; None if there are none."""
+    found = sorted({".gz", *MEDICAL} & set(suffixes))
+    return (f"NIfTI, DICOM and the like ({', '.join(found)}) are not read: store plain arrays with "
+            "numpy.save, scores of (classes, slices, height, width), labels as integers (slices, "
+            "height, width)") if found else None
 
 
 def pair_with_labels(sources: list[Source], labels: dict[str, Path], folder: str) \
@@ -143,16 +167,18 @@ class FileDecider:
         and they are needed."""
         first = None
         for decision in self.decisions:
-            needed = decision is self.decisions[0] and decision.masks and MASKS in job.outputs
+            needed = decision is self.decisions[0] and decision.masks and job.masks
             if target is None and not needed:
                 continue
             prediction = decision(_input_of(decision, scores, logits))
             if needed:
                 first = prediction
             if target is not None:
+                # A volume counts as one image: its slices lie below each other.
+                flat = torch.from_numpy(target)[None].flatten(1, -2)
                 with self._lock:
-                    self.counters[decision.name].add(prediction, torch.from_numpy(target)[None],
-                                                     [job.number])
+                    self.counters[decision.name].add(
+                        prediction.flatten(1 + decision.masks, -2), flat, [job.number])
         if target is not None:
             digest = _digest(job.source.path)
             with self._lock:
@@ -164,9 +190,9 @@ class FileDecider:
         decision = self.decisions[0]
         labels = decision.label_map(_input_of(decision, scores, logits), masks)[0].numpy()
         maps = {}
-        if MASKS in job.outputs:
-            maps[MASKS] = (labels == np.arange(len(self.class_names))[:, None, None]
-                           if masks is None else masks[0].numpy())
+        if job.masks:
+            ids = np.arange(len(self.class_names)).reshape(-1, *[1] * labels.ndim)
+            maps[job.masks] = labels == ids if masks is None else masks[0].numpy()
         write_prediction(job.outputs, None, labels, self.class_names, self.palette, maps)
         return class_shares(class_counts(labels, len(self.class_names)), self.class_names)
 

@@ -3,13 +3,14 @@
 Each file is written completely or not at all, so a file that exists is finished.
 """
 import argparse
+import io
 import os
 import re
 
 import numpy as np
 
 from utils.decision.stored_scores import write_probabilities
-from utils.files.whole_file import make_folder
+from utils.files.whole_file import make_folder, write_bytes
 from utils.images.image_io import write_image, write_label
 from utils.images.png_strips import PngStrips
 from utils.images.types import Image, Labels
@@ -17,6 +18,7 @@ from utils.images.visualize import overlay, side_by_side
 
 LABELS, OVERLAY, SIDE_BY_SIDE = ".png", "_overlay.png", "_side_by_side.png"
 PROBABILITIES, MASKS = "_probabilities.npz", "_masks"
+VOLUME, VOLUME_MASKS = ".npy", "_masks.npy"
 CONFIDENCE, ENTROPY = "_confidence.png", "_entropy.png"
 OF_PROBABILITIES = (PROBABILITIES, CONFIDENCE, ENTROPY)
 
@@ -43,7 +45,8 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
                      stored_as: tuple[str, str] = ("softmax", "")):
     """Write every output that `paths` (suffix -> path) contains.
 
-    image: uint8 (H, W, 3), RGB; None without OVERLAY and SIDE_BY_SIDE. labels: class ids (H, W).
+    image: uint8 (H, W, 3), RGB; None without OVERLAY and SIDE_BY_SIDE. labels: class ids (H, W), of
+    a volume (D, H, W), whose outputs are only the last two.
     LABELS        palette PNG: class ids and colors in one file
     OVERLAY       the colors of the labels over the image
     SIDE_BY_SIDE  the image to the left of that
@@ -51,7 +54,8 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
     MASKS         a folder with a 1-bit PNG per class (see `mask_names`); maps: bool
                   (C, H, W), may overlap and may leave pixels without a class
     CONFIDENCE    gray PNG (utils.decision.confidence); maps: uint8 (H, W). ENTROPY: the same
-    maps: suffix -> array; those of the last four are required if `paths` contains them.
+    VOLUME        npy: class ids (D, H, W). VOLUME_MASKS: npy; maps: bool (C, D, H, W)
+    maps: suffix -> array; required of PROBABILITIES and the rest if `paths` contains them.
     label_ids: what LABELS holds for each class; None: class ids. stored_as: activation and
     posterior of PROBABILITIES.
     Raises DataError naming the file that cannot be written.
@@ -78,8 +82,18 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
             height, width = mask.shape
             with PngStrips(os.path.join(paths[MASKS], name), height, width, "mask") as file:
                 file.write(mask)
+    if VOLUME_MASKS in paths:
+        _write_array(paths[VOLUME_MASKS], maps[VOLUME_MASKS])
+    if VOLUME in paths:
+        _write_array(paths[VOLUME], labels)
     if LABELS in paths:         # last: where the label map exists, the other files do too
         write_label(paths[LABELS], *as_stored(labels, palette, label_ids))
+
+
+def _write_array(path, array):
+    data = io.BytesIO()
+    np.save(data, array, allow_pickle=False)
+    write_bytes(path, data.getbuffer())
 
 
 def gray_text(suffix: str, activation: str) -> str:
