@@ -149,7 +149,8 @@ def test_a_volume_becomes_a_label_volume_and_is_scored_as_one_image(folder, caps
 def test_formats_of_volumes_that_are_not_read_are_named(folder, capsys):
     (folder / "labels" / "v.nii.gz").write_bytes(b"")
     assert decided(folder / "scores", "-o", folder / "out", *with_labels(folder)) == 3
-    assert "NIfTI, DICOM and the like (.gz) are not read: store plain arrays" in " ".join(capsys.readouterr().err.split())
+    text = " ".join(capsys.readouterr().err.split())
+    assert "NIfTI, DICOM and the like (.gz) are not read: store plain arrays" in text
 
 
 @pytest.mark.slow
