@@ -10,8 +10,10 @@ import torch.nn.functional as F
 
 from models.layers.resize import resize_to
 from tests.support.ranks import free_port
+from utils.decision.posterior import Posterior
 from utils.decision.rules import build_decision
 from utils.evaluation.evaluate import evaluate
+from utils.evaluation.regret import Regret
 from utils.metrics import DatasetMetrics, ImageMetrics, Scores
 from utils.predict.predictor import Predictor
 from utils.segfix.refiner import Refiner
@@ -162,19 +164,24 @@ def as_text(results):
     return json.dumps({rule: dataclasses.asdict(scored) for rule, scored in results.items()})
 
 
+def all_numbers(**place):
+    regret = Regret(Posterior(), CLASSES)
+    text = as_text(scores(SIZES, 2, rules=("max", "T"), loss=cross_entropy, regret=regret, **place))
+    return text + json.dumps(regret.compute(["max", "T"]))
+
+
 def _one_rank(rank, world, port, folder):
     import torch.distributed as dist
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank,
                             world_size=world)
-    got = scores(SIZES, 2, rules=("max", "T"), rank=rank, world=world, loss=cross_entropy)
-    (folder / f"{rank}.json").write_text(as_text(got))
+    (folder / f"{rank}.json").write_text(all_numbers(rank=rank, world=world))
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_ranks_gives_the_same_numbers_to_the_last_bit(world, tmp_path):
     import torch.multiprocessing as mp
-    alone = as_text(scores(SIZES, 2, rules=("max", "T"), loss=cross_entropy))
+    alone = all_numbers()
     mp.start_processes(_one_rank, (world, free_port(), tmp_path), nprocs=world, start_method="fork")
     for rank in range(world):
         assert (tmp_path / f"{rank}.json").read_text() == alone

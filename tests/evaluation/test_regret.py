@@ -43,7 +43,7 @@ def judged(logits, labels, batch=2, rules=("max", "T"), theta=300.0, classes_of_
         regret.open(logits[part], labels[part], range(len(logits))[part])
         for rule in rules:
             regret.add(rule, decide[rule](logits[part]))
-    return regret.compute()
+    return regret.compute(rules)
 
 
 @pytest.mark.parametrize("rule", ["max", "T", "rankdice", "rankdice_dep"])
@@ -131,6 +131,12 @@ def test_any_batches_give_the_same_numbers_and_60_images_an_interval():
     solver = one["max"]["solver"]
     assert solver["low"] < solver["value"] < solver["high"]
     assert math.isnan(judged(logits[:59], labels[:59], 59)["max"]["solver"]["low"])
+
+
+def test_a_process_without_an_image_has_no_score():
+    found = Regret(Posterior(), 3).compute(["max"])["max"]
+    assert found["images"] == 0 and math.isnan(found["Dice"]) and len(found["classes"]) == 3
+    assert values_of(found) == {}
 
 
 def brute_force(p, mask):

@@ -129,16 +129,19 @@ class Regret:
         return {"pruning": self.pruning, "theta": self.theta, "amplitude": self.amplitude,
                 **self.posterior.describe()}
 
-    def compute(self) -> dict[str, dict[str, Any]]:
-        """Of every rule, over all processes; each must call this once.
+    def compute(self, rules: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """rule -> its scores over all processes; each must call this once, with the same rules.
 
         images: how many count. Dice: their mean, which is mDice_I. Each of PARTS: {"value", "low",
         "high"}, a mean over the images and its 95 % interval, nan below
         utils.metrics.confidence.MIN_IMAGES images. promised: a mean. classes: the same of every
         class, over the images in which it counts.
         """
-        return {rule: self._scores(all_gather(torch.from_numpy(np.concatenate(rows))).numpy())
-                for rule, rows in self._rows.items()}
+        # A process without an image takes part too.
+        none = np.zeros((0, 1 + len(_COLUMNS) * self.num_classes))
+        tables = {rule: np.concatenate([none, *self._rows.get(rule, [])]) for rule in rules}
+        return {rule: self._scores(all_gather(torch.from_numpy(table)).numpy())
+                for rule, table in tables.items()}
 
     def _scores(self, table):
         table = table[np.argsort(table[:, 0], kind="stable"), 1:]

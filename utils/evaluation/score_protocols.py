@@ -107,7 +107,7 @@ class ProtocolScores:
         names = loader.dataset.class_names
         ids = [sample.id for sample in loader.dataset.samples]
         curve = risk and risk.compute()
-        parts = regret.compute() if regret else {}
+        parts = regret.compute(results) if regret else {}
         if is_main():
             scored = Scored(opened, self.digest, predictor, rules, self.key, self.section, names,
                             options, self.refiner, self.read)
