@@ -31,6 +31,7 @@ from utils.cli.console import notice, warn
 from utils.errors import CheckpointError
 
 LAST, BEST, PERIODIC = "last.pth", "model_best.pth", "checkpoint-epoch{}.pth"
+PUBLISHED = "model.pth"     # in a folder of tools.publish
 
 _T = TypeVar("_T")
 
@@ -38,14 +39,16 @@ _T = TypeVar("_T")
 def find_checkpoint(text: str, folder: str = "saved") -> str:
     """The path of the checkpoint to predict with that `text` means; says which if it is no file.
 
-    text: a path; the folder of a run, for its model_best.pth; a folder of runs, or "auto" for
-        `folder`, for the newest model_best.pth in it.
+    text: a path; the folder of a run, for its model_best.pth; one of tools.publish, for its
+        model.pth; a folder of runs, or "auto" for `folder`, for the newest model_best.pth in it.
     Raises CheckpointError if there is none.
     """
     if text != "auto" and not os.path.isdir(text):
         return text
     place = Path(folder if text == "auto" else text)
     path: Path | None = place / BEST
+    if text != "auto" and not path.exists() and (place / PUBLISHED).is_file():
+        path = place / PUBLISHED
     if not path.exists():
         own = next(place.glob("*.pth"), None)
         path = None if own else newest_best(place)

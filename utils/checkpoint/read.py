@@ -129,14 +129,15 @@ def read_checkpoint_and_digest(path: str | os.PathLike) -> tuple[Checkpoint, str
     A training may replace the file at any time. Raises CheckpointError as read_checkpoint does.
     """
     def read(path):
-        digest = _digest(path)
+        digest = file_digest(path)
         verify_archive(path)
         return _load(path), digest
     state, digest = settled(Path(path), read)
     return cast(Checkpoint, _checked(state, path)), digest
 
 
-def _digest(path):
+def file_digest(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, as hex digits."""
     sha = hashlib.sha256()
     with open(path, "rb") as stream:
         while part := stream.read(2 ** 20):

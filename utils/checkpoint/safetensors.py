@@ -21,7 +21,7 @@ import torch
 
 from utils.checkpoint.format import Checkpoint, DamagedCheckpoint
 from utils.errors import CheckpointError, shown
-from utils.files.whole_file import WholeFile
+from utils.files.whole_file import unfinished
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -48,12 +48,12 @@ def is_safetensors(path: str | os.PathLike) -> bool:
 
 
 def write_safetensors(path: str | os.PathLike, checkpoint: Checkpoint):
-    """Write the network of a checkpoint, with all that is needed to predict. Raises OSError.
+    """Write the network of a checkpoint, with all that is needed to predict. Raises DataError.
 
     Tensors that share memory are written once for each of their names.
     """
     tensors = {name: tensor.detach().cpu().contiguous()
-               for name, tensor in (checkpoint["ema"] or checkpoint["model"]).items()}
+               for name, tensor in (checkpoint.get("ema") or checkpoint["model"]).items()}
     metadata = {key: json.dumps(checkpoint[key], ensure_ascii=False)
                 for key in _ENTRIES if key in checkpoint}
     metadata |= {"format": "pt", _FORMAT: str(checkpoint["format"])}
@@ -70,7 +70,7 @@ def write_safetensors(path: str | os.PathLike, checkpoint: Checkpoint):
                         "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with WholeFile(path) as temporary, open(temporary, "wb") as stream:
+    with unfinished(path) as temporary, open(temporary, "wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         for name in order:
             stream.write(_bytes(tensors[name]))

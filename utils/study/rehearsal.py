@@ -124,7 +124,7 @@ def _measured(stage: PlannedRun, steps: int, folder: Path, device: str) -> float
     short = folder / "short.json"
     short.write_text(json.dumps({**stage.config, "trainer": {
         **trainer, "finetune_from": start, "epochs": None, "val": False, "monitor": "off",
-        "tensorboard": False, "save_dir": str(folder)}}))
+        "tensorboard": False, "log_to": [], "save_dir": str(folder)}}))
     taken = []
     for count in (2, 12):
         status, _, seconds = _finished(["-c", str(short), f"trainer.iterations={count}"], folder,
