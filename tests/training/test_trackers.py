@@ -84,8 +84,9 @@ def opened(folder, step=0, **options):
 
 def log_lines(log, steps, kind="train"):
     for step in steps:
-        log.scalars({f"{kind}/loss": 1.0 / step}, step, 1)
-        log.record("validation" if kind == "val" else kind, step)
+        values = {f"{kind}/loss": 1.0 / step}
+        log.scalars(values, step, 1)
+        log.record("validation" if kind == "val" else kind, step, epoch=1, **values)
 
 
 def killed(log, steps):
@@ -196,6 +197,29 @@ def test_lines_that_a_kill_kept_from_the_record_are_logged_again(tmp_path, servi
     assert logged(services[1]) == [9, 10, 11, 12]
 
 
+def test_lines_before_the_checkpoint_that_a_kill_kept_from_the_record_are_filled_in(
+        tmp_path, services, monkeypatch):
+    log = opened(tmp_path)
+    log_lines(log, range(1, 9))
+    log.record("validation", 6, epoch=2, rule="max", images=4, Mean_IoU=0.5, loss=None,
+               Class_IoU={"road": 0.25, "sky": None})
+    log.close("failed", "killed")
+    monkeypatch.setattr(Service, "stored", {"train": 3, "val": -1})
+    second = opened(tmp_path, 6)
+    log_lines(second, [7, 8, 9])
+    second.close()
+    assert logged(services[1]) == [4, 5, 6, 6, 7, 8, 9]
+    assert ("log", 6, 2, "val/Mean_IoU", "val/IoU/road") in services[1].calls
+
+
+def test_a_tracker_that_is_added_later_gets_the_steps_before(tmp_path, services, capsys):
+    RunLogger(tmp_path, tensorboard=False).record("train", 1, **{"train/loss": 2.0, "epoch": 1})
+    opened(tmp_path, 4).close()
+    assert services[0].calls[1] == ("log", 1, 1, "train/loss")
+    assert "service: a new record begins, with the steps to 4 from metrics.jsonl\n" in \
+        capsys.readouterr().err
+
+
 def test_a_validation_that_a_stop_left_out_is_logged(tmp_path, services):
     killed(opened(tmp_path), [1, 2])
     second = opened(tmp_path, 2)
@@ -209,10 +233,9 @@ def test_a_training_that_is_taken_back_gets_a_new_record(tmp_path, services, cap
     back = opened(tmp_path, 4, lineage=[[1, 4]])
     log_lines(back, [5, 6])
     back.close()
-    assert logged(services[1]) == [5, 6] and services[1].calls[0] == ("start", None)
-    assert services[1].session.name.endswith(" from step 4")
-    assert "service: a new record begins at step 4, because the training was taken back" in \
-        capsys.readouterr().err
+    assert logged(services[1]) == [1, 2, 3, 4, 5, 6] and services[1].calls[0] == ("start", None)
+    assert "service: a new record begins, with the steps to 4 from metrics.jsonl, because the " \
+        "training was taken back" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"service": 5}', b"\xff", b"[" * 100_000,
@@ -222,7 +245,7 @@ def test_damaged_notes_about_records_start_a_new_record_and_say_so(tmp_path, ser
     (tmp_path / "trackers.json").write_bytes(content)
     opened(tmp_path, 4).close()
     assert services[0].calls[0] == ("start", None)
-    assert "a new record begins at step 4" in capsys.readouterr().err
+    assert "a new record begins, with the steps to 4" in capsys.readouterr().err
 
 
 def test_only_rank_0_has_trackers(tmp_path, services, monkeypatch):
@@ -438,6 +461,9 @@ def test_what_a_kill_kept_from_the_file_of_an_offline_run_is_logged_again(tmp_pa
     again = RunLogger(tmp_path, False, first_step=8, log_to=[{"type": "wandb"}])
     killed(again, range(9, 22))
     assert [row["step"] for row in wandb.runs[1].rows] == list(range(14, 22))
+    file.write_bytes(file.read_bytes()[:60])        # a kill lost more: two lines are left
+    killed(RunLogger(tmp_path, False, first_step=8, log_to=[{"type": "wandb"}]), range(9, 11))
+    assert [row["step"] for row in wandb.runs[2].rows] == list(range(3, 11))
 
 
 @pytest.mark.slow      # the real package starts a server of its own

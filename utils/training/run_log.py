@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,10 @@ from utils.images.types import Image
 from utils.machine import distributed
 from utils.training.run_folder import run_facts
 from utils.training.tensorboard_events import TensorBoardEvents
-from utils.training.trackers.channel import Channel, close_all
+from utils.training.trackers.channel import Channel, Line, close_all
 from utils.training.trackers.tracker import Outcome, Session, Tracker
 
+_ABOUT = ("kind", "step", "epoch", "rule", "images")      # of a validation, besides its numbers
 _SHOWN = 5              # line numbers in a notice
 RECORDS = "trackers.json"       # in the run's folder: what each tracker continues after a resume
 
@@ -71,7 +72,8 @@ class RunLogger:
 
     def _open(self, tracker: Tracker, session: Session, line: int, logged: dict[str, int]):
         """Let a tracker begin, or go on with the record of an earlier session."""
-        name, step, entry = tracker.title, session.step, _record(self.folder, tracker.title)
+        name, step, folder = tracker.title, session.step, self.folder
+        entry = _record(folder, name)
         known: dict[str, Any] = entry["record"] if entry and entry["line"] == line else {}
         if tracker.rewinds:
             self._channels.append(Channel(tracker, session))
@@ -88,14 +90,16 @@ class RunLogger:
         else:
             logged = {}
             if step:
-                why = "was taken back, and the one before stays as it is" if entry else \
-                    "had none, or a file lacks its name"
-                self.say(f"{name}: a new record begins at step {step}, because the training {why}")
-                session = replace(session, name=f"{session.name} from step {step}")
+                why = f", because the training was taken back to step {step}; the one before " \
+                      "stays as it is" if entry else ""
+                self.say(f"{name}: a new record begins, with the steps to {step} from "
+                         f"metrics.jsonl{why}")
         keep = partial(self._keep_record, name, line, logged)
         if known:
             keep(known)
-        self._channels.append(Channel(tracker, replace(session, record=known, keep=keep), logged))
+        session = replace(session, record=known, keep=keep)
+        history = partial(_lines_to, folder / "metrics.jsonl", step)
+        self._channels.append(Channel(tracker, session, logged, history))
 
     def _keep_record(self, name, line, logged, record):
         """Note in RECORDS what a tracker needs to continue."""
@@ -262,6 +266,25 @@ def _drop_lines_after(path, step):
     with WholeFile(path) as temporary:
         temporary.write_bytes(b"".join(kept))
     return logged
+
+
+def _lines_to(path: Path, step: int) -> Iterator[Line]:
+    """The lines of metrics.jsonl to a step, with the tags of `RunLogger.scalars`."""
+    with open(path, "rb") as stream:
+        for line in stream:
+            found = _entry_of(line)
+            if found is None or found[0] > step:
+                continue
+            entry = json.loads(line)
+            if found[1] == "val":
+                classes = entry.pop("Class_IoU", None) or {}
+                entry = {f"val/{key}": value for key, value in entry.items() if key not in _ABOUT} \
+                    | {f"val/IoU/{name}": value for name, value in classes.items()} \
+                    | {"epoch": entry.get("epoch")}
+            values = {tag: value for tag, value in entry.items()
+                      if "/" in tag and type(value) in (int, float)}
+            if values:
+                yield values, found[0], entry.get("epoch")
 
 
 def _entry_of(line: bytes) -> tuple[int, str] | None:

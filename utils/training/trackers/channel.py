@@ -6,8 +6,9 @@ wait are made in a thread, in their order, and errors cost one warning.
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from utils.cli.console import notice, warn
@@ -22,6 +23,7 @@ MOST_PICTURES = 8           # likewise; a picture may have 100 MB
 LAST_SECONDS = {"finished": 60.0, "interrupted": 15.0, "failed": 15.0}
 _SILENT_SECONDS = 2.0
 NUMBERS = "metrics.jsonl has the numbers"
+Line = tuple[dict[str, float], int, int | None]     # values by tag, step, epoch
 
 
 @dataclass
@@ -39,10 +41,13 @@ class Channel:
 
     logged: for each kind of line ("train", "val"), the last step that the tracker was given in an
     earlier session. What its record has of that is left out.
+    history: the lines (values, step, epoch) up to the step of the session. Those that the record
+    lacks are logged first: lines that a kill or a network kept from it, or all in a new record.
     """
 
-    def __init__(self, tracker: Tracker, session: Session, logged: dict[str, int] | None = None):
-        self.tracker, self.title = tracker, tracker.title
+    def __init__(self, tracker: Tracker, session: Session, logged: dict[str, int] | None = None,
+                 history: Callable[[], Iterable[Line]] = lambda: ()):
+        self.tracker, self.title, self._history = tracker, tracker.title, history
         self._logged = logged or {}
         self._started = self._dead = self._warned = False
         self._unsent = self._refused = self._pictures = 0       # what is missing in the end
@@ -116,6 +121,16 @@ class Channel:
             self._dead = True
             warn(f"{self.title} keeps no record of this session, the training continues "
                  f"({NUMBERS}): {first_line(error)}")
+            return
+        if session.step and (stored is not None or not session.record):
+            self._call(lambda: self._catch_up(stored or {}))
+
+    def _catch_up(self, stored):
+        for values, step, epoch in self._history():
+            kind = next(iter(values)).partition("/")[0]
+            if step > stored.get(kind, -1) and not self._call(
+                    partial(self.tracker.log, values, step, epoch)):
+                self._refused += 1
 
     def _end(self, outcome, text):
         if self._started:
