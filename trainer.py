@@ -487,8 +487,8 @@ class Trainer(BaseTrainer):
         with torch.inference_mode():
             predictions = [predictor.labels(sample["image"][None].to(self.device), rule)[0].cpu()
                            for sample in samples]
-        self.logger.image("val/examples", prediction_grid(samples, predictions, dataset.palette),
-                          step)
+        self.logger.image("val/examples", prediction_grid(samples, predictions, dataset.palette,
+                                                          dataset.class_names), step)
         if scores.dataset["confusion"] is not None:
             self.logger.image("val/confusion", confusion_picture(scores.dataset["confusion"],
                                                                  dataset.class_names), step)

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from dataloader.loader import Loader
     from utils.images.types import Image
 
-CAPTION = 18         # pixels below a sample
-DOTS = 8             # distance of the dots on ignored pixels
-
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.browse", __doc__)
@@ -108,35 +105,27 @@ def contact_sheet(samples: list[dict[str, Any]], palette: Sequence[Sequence[int]
     """One picture, uint8 (H, W, 3), of all samples: image, image with labels, and id."""
     import numpy as np
 
-    from utils.images.visualize import legend, side_by_side, stacked
+    from utils.errors import shown
+    from utils.images.visualize import (
+        caption,
+        dotted,
+        overlay,
+        side_by_side,
+        stacked,
+        with_legend,
+    )
     cells, present = [], set()
     for sample in samples:
-        label = sample["label"]
+        image, label = sample["image"], sample["label"]
         present.update(np.unique(label).tolist())
-        pictures = [_fitted(picture, width) for picture in (
-            sample["image"], _with_labels(sample["image"], label, palette, opacity))]
-        cells.append(stacked(*pictures, _caption(sample["id"], pictures[0].shape[1])))
+        ignored = (label < 0) | (label >= len(palette))
+        colored = dotted(overlay(image, label, palette, opacity), ignored)
+        pictures = [_fitted(picture, width) for picture in (image, colored)]
+        cells.append(stacked(*pictures, caption(shown(sample["id"]), pictures[0].shape[1], 11,
+                                                keep_end=True)))
     rows = [side_by_side(*cells[i:i + columns]) for i in range(0, len(cells), columns)]
-    classes = [k for k in range(len(class_names)) if k in present]
-    if classes:
-        rows.append(legend(class_names, palette, classes, max(240, *(r.shape[1] for r in rows))))
-    return stacked(*rows)
-
-
-def _with_labels(image, label, palette, opacity):
-    """The colors over the image, and white and black dots on pixels without a class."""
-    import numpy as np
-
-    from utils.images.visualize import overlay
-    picture = overlay(image, label, palette, opacity)
-    ignored = (label < 0) | (label >= len(palette))
-    rows, columns = np.indices(label.shape)
-    step = max(DOTS, min(label.shape) // 40)
-    radius = step // 4
-    for shift, value in ((0, 255), (radius, 0)):
-        dots = ((rows + shift) % step < radius) & ((columns + shift) % step < radius)
-        picture[ignored & dots] = value
-    return picture
+    return with_legend(stacked(*rows), class_names, palette,
+                       [k for k in range(len(class_names)) if k in present], over_photo=True)
 
 
 def _fitted(picture, side):
@@ -149,20 +138,6 @@ def _fitted(picture, side):
         return np.ascontiguousarray(picture)
     size = (max(1, round(width * share)), max(1, round(height * share)))
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-
-
-def _caption(name, width):
-    """The id on a strip of this width. A long id keeps its end, in which files differ."""
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
-    font, text = ImageFont.load_default(11), _printable(name)
-    if len(text) > width // 2:      # no letter is narrower than two pixels
-        text = "…" + text[1 - width // 2:]
-    while len(text) > 1 and font.getlength(text) > width - 4:
-        text = "…" + text[2:]
-    strip = Image.new("RGB", (width, CAPTION), (255, 255, 255))
-    ImageDraw.Draw(strip).text((2, CAPTION // 2), text, (60, 60, 60), font, anchor="lm")
-    return np.asarray(strip)
 
 
 def _printable(name):

@@ -109,6 +109,7 @@ def main(argv: list[str] | None = None):
 def _measure(args, stages, labels, result):
     """Add the errors of each stage, {name: logits (P, C)}, to `result`, and draw the diagrams."""
     from utils.decision.calibration import class_reliability, reliability, reliability_diagram
+    from utils.images.class_names import drawable
     from utils.images.image_io import write_image
     from utils.images.visualize import stacked
     diagrams, of_classes, activation = {}, {}, result["activation"]
@@ -126,14 +127,14 @@ def _measure(args, stages, labels, result):
             diagrams[f"{title}, every class"] = every
     output = args.output or os.path.join(os.path.dirname(os.path.abspath(args.checkpoint)),
                                          "reliability.png")
-    write_image(output, reliability_diagram(diagrams))
+    write_image(output, reliability_diagram(diagrams, columns=2))
     console.notice(f"the reliability diagram is in {output}"
                    + (f", the calibrated checkpoint in {args.write}" if args.write else ""))
     if not args.class_diagrams:
         return
     rows = [reliability_diagram({f"{name}, {TITLES[stage].format(**result)}": of_classes[stage][c]
                                  for stage in stages})
-            for c, name in enumerate(result["class_names"])]
+            for c, name in enumerate(drawable(result["class_names"]))]
     write_image(args.class_diagrams, stacked(*rows))
     console.notice(f"the diagram of each class is in {args.class_diagrams}")
 

@@ -3,10 +3,10 @@
 Every network runs in a separate process, so that no other one affects its memory, its caches or
 whether it finishes. Measured, per batch:
 
-  parameters  millions
+  params (M)  millions of parameters
   GFLOPs      of one image's inference, two per multiply-add, as counted by torch
-  infer ms    the network in eval mode, without gradients
-  train ms    forward, cross-entropy of every output, backward, SGD with momentum
+  infer (ms)  the network in eval mode, without gradients
+  train (ms)  forward, cross-entropy of every output, backward, SGD with momentum
   memory      the peak, network included: on CUDA what torch allocated, on the CPU the growth of
               the process since the moment before the network was built
 
@@ -39,10 +39,10 @@ Row = dict[str, Any]        # what is known of one network: name, type, backbone
 
 ROOT = Path(__file__).resolve().parents[1]
 # (key of a row, heading, the unit of the heading)
-COLUMNS = (("parameters", "parameters M", 1e6), ("flops", "GFLOPs", 1e9),
-           ("infer_seconds", "infer ms", 1e-3), ("train_seconds", "train ms", 1e-3),
-           ("infer_bytes", "infer MiB", 2 ** 20), ("train_bytes", "train MiB", 2 ** 20))
-BARS = ((31, 97, 169), (70, 130, 90), (206, 107, 20), (170, 60, 60), (120, 90, 160), (90, 90, 90))
+COLUMNS = (("parameters", "params (M)", 1e6), ("flops", "GFLOPs", 1e9),
+           ("infer_seconds", "infer (ms)", 1e-3), ("train_seconds", "train (ms)", 1e-3),
+           ("infer_bytes", "infer (MiB)", 2 ** 20), ("train_bytes", "train (MiB)", 2 ** 20))
+BAR = (31, 97, 169)         # of every measure: each column has its own scale
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -203,7 +203,7 @@ def _write(args, rows):
 def draw(rows: list[Row], subtitle: str) -> "PillowImage":
     """Draw a row of bars per network, and a column per measure that any network has."""
     from utils.images.sheet import FAINT, Sheet, text_width
-    columns = [(column, color) for column, color in zip(COLUMNS, BARS, strict=True)
+    columns = [column for column in COLUMNS
                if any(row.get(column[0]) is not None for row in rows)]
     left = int(max(text_width(row["name"]) for row in rows)) + 22
     top, line, panel, gap, value = 52, 20, 150, 16, 46
@@ -211,7 +211,7 @@ def draw(rows: list[Row], subtitle: str) -> "PillowImage":
     sheet.text(12, 14, subtitle, color=FAINT)
     for i, row in enumerate(rows):
         sheet.text(left - 8, top + line * (i + 0.5), row["name"], anchor="rm")
-    for j, ((key, heading, unit), color) in enumerate(columns):
+    for j, (key, heading, unit) in enumerate(columns):
         x = left + j * (panel + gap)
         sheet.text(x, top - 14, heading, 12)
         most = max(row[key] for row in rows if row.get(key) is not None)
@@ -221,7 +221,7 @@ def draw(rows: list[Row], subtitle: str) -> "PillowImage":
                 sheet.text(x, y + line / 2, "-", color=FAINT)
                 continue
             end = x + max(1, (panel - value) * row[key] / most) if most > 0 else x + 1
-            sheet.box(x, y + 4, end, y + line - 4, color)
+            sheet.box(x, y + 4, end, y + line - 4, BAR)
             sheet.text(end + 4, y + line / 2, _number(row[key] / unit))
     return sheet.image()
 

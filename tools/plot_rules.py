@@ -3,9 +3,9 @@
     python -m tools.plot_rules -r model_best.pth -p max,rankdice -o rules.png
 
 The upper row shows the class and image where the second rule gains most over the first, the lower
-row those where it loses most: the photo, then the mask of each rule. Green is right, red is too
-much, blue is missed; ignored pixels keep the colors of the photo. The class and the image are
-printed on stdout.
+row those where it loses most: the photo, then the mask of each rule with its Dice. White is right,
+orange is too much, blue is missed; ignored pixels keep the colors of the photo. The class and the
+image stand above each row, and are printed on stdout.
 """
 import argparse
 import sys
@@ -20,6 +20,7 @@ from utils.cli.arguments import (
     parse_with_overrides,
     require_folder,
 )
+from utils.errors import shown
 from utils.images.types import Image, Labels
 from utils.predict.arguments import (
     CHECKPOINT_HELP,
@@ -28,7 +29,8 @@ from utils.predict.arguments import (
     with_arguments,
 )
 
-COLORS = {"right": (40, 170, 60), "too much": (220, 40, 40), "missed": (50, 90, 230)}
+# Light, medium and dark, so that every eye can tell them apart.
+COLORS = {"right": (250, 250, 250), "too much": (230, 130, 0), "missed": (0, 90, 200)}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -57,20 +59,39 @@ def main(argv: list[str] | None = None):
     """Run the program with `argv`, by default the command line."""
     args = parse(argv)
     require_folder(args.output)
-    from utils.errors import shown
     from utils.images.image_io import write_image
-    from utils.images.visualize import legend, side_by_side, stacked
     gain, loss, names = differences(args)
-    rows, lines = [], []
-    for case in (gain, loss):
-        rows.append(side_by_side(case.image, *(painted(case, mask) for mask in case.masks)))
-        first, second = (f"{rule} {100 * score:.1f}" for rule, score
-                         in zip(args.predict.split(","), case.dice, strict=True))
-        lines.append(f"{case.id}: {names[case.label_class]}, Dice {first}, {second}")
-    rows.append(legend(list(COLORS), list(COLORS.values()), width=rows[0].shape[1]))
-    write_image(args.output, stacked(*rows))
+    rules = args.predict.split(",")
+    write_image(args.output, drawn(gain, loss, rules, names))
     console.notice(f"the picture is in {args.output}")
-    console.output("\n".join(map(shown, lines)))
+    console.output("\n".join(
+        f"{shown(case.id)}: {shown(names[case.label_class])}, Dice "
+        + ", ".join(f"{rule} {100 * score:.1f}" for rule, score in
+                    zip(rules, case.dice, strict=True)) for case in (gain, loss)))
+
+
+def drawn(gain: "Case", loss: "Case", rules: list[str], class_names: list[str]) -> Image:
+    """The picture of two cases, with titles and a legend, uint8 (H, W, 3)."""
+    from utils.images.class_names import drawable
+    from utils.images.visualize import (
+        caption,
+        side_by_side,
+        stacked,
+        text_size,
+        titled_columns,
+        with_legend,
+    )
+    names, rows = drawable(class_names), []
+    for case, extreme in ((gain, "gains most" if gain.gain > 0 else "loses least"),
+                          (loss, "loses most" if loss.gain < 0 else "gains least")):
+        row = side_by_side(case.image, *(painted(case, mask) for mask in case.masks))
+        scores = [f"{rule}, Dice {100 * score:.1f}" for rule, score in
+                  zip(rules, case.dice, strict=True)]
+        title = f"{rules[1]} {extreme}: {names[case.label_class]} in {shown(case.id)}"
+        size = text_size(row.shape[1])
+        rows += [caption(title, row.shape[1], round(1.2 * size)),
+                 titled_columns(["image", *scores], case.image.shape[1], size), row]
+    return with_legend(stacked(*rows), list(COLORS), list(COLORS.values()), range(len(COLORS)))
 
 
 def differences(args: argparse.Namespace) -> tuple["Case", "Case", list[str]]:

@@ -31,7 +31,7 @@ SECTIONS = (
     {"type": "ExponentialLR", "args": {"gamma": 0.8},
      "warmup": {"epochs": 0.5, "start_factor": 0.3, "mode": "constant"}},
 )
-COLUMNS, PANEL, MARGIN = 3, (420, 250), (52, 52, 20, 34)     # margins: left, top, right, bottom
+COLUMNS, PANEL, MARGIN = 3, (420, 266), (52, 52, 20, 50)     # margins: left, top, right, bottom
 RATE, MOMENTUM = (31, 97, 169), (206, 107, 20)
 
 
@@ -107,6 +107,7 @@ def draw(section: dict, rates: list[float], momentums: list[float], epochs: int)
         x, y = place(epoch / epochs, 0)
         sheet.line([(x, y), (x, y + 4)], INK)
         sheet.text(x, y + 7, str(epoch), anchor="ma")
+    sheet.text(place(0.5, 0)[0], height - 18, "epoch", color=FAINT, anchor="mm")
     sheet.text(*place(0.995, 1), "learning rate", color=RATE, anchor="rb")
     if max(momentums) > min(momentums):
         curve_of(momentums, 0.8, 1.0, MOMENTUM)

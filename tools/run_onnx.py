@@ -29,6 +29,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("-o", "--output", "--out", dest="out", default="outputs", metavar="DIR",
         help="folder for the results, with the subfolders of the input (default: outputs)")
     add("--overlay", action="store_true", help="also write the image with the class colors over it")
+    add("--no-legend", action="store_true", help="no legend below the overlays")
     add("--resize", action="store_true",
         help="resize images to the size of a fixed graph, and the labels back; less accurate")
     add_base_size(parser)
@@ -53,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     from utils.images.partly_used import unused_in
     from utils.inference.prediction_files import LABELS, OVERLAY
     from utils.inference.report import InferenceReport
+    if args.no_legend and not args.overlay:
+        raise ConfigError("--no-legend has no effect without --overlay", "--no-legend",
+                          "leave it out")
     refuse_among_images(args.images, args.out)
     sources = find_images(args.images, leave_out=args.out)
     outputs = plan_outputs(sources, args.out, [LABELS, OVERLAY] if args.overlay else [LABELS])
@@ -67,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     report, start = InferenceReport(), time.perf_counter()
     for line in unused_in([source.path for source in sources], network.metadata.white):
         console.notice(line)
-    _segment(sources, outputs, network, args.resize, report)
+    _segment(sources, outputs, network, args, report)
     report.seconds = time.perf_counter() - start
     console.notice(f"{report}; results in {args.out}")
     if args.json:
@@ -77,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if args.skip_bad else report.status
 
 
-def _segment(sources, outputs, network, resize, report):
+def _segment(sources, outputs, network, args, report):
     """Segment every image, write its outputs, and record the results in `report`."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -96,11 +100,12 @@ def _segment(sources, outputs, network, resize, report):
                 coming = pool.submit(read_image, sources[number + 1].path, about.white)
             try:
                 image = read.result()
-                labels = network.labels(image, resize)
+                labels = network.labels(image, args.resize)
             except (DataError, NumericalError) as error:
                 report.fail(source.path, error)
                 continue
-            write_prediction(outputs[number], image, labels, about.class_names, about.palette)
+            write_prediction(outputs[number], image, labels, about.class_names, about.palette,
+                             legend=not args.no_legend)
             report.done.append({"image": source.path})
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from utils.decision.calibration import (
+    BAR,
     PixelSample,
     Reliability,
     class_reliability,
@@ -90,10 +91,11 @@ def test_a_split_without_labels_is_an_error():
 def test_the_diagram_has_bars_and_accepts_empty_bins():
     one = Reliability(np.array([0.0, 10.0]), np.array([np.nan, 0.9]), np.array([np.nan, 0.5]),
                       0.4, 1.0)
-    picture = reliability_diagram({"before": one, "after": one})
-    assert picture.dtype == np.uint8
-    assert picture.ndim == 3
-    assert (picture == (70, 120, 180)).all(2).any()
+    picture = reliability_diagram({"before": one, "a long title " * 9: one, "after": one})
+    assert picture.dtype == np.uint8 and picture.ndim == 3
+    assert (picture == BAR).all(2).sum() > 3 * 180 * 160
+    pair = reliability_diagram({"before": one, "after": one, "x": one}, columns=2)
+    assert pair.shape[0] > 2 * picture.shape[0] and pair.shape[1] < picture.shape[1]
 
 
 def test_a_known_scale_and_bias_of_each_class_are_found():

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from utils.images import text
 from utils.images.class_names import (
     LONGEST,
     drawable,
@@ -43,11 +44,16 @@ def test_ordinary_names_of_any_language_are_kept(names):
     assert usable(names) == names
 
 
-def test_names_are_drawn_with_letters_that_the_font_has():
-    names = ["Bäume", "naïve", "背景", "Straße", "x" * 5000, "Øre", "a b"]
+def test_names_are_drawn_with_letters_that_a_font_has(monkeypatch, capsys):
+    monkeypatch.setattr(text, "_source",
+                        lambda letters: "" if "".join(letters - {"…"}).isascii() else None)
+    monkeypatch.setattr(text, "_told", False)
+    names = ["Bäume", "naïve", "背景", "Straße", "x" * 5000, "Øre", "a b", "i" * 90, ""]
     drawn = drawable(names)
-    assert drawn[:4] == ["Baume", "naive", "class 2", "Strasse"]
-    assert len(drawn[4]) == 40 and drawn[4].endswith("x...") and drawn[5:] == ["Ore", "a b"]
+    assert drawn[:4] == ["Baume", "naive", "class 2", "Strasse"] and drawn[8] == "class 8"
+    assert drawn[4].endswith("x…") and drawn[5:7] == ["Ore", "a b"]
+    assert all(text.text_width(name, 16) <= 320 for name in drawn)
+    assert "pictures show 'Baume', and other" in capsys.readouterr().err
 
 
 def test_the_first_difference_is_named_by_class():

@@ -11,6 +11,7 @@ from PIL import Image
 from utils.cli.console import Interrupted
 from utils.decision.rules import build_decision
 from utils.errors import DataError
+from utils.images import visualize
 from utils.images.normalize import Normalize
 from utils.images.palette import voc_palette
 from utils.inference import large_image
@@ -67,10 +68,28 @@ def test_the_labels_equal_those_of_the_whole_image(image, tmp_path):
     with Image.open(paths[LABELS]) as written:
         assert np.array_equal(np.array(written), expected)
     with Image.open(paths[SIDE_BY_SIDE]) as written:
-        assert np.array_equal(np.array(written)[:, :61], image)
+        assert np.array_equal(np.array(written)[:37, :61], image)
+        assert written.width == 240 and written.height > 37       # room for a legend
     with Image.open(os.path.join(paths[MASKS], "01_medium.png")) as written:
         assert np.array_equal(np.array(written), expected == 1)
     assert shares == pytest.approx({name: (expected == k).mean() for k, name in enumerate(NAMES)})
+
+
+def test_the_legend_of_many_classes_lists_those_that_occur_and_can_be_left_out(image, tmp_path,
+                                                                              monkeypatch):
+    opened, predictor = stages()
+    decision = build_decision("max", "softmax", {})
+    paths = outputs(tmp_path, LABELS, OVERLAY)
+
+    def picture(pixels, **options):
+        segment_large(pixels, paths, opened, predictor, decision, **options)
+        return np.array(Image.open(paths[OVERLAY]))
+    assert picture(image, legend=False).shape == image.shape
+    monkeypatch.setattr(large_image, "MOST_LISTED", 2)
+    monkeypatch.setattr(visualize, "MOST_LISTED", 2)
+    below = picture(np.full_like(image, 255))[37:]      # bright everywhere
+    colors = set(map(tuple, below.reshape(-1, 3).tolist()))
+    assert tuple(opened.palette[2]) in colors and tuple(opened.palette[1]) not in colors
 
 
 def test_no_file_is_left_after_a_stop_between_two_strips(image, tmp_path):

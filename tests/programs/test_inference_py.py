@@ -110,7 +110,33 @@ def test_every_output_is_written_next_to_the_labels(checkpoint, tmp_path):
     assert masks[probs > 0.501].all() and not masks[probs < 0.499].any()
     labels = np.array(Image.open(f"{tmp_path}/out/a.png"))
     assert np.array_equal(np.take_along_axis(probs, labels[None], 0)[0], probs.max(0))
-    assert Image.open(f"{tmp_path}/out/a_overlay.png").size == (40, 24)
+
+
+def test_a_legend_is_below_the_pictures_unless_it_is_not_wanted(checkpoint, tmp_path):
+    picture(f"{tmp_path}/in/a.png", 60, 300)
+    options = ["-i", tmp_path / "in", "--overlay", "--side-by-side"]
+    assert run(checkpoint, *options, "-o", tmp_path / "with") == 0
+    assert run(checkpoint, *options, "--no-legend", "-o", tmp_path / "without") == 0
+    image = np.array(Image.open(f"{tmp_path}/in/a.png"))
+    for name, width in (("a_overlay.png", 300), ("a_side_by_side.png", 604)):
+        have, bare = (np.array(Image.open(f"{tmp_path}/{out}/{name}"))
+                      for out in ("with", "without"))
+        assert bare.shape == (60, width, 3) and np.array_equal(have[:60], bare)
+        assert have.shape[1] == width and have.shape[0] > 60
+        for color in voc_palette(5)[1:]:
+            assert (have[60:] == color).all(-1).any(), color
+        # Class 0 is black: its pixels show the photo, and the legend has no black box.
+        labels = np.array(Image.open(f"{tmp_path}/without/a.png"))
+        assert np.array_equal(bare[:, -300:][labels == 0], image[labels == 0])
+        assert not np.array_equal(bare[:, -300:][labels != 0], image[labels != 0])
+    assert np.array_equal(np.array(Image.open(f"{tmp_path}/with/a.png")), labels)
+
+
+def test_a_picture_too_narrow_for_a_legend_gets_white_at_its_right(checkpoint, tmp_path):
+    picture(f"{tmp_path}/in/a.png")
+    assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out", "--overlay") == 0
+    written = np.array(Image.open(f"{tmp_path}/out/a_overlay.png"))
+    assert written.shape[1] == 240 and (written[:24, 40:] == 255).all()
 
 
 def test_confidence_and_entropy_are_gray_values_whose_scale_the_file_says(checkpoint, tmp_path):
@@ -386,6 +412,7 @@ def test_a_usage_error_is_one_message_and_its_exit_status(checkpoint, tmp_path, 
     (("--scales", "0.5,1", "--crop-size", "9"), "--crop-size"),
     (("--average", "probs"), "--average"), (("--segfix-scale", "1"), "--segfix-scale"),
     (("--frames",), "--frames"), (("--max-frames", "3"), "--max-frames"),
+    (("--no-legend",), "--no-legend"),
     (("--threshold", "0.3"), "--threshold"), (("--temperature", "2"), "--temperature"),
     (("-p", "rankdice", "--threshold", "0.3"), "--threshold")])
 def test_an_option_without_effect_is_refused(checkpoint, tmp_path, capsys, options, named):

@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from tests.support.limits import files_limited_to
 from tests.tools.test_segfix_commands import networks  # noqa: F401
 from utils.errors import DataError
 from utils.images.image_io import read_image
+from utils.images.palette import class_palette
 from utils.inference import segment_videos
+from utils.inference.segment_videos import _Film
 from utils.inference.video_files import (
     VideoReader,
     VideoWriter,
@@ -51,9 +54,11 @@ def test_a_film_is_read_as_it_was_written(tmp_path):
         assert np.abs(frame.astype(int) - expected).mean() < 8        # MPEG-4 loses a little
 
 
-@pytest.mark.parametrize("options,width", [((), 64), (("--side-by-side", "--batch", 4), 132)])
+@pytest.mark.parametrize("options,size", [
+    (("--no-legend",), [48, 64]), (("--side-by-side", "--batch", 4, "--no-legend"), [48, 132]),
+    ((), [102, 240])])
 def test_a_clip_becomes_a_playable_film_with_overlay(checkpoint, tmp_path, capsys,  # noqa: F811
-                                                     options, width):
+                                                     options, size):
     clip(f"{tmp_path}/in/a.mp4")
     assert run(checkpoint, "-i", tmp_path / "in/a.mp4", "-o", tmp_path / "out", "--json",
                *options) == 0
@@ -62,10 +67,10 @@ def test_a_clip_becomes_a_playable_film_with_overlay(checkpoint, tmp_path, capsy
     entry = json.loads(captured.out)["images"][0]
     assert entry["frames"] == 10 and entry["frames_per_s"] > 0 and entry["complete"]
     with VideoReader(f"{tmp_path}/out/a.mp4") as film:
-        assert film.size == [48, width] and film.frames_per_s == 12.5
-        found = list(film)
+        assert film.size == size and film.frames_per_s == 12.5
+        found = [frame[:48, :size[1] if "--no-legend" in options else 64] for frame in film]
     assert len(found) == 10 and tree(tmp_path / "out") == ["a.mp4"]
-    if options:             # the left half is the original frame
+    if "--side-by-side" in options:         # the left half is the original frame
         assert np.abs(found[5][:, :64].astype(int) - frames(10)[5]).mean() < 10
     else:
         assert np.abs(found[5].astype(int) - frames(10)[5]).mean() > 10
@@ -191,6 +196,26 @@ def test_segfix_networks_refine_images_and_frames(networks, tmp_path):  # noqa: 
     clip(f"{tmp_path}/in/a.mp4", count=2)
     assert run(str(network), "-i", f"{tmp_path}/in/a.mp4", "-o", tmp_path / "film", "--segfix",
                segfix) == 0
+
+
+@pytest.mark.parametrize("classes", [5, 25])
+def test_the_frames_of_a_film_have_one_size_whatever_they_show(classes):
+    """With many classes the legend lists those of the frame, in lines of a fixed number."""
+    names = [f"class {k}" for k in range(classes)]
+    opened = SimpleNamespace(class_names=names, palette=class_palette(names))
+    film = _Film(SimpleNamespace(opened=opened, legend=True), with_original=False)
+    frame = np.full((48, 300, 3), 90, np.uint8)
+    pictures = [film.picture(frame, np.full((48, 300), k, np.uint8)) for k in (1, 1, 4, 255)]
+    assert len({picture.shape for picture in pictures}) == 1
+    assert np.array_equal(pictures[3][:48], frame)
+
+    def listed(picture):
+        colors = set(map(tuple, picture[48:].reshape(-1, 3).tolist()))
+        return [k for k, color in enumerate(opened.palette[1:], 1) if tuple(color) in colors]
+    if classes == 5:
+        assert all(listed(picture) == [1, 2, 3, 4] for picture in pictures)
+    else:
+        assert [listed(picture) for picture in pictures] == [[1], [1], [4], []]
 
 
 def labels_of(folder, suffix=".png"):

@@ -60,6 +60,7 @@ def test_overlays_lie_below_their_images_and_ignored_pixels_are_dotted():
     dots = (ignored == 255).all(2) | (ignored == 0).all(2)
     np.testing.assert_array_equal(ignored[~dots], image[:, 20:][~dots])
     assert 0.1 < dots.mean() < 0.5
+    assert sheet.shape[1] == 240 and (sheet[68 + 18:] == [9, 200, 9]).all(-1).any()
 
 
 def test_large_pictures_are_reduced_and_small_ones_are_not():

@@ -1,5 +1,6 @@
 """tools.class_statistics: counts, weights, mean and std, and the file that a loss reads."""
 import json
+import math
 import statistics as stdlib
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from dataloader.ade20k import ADE20K
 from tools.class_statistics import main, statistics
 from utils.cli.console import run
-from utils.images.class_chart import class_chart
+from utils.images.class_chart import PANEL, class_chart
 from utils.images.image_io import read_image, write_image, write_label
+from utils.images.sheet import Sheet
 from utils.losses.class_weights import WEIGHT_RULES, class_weights
 
 RNG = np.random.default_rng(0)
@@ -116,9 +118,27 @@ def test_every_mistake_in_the_arguments_of_a_dataset_is_shown_at_once(capsys):
     assert "splitt" in err and "data_dir" in err and "args.split" in err
 
 
-def test_bars_have_the_colors_of_the_classes_and_the_lengths_of_the_shares():
-    chart = class_chart(["a", "b", "c"], [[250, 0, 0], [0, 250, 0], [0, 0, 250]], [900, 100, 0],
+def test_dots_and_bars_have_the_colors_of_the_classes_and_lie_at_the_shares():
+    colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    chart = class_chart(["a", "b", "c"], [list(color) for color in colors], [900, 100, 0],
                         [4, 1, 0], 4)
-    red, green, blue = ((chart == color).all(2).sum() for color in (
-        (250, 0, 0), (0, 250, 0), (0, 0, 250)))
-    assert red > green > 1000 and blue == 0
+    (red, green, blue) = (np.nonzero((chart == color).all(2))[1] for color in colors)
+    middle = (chart.shape[1] - 70) // 2         # between the two panels
+    assert (red > middle).sum() > 2 * (green > middle).sum() > 500 and not len(blue)
+    # The axis of the dots ends at 100 %, a decade of it is 210 pixels: 10 % lies 0.95 decades left
+    # of 90 %.
+    dots = [np.median(columns[columns < middle]) for columns in (red, green)]
+    assert dots[0] - dots[1] == pytest.approx(PANEL * math.log10(9) / 2, abs=1)
+    assert all(np.ptp(columns[columns < middle]) < 20 for columns in (red, green))
+
+
+@pytest.mark.parametrize("names, labels", [
+    (["class 0", "class 1"], ["class 0", "class 1"]),
+    (["sky", "class 0"], ["0: sky", "1: class 0"])])
+def test_a_class_without_a_name_is_called_by_its_id_once(names, labels, monkeypatch):
+    said, written = [], Sheet.text
+    monkeypatch.setattr(Sheet, "text", lambda sheet, x, y, words, *rest, **more: (
+        said.append(words), written(sheet, x, y, words, *rest, **more)))
+    class_chart(names, [[9, 9, 9], [200, 0, 0]], [3, 1], [1, 1], 1)
+    assert [words for words in said if words in labels] == labels
+    assert "share of the labeled pixels (logarithmic axis)" in said

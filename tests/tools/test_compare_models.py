@@ -8,7 +8,7 @@ from PIL import Image
 from models.lraspp import LRASPP
 from tests.evaluation.test_model_costs import JOB
 from tools import compare_models
-from tools.compare_models import BARS, draw, main, parse
+from tools.compare_models import BAR, draw, main, parse
 from utils.errors import UserError
 
 
@@ -84,7 +84,7 @@ def test_a_process_that_is_killed_is_an_error_of_its_row(monkeypatch):
 def test_bars_are_as_long_as_their_numbers():
     rows = [{"name": "half", "parameters": 1e6}, {"name": "whole", "parameters": 2e6}]
     picture = np.array(draw(rows, "title"))
-    lengths = [(picture[y] == BARS[0]).all(-1).sum() for y in (62, 82)]
+    lengths = [(picture[y] == BAR).all(-1).sum() for y in (62, 82)]
     assert lengths[1] - lengths[0] == pytest.approx(52, abs=3)      # of 104 pixels at most
 
 

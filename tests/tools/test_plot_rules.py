@@ -2,7 +2,8 @@
 import numpy as np
 import pytest
 
-from tools.plot_rules import COLORS, compared, painted, parse
+from tests.support.color_vision import VISION, smallest_difference
+from tools.plot_rules import COLORS, compared, drawn, painted, parse
 
 LABEL = np.array([[0, 0, 1, 1], [0, 0, 1, 255]], np.uint8)
 
@@ -33,6 +34,34 @@ def test_right_wrong_and_missed_pixels_are_painted_and_ignored_ones_are_not():
     assert tuple(picture[0, 3]) == COLORS["missed"]
     assert tuple(picture[1, 3]) == (100, 100, 100)
     assert tuple(picture[0, 1]) == (50, 50, 50)
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_every_eye_can_tell_right_from_wrong(vision):
+    assert smallest_difference(list(COLORS.values()), vision) > 30
+
+
+def test_the_picture_has_titles_and_a_legend(monkeypatch):
+    from utils.images import visualize
+    said, written = [], visualize.write_text
+    monkeypatch.setattr(visualize, "write_text",
+                        lambda pen, place, words, *rest: said.append(words) or written(
+                            pen, place, words, *rest))
+    image = np.zeros((80, 300, 3), np.uint8)
+    label = np.zeros((80, 300), np.uint8)
+    label[:, 150:] = 1
+    both = np.concatenate([np.ones((80, 100)), np.zeros((80, 200))], 1)
+    lost, won = sorted(compared(image, label, "b7", [both, label], 2, 255, 1)
+                       + compared(image, label, "a", [label, both], 2, 255, 1),
+                       key=lambda case: case.gain)[::3]
+    picture = drawn(won, lost, ["max", "rankdice"], ["road", "sky"])
+    assert picture.shape[1] == 3 * 300 + 8
+    text = ", ".join(said)
+    for part in ("rankdice gains most: ", " in b7", "rankdice loses most: ", " in a", "image",
+                 "rankdice, Dice 100.0", "right", "too much", "missed"):
+        assert part in text, part
+    for color in COLORS.values():
+        assert (picture == color).all(-1).any()
 
 
 def test_one_rule_is_a_usage_error(capsys):

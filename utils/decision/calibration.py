@@ -21,7 +21,9 @@ import torch.nn.functional as F
 
 from utils.decision.posterior import probabilities
 from utils.errors import DataError
-from utils.images.sheet import GRID, Sheet
+from utils.images.sheet import FAINT, GRID, Sheet
+from utils.images.text import shortened
+from utils.images.visualize import side_by_side, stacked
 
 LOWEST, HIGHEST = 0.05, 20.0      # range of the fitted temperature
 CHUNK = 2 ** 16                   # pixels processed at a time
@@ -198,39 +200,49 @@ def _of_sums(sums, log_loss):
                        log_loss)
 
 
-def reliability_diagram(diagrams: dict[str, Reliability]) -> np.ndarray:
-    """RGB picture (H, W, 3) uint8: one diagram for each title, side by side.
+BAR, MEAN, SHARE = (86, 180, 233), (213, 94, 0), (150, 150, 150)    # of the palette of Okabe & Ito
+
+
+def reliability_diagram(diagrams: dict[str, Reliability], columns: int = 4) -> np.ndarray:
+    """RGB picture (H, W, 3) uint8: one diagram for each title, so many side by side.
 
     Bars: how often cases of a bin were true; the line: a perfect answer; the marks: the
     mean probability of the bin; below: the share of the cases in each bin.
     """
-    return np.concatenate([_diagram(title, one) for title, one in diagrams.items()], axis=1)
+    drawn = [_diagram(title, one) for title, one in diagrams.items()]
+    return stacked(*(side_by_side(*drawn[i:i + columns]) for i in range(0, len(drawn), columns)))
 
 
-BAR, GAP, SHARE = (70, 120, 180), (205, 80, 70), (150, 150, 150)
-
-
-def _diagram(title, one, side=360, margin=52, strip=70):
+def _diagram(title, one, side=360, strip=46):
     """Axes from 0 to 1, and below them the strip of shares; uint8 (H, W, 3)."""
-    width, height = side + margin + 24, side + strip + 2 * margin + 20
-    sheet = Sheet(width, height)
-    left, bottom = margin, margin + side
-    base = bottom + 24 + strip
+    left, top, right = 52, 84, 24
+    bottom = top + side
+    base = bottom + 52 + strip          # of the strip
+    sheet = Sheet(left + side + right, base + 58)
+    sheet.text(left, 16, shortened(title, 15, side + right - 4), 15)
+    sheet.text(left, 38, f"ECE {100 * one.ece:.2f} %   log loss {one.log_loss:.4f}", 13)
+    sheet.text(left, 66, "how often it was true", 12, FAINT)
     for tick in (0, 0.25, 0.5, 0.75, 1):
         x, y = left + tick * side, bottom - tick * side
         sheet.line([(left, y), (left + side, y)], GRID)
         sheet.line([(x, bottom), (x, bottom - side)], GRID)
-        sheet.text(left - 6, y, f"{tick:g}", anchor="rm")
-        sheet.text(x, bottom + 6, f"{tick:g}", anchor="ma")
+        sheet.text(left - 6, y, f"{100 * tick:g} %", anchor="rm")
+        sheet.text(x, bottom + 6, f"{100 * tick:g} %", anchor="ma")
+    sheet.text(left + side / 2, bottom + 31, "predicted probability", 12, FAINT, "mm")
     for b in np.flatnonzero(one.count):
         x0, x1 = left + side * b / len(one.count) + 1, left + side * (b + 1) / len(one.count) - 1
         expected = bottom - side * one.confidence[b]
         sheet.box(x0, bottom - side * one.frequency[b], x1, bottom, BAR)
-        sheet.line([(x0, expected), (x1, expected)], GAP, 2)
-        sheet.box(x0, base - (strip - 24) * one.count[b] / one.count.max(), x1, base, SHARE)
+        sheet.line([(x0, expected), (x1, expected)], MEAN, 3)
+        sheet.box(x0, base - strip * one.count[b] / one.count.max(), x1, base, SHARE)
     sheet.line([(left, bottom), (left + side, bottom - side)])
-    sheet.text(left, 17, title, 13)
-    sheet.text(left, 38, f"ECE {100 * one.ece:.2f} %   log loss {one.log_loss:.4f}")
-    sheet.text(left, height - 28, "probability; blue: how often true; red: mean probability", 10)
-    sheet.text(left, height - 12, "gray: share of the cases", 10)
+    sheet.text(left + side / 2, base + 14, "share of the cases with this probability", 12, FAINT,
+               "mm")
+    y = base + 40
+    sheet.box(left, y - 5, left + 14, y + 5, BAR)
+    sheet.text(left + 20, y, "how often true", 12)
+    sheet.line([(left + 126, y), (left + 140, y)], MEAN, 3)
+    sheet.text(left + 146, y, "mean probability", 12)
+    sheet.line([(left + 264, y + 5), (left + 278, y - 5)])
+    sheet.text(left + 284, y, "perfect", 12)
     return np.asarray(sheet.image())

@@ -3,11 +3,10 @@ import unicodedata
 from collections.abc import Sequence
 
 from utils.errors import shown
+from utils.images.text import can_draw, in_latin, shortened, tell_replaced
 
 LONGEST = 200           # characters of a name: reports have columns of that width
-_DRAWN = 40             # characters of a name in a picture
-_LATIN = str.maketrans({"ß": "ss", "ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE",
-                        "đ": "d", "Đ": "D", "ł": "l", "Ł": "L", "ı": "i", "þ": "th", "ð": "d"})
+_SIZE, _WIDEST = 16, 20     # of a name in a picture: at most 20 times its letters' size
 
 
 def mistake_in(names: Sequence[str]) -> str | None:
@@ -41,17 +40,18 @@ def usable(names: Sequence[str]) -> list[str]:
 
 
 def drawable(names: Sequence[str]) -> list[str]:
-    """The names with the letters that Pillow's built-in font has, shortened.
+    """The names as pictures show them: short, and in letters that a font of this machine has.
 
-    Accents are dropped; a name with other letters, such as Chinese ones, becomes "class 3".
+    Where none has them, a name is written in Latin letters if it can be, else as "class 3".
     """
     drawn = []
     for number, name in enumerate(names):
-        parts = unicodedata.normalize("NFKD", name.translate(_LATIN))
-        text = "".join(part for part in parts if not unicodedata.combining(part))
-        if not (text.isascii() and text.isprintable() and text.strip()):
-            text = f"class {number}"
-        drawn.append(text if len(text) <= _DRAWN else text[:_DRAWN - 3] + "...")
+        name = name[:LONGEST]
+        if not can_draw(name):
+            latin = in_latin(name) or f"class {number}"
+            tell_replaced(name, latin)
+            name = latin
+        drawn.append(shortened(name, _SIZE, _WIDEST * _SIZE) if name.strip() else f"class {number}")
     return drawn
 
 

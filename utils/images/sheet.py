@@ -1,11 +1,11 @@
 """A picture of text, boxes and lines. It is drawn at twice its size and reduced: smooth edges."""
-import functools
 import io
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-Color = tuple[int, int, int]
+from utils.images import text
+from utils.images.text import Color
 
 PAPER: Color = (255, 255, 255)
 INK: Color = (40, 40, 40)
@@ -32,13 +32,18 @@ class Sheet:
     def text(self, x: float, y: float, words: str, size: int = 11, color: Color = INK,
              anchor: str = "lm"):
         """Write `words`. anchor: what (x, y) is of the text, as in Pillow (lm: left, middle)."""
-        self._pen.text((_SCALE * x, _SCALE * y), words, color, _font(size), anchor)
+        text.write_text(self._pen, (_SCALE * x, _SCALE * y), words, _SCALE * size, color, anchor)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, fill: Color,
             outline: Color | None = None):
         """Fill the box between two corners; it is at least a line if x1 < x0 or y1 < y0."""
         self._pen.rectangle((_SCALE * x0, _SCALE * y0, _SCALE * max(x0, x1), _SCALE * max(y0, y1)),
                             fill, outline)
+
+    def dot(self, x: float, y: float, radius: float, fill: Color, outline: Color | None = None):
+        """Fill the circle around (x, y)."""
+        self._pen.ellipse([_SCALE * value for value in
+                           (x - radius, y - radius, x + radius, y + radius)], fill, outline, _SCALE)
 
     def line(self, points: Sequence[tuple[float, float]], color: Color = INK, width: int = 1):
         """Draw a line through the points (x, y)."""
@@ -52,9 +57,4 @@ class Sheet:
 
 def text_width(words: str, size: int = 11) -> float:
     """The width of a text on a sheet in pixels."""
-    return _font(size).getlength(words) / _SCALE
-
-
-@functools.cache
-def _font(size):
-    return ImageFont.load_default(_SCALE * size)
+    return text.text_width(words, _SCALE * size) / _SCALE

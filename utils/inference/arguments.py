@@ -49,6 +49,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="also write the image with the class colors over it (videos always have them)")
     add("--side-by-side", action="store_true",
         help="also write the image and its overlay side by side")
+    add("--no-legend", action="store_true",
+        help="no legend below overlays, side-by-side pictures and films: they have exactly the "
+             "size of the image, or twice its width")
     add("--probabilities", nargs="?", const="float16", choices=("float16", "uint8"),
         help="also write .npz files of probabilities (C, H, W): float16 (default), or uint8, where "
              "255 means 1, which is smaller and loses faint classes")
@@ -96,6 +99,8 @@ def require_inputs(args: argparse.Namespace, images: bool, videos: bool, folders
     for name in ("workers", "max_pixels"):
         if getattr(args, name) is not None and not images:
             _refuse(name, "videos are read frame by frame")
+    if args.no_legend and not (videos or args.overlay or args.side_by_side):
+        _refuse("no_legend", "there is no legend without --overlay, --side-by-side or a video")
     if args.extension and not folders:
         console.notice("--extension has no effect: it selects images from folders and patterns, "
                        "and there is none")

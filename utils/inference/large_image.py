@@ -20,7 +20,7 @@ from utils.errors import DataError, shown
 from utils.files.whole_file import UNFINISHED
 from utils.images.png_strips import PngStrips
 from utils.images.types import Image
-from utils.images.visualize import GAP, overlay, side_by_side
+from utils.images.visualize import GAP, MOST_LISTED, overlay, side_by_side, widened
 from utils.inference.prediction_files import (
     CONFIDENCE,
     ENTROPY,
@@ -33,6 +33,7 @@ from utils.inference.prediction_files import (
     class_counts,
     class_shares,
     gray_text,
+    legend_below,
     make_folders,
     mask_names,
 )
@@ -64,14 +65,15 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
                   predictor: Predictor, decision: Decision,
                   check_stop: Callable[[], None] = lambda: None,
                   maps_of: MapsOf = lambda logits, wanted: {},
-                  stored_as: tuple[str, str] = ("softmax", "")) -> dict[str, float]:
+                  stored_as: tuple[str, str] = ("softmax", ""),
+                  legend: bool = True) -> dict[str, float]:
     """Segment an image, uint8 (H, W, 3), window by window and write the outputs in `paths`.
 
     The labels equal those of the whole image at once.
     paths: suffix -> path, as in `write_prediction`.
     check_stop: called between windows and strips; if it raises, no file is left.
     maps_of: (logits (1, C, h, w), suffixes) -> {suffix: array (1, ..., h, w)} of further outputs.
-    stored_as: as in `write_prediction`.
+    stored_as, legend: as in `write_prediction`.
     Returns class name -> share of the pixels. Raises DataError for outputs and rules that need all
     logits at once, and for a file that cannot be written, NumericalError for logits that are not
     finite.
@@ -110,7 +112,7 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
                     for top in range(0, height, step):
                         check_stop()
                         png.write(maps[suffix][top:top + step])
-            return _write(paths, image, labels, opened, check_stop)
+            return _write(paths, image, labels, opened, check_stop, legend)
     except OSError as error:
         raise DataError(f"cannot write: {error.strerror or error}", shown(folder or "."),
                         "check that the folder is writable and has room") from None
@@ -137,36 +139,50 @@ def _mapped(files, folder, dtype, shape):
     return np.memmap(file, dtype, "w+", shape=shape)
 
 
-def _write(paths, image, labels, opened, check_stop):
+def _write(paths, image, labels, opened, check_stop, legend):
     """Write all output files strip by strip. Returns class name -> share of the pixels."""
     height, width = labels.shape
     names, palette = opened.class_names, opened.palette
     masks = [os.path.join(paths[MASKS], name) for name in mask_names(names)] \
         if MASKS in paths else []
+    step = max(1, STRIP_PIXELS // width)
+    counts = np.zeros(len(names) + 1, np.int64)
+    pictures = {suffix: wide for suffix, wide in ((OVERLAY, width), (SIDE_BY_SIDE, 2 * width + GAP))
+                if suffix in paths}
+    if pictures and legend and len(names) > MOST_LISTED:    # it lists the classes that occur
+        for top in range(0, height, step):
+            check_stop()
+            counts += class_counts(np.array(labels[top:top + step]), len(names))
+    # The legend of each picture, which is as wide; without a legend it has no height.
+    legends = {suffix: legend_below(wide, names, palette, counts) if legend else
+               np.zeros((0, wide, 3), np.uint8) for suffix, wide in pictures.items()}
+    counts[:] = 0
     files = [PngStrips(path, height, width, "mask") for path in masks]
     try:
-        if OVERLAY in paths:
-            files.append(PngStrips(paths[OVERLAY], height, width, "rgb"))
-        if SIDE_BY_SIDE in paths:
-            files.append(PngStrips(paths[SIDE_BY_SIDE], height, 2 * width + GAP, "rgb"))
+        for suffix, strip in legends.items():
+            files.append(PngStrips(paths[suffix], height + len(strip), strip.shape[1], "rgb"))
         first, stored_palette = as_stored(labels[:1], palette, opened.label_ids)
         files.append(PngStrips(paths[LABELS], height, width,
                                "palette" if first.dtype == np.uint8 else "gray16", stored_palette))
-        counts = np.zeros(len(names) + 1, np.int64)
-        step = max(1, STRIP_PIXELS // width)
         for top in range(0, height, step):
             check_stop()
             strip = np.array(labels[top:top + step])
             counts += class_counts(strip, len(names))
             parts = [strip == k for k in range(len(masks))]
-            if OVERLAY in paths or SIDE_BY_SIDE in paths:
+            if pictures:
                 original = np.asarray(image[top:top + step])
                 mixed = overlay(original, strip, palette)
-                parts += [mixed] if OVERLAY in paths else []
-                parts += [side_by_side(original, mixed)] if SIDE_BY_SIDE in paths else []
+                colored = {OVERLAY: mixed}
+                if SIDE_BY_SIDE in pictures:
+                    colored[SIDE_BY_SIDE] = side_by_side(original, mixed)
+                parts += [widened(colored[suffix], below.shape[1])
+                          for suffix, below in legends.items()]
             strip, _ = as_stored(strip, palette, opened.label_ids)
             for file, part in zip(files, [*parts, strip], strict=True):
                 file.write(part)
+        for file, below in zip(files[len(masks):], legends.values(), strict=False):
+            if len(below):
+                file.write(below)
         for file in files:      # the label map last: where it exists, the other files do too
             file.finish()
     finally:

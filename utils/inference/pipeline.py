@@ -54,6 +54,7 @@ class Pipeline:
     refiner: labels -> labels with better borders (SegFix), or None.
     posterior: logits -> the probabilities that are written; None: none are.
     stored: the form in which they are written (utils.decision.stored_scores.KINDS).
+    legend: whether overlays and films have a legend below the picture.
     """
 
     opened: OpenModel
@@ -62,6 +63,7 @@ class Pipeline:
     refiner: Refiner | None = None
     posterior: Posterior | None = None
     stored: str = "float16"
+    legend: bool = True
 
     def predict(self, images: list[Image], names: list[str], wanted: Collection[str]) \
             -> list[Prediction | UserError]:
@@ -181,4 +183,4 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
     if refiner and args.masks and decision.masks:
         notice(f"--segfix refines the label maps; the masks of rule {rule} stay as they are")
     return Pipeline(opened, predictor, decision, refiner, posterior,
-                    args.probabilities or "float16")
+                    args.probabilities or "float16", not args.no_legend)

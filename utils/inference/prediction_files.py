@@ -14,7 +14,13 @@ from utils.files.whole_file import make_folder, write_bytes
 from utils.images.image_io import write_image, write_label
 from utils.images.png_strips import PngStrips
 from utils.images.types import Image, Labels
-from utils.images.visualize import overlay, side_by_side
+from utils.images.visualize import (
+    legend_strip,
+    listed_classes,
+    overlay,
+    side_by_side,
+    with_strip,
+)
 
 LABELS, OVERLAY, SIDE_BY_SIDE = ".png", "_overlay.png", "_side_by_side.png"
 PROBABILITIES, MASKS = "_probabilities.npz", "_masks"
@@ -42,14 +48,14 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
                      class_names: list[str], palette: list[list[int]],
                      maps: dict[str, np.ndarray] | None = None,
                      label_ids: list[int] | None = None,
-                     stored_as: tuple[str, str] = ("softmax", "")):
+                     stored_as: tuple[str, str] = ("softmax", ""), legend: bool = True):
     """Write every output that `paths` (suffix -> path) contains.
 
     image: uint8 (H, W, 3), RGB; None without OVERLAY and SIDE_BY_SIDE. labels: class ids (H, W), of
     a volume (D, H, W), whose outputs are only the last two.
     LABELS        palette PNG: class ids and colors in one file
     OVERLAY       the colors of the labels over the image
-    SIDE_BY_SIDE  the image to the left of that
+    SIDE_BY_SIDE  the image to the left of that; legend: both have a legend below the picture
     PROBABILITIES npz, see utils.decision.stored_scores; maps: float16 or uint8 (C, H, W)
     MASKS         a folder with a 1-bit PNG per class (see `mask_names`); maps: bool
                   (C, H, W), may overlap and may leave pixels without a class
@@ -65,10 +71,16 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
     if OVERLAY in paths or SIDE_BY_SIDE in paths:
         assert image is not None
         mixed = overlay(image, labels, palette)
-        if OVERLAY in paths:
-            write_image(paths[OVERLAY], mixed)
+        pictures = {OVERLAY: mixed}
         if SIDE_BY_SIDE in paths:
-            write_image(paths[SIDE_BY_SIDE], side_by_side(image, mixed))
+            pictures[SIDE_BY_SIDE] = side_by_side(image, mixed)
+        counts = class_counts(labels, len(class_names))
+        for suffix in pictures.keys() & paths.keys():
+            picture = pictures[suffix]
+            if legend:
+                picture = with_strip(picture, legend_below(picture.shape[1], class_names, palette,
+                                                           counts))
+            write_image(paths[suffix], picture)
     if PROBABILITIES in paths:
         write_probabilities(paths[PROBABILITIES], maps[PROBABILITIES], class_names, palette,
                             *stored_as)
@@ -94,6 +106,16 @@ def _write_array(path, array):
     data = io.BytesIO()
     np.save(data, array, allow_pickle=False)
     write_bytes(path, data.getbuffer())
+
+
+def legend_below(width: int, class_names: list[str], palette: list[list[int]],
+                 counts: np.ndarray, lines: int | None = None) -> Image:
+    """The legend of an overlay of this width. counts: of its labels, as of `class_counts`.
+
+    lines: of the legend if it cannot list all classes; None: as many as are needed.
+    """
+    classes = listed_classes(len(class_names), np.flatnonzero(counts[:-1]).tolist())
+    return legend_strip(width, class_names, palette, classes, over_photo=True, lines=lines)
 
 
 def gray_text(suffix: str, activation: str) -> str:

@@ -133,7 +133,7 @@ class _NetworkStage:
             image = map_image(source.path, self.opened.normalize.white)
             shares = segment_large(image, outputs, self.opened, self.pipeline.predictor,
                                    self.pipeline.decision, self.check_stop, self.pipeline.maps,
-                                   self.pipeline.stored_as)
+                                   self.pipeline.stored_as, self.pipeline.legend)
         except (DataError, NumericalError) as error:
             self.report.fail(source.path, error)
             return
@@ -162,7 +162,7 @@ class _Writing:
 
     def __init__(self, pool: ThreadPoolExecutor, pipeline: Pipeline, report: InferenceReport):
         self.pool, self.opened, self.report = pool, pipeline.opened, report
-        self.stored_as = pipeline.stored_as
+        self.stored_as, self.legend = pipeline.stored_as, pipeline.legend
         self.pending = deque()
 
     def submit(self, job: Job, image: Image, prediction: Prediction):
@@ -178,7 +178,7 @@ class _Writing:
     def _write(self, paths, image, prediction):
         names, labels = self.opened.class_names, prediction.labels
         write_prediction(paths, image, labels, names, self.opened.palette, prediction.maps,
-                         self.opened.label_ids, self.stored_as)
+                         self.opened.label_ids, self.stored_as, self.legend)
         return class_shares(class_counts(labels, len(names)), names)
 
 

@@ -10,20 +10,27 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from tqdm import tqdm
 
 from utils.cli.console import Interrupted, warn
 from utils.cli.stop_signal import StopSignal
 from utils.errors import ConfigError, DataError, NumericalError, UserError, shown
-from utils.images.types import Image
-from utils.images.visualize import overlay, side_by_side
+from utils.images.types import Image, Labels
+from utils.images.visualize import MOST_LISTED, overlay, side_by_side, with_strip
 from utils.inference.pipeline import Job, Pipeline, Prediction
-from utils.inference.prediction_files import LABELS, write_prediction
+from utils.inference.prediction_files import (
+    LABELS,
+    class_counts,
+    legend_below,
+    write_prediction,
+)
 from utils.inference.report import InferenceReport
 from utils.inference.video_files import CHECK_VIDEO, FILM, FRAMES, VideoReader, VideoWriter
 from utils.machine import distributed
 
 MOST_PENDING = 2            # batches of frames that wait to be written
+LEGEND_LINES = 4            # of a film whose legend cannot list all classes
 
 
 def segment_videos(jobs: list[Job], pipeline: Pipeline, report: InferenceReport,
@@ -76,6 +83,7 @@ def segment_video(source: str, path: str, pipeline: Pipeline, *, with_original: 
                           "give a SegFix checkpoint")
     start, frames, complete = time.perf_counter(), 0, True
     store = _FrameFiles(frames_folder, of_frames, pipeline)
+    film = _Film(pipeline, with_original)
     with VideoReader(source) as reader, ThreadPoolExecutor(1) as reading, \
             ThreadPoolExecutor(1) as writing, \
             VideoWriter(path, reader.frames_per_s) as writer, \
@@ -89,8 +97,7 @@ def segment_video(source: str, path: str, pipeline: Pipeline, *, with_original: 
             if failed:
                 raise type(failed)(f"frame {frames + results.index(failed)}: {failed.what}",
                                    failed.where, failed.fix)
-            pending.append(writing.submit(_write, writer, group, results, pipeline.opened.palette,
-                                          with_original, store, frames))
+            pending.append(writing.submit(_write, writer, group, results, film, store, frames))
             while len(pending) > MOST_PENDING:
                 pending.popleft().result()
             frames += len(group)
@@ -135,11 +142,40 @@ def _groups(frames: Iterable[Image], size: int, most: int | None) -> Iterator[li
         yield group
 
 
-def _write(writer, frames, results, palette, with_original, store, first):
+def _write(writer, frames, results, film, store, first):
     for number, (frame, result) in enumerate(zip(frames, results, strict=True), first):
         store.write(number, frame, result)
-        colored = overlay(frame, result.labels, palette)
-        writer.write(side_by_side(frame, colored) if with_original else colored)
+        writer.write(film.picture(frame, result.labels))
+
+
+class _Film:
+    """Makes the pictures of a film, all of one size.
+
+    The legend lists all classes, or in LEGEND_LINES lines those of the frame, if there are more
+    than MOST_LISTED.
+    """
+
+    def __init__(self, pipeline: Pipeline, with_original: bool):
+        self.opened, self.with_original, self.legend = \
+            pipeline.opened, with_original, pipeline.legend
+        self.listed, self.strip = None, None        # of the frame before
+
+    def picture(self, frame: Image, labels: Labels) -> Image:
+        """The picture of a frame, uint8 (H, W, 3), with its class ids (H, W)."""
+        names, palette = self.opened.class_names, self.opened.palette
+        picture = overlay(frame, labels, palette)
+        if self.with_original:
+            picture = side_by_side(frame, picture)
+        if not self.legend:
+            return picture
+        few = len(names) <= MOST_LISTED
+        counts = np.zeros(len(names) + 1) if few else class_counts(labels, len(names))
+        listed = (counts > 0).tobytes()
+        if self.strip is None or listed != self.listed:
+            self.listed = listed
+            self.strip = legend_below(picture.shape[1], names, palette, counts,
+                                      None if few else LEGEND_LINES)
+        return with_strip(picture, self.strip)
 
 
 class _FrameFiles:
@@ -151,6 +187,7 @@ class _FrameFiles:
 
     def __init__(self, folder: str | None, suffixes: Collection[str], pipeline: Pipeline):
         self.folder, self.opened, self.stored_as = folder, pipeline.opened, pipeline.stored_as
+        self.legend = pipeline.legend
         self.suffixes = list(suffixes) if folder else []
         self.files: list[str] = []
 
@@ -167,4 +204,4 @@ class _FrameFiles:
                      "replaced, others stay")
         write_prediction(paths, frame, prediction.labels, self.opened.class_names,
                          self.opened.palette, prediction.maps, self.opened.label_ids,
-                         self.stored_as)
+                         self.stored_as, self.legend)
