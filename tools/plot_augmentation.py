@@ -9,8 +9,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from utils.images.types import Image
 
 BATCH = {"cutmix": {"type": "CutMix"},
@@ -68,13 +66,13 @@ def transforms_picture(seed: int) -> Image:
     from dataloader.augmentation.transforms import Augmentation
     from dataloader.shapes import Shapes
     from utils.images.palette import colorize
-    from utils.images.visualize import side_by_side, stacked
+    from utils.images.visualize import caption, side_by_side, stacked
     cells = []
     for number, section in enumerate((None, *TRANSFORMS)):
         chain = Augmentation(augment=True, scale=False, transforms=[section] if section else [])
         data = Shapes(size=SIZE, length=1, seed=seed, augmentation=chain)
         sample = data[number, 0]        # the first index is the epoch: other random draws
-        cells.append(stacked(_title(section["type"] if section else "as loaded"),
+        cells.append(stacked(caption(section["type"] if section else "as loaded", SIZE[1], 14),
                              sample["image"].permute(1, 2, 0).numpy(),
                              colorize(sample["label"].numpy(), data.palette)))
     return stacked(*(side_by_side(*cells[i:i + 3]) for i in range(0, len(cells), 3)))
@@ -86,14 +84,6 @@ def _rows(batch, palette):
     images = [image.permute(1, 2, 0).numpy() for image in batch["image"]]
     labels = [colorize(label.numpy(), palette) for label in batch["label"]]
     return stacked(side_by_side(*images), side_by_side(*labels))
-
-
-def _title(text):
-    from PIL import Image, ImageDraw, ImageFont
-    picture = Image.new("RGB", (SIZE[1], 24), (255, 255, 255))
-    ImageDraw.Draw(picture).text((2, 12), text, (40, 40, 40),
-                                 ImageFont.load_default(14), anchor="lm")
-    return np.asarray(picture)
 
 
 if __name__ == "__main__":

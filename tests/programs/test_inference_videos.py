@@ -209,9 +209,9 @@ def test_the_frames_of_a_film_have_one_size_whatever_they_show(classes):
     assert len({picture.shape for picture in pictures}) == 1
     assert np.array_equal(pictures[3][:48], frame)
 
-    def listed(picture):
-        colors = set(map(tuple, picture[48:].reshape(-1, 3).tolist()))
-        return [k for k, color in enumerate(opened.palette[1:], 1) if tuple(color) in colors]
+    def listed(picture):        # a box has 144 pixels; smooth letters have a few of any gray
+        return [k for k, color in enumerate(opened.palette[1:], 1)
+                if (picture[48:] == color).all(-1).sum() > 100]
     if classes == 5:
         assert all(listed(picture) == [1, 2, 3, 4] for picture in pictures)
     else:
