@@ -1,10 +1,12 @@
 """Text in pictures: any alphabet, with and without a font for it."""
+import re
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from tests.support.places import ROOT
 from utils.images import text
 from utils.images.text import drawable, in_latin, shortened, text_width, write_text
 
@@ -23,7 +25,7 @@ def no_fonts(monkeypatch):
 
 
 def machine(monkeypatch, folders):
-    caches = (text._system_fonts, text._source, text._lacking)
+    caches = (text._system_fonts, text._source, text._lacking, text.text_width)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setattr(text, "_font_folders", lambda: folders)
@@ -135,3 +137,12 @@ def test_long_text_is_shortened_to_the_width(keep_end):
     assert words.endswith(part) if keep_end else words.startswith(part)
     assert shortened(words, 12, 1000, keep_end) == words
     assert shortened(words, 12, 1, keep_end) == "…" and shortened("", 12, 0) == ""
+
+
+def test_all_pictures_write_through_this_file():
+    """OpenCV's letters, or a font of one's own, would show boxes in place of most names."""
+    found = {path.relative_to(ROOT).as_posix()
+             for folder in ("base", "dataloader", "models", "tools", "utils")
+             for path in (ROOT / folder).rglob("*.py")
+             if re.search("ImageFont|putText", path.read_text(encoding="utf-8"))}
+    assert found == {"utils/images/text.py"}

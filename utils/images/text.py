@@ -49,6 +49,7 @@ def write_text(pen: "ImageDraw", place: tuple[float, float], words: str, size: i
     pen.text(place, words, color, _font(_source(_letters(words)) or OWN, size), anchor)
 
 
+@functools.lru_cache(8192)
 def text_width(words: str, size: int) -> float:
     """The width in pixels of what `write_text` draws."""
     words = drawable(words)

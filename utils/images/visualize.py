@@ -188,11 +188,13 @@ def legend(class_names: list[str], palette: Sequence[Sequence[int]],
             x, row = left, row + 1
         entries.append((x, row, long))
         x += long
-    rows, more = row + 1 if lines is None else lines, ""
-    while entries and entries[-1][1] >= rows or more and _end(entries, rows, left) \
-            + text_width(more, size) > width:
-        entries.pop()
+    rows = row + 1 if lines is None else lines
+    entries, more = [entry for entry in entries if entry[1] < rows], ""
+    while len(entries) < len(words):
         more = f"and {len(words) - len(entries)} more"
+        if not entries or _end(entries, rows, left) + text_width(more, size) <= width:
+            break
+        entries.pop()
     picture = Image.new("RGB", (width, left + rows * line + (left + rows * line) % 2), PAPER)
     draw = ImageDraw.Draw(picture)
     for (x, row, _), k, text, bare in zip(entries, listed, words, unpainted, strict=False):
