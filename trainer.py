@@ -17,7 +17,7 @@ from utils.decision.rules import Decision, build_decision, rule_of
 from utils.errors import ConfigError, NumericalError, counted, listed, size_text
 from utils.evaluation.evaluate import evaluate
 from utils.images.base_size import base_size_text
-from utils.images.visualize import confusion_picture, label_grid, prediction_grid
+from utils.images.visualize import confusion_picture, example_grid
 from utils.machine import distributed
 from utils.machine.memory import memory_in_use
 from utils.machine.seeding import seed_everything
@@ -477,8 +477,9 @@ class Trainer(BaseTrainer):
         images = self.normalize.pictures(inputs).cpu()
         samples = [{"image": image, "label": label}
                    for image, label in zip(images, batch["label"][:EXAMPLES].cpu(), strict=True)]
-        self.logger.image("train/examples", label_grid(
-            samples, self.train_loader.dataset.palette), self.progress.step)
+        dataset = self.train_loader.dataset
+        self.logger.image("train/examples", example_grid(samples, dataset.palette,
+                                                         dataset.class_names), self.progress.step)
 
     def _draw_examples(self, scores: Scores, predictor: Predictor, rule: Decision):
         """Predictions on the first images, and the confusion matrix, for TensorBoard."""
@@ -487,8 +488,8 @@ class Trainer(BaseTrainer):
         with torch.inference_mode():
             predictions = [predictor.labels(sample["image"][None].to(self.device), rule)[0].cpu()
                            for sample in samples]
-        self.logger.image("val/examples", prediction_grid(samples, predictions, dataset.palette,
-                                                          dataset.class_names), step)
+        self.logger.image("val/examples", example_grid(samples, dataset.palette,
+                                                       dataset.class_names, predictions), step)
         if scores.dataset["confusion"] is not None:
             self.logger.image("val/confusion", confusion_picture(scores.dataset["confusion"],
                                                                  dataset.class_names), step)

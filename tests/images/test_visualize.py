@@ -7,10 +7,10 @@ from utils.images.visualize import (
     GAP,
     caption,
     confusion_picture,
+    example_grid,
     legend,
     listed_classes,
     overlay,
-    prediction_grid,
     side_by_side,
     stacked,
     text_size,
@@ -50,7 +50,7 @@ def test_grid_has_titles_a_row_per_sample_and_a_legend():
     label[:, 60:] = 255
     samples = [{"image": torch.full((3, 20, 90), 7, dtype=torch.uint8), "label": label}] * 2
     predictions = [torch.full((20, 90), 2, dtype=torch.uint8)] * 2
-    grid = prediction_grid(samples, predictions, PALETTE, NAMES)
+    grid = example_grid(samples, PALETTE, NAMES, predictions)
     assert grid.shape[1] == 3 * 90 + 2 * GAP and grid.dtype == np.uint8
     title = np.flatnonzero((grid[:, :90] == 7).all((1, 2)))[0]      # rows above the first image
     for column in range(3):
@@ -62,6 +62,9 @@ def test_grid_has_titles_a_row_per_sample_and_a_legend():
     below = grid[title + 2 * 20 + GAP:]
     for color in PALETTE:
         assert (below == color).all(-1).any()
+    without = example_grid(samples, PALETTE, NAMES)
+    assert without.shape[1] == 240 > 2 * 90 + GAP
+    np.testing.assert_array_equal(without[title:title + 44, :184], grid[title:title + 44, :184])
 
 
 @pytest.mark.parametrize("classes, listed", [(3, [0, 1, 2]), (24, list(range(24))), (25, [2, 20])])

@@ -20,6 +20,7 @@ from utils.config.load import load_config
 from utils.config.schema import resolve_config
 from utils.errors import ConfigError, NumericalError
 from utils.images.normalize import Normalize
+from utils.images.visualize import GAP
 from utils.training.criterion import Criterion
 from utils.training.earlier_runs import is_finished
 
@@ -586,6 +587,20 @@ def test_event_files_are_whole_when_the_training_ends_with_an_error(tmp_path):
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
+def test_examples_in_event_files_have_titles_and_a_legend(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    trainer = make(tmp_path, "trainer.tensorboard=true", "trainer.epochs=1")
+    height, width = trainer.val_loader.dataset[0]["label"].shape
+    trainer.train()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    for tag, columns in (("train/examples", 2), ("val/examples", 3)):
+        [picture] = events.Images(tag)
+        assert picture.width == max(240, columns * width + (columns - 1) * GAP), tag
+        assert picture.height > height + 40, tag
 
 
 def test_validation_without_a_loader_is_refused(tmp_path):

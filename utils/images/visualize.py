@@ -70,28 +70,29 @@ def stacked(*pictures: Image) -> Image:
     return np.ascontiguousarray(turned.transpose(1, 0, 2))
 
 
-def prediction_grid(samples: Sequence[dict[str, Any]], predictions: Sequence[Any],
-                    palette: Sequence[Sequence[int]], class_names: list[str]) -> Image:
+def example_grid(samples: Sequence[dict[str, Any]], palette: Sequence[Sequence[int]],
+                 class_names: list[str], predictions: Sequence[Any] | None = None) -> Image:
     """One row per sample: image, label, prediction; above them titles, below them a legend.
 
     samples: {"image": uint8 (3, H, W), "label": (H, W)}, tensors or arrays. Pixels without a class
     are gray with dots.
-    predictions: class ids (H, W), tensors or arrays.
+    predictions: class ids (H, W), tensors or arrays; None: there is no such column.
     """
-    rows, seen, ignored = [], set(), False
-    for sample, prediction in zip(samples, predictions, strict=True):
-        image = np.asarray(sample["image"]).transpose(1, 2, 0)
-        maps = [np.asarray(sample["label"]), np.asarray(prediction)]
+    rows, seen, ignored, widest = [], set(), False, 0
+    for number, sample in enumerate(samples):
+        image, label = np.asarray(sample["image"]).transpose(1, 2, 0), np.asarray(sample["label"])
+        widest = max(widest, label.shape[1])
+        maps = [label] if predictions is None else [label, np.asarray(predictions[number])]
         outside = [(ids < 0) | (ids >= len(palette)) for ids in maps]
         ignored = ignored or bool(outside[0].any())
         seen.update(*(np.unique(ids).tolist() for ids in maps))
-        rows.append(side_by_side(image, *(
-            dotted(colorize(ids, palette, PLAIN), none)
-            for ids, none in zip(maps, outside, strict=True))))
-    widest = max(np.shape(sample["label"])[1] for sample in samples)
-    titles = titled_columns(["image", "label (dots: ignored)" if ignored else "label",
-                             "prediction"], widest, text_size(3 * widest))
-    return with_legend(stacked(titles, *rows), class_names, palette,
+        rows.append(side_by_side(image, *(dotted(colorize(ids, palette, PLAIN), none)
+                                          for ids, none in zip(maps, outside, strict=True))))
+    titles = ["image", "label (dots: ignored)" if ignored else "label"]
+    if predictions is not None:
+        titles.append("prediction")
+    heads = titled_columns(titles, widest, text_size(len(titles) * widest))
+    return with_legend(stacked(heads, *rows), class_names, palette,
                        listed_classes(len(class_names), seen))
 
 
@@ -156,13 +157,6 @@ def widened(picture: Image, width: int) -> Image:
     missing = width - picture.shape[1]
     return np.pad(picture, ((0, 0), (0, missing), (0, 0)), constant_values=255) if missing \
         else picture
-
-
-def label_grid(samples: Sequence[dict[str, Any]], palette: Sequence[Sequence[int]]) -> Image:
-    """One row per sample: image, label. samples: as for `prediction_grid`."""
-    return stacked(*(side_by_side(np.asarray(sample["image"]).transpose(1, 2, 0),
-                                  colorize(np.asarray(sample["label"]), palette))
-                     for sample in samples))
 
 
 def legend(class_names: list[str], palette: Sequence[Sequence[int]],
