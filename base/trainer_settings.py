@@ -59,8 +59,9 @@ class TrainerSettings:
     rank_timeout: seconds after which the other processes give up on one that hangs; time in which
     the job is suspended does not count.
     finetune_from: a checkpoint, also of another program: the tensors whose names and shapes fit
-        are the start of the training. "run:NAME": the newest model_best.pth of the runs called
-        NAME in save_dir; "run:NAME/last.pth": the newest last.pth.
+        are the start of the training, but not those of norms of another kind than the network's.
+        "run:NAME": the newest model_best.pth of the runs called NAME in save_dir;
+        "run:NAME/last.pth": the newest last.pth.
     finetune_exclude: regular expressions; tensors of the network whose names they fit are not
         taken from finetune_from.
     """

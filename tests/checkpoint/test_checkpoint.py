@@ -124,6 +124,39 @@ def test_fine_tuning_loads_the_fitting_tensors_and_lists_the_others():
     assert "(19, 8, 1, 1)" in str(report) and "(5, 8, 1, 1)" in str(report)
 
 
+@pytest.mark.parametrize("norm, name", [
+    ("group", "GroupNorm"), ("instance", "InstanceNorm, GroupNorm"),
+    ("evo_s0", "EvoNormS0, Affine"), ("evo_b0", "EvoNormB0, Affine, GroupNorm")])
+def test_batch_norms_are_not_taken_into_norms_of_another_kind(norm, name):
+    from models.pspnet import PSPNet
+    source, target = (PSPNet(3, backbone="resnet18", norm=one) for one in ("batch", norm))
+    places = [place for place, module in source.named_modules()
+              if isinstance(module, nn.BatchNorm2d)]
+    kept = {k: v.clone() for k, v in target.state_dict().items()
+            if k.rpartition(".")[0] in places}
+    state = {k: v + 2 for k, v in source.state_dict().items()}
+    report = load_partial(target, state, "x.pth")
+    for key, value in target.state_dict().items():
+        assert torch.equal(value, kept[key] if key in kept else state[key]), key
+    assert len(report.loaded) == len(state) - 5 * len(places) and report.exact
+    assert f"left out: {5 * len(places)} tensors of {len(places)} batch norms, because the norms " \
+        f"here are {name}; these" in str(report)
+
+
+def test_norms_without_running_statistics_are_not_taken_into_batch_norms():
+    from models.pspnet import PSPNet
+    source, target = (PSPNet(3, backbone="resnet18", norm=one) for one in ("group", "batch"))
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(2)
+    report = load_partial(target, source.state_dict(), "x.pth")
+    assert torch.equal(target.backbone.layer1[0].conv1.weight,
+                       source.backbone.layer1[0].conv1.weight)
+    assert all((module.weight == 1).all() for module in target.modules()
+               if isinstance(module, nn.BatchNorm2d))
+    assert "norms without running statistics, because the norms here are BatchNorm2d" in str(report)
+
+
 def test_excluded_tensors_keep_their_start_values_and_are_not_missing():
     source, target = Net(), Net()
     kept = {k: v.clone() for k, v in target.state_dict().items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.checkpoint.limits import network_within
 from utils.checkpoint.read import read_weights
@@ -161,14 +162,21 @@ def load_partial(model: nn.Module, state: Mapping[str, torch.Tensor], where: str
     state: a bare state dict with the keys of this network (see `unwrap` and
         BaseModel.rename_foreign).
     exclude: regular expressions, searched in the names of tensors that are not loaded.
+    Where the file has a batch norm and the network another norm, or the other way round, nothing is
+    taken, although names and shapes may fit: these factors belong to other statistics.
     Raises CheckpointError if more than half of the network's other tensors would keep their start
     values, or if a tensor is not finite; ConfigError if a pattern fits no tensor of `state`.
     """
     excluded = _excluded(state, exclude, where)
-    report = match_tensors(model, {k: v for k, v in state.items() if k not in excluded})
+    others = _other_norms(model, state)
+    left_out = {k for k in state if k.rpartition(".")[0] in others} - excluded
+    report = match_tensors(model, {k: v for k, v in state.items() if k not in excluded | left_out})
     report.excluded = sorted(excluded)
-    report.missing = [k for k in report.missing if k not in excluded]
-    keys = {k for k in model.state_dict() if not k.endswith("num_batches_tracked")} - excluded
+    report.other_norms, report.norm_tensors = others, len(left_out)
+    report.missing = [k for k in report.missing
+                      if k not in excluded and k.rpartition(".")[0] not in others]
+    keys = {k for k in model.state_dict() if not k.endswith("num_batches_tracked")
+            and k.rpartition(".")[0] not in others} - excluded
     missing = 1 - len(keys & set(report.loaded)) / max(1, len(keys))
     if missing > MAX_DROPPED:
         raise CheckpointError(f"only {len(report.loaded)} of {report.total} tensors of "
@@ -178,6 +186,23 @@ def load_partial(model: nn.Module, state: Mapping[str, torch.Tensor], where: str
     _refuse_nonfinite(fitting, where)
     model.load_state_dict(fitting, strict=False)
     return report
+
+
+def _other_norms(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """place -> class of the network's norms at whose places the file has norms of another kind.
+
+    A batch norm is known by its running statistics, a file's by their names.
+    """
+    others = {}
+    for place, module in model.named_modules():
+        in_file = f"{place}.running_mean" in state and f"{place}.running_var" in state
+        if not isinstance(module, _BatchNorm):
+            differs = in_file
+        else:
+            differs = module.track_running_stats and not in_file and f"{place}.weight" in state
+        if differs:
+            others[place] = type(module).__name__
+    return others
 
 
 def _excluded(state, patterns, where):
@@ -232,6 +257,8 @@ class LoadReport:
     excluded: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, str, str]] = field(default_factory=list)
     # mismatched: (key, shape and dtype in the file, the same in the network)
+    other_norms: dict[str, str] = field(default_factory=dict)       # see `_other_norms`
+    norm_tensors: int = 0                               # tensors of the file at these places
     normalization: dict[str, Any] | None = None         # of the file's training, if it states one
 
     @property
@@ -247,6 +274,12 @@ class LoadReport:
                 groups = Counter(k.split(".")[0] for k in keys)
                 counts = ", ".join(f"{name} {n}" for name, n in groups.most_common(5))
                 lines.append(f"  {title}: {len(keys)} ({counts}): {listed(keys, 5)}")
+        if self.other_norms:
+            names = listed(Counter(self.other_norms.values()), 3)
+            kind = "norms without running statistics" if "BatchNorm" in names else "batch norms"
+            lines.append(f"  left out: {self.norm_tensors} tensors of {len(self.other_norms)} "
+                         f"{kind}, because the norms here are {names}; these keep their start "
+                         "values")
         if self.mismatched:
             prefix = "\n  other shape: "
             lines.append(prefix.lstrip("\n") + listed(self.mismatched, 5, prefix, lambda entry: (
