@@ -6,7 +6,7 @@ values of labels are mapped, and values that are not a class are refused, in `la
 import functools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from base import dataset_files
 from base.dataset_files import Sample
 from utils.cli.console import notice, warn
-from utils.errors import ConfigError, DataError, listed, shown
+from utils.errors import ConfigError, DataError, listed, shown, unknown
 from utils.images.class_names import first_difference, mistake_in
 from utils.images.headers import Header, UnreadableFile, read_header
 from utils.images.image_io import read_image, read_label, read_pair
@@ -89,6 +89,7 @@ class BaseDataset(Dataset, ABC):
     cache: PixelSource | None = None          # replaces the files
     void: int | None = None                   # id of the class that add_void has added
     trains_void: bool = False                 # whether samples show it in place of ignore_index
+    ignored_classes: tuple[int, ...] = ()     # their pixels count as ignored: see ignore
 
     provided = ("ignore_index", "seed", "augmentation")    # by the program, not by a config
 
@@ -188,6 +189,25 @@ class BaseDataset(Dataset, ABC):
             warn(f"\"white\" is {self.white} in train_loader and {other.white} in val_loader; "
                  "predictions will use the former")
 
+    def ignore(self, classes: Sequence[int | str]) -> None:
+        """Ignore the pixels of these classes, given by id or name. Call it before add_void.
+
+        Raises ConfigError for a class that does not exist, and if no class is left.
+        """
+        ids = set()
+        for one in classes:
+            if one in self.class_names:
+                ids.add(self.class_names.index(one))
+            elif type(one) is int and 0 <= one < self.num_classes:
+                ids.add(one)
+            else:
+                known = f"; ids are 0 to {self.num_classes - 1}" if type(one) is int else ""
+                raise ConfigError(unknown("class", str(one), self.class_names) + known,
+                                  "ignore_classes")
+        if len(ids) == self.num_classes:
+            raise ConfigError("all classes are ignored", "ignore_classes", "leave the data out")
+        self.ignored_classes, self._tables = tuple(sorted(ids)), {}
+
     def add_void(self, train_void: bool = False, training: bool = False) -> None:
         """The classes, with one for pixels that have none.
 
@@ -200,6 +220,9 @@ class BaseDataset(Dataset, ABC):
         if self.ignore_index == self.num_classes:
             raise ConfigError(f"train_void makes {self.ignore_index} a class, and ignore_index is "
                               f"{self.ignore_index}", "train_void", "set ignore_index to 255")
+        if self.ignored_classes:
+            raise ConfigError("train_void would train the pixels of ignore_classes as void",
+                              "train_void", "leave one of them out")
         if VOID_NAME in self.class_names:
             raise ConfigError(f"there is a class {VOID_NAME!r} already", "train_void", "remove it")
         self.void, self.trains_void = self.num_classes, training
@@ -377,6 +400,7 @@ class BaseDataset(Dataset, ABC):
         ids = np.array(self.train_ids(np.arange(2 ** bits, dtype=np.int64)), dtype=np.int64)
         if bits == 16:
             ids[PADDING_16_BITS] = self.ignore_index
+        ids[np.isin(ids, self.ignored_classes)] = self.ignore_index
         valid = (ids >= 0) & (ids < (self.num_classes if self.void is None else self.void))
         ignored = ids == self.ignore_index
         border = int(np.flatnonzero(ignored)[-1]) if ignored.any() else None

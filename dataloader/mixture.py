@@ -9,11 +9,11 @@ import numpy as np
 from base.base_dataset import BaseDataset, Sample
 from dataloader.pixel_cache import use_cache
 from dataloader.samplers import drawn, stream
-from utils.cli.console import notice
+from utils.cli.console import notice, warn
 from utils.config.build import split_args
 from utils.config.registry import components, lookup
 from utils.config.schema import Components, section_callables
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, listed
 from utils.images.types import Image, Labels
 
 MAX_EPOCH = 10 ** 8     # images; a larger number is a typing error
@@ -23,7 +23,8 @@ _STREAM = 0x6D6978      # separates the draws of parts from other uses of the se
 
 def part_entry(times: float | None = None, images: int | None = None,
                of_first: float | list[float] | None = None, last_epoch: int | None = None,
-               centroid_classes: list[int] | None = None):
+               centroid_classes: list[int] | None = None,
+               ignore_classes: list[int | str] | None = None):
     """The keys of one part of a mixture, in addition to "type" and "args".
 
     At most one of the first three; without them an epoch shows the part once.
@@ -32,7 +33,8 @@ def part_entry(times: float | None = None, images: int | None = None,
     multiple of the images of the first part; [first, last]: it changes evenly from the
     first epoch to last_epoch, and the epochs keep their length, because images of the first
     part take the places that this part leaves. centroid_classes: the classes that
-    class-uniform sampling may draw from this part; null: all.
+    class-uniform sampling may draw from this part; null: all. ignore_classes: ids or names of
+    classes whose pixels are ignored in this part, as if its labels left them open.
     """
 
 
@@ -71,6 +73,7 @@ class Mixture(BaseDataset):
             _require_same_classes(first, part, number)
             if not len(part):
                 raise DataError(f"{_name(part, number)} has no images")
+        self._tell_ignored()
         self.num_classes, self.class_names = first.num_classes, first.class_names
         self.palette, self.mean, self.std = first.palette, first.mean, first.std
         self.white = first.white
@@ -91,6 +94,18 @@ class Mixture(BaseDataset):
             notice("an epoch of training shows " + self._shown_in(1))
         for last in sorted({change.last_epoch for change in self._changes.values()}):
             notice(f"from epoch {last} on it shows {self._shown_in(last)}")
+
+    def _tell_ignored(self):
+        """Say which classes of parts are ignored; warn of those that no part has."""
+        names = self.parts[0].class_names
+        for number, part in enumerate(self.parts):
+            if part.ignored_classes:
+                notice(f"{_name(part, number)}: pixels of "
+                       f"{listed([names[k] for k in part.ignored_classes], 8)} are ignored")
+        nowhere = set.intersection(*(set(part.ignored_classes) for part in self.parts))
+        if nowhere:
+            warn(f"all parts ignore {listed([names[k] for k in sorted(nowhere)], 8)}: no pixel of "
+                 "the mixture has such a class")
 
     @staticmethod
     def check_settings(settings: dict) -> list[str]:
@@ -255,11 +270,16 @@ def _opened(section, number, ignore_index, seed, augmentation):
     try:
         if options and augmentation is not None:
             augmentation = augmentation.changed(**options)
-        return use_cache(cls(**dataset_args, ignore_index=ignore_index, seed=seed,
+        part = use_cache(cls(**dataset_args, ignore_index=ignore_index, seed=seed,
                              augmentation=augmentation), **cache_args)
     except ConfigError as error:
         key = f".{error.where}" if error.where else ""
         raise ConfigError(error.what, f"parts[{number}].args{key}", error.fix) from None
+    try:
+        part.ignore(section.get("ignore_classes") or ())
+    except ConfigError as error:
+        raise ConfigError(error.what, f"parts[{number}].{error.where}", error.fix) from None
+    return part
 
 
 def _require_same_classes(first, part, number):

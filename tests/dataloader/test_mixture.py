@@ -283,6 +283,53 @@ def test_a_mistake_in_a_part_is_found_before_anything_is_opened(parts, args, exp
     assert any(expected in line for line in mistakes(in_config(*parts, **args)))
 
 
+def test_classes_that_a_part_ignores_are_left_out_of_its_labels_alone(capsys):
+    names = Shapes("train", length=1, size=[32, 48]).class_names
+    given = ["road", names.index("sky")]
+    mixed, plain = (Mixture([FINE, {**COARSE, **keys}])
+                    for keys in ({"ignore_classes": given}, {}))
+    said = capsys.readouterr().err
+    assert "parts[1] (Shapes test): pixels of road, sky are ignored" in said
+    lost = 0
+    for index in range(len(mixed)):
+        ours, theirs = (one[index]["label"].numpy() for one in (mixed, plain))
+        left_out = (index >= 12) & np.isin(theirs, [0, names.index("sky")])
+        assert (ours == np.where(left_out, 255, theirs)).all()
+        lost += left_out.sum()
+    assert lost > 0
+
+
+@pytest.mark.parametrize("classes, said", [
+    (["raod"], "unknown class 'raod'"), ([9], "ids are 0 to 8"), ([-1], "ids are 0 to 8"),
+    (list(range(9)), "all classes are ignored")])
+def test_a_class_to_ignore_that_does_not_exist_is_refused(classes, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        Mixture([FINE, {**COARSE, "ignore_classes": classes}])
+    assert caught.value.where == "parts[1].ignore_classes"
+
+
+def test_a_class_that_all_parts_ignore_is_warned_of(capsys):
+    Mixture([{**FINE, "ignore_classes": ["sky"]}, {**COARSE, "ignore_classes": [0, "sky"]}])
+    assert "all parts ignore sky: no pixel of the mixture has such a class" in \
+        capsys.readouterr().err
+
+
+def test_ignored_classes_and_a_class_for_void_contradict_each_other():
+    with pytest.raises(ConfigError, match="would train the pixels of ignore_classes as void"):
+        loader(FINE, {**COARSE, "ignore_classes": ["sky"]}, train_void=True)
+
+
+def test_ignored_classes_are_part_of_the_config_and_its_schema():
+    config = in_config(FINE, {**COARSE, "ignore_classes": ["sky", 3]})
+    assert resolve_config(config)["train_loader"]["args"]["parts"][1]["ignore_classes"] == \
+        ["sky", 3]
+    schema = jsonschema.Draft202012Validator(json_schema())
+    assert schema.is_valid(config)
+    config["train_loader"]["args"]["parts"][1]["ignore_classes"] = [0.5]
+    assert not schema.is_valid(config) and any("ignore_classes" in line
+                                               for line in mistakes(config))
+
+
 def test_the_schema_for_editors_contains_the_parts():
     schema = jsonschema.Draft202012Validator(json_schema())
     config = in_config(FINE, {**COARSE, "of_first": 1})
