@@ -106,6 +106,20 @@ def test_a_run_that_fails_does_not_end_the_others_and_is_named_at_the_end(
                for count in trainings(tmp_path).values())
 
 
+def test_a_run_that_has_trained_is_only_tested(programs, tmp_path, monkeypatch, capsys):
+    write_study(tmp_path)
+    assert run(tmp_path) == 0
+    for path in (tmp_path / "runs").glob("*/*/tests"):
+        shutil.rmtree(path)
+    monkeypatch.setattr(execute, "stage_is_finished", lambda stage: "plain" in stage.name)
+    capsys.readouterr()
+    assert run(tmp_path) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"small_plain_s0-\w+: testing on cpu", said)
+    assert re.search(r"small_better_s0-\w+: training on cpu", said)
+    assert sorted(trainings(tmp_path).values()) == [1, 2]
+
+
 def test_a_damaged_result_says_how_its_test_is_repeated(programs, tmp_path, capsys):
     write_study(tmp_path)
     assert run(tmp_path) == 0

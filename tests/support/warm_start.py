@@ -2,10 +2,11 @@
 
 A new process needs seconds to import torch, which is too long for tests with hundreds of kills.
 Each forked process leads a new process group, so a test can kill it like any other. The server
-reads JSON lines from stdin and answers each with one line: {"argv", "log", "fault", "variables"}
-with the process id of the child, {"wait": process id} with its exit status, {"end": true} with
-"ends".
+reads JSON lines from stdin and answers each with one line: {"program", "argv", "log", "fault",
+"variables"} with the process id of the child, {"wait": process id} with its exit status,
+{"end": true} with "ends".
 """
+import importlib
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from tests.support.run_program import environment
 
 
 class WarmStart:
-    """Starts `train.py ARGUMENTS` in processes that a server process forks."""
+    """Starts `train.py ARGUMENTS` and tools in processes that a server process forks."""
 
     def __init__(self):
         self._server = subprocess.Popen(
@@ -28,17 +29,18 @@ class WarmStart:
         self._commands, self._answers = self._server.stdin, self._server.stdout
         self._answers.readline()    # the server is ready
 
-    def start(self, log: Path, *arguments: object, fault: str = "", **variables: str) -> int:
-        """Starts a training that leads a process group; returns its process id.
+    def start(self, log: Path, *arguments: object, program: str = "train", fault: str = "",
+              **variables: str) -> int:
+        """Starts a program that leads a process group; returns its process id.
 
-        log: the file for its stdout and stderr. fault: Python code that it runs first.
-        variables: environment variables for it.
+        log: the file for its stdout and stderr. program: the module with its `main`. fault: Python
+        code that it runs first. variables: environment variables for it.
         """
         return int(self._ask({"argv": [str(a) for a in arguments], "log": str(log),
-                              "fault": fault, "variables": variables}))
+                              "program": program, "fault": fault, "variables": variables}))
 
     def wait(self, process: int) -> int:
-        """Waits for a started training; returns its exit status, negative for a signal."""
+        """Waits for a started program; returns its exit status, negative for a signal."""
         return int(self._ask({"wait": process}))
 
     def close(self):
@@ -57,7 +59,7 @@ def _serve():
     """Imports everything that a training needs, then runs the commands from stdin."""
     import torch._dynamo  # noqa: F401   every optimizer imports it
 
-    import train
+    import train  # noqa: F401
     import trainer  # noqa: F401
     from dataloader.loader import make_loader  # noqa: F401
     from utils.cli import console
@@ -81,9 +83,10 @@ def _serve():
                 os.dup2(output, descriptor)
             os.close(0)
             os.environ.update(command["variables"])
-            sys.argv = ["train.py", *command["argv"]]
+            sys.argv = [command["program"].replace(".", "/") + ".py", *command["argv"]]
             exec(command["fault"], {})
-            sys.exit(console.run(train.main, command["argv"]))
+            sys.exit(console.run(importlib.import_module(command["program"]).main,
+                                 command["argv"]))
         print(child, flush=True)
 
 

@@ -1,9 +1,10 @@
 """Runs what a study still lacks: one run per device at a time, each in processes of its own.
 
-A run is train.py with -r auto, which starts, continues, or finds nothing left to do, and then
-test.py for each way of testing. Nothing is written down about the progress: a result that is
-complete is left alone, everything else is started again. The programs of a run end with this one,
-even if it is killed (on Linux), and save before; a lock keeps two studies out of one run.
+A run is train.py with -r auto, which starts or continues, unless its last checkpoint is that of a
+finished training, and then test.py for each way of testing. Nothing is written down about the
+progress: a result that is complete is left alone, everything else is started again. The programs of
+a run end with this one, even if it is killed (on Linux), and save before; a lock keeps two studies
+out of one run.
 """
 import ctypes
 import os
@@ -142,6 +143,10 @@ class Executor:
             self._end(job, free)
 
     def _train(self, job: _Job, free: list[str]):
+        if stage_is_finished(job.run) and checkpoint_to_test(job.run) is not None:
+            job.trained = True
+            self._test(job, free)
+            return
         self._launch(job, [str(ROOT / "train.py"), *job.run.train_arguments(),
                            *self._training_options(job)])
 
@@ -168,6 +173,10 @@ class Executor:
             self._fail(job.run, status, last_error(job.run.folder / LOG, job.log_start,
                                                 job.process.returncode))
             job.tests = []
+        self._test(job, free)
+
+    def _test(self, job: _Job, free: list[str]):
+        """Start the next test of a run that has trained; end the run if there is none."""
         if not job.tests:
             self._end(job, free)
             return
@@ -185,7 +194,9 @@ class Executor:
                            "--device", device, *test.cell.test])
 
     def _launch(self, job: _Job, command: list[str]):
-        if not job.trained:
+        if job.trained and job.process is None:
+            notice(f"{job.run.name}: testing on {', '.join(job.devices)}")
+        elif not job.trained:
             stages = f" {len(job.run.stages)} stages" if job.run.earlier else ""
             notice(f"{job.run.name}: training{stages} on {', '.join(job.devices)}")
         threads = max(1, (os.cpu_count() or 1) // max(1, self.devices.count(CPU)))
