@@ -139,10 +139,28 @@ def distinct(crops=False):
     return list(found.values())
 
 
+def losses_of_networks():
+    """The recipes of `distinct`, those of one network together."""
+    groups = {}
+    for name in distinct():
+        config = resolved(name)
+        key = json.dumps([without_download(config["arch"]), classes_of(config)])
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", distinct())
-def test_every_network_with_its_loss_takes_a_step(name):
-    take_step(resolved(name), "cpu")
+@pytest.mark.parametrize("names", losses_of_networks(), ids=lambda names: names[0])
+def test_every_network_takes_a_step_and_all_of_its_losses_have_a_gradient(names):
+    model, outputs, batch = take_step(resolved(names[0]), "cpu")
+    for name in names[1:]:      # what follows the gradient of the outputs is the same
+        leaves = {key: value.detach().requires_grad_() for key, value in outputs.items()}
+        loss, _ = criterion_of(resolved(name), model, outputs["out"].shape[1])(leaves, batch)
+        loss.backward()
+        assert math.isfinite(loss.item()) and loss.item() > 0, name
+        for key in model.output_weights:
+            gradient = leaves[key].grad
+            assert gradient is not None and gradient.isfinite().all() and gradient.any(), name
 
 
 @pytest.mark.slow
@@ -170,6 +188,7 @@ def test_every_recipe_takes_a_step_on_a_batch_of_its_crop(name, request):
 def take_step(config, device, images=None):
     """Take an optimizer step on noise; the weights change and stay finite.
 
+    Returns the network, its outputs before the step, and the batch.
     images: of the recipe's crop; None: two crops of PIXELS.
     """
     torch.manual_seed(0)
@@ -181,7 +200,8 @@ def take_step(config, device, images=None):
     batch = {key: value.to(device) for key, value in batch.items()}
     normalize = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).to(device)
     before = [p.detach().clone() for p in model.parameters()]
-    loss, _ = criterion(model.train()(normalize(batch["image"])), batch)
+    outputs = model.train()(normalize(batch["image"]))
+    loss, _ = criterion(outputs, batch)
     loss.backward()
     optimizer.step()
     assert math.isfinite(loss.item()) and loss.item() > 0
@@ -189,6 +209,7 @@ def take_step(config, device, images=None):
     changed = sum(not torch.equal(old, p) for old, p in
                   zip(before, model.parameters(), strict=True))
     assert changed > 0.5 * len(before)
+    return model, outputs, batch
 
 
 def least_images(config):
