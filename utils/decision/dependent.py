@@ -164,8 +164,8 @@ class _Solver:
             best_score = torch.where(searching & (rise > 0), score, best_score)
             searching &= rise > TOLERANCE
             if not self.gpu and not searching.any():
-                break
-            growth = following
+                break           # half the cost of a round is the growth, which nobody needs now
+            growth = following()
         if self.objective.smooth:
             empty = self.objective.smooth / (problem.volume + self.objective.smooth)
             best = torch.where((empty > best_score)[:, None], -problem.p, best)
@@ -205,9 +205,10 @@ class _Problem:
         return excess.mul_(self._each(self.objective.gain(*known)))
 
     def evaluate(self, mask):
-        """(the expected scores (R,) of masks (R, n), their growth with each pixel (R, n)).
+        """The expected scores (R,) of masks (R, n), and a function for their growth.
 
-        The growth is a derivative: of the score by a pixel, be it in the mask or not.
+        It returns the growth with each pixel (R, n), a derivative: of the score by a pixel, be it
+        in the mask or not. Call it once.
         """
         return (self._dice if self.objective.metric == "dice" else self._iou)(mask)
 
@@ -216,9 +217,11 @@ class _Problem:
         denominator = self.given + self._each(size)
         share = self.p / denominator
         whole = self.volume + size + g + TINY
-        score = 2 * self._sum(share, mask) + g / whole
-        lost = self._sum(denominator.reciprocal_().mul_(share), mask) + g / 2 / whole ** 2
-        return score, share.sub_(self._each(lost)).mul_(2)
+
+        def growth():
+            lost = self._sum(denominator.reciprocal_().mul_(share), mask) + g / 2 / whole ** 2
+            return share.sub_(self._each(lost)).mul_(2)
+        return 2 * self._sum(share, mask) + g / whole, growth
 
     def _iou(self, mask):
         g, size = self.objective.smooth, mask.sum(1).double()
@@ -226,13 +229,15 @@ class _Problem:
         inside = self.nu * mask
         denominator = self._told(self.nu - inside).add_(self._each(union))
         share = self.p / denominator
-        score = self._sum(share, mask) + g / union
-        shrunk = denominator.reciprocal_()
-        lost = self._sum(share * shrunk, mask) + g / union ** 2
-        # A pixel that joins the mask leaves the volume outside it. So the union grows by 1 - p,
-        # less what the pixel tells of the others that is now inside.
-        kept = self._correlated(shrunk.square_().mul_(inside)).mul_(self.nu)
-        return score, share.add_(kept).sub_((1 - self.p).mul_(self._each(lost)))
+
+        def growth():
+            shrunk = denominator.reciprocal_()
+            lost = self._sum(share * shrunk, mask) + g / union ** 2
+            # A pixel that joins the mask leaves the volume outside it. So the union grows by
+            # 1 - p, less what the pixel tells of the others that is now inside.
+            kept = self._correlated(shrunk.square_().mul_(inside)).mul_(self.nu)
+            return share.add_(kept).sub_((1 - self.p).mul_(self._each(lost)))
+        return self._sum(share, mask) + g / union, growth
 
     def _told(self, nu):
         """What pixel i tells of the volume with these `nu` (R, n): nu_i / p_i sum_j K_ij nu_j."""
