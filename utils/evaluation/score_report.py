@@ -210,8 +210,8 @@ def _regret_table(regret, classes):
 
 def _with_bounds(part):
     value, high = part["value"], part["high"]
-    return percent(value) + ("" if high is None or value is None
-                             else f" +-{percent(high - value)}")
+    text = "0.00" if percent(value) == "-0.00" else percent(value)
+    return text + ("" if high is None or value is None else f" +-{percent(high - value)}")
 
 
 def _column(classes, key):
