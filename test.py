@@ -28,6 +28,7 @@ def score(args: argparse.Namespace):
     from utils.config.loader_section import loader_section, read_size
     from utils.decision.rules import rule_of
     from utils.errors import ConfigError
+    from utils.evaluation.page_of_test import PageOfTest
     from utils.evaluation.results_file import check_results
     from utils.evaluation.score_protocols import ProtocolScores, protocols_to_score
     from utils.images.image_list import prepare_folder
@@ -55,11 +56,15 @@ def score(args: argparse.Namespace):
         raise ConfigError(f"--as-validation has no effect: {key} reads images and labels at their "
                           "own size", "--as-validation", "leave it out")
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
-    scores = ProtocolScores(opened, digest, loader, key, section, read, refiner, own_size)
+    data = loader.dataset
+    page = PageOfTest(args.command, data.class_names, data.palette) if args.report else None
+    scores = ProtocolScores(opened, digest, loader, key, section, read, refiner, own_size, page)
     for name, options in zip(names, ways, strict=True):
         scores.add(name, options, args, folder)
     if len(names) > 1 and distributed.is_main() and not args.json:
         console.output("\n" + scores.table())
+    if page and distributed.is_main():
+        page.write(Path(folder))
 
 
 if __name__ == "__main__":

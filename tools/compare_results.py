@@ -115,12 +115,12 @@ def open_scores(path: str | Path, rule: str | None = None, number: int | None = 
     takes the newest. Raises DataError if the file has no such result.
     """
     from utils.errors import DataError, shown
-    from utils.evaluation.results_file import image_scores_of
+    from utils.evaluation.results_file import image_scores_of, read_results
     from utils.metrics.image_scores import read_image_scores
     path = Path(path)
     if path.suffix.lower() != ".json":
         return read_image_scores(path), None
-    newest, runs = _results(path)
+    newest, runs = read_results(path)
     chosen = [run for run in [newest, *reversed(runs)]
               if rule in (None, run.get("procedure"))]
     if number is not None:
@@ -141,26 +141,11 @@ def open_scores(path: str | Path, rule: str | None = None, number: int | None = 
     return scores, entry
 
 
-def _results(path: Path) -> "tuple[Entry, list[Entry]]":
-    """(the newest result, all results in their order) of a results.json."""
-    from utils.errors import DataError, shown
-    try:
-        document: Any = json.loads(path.read_bytes())
-        runs = document.get("runs", [document])
-        if not all(isinstance(run, dict) for run in runs) or "procedure" not in document:
-            raise ValueError("it has no \"procedure\", or its \"runs\" are not results")
-    except OSError as error:
-        raise DataError(f"cannot read: {error.strerror or error}", shown(path)) from None
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise DataError(f"is not a results file: {error!r}", shown(path)) from None
-    return document, runs
-
-
 def _listed(path):
-    from utils.evaluation.results_file import title_of
+    from utils.evaluation.results_file import read_results, title_of
     from utils.metrics.table import percent
     yield path
-    for number, run in enumerate(_results(Path(path))[1], start=1):
+    for number, run in enumerate(read_results(Path(path))[1], start=1):
         score = run.get("Mean_IoU")
         yield f"  {number}  mean IoU {percent(score):>6}  {title_of(run)}"
 

@@ -60,3 +60,20 @@ def test_certain_pixels_and_no_pixels_are_defined():
 def test_the_picture_can_be_read():
     with Image.open(io.BytesIO(risk_coverage_picture(counted(*case())))) as picture:
         assert picture.size == (546, 464)
+
+
+def test_the_calibration_of_the_same_counts_is_that_of_all_pixels():
+    from utils.decision.calibration import reliability
+    logits, labels = case()
+    found = RiskCoverage(softmax, 4)
+    found.add(logits, labels)
+    valid = labels != 255
+    exact = reliability(logits.permute(0, 2, 3, 1)[valid], labels[valid])
+    one = found.reliability()
+    assert one["ECE"] == pytest.approx(exact.ece, abs=2e-4)
+    assert sum(one["pixels"]) == int(valid.sum())
+    # A pixel within 0.2 % of an edge may lie in the next bin.
+    assert np.abs(np.array(one["pixels"]) - exact.count).max() <= 10
+    full = exact.count > 200
+    assert np.array(one["accuracy"])[full] == pytest.approx(exact.frequency[full], abs=1e-2)
+    assert np.array(one["confidence"])[full] == pytest.approx(exact.confidence[full], abs=1e-3)

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,9 +12,11 @@ import torch
 
 import test as program
 from dataloader.loader import make_loader
+from tests.evaluation.test_result_page import text_of
 from tests.support import run_program
+from tests.support.pages import require_safe
 from tests.support.places import ROOT
-from tools import calibrate, plot_rules
+from tools import calibrate, plot_rules, report
 from utils.checkpoint.read import read_checkpoint
 from utils.checkpoint.write import write_checkpoint
 from utils.cli import console
@@ -354,6 +357,18 @@ def test_two_processes_give_the_score_of_one(checkpoint, capsys):
     assert json.loads(done.stdout) == alone
 
 
+@pytest.mark.slow      # three processes import torch
+def test_two_processes_write_the_page_of_one(checkpoint, tmp_path):
+    options = ("-p", "all", "--report", "-o", tmp_path / "page")
+    assert run(checkpoint, *options) == 0
+    page = tmp_path / "page" / "report.html"
+    alone = page.read_text(encoding="utf-8").partition("<dt>command")[2].partition("</dd>")[2]
+    page.unlink()
+    run_program.program("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+                        "test.py", "-r", checkpoint, "-d", "cpu", *options, check=True)
+    assert alone and alone in page.read_text(encoding="utf-8")
+
+
 ONE_FAILS = """
 import os, sys
 sys.path.insert(0, {root!r})
@@ -431,3 +446,47 @@ def test_regret_is_refused_where_it_does_not_split_the_score(checkpoint, capsys)
     with pytest.raises(SystemExit):
         run(checkpoint, "--regret", "--segfix", "x")
     assert "--regret does not go with --segfix" in capsys.readouterr().err
+
+
+def test_a_page_changes_no_score_and_shows_every_rule(checkpoint, tmp_path, capsys):
+    for place, options in (("a", ()), ("b", ("--report",))):
+        assert run(checkpoint, "-p", "all", "-o", tmp_path / place, *options) == 0
+    err = capsys.readouterr().err
+    plain, measured = (json.loads((tmp_path / place / "results.json").read_text())["runs"]
+                       for place in "ab")
+    calibration = [one.pop("calibration") for one in measured]
+    assert plain == measured and not (tmp_path / "a" / "report.html").exists()
+    assert [stage["of"] for stage in calibration[0]] == ["softmax of the logits",
+                                                        "class weights undone"]
+    page = (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
+    require_safe(page)
+    words = " ".join(text_of(page).split())
+    assert f"python test.py -r {checkpoint} -d cpu -p all" in words
+    assert "3 images with the lowest and 2 images with the highest mIoU_I under max" in words
+    assert page.count("<figcaption>label") == 5 and page.count("<figcaption>rankdice: mIoU_I") == 5
+    assert "report.html" in err and f"{100 * plain[0]['mIoU_I']:.2f}" in words
+
+
+def test_the_page_of_several_protocols_has_a_column_for_each(checkpoint, tmp_path):
+    assert run(checkpoint, "--protocol", "all", "--report", "-o", tmp_path) == 0
+    words = text_of((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "max, own settings" in words and "The pictures are those of own settings" in words
+
+
+def test_a_page_made_later_shows_the_pictures_of_the_test(checkpoint, tmp_path, capsys):
+    assert run(checkpoint, "-p", "max,T", "--flip", "--report") == 0
+    folder = checkpoint.parent
+    measured = (folder / "report.html").read_text(encoding="utf-8")
+    later = tmp_path / "later.html"
+    arguments = [str(folder / "results.json"), "--pictures", "-d", "cpu", "-o", str(later)]
+    assert console.run(report.main, arguments) == 0
+    page = later.read_text(encoding="utf-8")
+    figures = re.findall("<figure>.*?</figure>", page, re.DOTALL)
+    assert figures == re.findall("<figure>.*?</figure>", measured, re.DOTALL)
+    assert len(figures) == 4 * 5 and "predicted again for this page" in page
+    changed(checkpoint, epoch=9)
+    assert console.run(report.main, arguments) == 3
+    assert "not the one that the result was measured with" in capsys.readouterr().err
+    checkpoint.unlink()
+    assert console.run(report.main, arguments) == 3
+    assert "the checkpoint of the result is gone" in capsys.readouterr().err

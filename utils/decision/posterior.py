@@ -100,6 +100,16 @@ class Posterior:
             -1, *[1] * (logits.ndim - 2))
 
 
+def posterior_text(posterior: Posterior) -> str:
+    """What is done to the logits, in words: "class weights undone, temperature 1.31"."""
+    parts = [posterior.inverse.describe()] if posterior.inverse else []
+    if posterior.temperature != 1.0:
+        parts.append(f"temperature {posterior.temperature:.4g}")
+    if posterior.scale is not None or posterior.bias is not None:
+        parts.append("two numbers per class (vector scaling)")
+    return ", ".join(parts) or f"{posterior.activation} of the logits"
+
+
 def build_posterior(options: Mapping[str, Any], activation: str = "softmax",
                     inverse: InverseSource | None = None) -> Posterior:
     """The Posterior for a `predict` section, every key optional.

@@ -1,5 +1,7 @@
 """The command-line arguments of test.py."""
 import argparse
+import shlex
+import sys
 
 from utils.cli import console
 from utils.cli.arguments import add_overrides, command_parser, parse_with_overrides
@@ -11,6 +13,7 @@ examples:
   python test.py -r auto
   python test.py -r model_best.pth -p all --split val --mode sliding --flip
   python test.py -r model_best.pth --protocol all          # what flip, scales, windows are worth
+  python test.py -r model_best.pth -p all --report         # and a page that explains it
   python test.py -r model_best.pth --segfix segfix.pth     # with and without refinement
   python test.py -r model_best.pth test_loader.args.data_dir=/data/camvid --json | jq .Mean_IoU
 """
@@ -43,6 +46,9 @@ def parse(argv: list[str] | None, abbreviations: bool = True) -> argparse.Namesp
     add("--regret", action="store_true", help="also what part of the Dice score each rule loses to "
         "its solver, to taking pixels as independent, to calibration and to the network: in the "
         "table, in results.json, and as a picture (docs/rankdice.md)")
+    add("--report", action="store_true", help="also write report.html, a page for a browser: "
+        "tables, confusion, calibration, every image, pictures of the worst and best ones "
+        "(docs/metrics.md)")
     add("-o", "--output", metavar="DIR",
         help="folder for results.json, results.txt and confusion_matrix.png "
              "(default: the folder of the checkpoint)")
@@ -50,6 +56,7 @@ def parse(argv: list[str] | None, abbreviations: bool = True) -> argparse.Namesp
     add("--version", action=console.ShowVersion)
     add_overrides(parser, "test_loader.args.batch_size=4")
     args = parse_with_overrides(parser, argv)
+    args.command = shlex.join(["python", "test.py", *(sys.argv[1:] if argv is None else argv)])
     check_segfix(parser, args)
     if args.as_validation and (args.base_size or args.input_size or args.protocol):
         parser.error("--as-validation scores at the size of the loader: leave out --base-size, "

@@ -3,7 +3,7 @@
 The trainer's validation and test.py call the same function, so a score in the log and a score of
 the test are the same number.
 """
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,11 +21,13 @@ from utils.decision.rules import (
 )
 from utils.errors import ConfigError, DataError, shown
 from utils.evaluation.regret import Regret
+from utils.evaluation.worst_and_best import WorstAndBest
 from utils.losses.inverse import InverseSource
 from utils.machine.distributed import all_reduce_, is_main, rank, world_size
 from utils.machine.memory import logits_too_large
 from utils.machine.tensors import ImageBatch, LabelBatch, Logits, Masks
 from utils.metrics import BoundaryMetrics, DatasetMetrics, ImageMetrics, Scores, count_pixels
+from utils.metrics.counts import PixelCounts
 from utils.metrics.risk_coverage import RiskCoverage
 from utils.predict.predictor import NOT_FINITE, Predictor, finite_images, not_finite, zeroed
 from utils.segfix.refiner import Refiner, refined
@@ -72,8 +74,8 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
              device: torch.device | str, progress: str | None = None, published: bool = False,
              boundary: bool = False, refiner: Refiner | None = None,
              nonfinite: Literal["error", "warn"] = "error",
-             risk: RiskCoverage | None = None,
-             regret: Regret | None = None) -> dict[str, Scores]:
+             risk: Sequence[RiskCoverage] = (), regret: Regret | None = None,
+             kept: WorstAndBest | None = None) -> dict[str, Scores]:
     """Score every decision rule over the whole loader: rule name -> Scores.
 
     Each image takes one forward. Every number is the same for any number of ranks, to the last bit.
@@ -91,19 +93,20 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
     nonfinite: what to do about an image whose logits are not finite: raise a NumericalError with
         its id, or warn once and count its logits as zeros. (On a GPU this is found at the end.)
 
-    risk: also counts every image (utils.metrics.risk_coverage). regret: also judges every decision
-        (utils.evaluation.regret).
+    risk: each also counts every image (utils.metrics.risk_coverage). regret: also judges every
+        decision (utils.evaluation.regret). kept: keeps pictures of some images
+        (utils.evaluation.worst_and_best).
 
     If the predictor resizes images, images and labels of the loader have their own sizes, and so
     have the scored logits, unless it says otherwise (Predictor.as_scored). Nothing is read from the
-    device before the last batch, except for boundary scores, refined labels and regret. In
-    `Scores.image`, img_index is the position in the loader's order.
+    device before the last batch, except for boundary scores, refined labels, regret and kept
+    pictures. In `Scores.image`, img_index is the position in the loader's order.
     """
     device = torch.device(device)
     counters = {name: RuleCounter(num_classes, ignore_index, classes_of_interest, published,
                                   boundary)
                 for name in _names(decisions, refiner)}
-    decide, most_bytes = _shortcuts(predictor, decisions, loss, refiner, risk, regret)
+    decide, most_bytes = _shortcuts(predictor, decisions, loss, refiner, regret, *risk)
     scored = predictor.as_scored if isinstance(predictor, Predictor) else lambda labels: labels
     losses, sizes, finite = [], [], _FiniteWatch(nonfinite)
     with torch.inference_mode():
@@ -121,16 +124,19 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
                     logits = predictor(images).contiguous()
                     logits = finite.add(ids, _finite(predictor, logits), logits)
                     predictions = _decided(decisions, logits, refiner, images, ids)
-                    if risk is not None:
-                        risk.add(logits, labels)
+                    for one in risk:
+                        one.add(logits, labels)
                     if regret is not None:
                         regret.open(logits, labels, [positions[i] for i in members])
                     if loss is not None:
                         loss_sum += loss(logits, labels.long()) * len(ids)
                 for name, prediction in predictions:
-                    counters[name].add(prediction, labels, [positions[i] for i in members])
+                    places = [positions[i] for i in members]
+                    counts = counters[name].add(prediction, labels, places)
                     if regret is not None:
                         regret.add(name, prediction)
+                    if kept is not None:
+                        kept.add(name, prediction, counts, images, labels, ids, places)
             losses.append(loss_sum)
             sizes.append(len(batch["id"]))
     finite.check()
@@ -201,16 +207,18 @@ class RuleCounter:
         self.boundary = (BoundaryMetrics(num_classes, ignore_index, classes_of_interest)
                          if boundary else None)
 
-    def add(self, prediction: LabelBatch | Masks, labels: LabelBatch, positions: Iterable[int]):
+    def add(self, prediction: LabelBatch | Masks, labels: LabelBatch,
+            positions: Iterable[int]) -> PixelCounts:
         """Count labels (N, H, W) or masks (N, C, H, W) against labels (N, H, W).
 
-        positions: of the N images in the dataset.
+        positions: of the N images in the dataset. Returns the counts of the images.
         """
         counts = count_pixels(prediction, labels, self.num_classes, self.ignore_index)
         self.dataset.add(counts)
         self.image.add(counts, positions)
         if self.boundary:
             self.boundary.update(prediction, labels)
+        return counts
 
     def scores(self, images: int, loss: float | None = None) -> Scores:
         """The Scores over all ranks; each rank must call this once."""

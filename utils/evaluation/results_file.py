@@ -25,9 +25,12 @@ Entry = dict[str, Any]
 
 # What an entry says besides its setting: every other key tells two results apart.
 OUTCOMES = {"schema", "runs", "image_scores", "classes", "image_level", "confusion", "intervals",
-            "official", "risk_coverage", "regret", "versions", *NUMBERS}
+            "official", "risk_coverage", "calibration", "regret", "versions", *NUMBERS}
 # How the data is loaded, which changes no score.
 LOADING = {"batch_size", "num_workers", "prefetch_factor", "pin_memory", "timeout", "shuffle"}
+# What a rule adds (Decision.describe), and its refinement.
+OF_RULES = {"procedure", "temperature", "posterior", "scale", "bias", "threshold", "smooth",
+            "pruning", "solver", "theta", "amplitude", "segfix"}
 TOLD = {"checkpoint", "predictions", "dataset", "split", "loader", "data", "n_images",
         "procedure", "mode", "crop_size", "overlap", "tiling", "scales", "flip", "average", "amp",
         "segfix", "base_size", "labels_resized_to"}
@@ -76,7 +79,7 @@ def title_of(entry: Entry) -> str:
     return shown(f"{name}, {entry.get('dataset')} {entry.get('split') or ''}".rstrip()
                  + f" ({entry.get('loader')}, {entry.get('n_images')} images"
                  f"{f' in {place}' if place else ''}), rule {entry.get('procedure')}, "
-                 + ", ".join([_way(entry), *([entry["segfix"]] if "segfix" in entry else []),
+                 + ", ".join([way_of(entry), *([entry["segfix"]] if "segfix" in entry else []),
                               *extra, *([f"epoch {epoch}"] if epoch is not None else [])])
                  + f" [{code_of(entry)}]")
 
@@ -87,12 +90,12 @@ def _short_title(entry):
         files = _part(entry, "predictions")
         if "ids" in files:
             return shown(f"label files in {files.get('path')} ({files.get('ids')} ids)")
-        return shown(f"{entry.get('loader')}, {entry.get('procedure')}, {_way(entry)}")
+        return shown(f"{entry.get('loader')}, {entry.get('procedure')}, {way_of(entry)}")
     except (TypeError, ValueError):
         return "a result of unknown origin"
 
 
-def _way(entry):
+def way_of(entry: Entry) -> str:
     """How the logits were predicted."""
     way = str(entry.get("mode"))
     if way == "sliding":
@@ -115,7 +118,7 @@ def _way(entry):
 
 def differences(first: Entry, second: Entry) -> list[str]:
     """What two results do not have in common, such as "flip: false / true"."""
-    one, two = (_flat(setting_of(entry)) for entry in (first, second))
+    one, two = flat_setting(first), flat_setting(second)
     parts = []
     for key in dict.fromkeys((*one, *two)):
         # An older version has not written every key; then it did what is usual, or nothing.
@@ -123,6 +126,20 @@ def differences(first: Entry, second: Entry) -> list[str]:
         if (a or None) != (b or None):
             parts.append(f"{key}: {_text(a)} / {_text(b)}")
     return parts
+
+
+def read_results(path: Path) -> tuple[Entry, list[Entry]]:
+    """(the newest result, all results in their order) of a results.json. Raises DataError."""
+    try:
+        document: Any = json.loads(path.read_bytes())
+        runs = document.get("runs", [document])
+        if not all(isinstance(run, dict) for run in runs) or "procedure" not in document:
+            raise ValueError("it has no \"procedure\", or its \"runs\" are not results")
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror or error}", shown(path)) from None
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DataError(f"is not a results file: {error!r}", shown(path)) from None
+    return document, runs
 
 
 def image_scores_of(entry: Entry, path: Path) -> ImageScores | None:
@@ -149,6 +166,18 @@ def protocol_of(entry: Entry) -> str:
     if name is None:
         return "none"
     return f"{name}, but {_text(changed)}" if isinstance(changed, dict) and changed else str(name)
+
+
+def same_but_for_the_rule(first: Entry, second: Entry) -> bool:
+    """Whether two results differ in nothing but their decision rule and its settings."""
+    one, two = ({key: value for key, value in setting_of(entry).items() if key not in OF_RULES}
+                for entry in (first, second))
+    return one == two
+
+
+def flat_setting(entry: Entry) -> dict[str, Any]:
+    """The setting of an entry as {"data.args.split": "val", ...}."""
+    return _flat(setting_of(entry))
 
 
 def _flat(value, name=""):

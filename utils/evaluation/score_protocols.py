@@ -1,13 +1,15 @@
 """Scores one checkpoint under one protocol or several, and says what each of them is worth."""
 import argparse
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from utils.cli.console import notice
-from utils.decision.posterior import build_posterior
+from utils.decision.posterior import Posterior, build_posterior, posterior_text
 from utils.errors import ConfigError
 from utils.evaluation.evaluate import build_rules, evaluate
+from utils.evaluation.page_of_test import PageOfTest
 from utils.evaluation.regret import Regret
 from utils.evaluation.score_report import Scored, deliver, score_entries
 from utils.files.json_values import plain_json
@@ -63,6 +65,7 @@ class ProtocolScores:
 
     digest: sha256 of the checkpoint. key, section: the loader of the config. read: the size at
     which it reads images and labels; None: their own. own_size: the predictor resizes images.
+    page: takes what report.html shows.
     """
 
     opened: OpenModel
@@ -73,6 +76,7 @@ class ProtocolScores:
     read: int | list[int] | None
     refiner: Refiner | None
     own_size: bool
+    page: PageOfTest | None = None
     runs: list[Run] = field(default_factory=list)
 
     def add(self, name: str | None, options: dict, args: argparse.Namespace, folder: str):
@@ -94,41 +98,53 @@ class ProtocolScores:
                     "CoI": options["CoI"]}
         if not self._is_new(settings, name or OWN):
             return
-        risk = self._risk(options, rules) if args.risk_coverage else None
+        counted = self._confidence(options, rules, args)
         regret = self._regret(options, rules) if args.regret else None
+        kept = self.page.keep(options, opened.config["ignore_index"]) if self.page else None
         start = time.perf_counter()
         results = evaluate(
             predictor, loader, rules, num_classes=len(opened.class_names),
             ignore_index=opened.config["ignore_index"], classes_of_interest=options["CoI"],
             published=options["published"], boundary=options["boundary"], loss=opened.loss(),
-            device=opened.device, progress=self.key, refiner=self.refiner, risk=risk,
-            regret=regret)
+            device=opened.device, progress=self.key, refiner=self.refiner,
+            risk=list(counted.values()), regret=regret, kept=kept)
         seconds = time.perf_counter() - start
         names = loader.dataset.class_names
         ids = [sample.id for sample in loader.dataset.samples]
-        curve = risk and risk.compute()
+        measured = _measured(counted, args)
         parts = regret.compute(results) if regret else {}
+        tables = {rule: image_scores(scores.image or {}, ids, names, options["CoI"])
+                  for rule, scores in results.items()}
+        entries = []
         if is_main():
             scored = Scored(opened, self.digest, predictor, rules, self.key, self.section, names,
                             options, self.refiner, self.read)
             entries = score_entries(results, scored)
-            for entry in entries if curve else ():
-                entry["risk_coverage"] = plain_json(curve)
-            if regret:
-                for entry in entries:
+            for entry in entries:
+                entry.update(measured)
+                if regret:
                     parts_of_rule = parts[entry["procedure"]]
                     entry["regret"] = plain_json({**regret.describe(), **parts_of_rule})
             deliver(folder, results, entries, names, ids, args.json)
+        if self.page:
+            self.page.add(name or OWN, entries, tables, kept)
         for rule, scores in results.items():
-            table = image_scores(scores.image or {}, ids, names, options["CoI"])
-            self.runs.append(Run(name or OWN, rule, settings, table,
+            self.runs.append(Run(name or OWN, rule, settings, tables[rule],
                                  seconds / max(scores.images, 1)))
 
-    def _risk(self, options, rules):
-        """Counts errors by the confidence of the posterior, or of the raw logits if so chosen."""
-        self._require_classes(rules, "--risk-coverage")
-        return RiskCoverage(self._posterior(options), len(self.opened.class_names),
-                            self.opened.config["ignore_index"])
+    def _confidence(self, options, rules, args):
+        """What counts errors by confidence: of the posterior, and of the raw logits before it."""
+        if args.risk_coverage:
+            self._require_classes(rules, "--risk-coverage")
+        elif not self.page or rules[0].name == "offsets":
+            return {}
+        posterior, raw = self._posterior(options), Posterior(self.opened.activation)
+        chosen = {posterior_text(posterior): posterior}
+        if self.page and posterior.describe() != raw.describe():
+            chosen = {posterior_text(raw): raw, **chosen}
+        return {title: RiskCoverage(one, len(self.opened.class_names),
+                                    self.opened.config["ignore_index"])
+                for title, one in chosen.items()}
 
     def _regret(self, options, rules):
         self._require_classes(rules, "--regret")
@@ -172,6 +188,17 @@ class ProtocolScores:
                    if run is not reference and run.rule == reference.rule]
         return "\n".join(["what each protocol is worth (percent; difference to the first)",
                           *tables, f"settings that differ from {reference.name}:", *changed])
+
+
+def _measured(counted: Mapping[str, RiskCoverage], args: argparse.Namespace) -> dict[str, Any]:
+    """What the options ask of `counted`: "calibration", "risk_coverage". All ranks call this."""
+    measured: dict[str, Any] = {}
+    if counted and args.report:
+        measured["calibration"] = [{"of": title, **one.reliability()}
+                                   for title, one in counted.items()]
+    if args.risk_coverage:
+        measured["risk_coverage"] = [*counted.values()][-1].compute()
+    return plain_json(measured)
 
 
 def _tables(rows, level):

@@ -12,6 +12,7 @@ random, and the area is the integral over the share instead of a sum over pixels
 """
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -50,12 +51,12 @@ class RiskCoverage:
             row.scatter_add_(0, place.flatten(), weight.flatten().long())
 
     def compute(self) -> dict:
-        """Over all processes; each must call this once.
+        """Over all processes; each must call this.
 
         AURC, E_AURC: see the head of this file. risk: of all pixels. coverage, curve: POINTS shares
         and the risk at each. Fractions; nan without a labeled pixel.
         """
-        pixels, errors = all_reduce(self.counts.cpu()).double().numpy()
+        pixels, errors = self._summed
         total = pixels.sum()
         if not total:
             return {"AURC": math.nan, "E_AURC": math.nan, "risk": math.nan, "coverage": [],
@@ -72,6 +73,33 @@ class RiskCoverage:
                           out=np.full(POINTS, errors[first] / pixels[first]))
         return {"AURC": area, "E_AURC": area - best, "risk": risk, "coverage": coverage.tolist(),
                 "curve": curve.tolist()}
+
+    def reliability(self, bins: int = 15) -> dict:
+        """Calibration of the most probable class, over all processes; each must call this.
+
+        ECE: the gap between confidence and accuracy, averaged over the pixels (as in
+        utils.decision.calibration, which sorts a sample of pixels). pixels, confidence, accuracy:
+        one number for each of `bins` bins of equal width from 0 to 1; the latter are nan in an
+        empty bin. The confidence of a pixel is known to 0.2 % of 1 - p.
+        """
+        pixels, errors = self._summed
+        middle = 1 - 2.0 ** ((np.arange(BINS) + 0.5) / PER_OCTAVE - OCTAVES)
+        middle[[0, -1]] = 1.0, 0.0
+        place = np.minimum((middle * bins).astype(int), bins - 1)
+        count, sums, wrong = (np.bincount(place, weights, bins)
+                              for weights in (pixels, pixels * middle, errors))
+        some = np.maximum(count, 1)
+        confidence, accuracy = (np.where(count > 0, values / some, math.nan)
+                                for values in (sums, count - wrong))
+        gap = np.abs(sums - (count - wrong)).sum()
+        return {"ECE": gap / count.sum() if count.sum() else math.nan,
+                "pixels": count.astype(int).tolist(), "confidence": confidence.tolist(),
+                "accuracy": accuracy.tolist()}
+
+    @cached_property
+    def _summed(self) -> np.ndarray:
+        """The counts of all processes, float64 (2, BINS)."""
+        return all_reduce(self.counts.cpu()).double().numpy()
 
 
 def area_under_curve(pixels: np.ndarray, errors: np.ndarray) -> float:

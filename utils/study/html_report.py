@@ -1,17 +1,21 @@
 """report.html: everything about a study in one file that a browser opens without a network."""
-import base64
-from collections.abc import Sequence
-from html import escape
-from pathlib import Path
-
+from utils.evaluation.html_page import (
+    cell,
+    chart_image,
+    class_legend,
+    figure,
+    heading,
+    heat_cell,
+    note,
+    page,
+    stroke,
+    table,
+    text,
+)
 from utils.metrics.table import p_text, percent
 from utils.study import tables
 from utils.study.summary import Summary
 
-_PAGE = Path(__file__).with_name("report_page.html")
-# Okabe and Ito, without their yellow, which is hard to see on white; rows beyond are dashed.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "var(--black)")
-_DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _WIDE, _HIGH, _LEFT, _BOTTOM = 520, 260, 52, 28
 
 Shown = dict
@@ -19,33 +23,11 @@ Shown = dict
 
 def html_report(summary: Summary, chart: bytes, shown: Shown) -> str:
     """The page. chart: the picture of the study, PNG. shown: of utils.study.pictures, or {}."""
-    picture = base64.b64encode(chart).decode()
-    parts = [f"<h1>{escape(summary['name'])}</h1>", _note(summary["note"]),
-             _main_table(summary),
-             f'<p class="wide"><img class="chart" alt="every run a point, means as bars" '
-             f'src="data:image/png;base64,{picture}"></p>',
-             _differences(summary), _ranks(summary), _problems(summary), _runs(summary),
-             _heat_map(summary), _curves(summary), _differing(shown), _worst(shown)]
-    return _PAGE.read_text(encoding="utf-8").replace("@TITLE@", escape(summary["name"])).replace(
-        "@BODY@", "\n".join(filter(None, parts)))
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>' if text else ""
-
-
-def _cell(text: str, value: object = None, classes: str = "", style: str = "") -> str:
-    """A cell of a table. value: what it is sorted by; None: unknown, which is sorted last."""
-    return (f'<td data-value="{"" if value is None else escape(str(value))}"'
-            + f' class="{classes}"' * bool(classes) + f' style="{style}"' * bool(style)
-            + f">{escape(text)}</td>")
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(one)}</th>" for one in heads)
-    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return (f'<div class="wide"><table class="sortable"><thead><tr>{head}</tr></thead>\n'
-            f"<tbody>{body}</tbody></table></div>")
+    return page(summary["name"], [
+        heading(summary["name"], 1), note(summary["note"]), _main_table(summary),
+        chart_image(chart, "every run a point, means as bars"), _differences(summary),
+        _ranks(summary), _problems(summary), _runs(summary), _heat_map(summary), _curves(summary),
+        _differing(shown), _worst(shown)])
 
 
 def _main_table(summary: Summary) -> str:
@@ -54,24 +36,24 @@ def _main_table(summary: Summary) -> str:
         heads += [tables.score_title(score), "runs"]
         heads += ["published", "difference"] * tables.has_published(summary, score)
     for row in summary["rows"]:
-        cells = [_cell(row["label"], row["label"])]
-        cells += [_cell(row["data"], row["data"])] if "data" in heads else []
+        cells = [cell(row["label"], row["label"])]
+        cells += [cell(row["data"], row["data"])] if "data" in heads else []
         for score, one in row["scores"].items():
             printed = one["published"]
-            cells += [_cell(tables.spread(one, score), one["mean"], "best" * one["best"]),
-                      _cell(", ".join(tables.number(value, score) for value in one["values"]),
+            cells += [cell(tables.spread(one, score), one["mean"], "best" * one["best"]),
+                      cell(", ".join(tables.number(value, score) for value in one["values"]),
                             max(one["values"], default=None), "runs")]
             if tables.has_published(summary, score):
-                cells += [_cell(tables.published_text(printed, score), printed and printed["mean"]),
-                          _cell(tables.number(one["difference"], score, True), one["difference"])]
-        cells += [_cell(tables.scaled(row["parameters"], 1e6), row["parameters"]),
-                  _cell(tables.scaled(row["flops"], 1e9), row["flops"]),
-                  _cell(tables.duration(row["seconds"]), row["seconds"])]
+                cells += [cell(tables.published_text(printed, score), printed and printed["mean"]),
+                          cell(tables.number(one["difference"], score, True), one["difference"])]
+        cells += [cell(tables.scaled(row["parameters"], 1e6), row["parameters"]),
+                  cell(tables.scaled(row["flops"], 1e9), row["flops"]),
+                  cell(tables.duration(row["seconds"]), row["seconds"])]
         rows.append(cells)
     about = ("Mean ± standard deviation over the runs, then every run. FLOPs are those of one "
              "image as it is tested, two per multiply-add; time is that of a training. Click a "
              "heading to sort.")
-    return _table([*heads, "parameters M", "GFLOPs", "time"], rows) + _note(about)
+    return table([*heads, "parameters M", "GFLOPs", "time"], rows) + note(about)
 
 
 def _differences(summary: Summary) -> str:
@@ -81,51 +63,51 @@ def _differences(summary: Summary) -> str:
     for one in summary["comparisons"]:
         score, seeds, images = one["score"], one["seeds"], one["images"] or {}
         rows.append([
-            _cell(one["row"], one["row"]), _cell(tables.score_title(score), score),
-            _cell(tables.number(seeds["value"], score, True), seeds["value"]),
-            _cell(tables.seeds_text(seeds), seeds["seeds"]),
-            _cell(tables.bounds(seeds, score), seeds["low"]),
-            _cell(p_text(seeds["p_holm"]), seeds["p_holm"]),
-            _cell(tables.images_text(one["images"]), images.get("images")),
-            _cell(tables.bounds(images, score), images.get("low")),
-            _cell(p_text(images.get("p_holm")), images.get("p_holm"))])
+            cell(one["row"], one["row"]), cell(tables.score_title(score), score),
+            cell(tables.number(seeds["value"], score, True), seeds["value"]),
+            cell(tables.seeds_text(seeds), seeds["seeds"]),
+            cell(tables.bounds(seeds, score), seeds["low"]),
+            cell(p_text(seeds["p_holm"]), seeds["p_holm"]),
+            cell(tables.images_text(one["images"]), images.get("images")),
+            cell(tables.bounds(images, score), images.get("low")),
+            cell(p_text(images.get("p_holm")), images.get("p_holm"))])
     heads = ["row", "score", "difference", "seeds", "95 % over seeds", "p (Holm)", "images",
              "95 % over images", "p (Holm)"]
     notes = [tables.differences_text(summary)] if rows else []
     notes += tables.gaps_texts(summary)
     notes += [tables.needed_text(summary)] if summary["seeds_needed"] else []
-    return (f"<h2>Differences to {escape(summary['baseline'])}</h2>"
-            + (_table(heads, rows) if rows else "") + "".join(map(_note, notes)))
+    return (f"<h2>Differences to {text(summary['baseline'])}</h2>"
+            + (table(heads, rows) if rows else "") + "".join(map(note, notes)))
 
 
 def _ranks(summary: Summary) -> str:
     ranks = summary["ranks"]
     if not ranks:
         return ""
-    rows = [[_cell(label, label), _cell(f"{ranks['mean'][i]:.2f}", ranks["mean"][i]),
-             *(_cell(f"{one[i]:g}", one[i]) for one in ranks["ranks"])]
+    rows = [[cell(label, label), cell(f"{ranks['mean'][i]:.2f}", ranks["mean"][i]),
+             *(cell(f"{one[i]:g}", one[i]) for one in ranks["ranks"])]
             for i, label in enumerate(ranks["labels"])]
-    return ("<h2>Ranks over data sets</h2>" + _table(["row", "mean rank", *ranks["data"]], rows)
-            + _note(tables.ranks_text(summary)))
+    return ("<h2>Ranks over data sets</h2>" + table(["row", "mean rank", *ranks["data"]], rows)
+            + note(tables.ranks_text(summary)))
 
 
 def _problems(summary: Summary) -> str:
     missing = tables.missing_text(summary)
-    failed = "".join(f'<p class="failed">failed: {escape(one["run"])}: {escape(one["message"])}</p>'
+    failed = "".join(note(f"failed: {one['run']}: {one['message']}", "failed")
                      for one in summary["failed"])
-    return _note(missing) + failed
+    return note(missing) + failed
 
 
 def _runs(summary: Summary) -> str:
-    rows = [[_cell(row["title"], row["title"]),
-             _cell("-" if run["seed"] is None else str(run["seed"]), run["seed"]),
-             *(_cell(tables.number(value, score), value)
+    rows = [[cell(row["title"], row["title"]),
+             cell("-" if run["seed"] is None else str(run["seed"]), run["seed"]),
+             *(cell(tables.number(value, score), value)
                for score, value in run["scores"].items()),
-             _cell(tables.duration(run["seconds"]), run["seconds"]),
-             _cell(run["folder"] or run["place"], run["folder"] or run["place"])]
+             cell(tables.duration(run["seconds"]), run["seconds"]),
+             cell(run["folder"] or run["place"], run["folder"] or run["place"])]
             for row in summary["rows"] for run in row["runs"]]
     heads = ["row", "seed", *map(tables.score_title, summary["scores"]), "time", "folder"]
-    return "<h2>Runs</h2>" + _table(heads, rows)
+    return "<h2>Runs</h2>" + table(heads, rows)
 
 
 def _heat_map(summary: Summary) -> str:
@@ -136,19 +118,14 @@ def _heat_map(summary: Summary) -> str:
             groups.setdefault(tuple(row["classes"]), []).append(row)
     parts = []
     for names, rows in groups.items():
-        lines = [[_cell(row["title"], row["title"]), *(_heat(row["classes"][name])
+        lines = [[cell(row["title"], row["title"]), *(_heat(row["classes"][name])
                                                        for name in names)] for row in rows]
-        parts.append(_table(["row", *names], lines))
+        parts.append(table(["row", *names], lines))
     return "<h2>IoU of the classes, mean over the runs</h2>" + "\n".join(parts) if parts else ""
 
 
 def _heat(value: float | None) -> str:
-    if value is None:
-        return _cell("-")
-    red, green, blue = (round(255 + value * (dark - 255)) for dark in (8, 48, 107))
-    ink = "#fff" if value > 0.55 else "#222"
-    return _cell(f"{100 * value:.1f}", value, "",
-                 f"background:rgb({red},{green},{blue});color:{ink}")
+    return heat_cell("-" if value is None else f"{100 * value:.1f}", value)
 
 
 def _curves(summary: Summary) -> str:
@@ -160,17 +137,11 @@ def _curves(summary: Summary) -> str:
         return ""
     legend = "".join(
         f'<label><input type="checkbox" value="{i}" checked> <svg width="30" height="8">'
-        f'<line x1="0" y1="4" x2="30" y2="4" {_stroke(i)}/></svg> {escape(row["title"])}</label>'
+        f'<line x1="0" y1="4" x2="30" y2="4" {stroke(i)}/></svg> {text(row["title"])}</label>'
         for i, row in enumerate(rows))
     drawn = "".join(f"<div><h3>{title}</h3>{chart}</div>" for title, chart in charts)
     return (f'<h2>Curves</h2><p class="legend">{legend}</p><div class="curves">{drawn}</div>'
-            + _note("Over the optimizer steps. Every run is a line; point at one for its name."))
-
-
-def _stroke(i: int) -> str:
-    dash = _DASHES[i // len(_COLORS) % len(_DASHES)]
-    return f'style="stroke:{_COLORS[i % len(_COLORS)]}" stroke-width="1.5"' + \
-        (f' stroke-dasharray="{dash}"' if dash else "")
+            + note("Over the optimizer steps. Every run is a line; point at one for its name."))
 
 
 def _chart(rows: list[dict], key: str) -> str:
@@ -191,9 +162,9 @@ def _chart(rows: list[dict], key: str) -> str:
     def place(x: float, y: float) -> str:
         return (f"{_LEFT + x / most * (_WIDE - _LEFT - 8):.1f},"
                 f"{8 + (high - min(y, high)) / (high - low) * (_HIGH - _BOTTOM - 8):.1f}")
-    drawn = [f'<polyline data-row="{i}" {_stroke(i)} points="'
+    drawn = [f'<polyline data-row="{i}" {stroke(i)} points="'
              + " ".join(place(x, y) for x, y in line if y is not None)
-             + f'"><title>{escape(title)}, seed {seed}</title></polyline>'
+             + f'"><title>{text(title)}, seed {seed}</title></polyline>'
              for i, title, seed, line in lines]
     for share in (0, 0.25, 0.5, 0.75, 1):
         value = low + share * (high - low)
@@ -210,10 +181,10 @@ def _differing(shown: Shown) -> str:
     parts = []
     for one in shown.get("differing", ()):
         where = f"{one['data']}: " if one["data"] else ""
-        figures = [_figure(one["image"], "image"), _figure(one["label"], "label")]
-        figures += [_figure(run["picture"], f"{run['name']}: {percent(run['score'])}")
+        figures = [figure(one["image"], "image"), figure(one["label"], "label")]
+        figures += [figure(run["picture"], f"{run['name']}: {percent(run['score'])}")
                     for run in one["runs"]]
-        parts.append(f"<h3>{escape(where + one['id'])}</h3>{''.join(figures)}")
+        parts.append(f"<h3>{text(where + one['id'])}</h3>{''.join(figures)}")
     return ("<h2>Images on which the runs differ most (mIoU of the image)</h2>"
             + _class_colors(shown) + "\n".join(parts)) if parts else ""
 
@@ -223,27 +194,17 @@ def _class_colors(shown: Shown) -> str:
     legends = {}
     for data, classes in shown.get("classes", {}).items():
         legends.setdefault(tuple((name, tuple(color)) for name, color in classes), []).append(data)
-    parts = []
-    for classes, data in legends.items():
-        where = f"{escape(', '.join(data))}: " if len(legends) > 1 else ""
-        parts.append(f'<p class="legend">{where}' + "".join(
-            f'<span><i style="background:rgb{color}"></i>{escape(name)}</span>'
-            for name, color in (*classes, ("no class", (0, 0, 0)))) + "</p>")
-    return "".join(parts)
+    return "".join(class_legend(classes, f"{', '.join(data)}: " if len(legends) > 1 else "")
+                   for classes, data in legends.items())
 
 
 def _worst(shown: Shown) -> str:
     parts = []
     for run in shown.get("worst", ()):
         figures = "".join(
-            f'<div class="together">{_figure(one["image"], one["id"])}'
-            + _figure(one["label"], "label")
-            + _figure(one["picture"], f"prediction: {percent(one['score'])}") + "</div>"
+            f'<div class="together">{figure(one["image"], one["id"])}'
+            + figure(one["label"], "label")
+            + figure(one["picture"], f"prediction: {percent(one['score'])}") + "</div>"
             for one in run["images"])
-        parts.append(f"<h3>{escape(run['name'])}</h3>{figures}")
+        parts.append(f"<h3>{text(run['name'])}</h3>{figures}")
     return "<h2>Worst images of each run</h2>" + "\n".join(parts) if parts else ""
-
-
-def _figure(picture: str | None, caption: str) -> str:
-    drawn = f'<img alt="" src="{picture}" loading="lazy">' if picture else "<p>no picture</p>"
-    return f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"

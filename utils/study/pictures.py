@@ -3,7 +3,6 @@
 Shown are the images on which the runs differ most (by the spread of mIoU_I), and the worst images
 of each run. The pictures stay in the folder of the result, so a second report opens no network.
 """
-import base64
 import hashlib
 import json
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 
 from utils.cli.console import notice, warn
 from utils.errors import listed, shown
+from utils.evaluation.html_page import data_url, small_picture
 from utils.evaluation.results_file import OUTCOMES
 from utils.files.json_values import plain_json
 from utils.study.execute import CPU, last_error, run_program
@@ -23,7 +23,6 @@ from utils.study.results import COSTS, RunResult, read_costs
 DIFFERING, WORST = 4, 2     # images of a data set, and of a run
 _WIDTH = 288                # pixels of a picture in the report
 _FOLDER = "pictures"
-_TOLERANCE = 0.02           # of mIoU_I: on another device a few pixels change
 
 Shown = dict[str, Any]      # {"differing": [...], "worst": [...]}, see `picture_results`
 
@@ -73,6 +72,7 @@ def picture_process(job: dict, split_loader: Callable[..., Any],
     from utils.checkpoint.read import read_checkpoint
     from utils.config.load import with_config
     from utils.evaluation.evaluate import REFINED, build_rules
+    from utils.evaluation.repeat_result import options_of, require_score
     from utils.files.whole_file import write_bytes
     from utils.predict.arguments import with_arguments
     from utils.predict.open_model import open_model
@@ -82,7 +82,7 @@ def picture_process(job: dict, split_loader: Callable[..., Any],
     checkpoint = with_config(read_checkpoint(job["checkpoint"]), args.config, args.overrides)
     config = checkpoint["config"]
     if job["entry"]:
-        options = _options_of(job["entry"], config, args)
+        options = options_of(job["entry"], config, args)
     else:
         options = with_arguments(config["predict"], args)
     opened = open_model(checkpoint, device, job["checkpoint"])
@@ -109,38 +109,13 @@ def picture_process(job: dict, split_loader: Callable[..., Any],
         scored, labels = scored[0].cpu(), labels[0].cpu()
         if refiner is not None:
             scored, labels = (refiner(one, images[0], name) for one in (scored, labels))
-        _require_score(scored, predictor.as_scored(sample["label"][None])[0], score,
-                       len(opened.class_names), config, options, name)
+        require_score(scored, predictor.as_scored(sample["label"][None])[0], score,
+                      len(opened.class_names), config, options, name)
         _write(place / _FOLDER, name, sample, labels.numpy(), loader.dataset.palette)
     classes = list(zip(loader.dataset.class_names, loader.dataset.palette, strict=False))
     costs = {"parameters": sum(one.numel() for one in opened.model.parameters()),
              "flops": flops, "size": size, "classes": plain_json(classes)}
     write_bytes(place / COSTS, json.dumps(costs).encode())
-
-
-def _options_of(entry: dict, config: dict, args: Any) -> dict:
-    """The `predict` section of a result of test.py; sets data and split of `config` and `args`.
-
-    What an entry does not name was not in use: the usual value, not that of the config.
-    """
-    import inspect
-
-    from utils.errors import DataError
-    from utils.images.input_size import InputSize
-    from utils.predict.predictor import Predictor
-    if entry.get("segfix"):
-        raise DataError("the result was refined by SegFix, and does not say with which file")
-    key = str(entry["loader"])
-    config[key], args.split = entry["data"], key.removesuffix("_loader")
-    args.predict, args.as_validation = entry["procedure"], bool(entry.get("labels_resized_to"))
-    usual = {name: one.default for cls in (InputSize, Predictor)
-             for name, one in inspect.signature(cls).parameters.items()}
-    usual = {name: value for name, value in usual.items() if name in config["predict"]}
-    options = {**config["predict"], **usual, "base_size": None, "published": False,
-               "temperature": 1.0, "scale": None, "bias": None}
-    options |= {name: value for name, value in entry.items() if name in options}
-    return {**options, "CoI": entry.get("classes_of_interest", "all"),
-            "posterior": "auto" if "posterior" in entry else "raw"}
 
 
 def _decided(predictor, images, rule):
@@ -151,21 +126,6 @@ def _decided(predictor, images, rule):
     logits = predictor(images).contiguous()
     masks = rule(logits)
     return masks, rule.label_map(logits, masks)
-
-
-def _require_score(prediction, target, score, classes, config, options, name):
-    """Raise DataError unless labels or masks have the score of their image in the result."""
-    from utils.errors import DataError, shown
-    from utils.metrics import ImageMetrics, count_pixels
-    ignore = config["ignore_index"]
-    counts = count_pixels(prediction[None], target[None], classes, ignore)
-    metrics = ImageMetrics(classes, ignore, options["CoI"], published=options["published"])
-    metrics.add(counts)
-    found = metrics.compute()["img_miou"][0]
-    if abs(found - score) > _TOLERANCE:
-        raise DataError(f"predicted as for the report, {shown(name)} has mIoU_I "
-                        f"{100 * found:.1f}, and the result says {100 * score:.1f}",
-                        fix="score the checkpoint again with test.py")
 
 
 def _differing(results: list[RunResult]) -> list[str]:
@@ -259,7 +219,7 @@ def _url(path: Path) -> str | None:
     if not path.is_file():
         return None
     kind = "jpeg" if path.suffix == ".jpg" else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return data_url(path.read_bytes(), kind)
 
 
 def _write(folder: Path, name: str, sample: dict, labels: np.ndarray, palette: Any):
@@ -271,22 +231,5 @@ def _write(folder: Path, name: str, sample: dict, labels: np.ndarray, palette: A
     pictures = {"jpg": image, "label.png": colorize(truth, palette),
                 "png": colorize(labels, palette)}
     for suffix, picture in pictures.items():
-        write_bytes(folder / f"{_file_name(name)}.{suffix}", _encoded(picture, suffix))
-
-
-def _encoded(picture: np.ndarray, suffix: str) -> bytes:
-    import io
-
-    from PIL import Image
-    drawn = Image.fromarray(np.ascontiguousarray(picture))
-    photo = suffix == "jpg"
-    if drawn.width > _WIDTH:
-        size = _WIDTH, max(1, round(drawn.height * _WIDTH / drawn.width))
-        drawn = drawn.resize(size, Image.Resampling.LANCZOS if photo else
-                             Image.Resampling.NEAREST)
-    data = io.BytesIO()
-    if photo:
-        drawn.save(data, "JPEG", quality=85)
-    else:
-        drawn.quantize(256).save(data, "PNG", optimize=True)
-    return data.getvalue()
+        write_bytes(folder / f"{_file_name(name)}.{suffix}",
+                    small_picture(picture, _WIDTH, photo=suffix == "jpg"))
