@@ -1,5 +1,6 @@
 """tools.demo: the page in a browser, and the requests that the server refuses."""
 import base64
+import dataclasses
 import http.client
 import io
 import json
@@ -11,6 +12,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from models.enet import ENet
@@ -20,19 +22,22 @@ from tests.support.limits import files_limited_to
 from tests.support.png import chunk, png
 from tests.support.run_program import start
 from tools.demo import __main__ as demo
+from tools.demo.examples import of_config, of_folder
 from tools.demo.segmenter import Segmenter
 from tools.demo.server import DemoServer, Limits, is_loopback
 from utils.checkpoint.read import read_checkpoint
 from utils.cli import console
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 from utils.export.graph import made_up_image
+from utils.images.image_io import read_image
 from utils.predict.open_model import open_model
 
 LIMITS = Limits(upload=60_000, seconds=20, waiting=1, connections=6)
 
 
-def serve(segment, about, limits=LIMITS, host="127.0.0.1"):
-    server = DemoServer(host, 0, demo.PAGE.read_text(encoding="utf-8"), about, segment, limits)
+def serve(segment, about, limits=LIMITS, host="127.0.0.1", examples=()):
+    server = DemoServer(host, 0, demo.PAGE.read_text(encoding="utf-8"), about, segment, limits,
+                        examples)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02},
                      daemon=True).start()
     return server
@@ -50,10 +55,19 @@ def opened(tmp_path_factory):
         return open_model(read_checkpoint(path), "cpu", path)
 
 
+def folder_of_pictures(folder):
+    for number in range(9):
+        (folder / f"scene_{number}.png").write_bytes(image_bytes(seed=number))
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
-def server(opened):
+def server(opened, tmp_path_factory):
     segmenter = Segmenter(opened, pixels=50_000, work_pixels=4_000)
-    server = serve(segmenter, segmenter.about())
+    examples = of_folder(folder_of_pictures(tmp_path_factory.mktemp("pictures")), 50_000)
+    server = serve(segmenter, {**segmenter.about(), "examples": [
+        {"name": one.name, "picture": one.picture} for one in examples]},
+        examples=[one.png for one in examples])
     yield server
     stop(server)
 
@@ -95,25 +109,78 @@ def ask(server, method="POST", path="/segment", body=None, **headers):
     return reply.status, content
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_the_answer_for_an_image_is_its_labels_and_shares(server, opened, kind):
     status, result = ask(server, body=image_bytes(kind=kind))
     assert status == 200 and (result["height"], result["width"]) == (40, 60)
     assert sum(one["share"] for one in result["classes"]) == pytest.approx(1)
     shares = [one["share"] for one in result["classes"]]
     assert shares == sorted(shares, reverse=True)
-    data = base64.b64decode(result["labels"].removeprefix("data:image/png;base64,"))
-    colors = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert ("image" in result) == (kind == "TIFF")      # the one that browsers do not show
+    colors = pixels(result["labels"], "RGB")
     for one in result["classes"]:
         assert one["colour"] == opened.palette[NAMES.index(one["name"])]
         share = (colors == one["colour"]).all(-1).mean()
         assert share == pytest.approx(one["share"])
 
 
+def pixels(url, mode=None):
+    """The pixels of a PNG in an answer; mode: of Pillow, to convert to."""
+    image = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
+    return np.array(image.convert(mode) if mode else image)
+
+
+def test_the_labels_are_the_file_that_inference_py_writes(server, opened, tmp_path):
+    (tmp_path / "scene.png").write_bytes(image_bytes())
+    predictor = opened.predictor().for_files()
+    image = read_image(tmp_path / "scene.png").transpose(2, 0, 1)[None].copy()
+    labels = predictor(torch.from_numpy(image)).argmax(1)[0].numpy()
+    status, result = ask(server, body=image_bytes())
+    assert status == 200 and (pixels(result["labels"]) == labels).all()
+    assert "file" not in result
+    other = dataclasses.replace(opened, label_ids=[7, 300, 9][:len(NAMES)] + [
+        400 + k for k in range(len(NAMES) - 3)])
+    answer = Segmenter(other, 50_000, 4_000)(str(tmp_path / "scene.png"), "whole", "max")
+    assert (pixels(answer["file"]) == np.array(other.label_ids)[labels]).all()
+    assert (pixels(answer["labels"], "RGB") == pixels(result["labels"], "RGB")).all()
+
+
+def test_the_examples_are_pictures_that_the_server_takes(server, tmp_path):
+    about = ask(server, "GET", "/about")[1]
+    assert [one["name"] for one in about["examples"]] == [
+        f"scene_{number}.png" for number in (0, 1, 3, 4, 6, 7)]
+    status, picture = ask(server, "GET", "/example/2")
+    assert status == 200 and (np.array(Image.open(io.BytesIO(picture))) == np.array(
+        Image.open(io.BytesIO(image_bytes(seed=3))))).all()
+    assert ask(server, body=picture)[0] == 200
+    for path in ("/example/6", "/example/-1", "/example/", "/example/../about"):
+        assert ask(server, "GET", path)[0] == 404
+    with pytest.raises(DataError, match="no picture of at most 1"):
+        of_folder(folder_of_pictures(tmp_path), 1)
+
+
+def test_examples_come_from_the_data_that_is_scored_or_a_reason_is_given():
+    section = {"type": "Shapes", "args": {"split": "val", "length": 9, "size": [32, 48]}}
+    config = {"val_loader": section, "ignore_index": 255, "seed": 0}
+    assert [one.name for one in of_config(config, 10_000)] == [
+        f"val_0000{number}" for number in (0, 1, 3, 4, 6, 7)]
+    assert "at most 10 pixels" in of_config(config, 10)
+    gone = {"type": "CamVid", "args": {"data_dir": "/nowhere", "split": "val"}}
+    assert "/nowhere" in of_config({**config, "val_loader": gone}, 10_000)
+
+
+def test_the_page_explains_its_choices_and_the_size_of_validation(opened):
+    about = Segmenter(opened, 50_000, 4_000).about()
+    assert set(about["explained"]) == {*about["modes"], *about["rules"]}
+    assert "expected Dice score" in about["explained"]["rankdice"]
+    assert "at their own size" in about["size"]
+    validated = dataclasses.replace(opened, base_size=64)
+    assert "at 64 pixels (long side), as in validation" in Segmenter(
+        validated, 50_000, 4_000).about()["size"]
+
+
 @pytest.mark.parametrize("mode", ["whole", "sliding", "multiscale"])
 def test_mode_and_rule_are_those_of_the_predictor(server, opened, mode):
-    import torch
-
     from utils.decision.rules import build_decision
     image = torch.from_numpy(made_up_image(1, 40, 60))
     logits = opened.predictor({**opened.config["predict"], "mode": mode, "scales": None})(image)
@@ -371,7 +438,16 @@ def test_the_whole_flow_in_a_browser(server, tmp_path):
         browser.wait_for("document.querySelector('#status').classList.contains('error')")
         assert "not a PNG" in browser.run("document.querySelector('#status').textContent")
         assert browser.run("document.querySelector('#labels').hidden")
-        browser.choose_file("#file", tmp_path / "scene.png")
-        browser.wait_for(finished)
+        assert browser.run("document.querySelector('#invite').innerText").startswith(
+            "page.html: not a PNG")
+        browser.run("document.querySelector('#examples button').click()")
+        browser.wait_for(f"{finished} && !document.querySelector('#save').hidden")
+        assert browser.run("document.querySelector('#save-labels').download") == "scene_0.png.png"
+        browser.run("HTMLAnchorElement.prototype.click = function() { saved = this; }; "
+                    "document.querySelector('#save-overlay').click(); 0")
+        browser.wait_for("window.saved?.href.startsWith('blob:')")
+        (tmp_path / "scene.tif").write_bytes(image_bytes(kind="TIFF"))
+        browser.choose_file("#file", tmp_path / "scene.tif")
+        browser.wait_for(f"{finished} && document.querySelector('#image').naturalWidth == 60")
     finally:
         browser.close()

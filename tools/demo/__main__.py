@@ -11,6 +11,7 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.cli import console
 from utils.cli.arguments import command_parser, device
@@ -21,6 +22,10 @@ from utils.predict.arguments import (
     tell_base_size,
     with_arguments,
 )
+
+if TYPE_CHECKING:
+    from tools.demo.examples import Example
+    from utils.predict.open_model import OpenModel
 
 PAGE = Path(__file__).with_name("demo.html")
 
@@ -40,6 +45,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--work-pixels", type=float, default=2, metavar="MILLION",
         help="larger images are reduced to this size (default: 2)")
     add("--seconds", type=float, default=20, help="time limit to receive a request (default: 20)")
+    add("--examples", metavar="FOLDER|none",
+        help="pictures to click (default: some of the data that test.py scores, if it is here)")
     add_base_size(parser)
     add_rule_arguments(parser)
     add("-d", "--device", type=device, help="cpu, cuda or cuda:N (default: a GPU if there is one)")
@@ -67,8 +74,11 @@ def main(argv: list[str] | None = None):
     options = with_arguments(opened.config["predict"], args)
     segmenter = Segmenter(opened, int(args.pixels * 1e6), int(args.work_pixels * 1e6), options)
     tell_base_size(segmenter.base_size, options)
-    server = DemoServer(args.host, args.port, PAGE.read_text(encoding="utf-8"), segmenter.about(),
-                        segmenter, limits)
+    examples = _examples(args, opened)
+    about = {**segmenter.about(), "examples": [
+        {"name": one.name, "picture": one.picture} for one in examples]}
+    server = DemoServer(args.host, args.port, PAGE.read_text(encoding="utf-8"), about, segmenter,
+                        limits, [one.png for one in examples])
     if not is_loopback(args.host):
         console.warn(f"everybody who can reach {args.host} can open the page, without a password")
     try:
@@ -80,6 +90,21 @@ def main(argv: list[str] | None = None):
                                   "the page is closed") from None
     finally:
         server.close()
+
+
+def _examples(args, opened: "OpenModel") -> "list[Example]":
+    """The pictures to click; a notice if the data of the checkpoint is not on this machine."""
+    from tools.demo.examples import of_config, of_folder
+    pixels = int(min(args.pixels, 4 * args.work_pixels) * 1e6)      # larger ones are kept in memory
+    if args.examples == "none":
+        return []
+    if args.examples:
+        return of_folder(args.examples, pixels, opened.normalize.white)
+    found = of_config(opened.config, pixels)
+    if isinstance(found, str):
+        console.notice(f"no example pictures: {found}")
+        return []
+    return found
 
 
 if __name__ == "__main__":

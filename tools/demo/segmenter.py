@@ -1,5 +1,4 @@
 """Segments one uploaded image for the demo page."""
-import base64
 import math
 from collections.abc import Iterable
 
@@ -7,14 +6,22 @@ import cv2
 import numpy as np
 import torch
 
-from utils.decision.rules import RULES, build_decision
+from utils.decision.rules import EXPLAINED, RULES, build_decision
 from utils.errors import DataError
-from utils.images.base_size import BaseSize, whole_view
+from utils.evaluation.html_page import data_url
+from utils.images.base_size import BaseSize, base_size_text, whole_view
 from utils.images.headers import read_header
-from utils.images.image_io import read_image
+from utils.images.image_io import label_png, read_image
 from utils.images.palette import colorize
-from utils.images.types import Image, Labels
+from utils.images.types import Image
+from utils.inference.prediction_files import as_stored
 from utils.predict.open_model import OpenModel
+
+# What a mode does, for the page.
+MODES = {"whole": "the network sees the whole image at once",
+         "sliding": "the network sees overlapping windows, and their answers are averaged",
+         "multiscale": "the network sees the image at several sizes; the answers are averaged"}
+_TIFF = (b"II", b"MM")          # first bytes; browsers do not show these files
 
 
 class Segmenter:
@@ -33,7 +40,8 @@ class Segmenter:
         self.rules = {name: build_decision(name, opened.activation, options, opened.inverse)
                       for name in _first(options["test"], RULES)}
         self.predictors = {}
-        for mode in _first(options["mode"], ("whole", "sliding", "multiscale")):
+        self.protocol = options.get("protocol")
+        for mode in _first(options["mode"], MODES):
             # The scales in the config are meant for its mode only.
             scales = {} if mode == options["mode"] else {"scales": None}
             self.predictors[mode] = opened.predictor(
@@ -50,11 +58,26 @@ class Segmenter:
         trained = f", epoch {opened.epoch}" if opened.epoch else ""
         return {"title": f"{opened.config['arch']['type']}{trained}", "name": opened.path.name,
                 "classes": opened.class_names, "palette": opened.palette,
-                "modes": list(self.predictors), "rules": list(self.rules)}
+                "modes": list(self.predictors), "rules": list(self.rules),
+                "explained": {**{mode: MODES[mode] for mode in self.predictors},
+                              **{rule: EXPLAINED[rule] for rule in self.rules}},
+                "size": self._size_text()}
+
+    def _size_text(self):
+        """At which size the network sees an image."""
+        first = next(iter(self.predictors.values()))
+        size = "the input size of the config" if first.seen_at is not None else \
+            base_size_text(first.base_size)
+        validated = first.base_size is not None and first.base_size == self.opened.base_size
+        return (f"The network sees images at {size}" + ", as in validation" * validated
+                + (f", by the protocol {self.protocol}" if self.protocol else "")
+                + "; labels have the size of the image.")
 
     def __call__(self, path: str, mode: str, rule: str) -> dict:
         """Returns the labels of an image file as a PNG, and the share of each class.
 
+        "labels" is to look at; "file", if it is not the same, is the label map that inference.py
+        writes. "image" is there for a file that browsers do not show.
         Raises DataError if the file is not an image or is too large.
         """
         image, (height, width) = self._read(path)
@@ -68,8 +91,16 @@ class Segmenter:
         counts = np.bincount(labels.ravel(), minlength=len(names)).tolist()
         shares = [{"name": name, "colour": list(color), "share": count / labels.size}
                   for name, color, count in zip(names, palette, counts, strict=False) if count]
+        stored, colors = as_stored(labels, palette, self.opened.label_ids)
+        file = data_url(label_png(stored, colors), "png")
+        of_16_bits = len(colors) > 256
+        seen = data_url(_png(colorize(labels, palette)), "png") if of_16_bits else file
+        with open(path, "rb") as opened:
+            hidden = opened.read(2) in _TIFF
         return {"height": labels.shape[0], "width": labels.shape[1],
-                "original": [height, width], "labels": _data_url(self._png(labels)),
+                "original": [height, width], "labels": seen,
+                **({"file": file} if of_16_bits else {}),
+                **({"image": data_url(_png(image), "png")} if hidden else {}),
                 "classes": sorted(shares, key=lambda one: -one["share"])}
 
     def _read(self, path) -> tuple[Image, tuple[int, int]]:
@@ -87,14 +118,9 @@ class Segmenter:
             image = cv2.resize(image, reduced, interpolation=cv2.INTER_AREA)
         return image, size
 
-    def _png(self, labels: Labels) -> bytes:
-        colors = cv2.cvtColor(colorize(labels, self.opened.palette), cv2.COLOR_RGB2BGR)
-        return cv2.imencode(".png", colors)[1].tobytes()
 
-
-def _data_url(png):
-    """Returns a PNG as a URL that an <img> element can show."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _png(image: Image) -> bytes:
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def _first(name: str, names: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,8 +26,10 @@ from urllib.parse import parse_qs, urlsplit
 from utils.cli.console import notice, warn
 from utils.errors import ConfigError, UserError, first_line
 
-# The formats that browsers show. Files of other formats (such as PostScript) reach no decoder.
-SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
+# PNG, JPEG, GIF, BMP, WebP, TIFF (also above 4 GB). Files of other formats (such as PostScript)
+# reach no decoder.
+SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*",
+              b"II+\0", b"MM\0+")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -57,7 +59,8 @@ class Refused(Exception):
 
 
 class DemoServer(ThreadingHTTPServer):
-    """Serves `page` at /, `about` at /about and segment(path, mode, rule) at /segment.
+    """Serves `page` at /, `about` at /about, `examples` at /example/0, /example/1, ..., and
+    segment(path, mode, rule) at /segment.
 
     port: 0 takes any free one; `url` contains the port that was taken.
     page: HTML with one inline <script> and one inline <style>.
@@ -65,13 +68,16 @@ class DemoServer(ThreadingHTTPServer):
     segment: called with (path, mode, rule) by one thread at a time; path is a temporary file of
         at most `limits.upload` bytes. Returns the JSON answer, which contains "height" and
         "width". Raises UserError if the file is not a valid image.
+    examples: PNG files to try.
     Raises ConfigError if the server cannot listen on this host and port.
     """
 
     daemon_threads = True
 
     def __init__(self, host: str, port: int, page: str, about: dict,
-                 segment: Callable[[str, str, str], dict], limits: Limits = DEFAULT_LIMITS):
+                 segment: Callable[[str, str, str], dict], limits: Limits = DEFAULT_LIMITS,
+                 examples: Sequence[bytes] = ()):
+        self.examples = {f"/example/{number}": png for number, png in enumerate(examples)}
         self.page, self.about, self.segment, self.limits = page, about, segment, limits
         self.policy = _content_policy(page)
         self.forward = threading.Lock()
@@ -146,6 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(200, self.server.page.encode(), "text/html; charset=utf-8")
             elif self.path == "/about":
                 self._json(200, self.server.about)
+            elif self.path in self.server.examples:
+                self._answer(200, self.server.examples[self.path], "image/png")
             else:
                 raise Refused(404, "not found")
 
@@ -231,7 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not block:
                 raise Refused(408, "the image did not arrive in time")
             if first and not block.startswith(SIGNATURES):
-                raise Refused(415, "not a PNG, JPEG, WebP, GIF or BMP image")
+                raise Refused(415, "not a PNG, JPEG, WebP, TIFF, GIF or BMP image")
             first = False
             self._store(file, block)
             left -= len(block)

@@ -25,6 +25,14 @@ from utils.predict.largest_class import largest_class
 
 UNASSIGNED = ("assign", "void")
 RULES = ("max", "T", "rankdice", "rankiou", "rankdice_dep", "rankiou_dep")
+EXPLAINED = {
+    "max": "every pixel gets the class with the largest score of the network",
+    "T": "a class is where its probability is above a threshold",
+    "rankdice": "chooses the pixels of each class so that the expected Dice score of the image is "
+                "largest",
+    "rankiou": "chooses the pixels of each class so that the expected IoU of the image is largest",
+    "rankdice_dep": "as rankdice, for pixels whose labels depend on their neighbors",
+    "rankiou_dep": "as rankiou, for pixels whose labels depend on their neighbors"}
 DEPENDENT = ("rankdice_dep", "rankiou_dep")
 # `max` on the posterior, beside `max` on raw logits: where test.py compares both.
 MAX_POSTERIOR = "max_posterior"

@@ -163,6 +163,11 @@ def write_label(path: str | os.PathLike, labels: np.ndarray, palette: Sequence[S
     16 bits are used if the palette has more than 256 colors or an id is above 255, so all files
     of one network have the same type. The file appears complete or not at all.
     """
+    write_bytes(path, label_png(labels, palette))
+
+
+def label_png(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> bytes:
+    """The content of the file that `write_label` writes."""
     from PIL import Image
     labels = np.ascontiguousarray(labels)
     if labels.size and not 0 <= labels.min() <= labels.max() < 65536:
@@ -174,7 +179,7 @@ def write_label(path: str | os.PathLike, labels: np.ndarray, palette: Sequence[S
         image.putpalette(palette_table(palette).tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=4)
-    write_bytes(path, buffer.getbuffer())
+    return buffer.getvalue()
 
 
 def write_image(path: str | os.PathLike, rgb: np.ndarray):
