@@ -48,7 +48,8 @@ def test_the_page_has_every_part_of_the_result():
     for part in ("model_best.pth on Made val", "epoch 7", "51.23", "49.00 .. 53.00", "a pole",
                  "python test.py -r model_best.pth -p max,T --report",
                  "class weights undone: ECE 10.00 %", "AURC 5.00 %", "averageScoreClasses",
-                 "About them.", "T: mIoU_I 90.00 %", "temperature"):
+                 "About them.",
+                 "solver % 10.00 9.00 .. 11.00", "T: mIoU_I 90.00 %", "temperature"):
         assert part in words, part
 
 
@@ -119,7 +120,7 @@ def test_many_classes_and_images_leave_a_page_that_can_be_opened():
     words = text_of(made)
     assert "20,000 of 30,000 images are drawn" in words
     assert "The 100 worst and the 100 best of 30,000 images" in words
-    assert "The 1 of 150 classes in these pictures are named" in words
+    assert "Named: 1 of 150 classes" in words
     assert "22,330 pairs with fewer pixels are left out" in words.replace("22330", "22,330")
     too_many = confusion(np.eye(301).tolist(), [str(k) for k in range(301)])
     assert "too large to be drawn (at most 300)" in too_many

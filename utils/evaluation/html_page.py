@@ -24,6 +24,7 @@ _SKELETON = Path(__file__).with_name("html_page.html")
 COLORS = 7
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _SHADES = 20                # of a heat map
+_LONG = 40                  # rows of a table that is shown whole
 _LONGEST = 300              # characters of a text in the page
 
 
@@ -89,13 +90,17 @@ def heat_cell(words: str, share: float | None, title: str = "") -> str:
 
 def table(heads: Sequence[str | tuple[str, str]], rows: Sequence[Sequence[str]],
           sortable: bool = True, classes: str = "") -> str:
-    """A table whose headings sort it. heads: words, or (words, explanation). rows: of `cell`."""
+    """A table whose headings sort it; a long one scrolls in its place.
+
+    heads: words, or (words, explanation). rows: of `cell`.
+    """
     pairs = [(head, "") if isinstance(head, str) else head for head in heads]
     head = "".join('<th scope="col"' + f' title="{text(about)}"' * bool(about)
                    + f">{text(words)}</th>" for words, about in pairs)
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     names = " ".join(filter(None, ["sortable" * sortable, classes]))
-    return (f'<div class="wide"><table class="{names}"><thead><tr>{head}</tr></thead>\n'
+    place = "wide tall" if len(rows) > _LONG else "wide"
+    return (f'<div class="{place}"><table class="{names}"><thead><tr>{head}</tr></thead>\n'
             f"<tbody>{body}</tbody></table></div>")
 
 
@@ -138,9 +143,9 @@ def figure(picture: str | None, caption: str) -> str:
     return f"<figure>{drawn}<figcaption>{text(caption)}</figcaption></figure>"
 
 
-def chart_image(png: bytes, alt: str) -> str:
-    """A drawn chart; it keeps its white paper."""
-    return (f'<p class="wide"><img class="chart" alt="{text(alt)}" '
+def chart_image(png: bytes, alt: str, whole: bool = True) -> str:
+    """A drawn chart; it keeps its white paper. whole: reduced to the page if it is wider."""
+    return (f'<p class="wide"><img class="chart{"" if whole else " large"}" alt="{text(alt)}" '
             f'src="{data_url(png, "png")}"></p>')
 
 

@@ -67,7 +67,7 @@ def confusion(counts: Any, names: list[str]) -> str:
 
         from utils.images.sheet import png_bytes
         drawn = chart_image(png_bytes(Image.fromarray(confusion_picture(counts, names))),
-                            "confusion matrix: rows are labels, columns predictions")
+                            "confusion matrix: rows are labels, columns predictions", whole=False)
     else:
         drawn = note(f"The matrix of {len(names)} classes is too large to be drawn (at most "
                      f"{PICTURE}); results.json has it.")
@@ -104,7 +104,7 @@ def _confused_most(counts, share, names, columns):
     heads = ["label", "predicted as", "pixels", "% of the label", "% of all errors"]
     left_out = len(pairs) - len(rows)
     return details(f"the {counted(len(rows), 'pair')} of classes that are confused most",
-                   table(heads, rows)
+                   table(heads, rows, classes="pairs")
                    + note(f"{counted(left_out, 'pair')} with fewer pixels are left out; "
                           "results.json has all." if left_out else ""), is_open=len(names) > MATRIX)
 

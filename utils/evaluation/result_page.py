@@ -45,6 +45,14 @@ MOST_CLASSES = 1000     # rows of a table of classes
 LISTED = 100            # of the worst, and of the best images in a table
 _LEGEND = 40            # classes; of more, only those in the pictures are named
 _OF_IMAGES = {"mIoU_C": "Mean_Class_IoU", "mDice_C": "Mean_Class_Dice"}
+# The parts of "regret" (utils.evaluation.regret), and what each says.
+_REGRET = {
+    "Dice": "what the rule attains",
+    "solver": "what the exact mask for independent pixels attains more than the rule",
+    "independence": "what a rule for dependent pixels attains more than that",
+    "calibration": "what the best threshold of each image attains more than that: what "
+                   "calibrated probabilities would gain",
+    "network": "what no threshold of these probabilities reaches"}
 _OF_CLASSES = {"IoU": "Mean_IoU", "Dice": "Mean_Dice", "Acc": "Mean_Recall",
                "Precision": "Mean_Precision", "IoU_I": "IoU_I", "Dice_I": "Dice_I"}
 
@@ -208,17 +216,17 @@ def _scores(entries: dict[str, Entry]) -> str:
     rows = []
     for name in names:
         values = [_value(entry, name) for entry in entries.values()]
-        best = max((value for value in values if value is not None), default=None)
+        known = {value for value in values if value is not None}
+        best = max(known) if len(known) > 1 and name != "loss" else None
         cells = [cell("", MEANINGS[name].title, inside=_term(name)
                       + " %" * MEANINGS[name].percent, row_head=True)]
         for value, entry in zip(values, entries.values(), strict=True):
             bounds = _part(_part(entry, "intervals"), name)
             low, high = number(bounds.get("low")), number(bounds.get("high"))
-            known = f"<br><small>{percent(low)} .. {percent(high)}</small>" \
-                if low is not None and high is not None else ""
-            is_best = value is not None and value == best and len(entries) > 1 and name != "loss"
+            inside = _bounds(low, high)
+            is_best = best is not None and value == best
             words = percent(value) if MEANINGS[name].percent or value is None else f"{value:.4f}"
-            cells.append(cell(words, value, "best" * is_best, known))
+            cells.append(cell(words, value, "best" * is_best, inside))
         rows.append(cells)
     intervals = any(_part(entry, "intervals") for entry in entries.values())
     averaged = {_word(entry.get("Classes_Averaged")) for entry in entries.values()} - {""}
@@ -230,6 +238,13 @@ def _scores(entries: dict[str, Entry]) -> str:
     return (heading("Scores", mark="scores") + table(["score", *entries], rows) + note(about)
             + note("Image-level scores as the RankDice code computes them: not comparable with "
                    "others." if published else "") + _official(entries) + _regret(entries))
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    """An interval in small letters; empty if it is not known."""
+    if low is None or high is None:
+        return ""
+    return f"<br><small>{percent(low)} .. {percent(high)}</small>"
 
 
 def _official(entries: dict[str, Entry]) -> str:
@@ -254,14 +269,43 @@ def _numbers_in(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[st
 
 
 def _regret(entries: dict[str, Entry]) -> str:
-    """What the decision rule cost, where `test.py --regret` measured it."""
-    parts = []
-    for title, entry in entries.items():
-        rows = [[cell(key, key, row_head=True), cell(percent(value), value)]
-                for key, value in _numbers_in(_part(entry, "regret"))][:200]
-        if rows:
-            parts.append(details(f"regret, {title}", table(["part", "%"], rows), is_open=True))
-    return "".join(parts)
+    """Where the Dice of each rule is lost, if `test.py --regret` measured it."""
+    known = {title: _part(entry, "regret") for title, entry in entries.items()}
+    known = {title: regret for title, regret in known.items() if regret}
+    if not known:
+        return ""
+    rows = []
+    for name, about in _REGRET.items():
+        cells = [cell(f"{name} %", name, title=about, row_head=True)]
+        for regret in known.values():
+            value, low, high = _with_bounds(regret.get(name))
+            cells.append(cell(percent(value), value, inside=_bounds(low, high)))
+        rows.append(cells)
+    classes = "".join(details(f"of the classes, {title}", _regret_of_classes(
+        entries[title], regret)) for title, regret in known.items())
+    return heading("Where the Dice is lost", mark="regret") + table(["part", *known], rows) + note(
+        "Dice is mDice_I; it and the four parts add up to 100 %. Point at a part for its meaning; "
+        "more: docs/rankdice.md.") + classes
+
+
+def _regret_of_classes(entry, regret):
+    rows = []
+    found = regret.get("classes")
+    for one, part in zip(_classes_of(entry), found if isinstance(found, list) else [],
+                         strict=False):
+        values = [_with_bounds(part.get(name) if isinstance(part, dict) else None)[0]
+                  for name in _REGRET]
+        rows.append([cell(_word(one.get("name")), _word(one.get("name")), row_head=True),
+                     *(cell(percent(value), value) for value in values)])
+    return table(["class", *((f"{name}, %", about) for name, about in _REGRET.items())],
+                 rows[:MOST_CLASSES])
+
+
+def _with_bounds(part: Any) -> tuple[float | None, float | None, float | None]:
+    """(value, low, high) of a number, or of a dict with these."""
+    if isinstance(part, dict):
+        return number(part.get("value")), number(part.get("low")), number(part.get("high"))
+    return number(part), None, None
 
 
 def _classes_of(entry: Entry) -> list[dict]:
@@ -433,7 +477,7 @@ def _shown(pictures: ShownImages | str, titles: list[str],
     classes = pictures.classes
     about = pictures.about
     if len(classes) > _LEGEND:
-        about += f" The {len(drawn)} of {len(classes)} classes in these pictures are named."
+        about += f" Named: {len(drawn)} of {len(classes)} classes, those in the pictures."
         classes = [one for k, one in enumerate(classes) if k in drawn]
     scores = {title: dict(zip(one.images.ids, one.images.image[:, 0].tolist(), strict=True))
               for title, one in zip(titles, results, strict=True) if one.images is not None}
