@@ -53,6 +53,14 @@ def test_the_page_has_every_part_of_the_result():
         assert part in words, part
 
 
+def test_each_network_of_an_ensemble_is_named():
+    entry = result_entry(NAMES, ensemble=[{"path": f"saved/{k}/best.pth", "sha256": "cd" * 32}
+                                          for k in range(2)])
+    del entry["checkpoint"]
+    words = text_of(result_page([RuleResult(entry)]))
+    assert "Ensemble of 2 on Made val" in words and "checkpoint 2 saved/1/best.pth" in words
+
+
 def test_what_is_missing_is_said():
     entry = {"procedure": "max", "Mean_IoU": 0.5}
     words = text_of(result_page([RuleResult(entry, None, "x.csv is gone")]))

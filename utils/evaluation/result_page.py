@@ -122,8 +122,23 @@ def _word(value: Any) -> str:
 
 
 def _checkpoint_name(entry):
-    part = _part(entry, "checkpoint") or _part(entry, "predictions")
+    networks = _networks(entry)
+    if len(networks) > 1:
+        return f"Ensemble of {len(networks)}"
+    part = (networks or [_part(entry, "predictions")])[0]
     return shown(str(part.get("path", "a result"))).replace("\\", "/").rpartition("/")[2]
+
+
+def _networks(entry: Mapping) -> list[dict]:
+    """What an entry says of its checkpoint, or of each one of an ensemble."""
+    several = entry.get("ensemble")
+    found = [one for one in several if isinstance(one, dict)] if isinstance(several, list) else []
+    return found or [one for one in [_part(entry, "checkpoint")] if one]
+
+
+def _network_text(one):
+    return (f"{_word(one.get('path'))}, sha256 {_word(one.get('sha256'))[:12]}…"
+            + (f", epoch {_word(one['epoch'])}" if one.get("epoch") else ""))
 
 
 def _part(entry: Mapping, key: str) -> dict:
@@ -144,13 +159,13 @@ def _titles(entries: Sequence[Entry]) -> list[str]:
 def _setting(entries: dict[str, Entry], command: str | None) -> str:
     """What was scored and how; the settings of all columns, also the unusual ones, in a table."""
     first = next(iter(entries.values()))
-    checkpoint, data = _part(first, "checkpoint"), _part(_part(first, "data"), "args")
+    data = _part(_part(first, "data"), "args")
     versions = _part(first, "versions")
     files = _part(first, "predictions")
-    weights = (f"{_word(checkpoint.get('path'))}, sha256 {_word(checkpoint.get('sha256'))[:12]}…"
-               + (f", epoch {_word(checkpoint['epoch'])}" if checkpoint.get("epoch") else ""))
+    networks = _networks(first)
     facts = {
-        "checkpoint": weights if checkpoint else "",
+        **{f"checkpoint {k}" if len(networks) > 1 else "checkpoint": _network_text(one)
+           for k, one in enumerate(networks[:20], start=1)},
         "label files": _word(files.get("path")),
         "data": f"{_word(first.get('dataset'))} {_word(first.get('split'))}, "
                 f"{_word(first.get('n_images'))} images"
