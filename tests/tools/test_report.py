@@ -39,7 +39,7 @@ def test_the_newest_result_is_shown_with_the_other_rules_of_its_setting(tmp_path
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     require_safe(page)
     words = text_of(page)
-    assert "max, T" in words and "rankdice" not in words and "9 images" in words
+    assert "rules max, T measured with" in words and "9 images" in words
     assert "results.json holds none; --pictures adds them" in words
     assert len(json.loads(re.search(r'"strip-data">(.*?)<', page)[1])["ids"]) == 9
 
