@@ -1,9 +1,13 @@
 """Export a checkpoint as a graph for other programs, and check that it computes the same.
 
+With --format safetensors the file has the weights alone, and in its metadata class names, colors,
+normalization and config; all programs here and the package safetensors read it.
+
 examples:
   python -m tools.export -r saved/camvid/model_best.pth -o camvid.onnx
   python -m tools.export -r auto --size 360x480 --uint8-input --argmax -o camvid.onnx
   python -m tools.export -r auto --format torch_export -o camvid.pt2
+  python -m tools.export -r auto --format safetensors -o camvid.safetensors
   python -m tools.export -r auto --rule rankdice -o camvid_rankdice.onnx
   python -m tools.export -r auto --int8 photos --split val -o camvid_int8.onnx
 
@@ -41,8 +45,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
         help="checkpoint to export" + CHECKPOINT_HELP)
     add("-o", "--output", required=True, metavar="FILE", help="file to write")
-    add("--format", choices=("onnx", "torch_export", "torchscript"), default="onnx",
-        help="default: onnx. torchscript needs --size, and PyTorch has deprecated it")
+    add("--format", choices=("onnx", "torch_export", "torchscript", "safetensors"),
+        default="onnx", help="default: onnx. torchscript needs --size, and PyTorch has deprecated "
+                             "it; safetensors: no graph, the weights alone")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--size", type=size, metavar="N|HxW",
                        help="fix the graph to one image of this size, as some compilers require")
@@ -77,6 +82,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parse_with_overrides(parser, argv)
     if args.format != "onnx" and (args.int8 or args.opset is not None):
         parser.error(f"--int8 and --opset have no effect with --format {args.format}")
+    if args.format == "safetensors":
+        graph = ("size", "dynamic", "uint8_input", "argmax", "rule", "posterior", "base_size",
+                 "images")
+        idle = [option_name(name) for name in graph if getattr(args, name)]
+        if idle:
+            parser.error(f"{', '.join(idle)} have no effect with --format safetensors, which "
+                         "writes no graph")
     for name, default in INT8_DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
@@ -88,6 +100,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None):
     args = parse(argv)
     require_folder(args.output)
+    if args.format == "safetensors":
+        return _write_weights(args)
     from utils.export.graph import OPSET, require_packages
     require_packages(args.format)
     opset = (args.opset or OPSET) if args.format == "onnx" else None
@@ -130,6 +144,30 @@ def main(argv: list[str] | None = None):
             report["int8"] = _quantize(args, opened, loader, temporary, base_size)
         report["bytes"] = temporary.stat().st_size
     print(json.dumps(report) if args.json else _text(report))
+    console.notice(f"written: {args.output}")
+
+
+def _write_weights(args):
+    """Write the weights alone (--format safetensors), without paths of this machine."""
+    from utils.checkpoint.find import find_checkpoint
+    from utils.checkpoint.read import read_checkpoint
+    from utils.checkpoint.safetensors import write_safetensors
+    from utils.config.load import with_config
+    from utils.export.public_entries import public_checkpoint
+    from utils.predict.open_model import open_model
+    path = find_checkpoint(args.checkpoint)
+    checkpoint = with_config(read_checkpoint(path), args.config, args.overrides)
+    open_model(checkpoint, "cpu", path)         # an error if the weights do not fit the network
+    public, changes = public_checkpoint(checkpoint)
+    write_safetensors(args.output, public)
+    report = {"format": args.format, "tensors": len(public["model"]),
+              "classes": len(public["class_names"]), "changed": changes,
+              "bytes": os.path.getsize(args.output)}
+    print(json.dumps(report) if args.json else
+          f"{report['tensors']} tensors as safetensors, {report['bytes'] / 1e6:.1f} MB, "
+          f"{report['classes']} classes")
+    for line in changes:
+        console.notice(f"changed: {line}")
     console.notice(f"written: {args.output}")
 
 

@@ -123,16 +123,12 @@ def _write(args, folder, checkpoint, entries) -> dict[str, str]:
     from utils.config.load import save_config
     from utils.config.loader_section import validated_size
     from utils.export.model_card import model_card
-    from utils.export.public_entries import public_config
+    from utils.export.public_entries import public_checkpoint
     from utils.files.whole_file import write_bytes
     from utils.images.base_size import base_size_text
-    config, changes = public_config(checkpoint["config"])
+    public, changes = public_checkpoint(checkpoint)
+    config = public["config"]
     copied = _copy_classes(checkpoint["config"], config, folder)
-    public: Any = {key: value for key, value in checkpoint.items() if key in _KEPT}
-    public |= {"model": checkpoint.get("ema") or checkpoint["model"], "ema": None,
-               "config": config, "versions": {key: value for key, value
-                                              in checkpoint.get("versions", {}).items()
-                                              if key not in ("command", "source")}}
     write_checkpoint(folder / WEIGHTS, public)
     write_safetensors(folder / TENSORS, public)
     save_config(config, folder / CONFIG)
@@ -161,11 +157,6 @@ def _write(args, folder, checkpoint, entries) -> dict[str, str]:
     for line in changes:
         console.notice(f"changed: {line}")
     return {CARD: "the model card", **files}
-
-
-# What is left of a checkpoint: all that a prediction needs.
-_KEPT = ("format", "model", "ema", "config", "class_names", "palette", "normalization",
-         "activation", "epoch", "versions")
 
 
 def _copy_classes(before, config, folder) -> dict[str, str]:

@@ -309,3 +309,21 @@ def test_a_posterior_that_changes_nothing_is_refused(checkpoint, tmp_path, capsy
         assert run("-r", checkpoint, "-o", tmp_path / "graph.pt2", "--format", "torch_export",
                    "--posterior", "auto", *arguments) == 2
         assert reason in capsys.readouterr().err
+
+
+def test_safetensors_is_the_checkpoint_without_paths_of_the_machine(checkpoint, tmp_path, capsys):
+    before = read_checkpoint(checkpoint)
+    assert run("-r", checkpoint, "--format", "safetensors", "-o", tmp_path / "m.safetensors",
+               "trainer.save_dir=/home/ann/runs") == 0
+    after = read_checkpoint(tmp_path / "m.safetensors")
+    assert after["config"]["trainer"]["save_dir"] == "saved"
+    assert all(torch.equal(after["model"][key], value) for key, value in before["model"].items())
+    out = capsys.readouterr()
+    assert "tensors as safetensors" in out.out and "changed: trainer.save_dir" in out.err
+
+
+def test_options_of_a_graph_are_refused_for_safetensors(checkpoint, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("-r", checkpoint, "--format", "safetensors", "--argmax", "--size", "32x32", "-o",
+            tmp_path / "m")
+    assert "--size, --argmax have no effect with --format safetensors" in capsys.readouterr().err

@@ -5,12 +5,16 @@ relative path of the same last part; accounts of log services and the command li
 """
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 _ABSOLUTE = re.compile(r"[/~]|\\\\|[A-Za-z]:[/\\]|file:|\w+://[^/]*@")
 _UP = re.compile(r"(^|[/\\])\.\.([/\\]|$)")
 # Keys whose path becomes one below "data"; that of others is its last part alone.
 _OF_DATA = ("data_dir", "cache")
+# What is left of a checkpoint: all that a prediction needs.
+_KEPT = ("format", "model", "ema", "config", "class_names", "palette", "normalization",
+         "activation", "epoch", "versions")
 
 
 def without_private(value: Any, name: str = "") -> tuple[Any, dict[str, tuple[str, str]]]:
@@ -38,6 +42,19 @@ def public_config(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             lines.append(f"trainer.finetune_from: null; it was {os.path.basename(start)!r}, which "
                          "is not in this folder")
     return changed, lines
+
+
+def public_checkpoint(checkpoint: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """(a checkpoint with what a prediction needs, and no private paths; a line per change).
+
+    Its weights are the average of the training, if there is one.
+    """
+    config, changes = public_config(checkpoint["config"])
+    public = {key: value for key, value in checkpoint.items() if key in _KEPT}
+    versions = {key: value for key, value in checkpoint.get("versions", {}).items()
+                if key not in ("command", "source")}
+    return {**public, "model": checkpoint.get("ema") or checkpoint["model"], "ema": None,
+            "config": config, "versions": versions}, changes
 
 
 def _walk(value, name, replaced):
