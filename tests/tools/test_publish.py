@@ -154,6 +154,15 @@ def test_without_results_the_card_says_so(run, tmp_path, capsys):
     assert "there is no" in capsys.readouterr().err
 
 
+def test_the_card_of_converted_weights_claims_no_training_of_ours(stored, run, tmp_path):
+    write_checkpoint(run / "model_best.pth", {**stored, "epoch": None, "versions": {
+        "published": "enet_x", "score": "58.3 mIoU"}})
+    publish.main([str(run), str(tmp_path / "public")])
+    card = (tmp_path / "public" / "README.md").read_text()
+    assert "converted (enet_x, published score: 58.3 mIoU)" in card and "was chosen by" not in card
+    assert "per process" not in card
+
+
 def test_a_class_file_goes_with_the_config(stored, run, tmp_path):
     classes = tmp_path / "my_classes.json"
     classes.write_text("{}")

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from utils.errors import counted
 from utils.evaluation.results_file import Entry, protocol_of, title_of
 from utils.metrics.table import bounds_text, percent
 
@@ -27,7 +28,7 @@ def model_card(checkpoint: Mapping[str, Any], entries: Sequence[Entry], *, name:
     """
     config = checkpoint["config"]
     parts = [_front(config, entries, name, license_id), f"# {_text(name)}", _about(checkpoint),
-             "## Scores", _scores(entries, config), "## Use", _use(config, scored_at),
+             "## Scores", _scores(entries, checkpoint), "## Use", _use(config, scored_at),
              "## Input and classes", _input(checkpoint, scored_at),
              "## Training", _training(checkpoint, changes), "## Files",
              "\n".join(f"* `{file}`: {text}" for file, text in files.items()),
@@ -74,11 +75,12 @@ def _about(checkpoint):
     return (f"{arch['type']}{f' with {backbone}' if isinstance(backbone, str) else ''}, "
             f"{numbers / 1e6:.2f} M numbers, for semantic segmentation into "
             f"{len(checkpoint['class_names'])} classes, trained on "
-            f"{config['train_loader']['type']} with Segwright. {FILL_IN}: what the network is for, "
+            f"{config['train_loader']['type']}. {FILL_IN}: what the network is for, "
             "in a sentence or two.")
 
 
-def _scores(entries, config):
+def _scores(entries, checkpoint):
+    config = checkpoint["config"]
     if not entries:
         return ("Not measured. `python test.py -r model.pth` scores the network on its validation "
                 "data; publish it again after that.")
@@ -95,8 +97,9 @@ def _scores(entries, config):
     split = next((entry.get("split") for entry in entries), None)
     chosen = config["trainer"].get("monitor")
     warning = ""
-    if split and split == (config.get("val_loader") or {}).get("args", {}).get("split") \
-            and chosen not in (None, "off"):
+    chosen_on = (config.get("val_loader") or {}).get("args", {}).get("split")
+    if split and split == chosen_on and chosen not in (None, "off") \
+            and checkpoint.get("epoch") is not None:
         warning = (f"\n\nThe checkpoint was chosen by {chosen} on this split, so its score there "
                    "is a little too good.")
     classes = ["| class | IoU | IoU per image |", "| --- | ---: | ---: |"]
@@ -140,10 +143,15 @@ def _input(checkpoint, scored_at):
 
 
 def _training(checkpoint, changes):
-    config = checkpoint["config"]
+    config, versions = checkpoint["config"], checkpoint.get("versions", {})
+    if checkpoint.get("epoch") is None:
+        origin = versions.get("published") or FILL_IN
+        score = f", published score: {_text(versions['score'])}" if versions.get("score") else ""
+        return (f"The weights were trained by another program and converted ({origin}{score}). "
+                "`config.json` describes the network and the data, not that training.")
     trainer, optimizer = config["trainer"], config["optimizer"]
-    length = f"{trainer['epochs']} epochs" if trainer.get("epochs") else \
-        f"{trainer.get('iterations')} steps"
+    length = counted(trainer["epochs"], "epoch") if trainer.get("epochs") else \
+        counted(trainer.get("iterations") or 0, "step")
     loss = config["loss"]
     names = loss if isinstance(loss, list) else [loss] if "type" in loss else list(loss.values())
     lines = [f"{length}, {optimizer['type']} with lr {optimizer['args'].get('lr')}, "
