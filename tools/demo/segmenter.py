@@ -76,8 +76,9 @@ class Segmenter:
     def __call__(self, path: str, mode: str, rule: str) -> dict:
         """Returns the labels of an image file as a PNG, and the share of each class.
 
-        "labels" is to look at; "file", if it is not the same, is the label map that inference.py
-        writes. "image" is there for a file that browsers do not show.
+        "labels" is to look at, where black classes are transparent, as overlays show them; "file",
+        if it is not the same, is the label map that inference.py writes. "image" is there for a
+        file that browsers do not show.
         Raises DataError if the file is not an image or is too large.
         """
         image, (height, width) = self._read(path)
@@ -93,13 +94,14 @@ class Segmenter:
                   for name, color, count in zip(names, palette, counts, strict=False) if count]
         stored, colors = as_stored(labels, palette, self.opened.label_ids)
         file = data_url(label_png(stored, colors), "png")
-        of_16_bits = len(colors) > 256
-        seen = data_url(_png(colorize(labels, palette)), "png") if of_16_bits else file
+        colored = colorize(labels, palette)
+        shown_otherwise = len(colors) > 256 or not colored.any(-1).all()
+        seen = data_url(_png(_with_alpha(colored)), "png") if shown_otherwise else file
         with open(path, "rb") as opened:
             hidden = opened.read(2) in _TIFF
         return {"height": labels.shape[0], "width": labels.shape[1],
                 "original": [height, width], "labels": seen,
-                **({"file": file} if of_16_bits else {}),
+                **({"file": file} if shown_otherwise else {}),
                 **({"image": data_url(_png(image), "png")} if hidden else {}),
                 "classes": sorted(shares, key=lambda one: -one["share"])}
 
@@ -119,8 +121,15 @@ class Segmenter:
         return image, size
 
 
-def _png(image: Image) -> bytes:
-    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+def _png(image: np.ndarray) -> bytes:
+    """The PNG of RGB (H, W, 3) or of RGB with alpha (H, W, 4), uint8."""
+    order = cv2.COLOR_RGB2BGR if image.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
+    return cv2.imencode(".png", cv2.cvtColor(image, order))[1].tobytes()
+
+
+def _with_alpha(colored: Image) -> np.ndarray:
+    """The picture, uint8 (H, W, 4), in which black is transparent."""
+    return np.dstack([colored, 255 * colored.any(-1, keepdims=True).astype(np.uint8)])
 
 
 def _first(name: str, names: Iterable[str]) -> list[str]:
