@@ -199,7 +199,7 @@ def _to(batch: dict[str, Any], device) -> dict[str, Any]:
 # training
 
 def _training(args, _consumed):
-    """Trains config.json's network with train.py's own loop, from a packed cache."""
+    """Trains ENet with train.py's own loop, from a packed cache."""
     import json
 
     import train
@@ -211,7 +211,8 @@ def _training(args, _consumed):
             "data_dir": str(scenes), "num_classes": CLASSES, "batch_size": 2 if args.quick else 8,
             "num_workers": 0 if args.quick else 8, "shuffle": True, "cache": f"{folder}/packed",
             "augment": True, "crop_size": crop, "scale": [0.5, 2.0], "flip": True}}
-        train.main(["-c", "config.json", "-d", args.device, f"train_loader={json.dumps(loader)}",
+        train.main(["-c", "config.json", "arch=ENet", "-d", args.device,
+                    f"train_loader={json.dumps(loader)}",
                     "loss=CE", "val_loader=null", "trainer.val=false",
                     "trainer.tensorboard=false",
                     f"trainer.save_dir={folder}/saved", f"trainer.epochs={epochs}",
@@ -222,7 +223,7 @@ def _training(args, _consumed):
     lines = lines[len(lines) // 2:]         # the first half warms up
     speed, waited = (statistics.median(line[f"train/{key}"] for line in lines)
                      for key in ("images_per_s", "data_time_share"))
-    print(f"\ntrain.py with config.json's network, packed, crops of {crop}: {speed:.1f} images/s, "
+    print(f"\ntrain.py with ENet, packed, crops of {crop}: {speed:.1f} images/s, "
           f"waits for data {waited:.1%} (goal below 2 %)")
 
 

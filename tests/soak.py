@@ -336,7 +336,7 @@ def _config(data):
     args = {**common, "split": "train", "batch_size": 4, "shuffle": True, "augment": True,
             "scale": [0.8, 1.3], "flip": True, "crop_size": list(SIZE), "timeout": TIMEOUT}
     return json.dumps({
-        "extends": str(ROOT / "config.json"), "name": "soak", "train_loader":
+        "extends": str(ROOT / "configs/base/shapes_enet.json"), "name": "soak", "train_loader":
         {"type": "Folder", "args": args}, "val_loader": {"type": "Folder", "args": {
             **common, "split": "val", "batch_size": 2, "num_workers": 0}},
         "trainer": {"epochs": 4, "val_per_epochs": 2, "save_every": 3, "save_period": 1,

@@ -88,7 +88,7 @@ def test_the_commands_of_the_first_hour_run_in_their_order(tmp_path):
             (here / folder).mkdir(exist_ok=True)
         write_image(here / "photos" / f"{number}.jpg", image.astype(np.uint8))
         write_label(here / "masks" / f"{number}.png", label, [])
-    steps[0] += SMALL
+    steps[0] += [one for one in SMALL if not one.startswith("arch")]
     steps[-1] += ["trainer.epochs=1"]
     for words in steps:
         done = subprocess.run([sys.executable, *words], cwd=here, env=environment(),

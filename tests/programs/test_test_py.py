@@ -39,7 +39,7 @@ SMALL = ['train_loader.args={"split":"train","length":4,"size":[32,48],"num_work
 @pytest.fixture
 def checkpoint(tmp_path):
     torch.manual_seed(0)
-    config = resolve_config(load_config(ROOT / "config.json", SMALL))
+    config = resolve_config(load_config(ROOT / "configs/base/shapes_enet.json", SMALL))
     dataset = make_loader(config["val_loader"], ignore_index=255).dataset
     model = build("models", config["arch"], num_classes=dataset.num_classes)
     path = tmp_path / "run" / "model_best.pth"
@@ -99,7 +99,7 @@ def test_several_rules_give_one_json_object_each(checkpoint, capsys, tmp_path):
     assert run(checkpoint, "-p", "all", "--json", "-o", tmp_path / "output") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["procedure"] for line in lines] == [
-        "max", "max_posterior", *RULES[1:]]                     # config.json has class weights
+        "max", "max_posterior", *RULES[1:]]                     # its loss has class weights
     assert (tmp_path / "output" / "results.json").exists()
     assert not (checkpoint.parent / "results.json").exists()
 
@@ -188,7 +188,8 @@ def test_the_data_can_be_changed_on_the_command_line(checkpoint, capsys, overrid
 
 def test_another_config_replaces_that_of_the_checkpoint(checkpoint, capsys, tmp_path):
     other = tmp_path / "other.json"
-    other.write_text(json.dumps({"extends": str(ROOT / "config.json"), "val_loader": {
+    base = ROOT / "configs/base/shapes_enet.json"
+    other.write_text(json.dumps({"extends": str(base), "val_loader": {
         "type": "Shapes", "args": {"split": "test", "length": 2, "size": [32, 48],
                                    "num_workers": 0}}}))
     assert run(checkpoint, "-c", other, "--json") == 0

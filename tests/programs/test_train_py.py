@@ -69,7 +69,7 @@ def test_resuming_a_finished_run_changes_nothing(trained, capsys):
     assert "resuming at epoch 3 step 16" in capsys.readouterr().err
 
 
-def test_the_default_network_trains_deterministically(tmp_path):
+def test_a_network_that_unpools_trains_deterministically(tmp_path):
     """Seconds: two short trainings. ENet unpools, for which torch has no deterministic form."""
     try:
         for name in ("a", "b"):
@@ -107,7 +107,8 @@ def test_dry_run_builds_everything_and_writes_nothing(tmp_path, capsys):
     (2, "fp16 training needs a GPU", ["n_gpu=0", "trainer.amp=fp16"]),
     (2, "needs the target 'depth'", ['loss={"type": "CE", "target": "depth"}']),
     (2, "RMI needs at least 3x3", ["loss=RMI", "train_loader.args.crop_size=4"]),
-    (2, "above 0: the network would learn nothing", ["loss.args.weight=[0,0,0,0,0,0,0,0,0]"]),
+    (2, "above 0: the network would learn nothing", [
+        "loss.type=CE", "loss.args.weight=[0,0,0,0,0,0,0,0,0]"]),
 ])
 def test_a_dry_run_refuses_what_the_start_refuses(tmp_path, capsys, status, words, changes):
     changes = [*COMMON, f"trainer.save_dir={tmp_path / 'runs'}", *changes]
@@ -118,7 +119,7 @@ def test_a_dry_run_refuses_what_the_start_refuses(tmp_path, capsys, status, word
 
 
 def test_a_dry_run_says_what_it_tried(tmp_path, capsys):
-    assert run(*COMMON, "--dry-run", f"trainer.save_dir={tmp_path}") == 0
+    assert run(*COMMON, "loss=CE", "--dry-run", f"trainer.save_dir={tmp_path}") == 0
     text = capsys.readouterr().err
     assert re.search(r"tried one step on 4 training images of 48x64 \(height x width\) "
                      r"\(loss [\d.]+\) and one validation image of \d+x\d+ \(loss [\d.]+\), in",

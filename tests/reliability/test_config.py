@@ -103,7 +103,8 @@ def test_k51_nan_is_no_number(failure, write):
 
 @pytest.mark.parametrize("overrides, words", [
     (["ignore_index=3"], "ignore_index: 3 is a class of the dataset (0 to 8)"),
-    (["loss.args.weight=[1,2]"], "loss.args.weight: expected 9 numbers, one per class, found 2"),
+    (["loss.type=CE", "loss.args.weight=[1,2]"],
+     "loss.args.weight: expected 9 numbers, one per class, found 2"),
     (['loss={"type":"MixedLoss","args":{"losses":[{"type":"CE","args":{"weight":[1]}}]}}'],
      "loss.args.losses[0].args.weight: expected 9 numbers"),
     (["trainer.epochs=null", "trainer.iterations=0"], "trainer.iterations: expected at least 1"),
@@ -183,7 +184,7 @@ def test_k54_a_list_replaced_by_an_object_is_reported_where_it_is_written(failur
 @pytest.mark.parametrize("arguments, words", [
     (["trainer.epochs"], "expected KEY=VALUE"), (["a..b=1"], "not a path of keys"),
     (["trainer.eposch=2"], "Did you mean 'epochs'?"), (["name.x=2"], "has no keys"),
-    (["loss.args.weight[9]=1"], "expected an index below"), (["--epochs", "3"], "--epochs"),
+    (["loss.args.losses[9]=CE"], "expected an index below"), (["--epochs", "3"], "--epochs"),
     (["trainer.epochs=[1"], "never closed"), (["name=${NOT_SET_ANYWHERE}"], "is not set"),
     (["-r", "x.pth", "trainer.finetune_from=y.pth"], "trainer.finetune_from both choose"),
 ])

@@ -9,7 +9,7 @@ from typing import Any
 from tests.support.places import ROOT
 
 # A training of a few seconds: 4 epochs of 8 steps.
-SMALL = ["train_loader.args.length=32", "train_loader.args.batch_size=4",
+SMALL = ["arch.type=ENet", "train_loader.args.length=32", "train_loader.args.batch_size=4",
          "train_loader.args.size=[48,64]", "train_loader.args.num_workers=1",
          "val_loader.args.length=5", "val_loader.args.batch_size=2",
          "val_loader.args.size=[48,64]", "val_loader.args.num_workers=0",
