@@ -49,7 +49,7 @@ def test_the_page_has_every_part_of_the_result():
                  "python test.py -r model_best.pth -p max,T --report",
                  "class weights undone: ECE 10.00 %", "AURC 5.00 %", "averageScoreClasses",
                  "About them.",
-                 "solver % 10.00 9.00 .. 11.00", "T: mIoU_I 90.00 %", "temperature"):
+                 "more than the rule 10.00 9.00 .. 11.00", "T: mIoU_I 90.00 %", "temperature"):
         assert part in words, part
 
 

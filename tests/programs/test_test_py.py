@@ -360,7 +360,7 @@ def test_two_processes_give_the_score_of_one(checkpoint, capsys):
 
 @pytest.mark.slow      # three processes import torch
 def test_two_processes_write_the_page_of_one(checkpoint, tmp_path):
-    options = ("-p", "all", "--report", "-o", tmp_path / "page")
+    options = ("-p", "max,T", "--report", "-o", tmp_path / "page")
     assert run(checkpoint, *options) == 0
     page = tmp_path / "page" / "report.html"
     alone = page.read_text(encoding="utf-8").partition("<dt>command")[2].partition("</dd>")[2]

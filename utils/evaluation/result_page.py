@@ -291,16 +291,17 @@ def _regret(entries: dict[str, Entry]) -> str:
         return ""
     rows = []
     for name, about in _REGRET.items():
-        cells = [cell(f"{name} %", name, title=about, row_head=True)]
+        cells = [cell(f"{name} %", name, inside=f"<br><small>{text(about)}</small>",
+                      row_head=True)]
         for regret in known.values():
             value, low, high = _with_bounds(regret.get(name))
             cells.append(cell(percent(value), value, inside=_bounds(low, high)))
         rows.append(cells)
-    classes = "".join(details(f"of the classes, {title}", _regret_of_classes(
-        entries[title], regret)) for title, regret in known.items())
+    classes = details("of the classes", "".join(
+        heading(title, 3) + _regret_of_classes(entries[title], regret)
+        for title, regret in known.items()))
     return heading("Where the Dice is lost", mark="regret") + table(["part", *known], rows) + note(
-        "Dice is mDice_I; it and the four parts add up to 100 %. Point at a part for its meaning; "
-        "more: docs/rankdice.md.") + classes
+        "Dice is mDice_I; it and the four parts add up to 100 %. More: docs/rankdice.md.") + classes
 
 
 def _regret_of_classes(entry, regret):
