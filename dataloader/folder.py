@@ -70,7 +70,7 @@ class Folder(BaseDataset):
                  white: float | None = None, label_threshold: int | None = None,
                  ignore_index: int = 255, seed: int = 0, augmentation: Callable | None = None):
         root = Path(os.path.expanduser(data_dir))
-        class_file = _read_classes(classes, root) if classes else {}
+        class_file = read_classes(classes, root) if classes else {}
         self.class_names = class_names or class_file.get("names") or \
             [f"class {i}" for i in range(num_classes or 0)]
         self.num_classes = num_classes or len(self.class_names)
@@ -276,8 +276,11 @@ def _existing(path, root, key):
                                                     f"current folder, and below {root}")
 
 
-def _read_classes(path, root):
-    """The content of a class file, checked."""
+def read_classes(path: str, root: Path) -> dict:
+    """The content of a class file, checked.
+
+    path: as given, or relative to `root`, the folder of the data. Raises ConfigError.
+    """
     place = _existing(path, root, "classes")
     content = read_jsonc(place)
     if not isinstance(content, dict) or not isinstance(content.get("names"), list):

@@ -8,13 +8,16 @@ examples:
 The folder has the layout of the Hugging Face Hub: README.md (the model card, with what you have to
 fill in marked), model.pth without the state of the training, model.safetensors, config.json, and
 results.json with the scores that test.py has written of this very checkpoint. Paths of your machine
-and accounts are replaced in all of them; what was replaced is printed.
+and accounts are replaced in all of them; what was replaced is printed. Of the files that the config
+names only class files are copied, without comments.
 """
 import argparse
 import json
 import os
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,9 @@ from utils.predict.arguments import CHECKPOINT_HELP
 
 CARD, WEIGHTS, TENSORS, GRAPH = "README.md", "model.pth", "model.safetensors", "model.onnx"
 CONFIG, RESULTS, CLASSES = "config.json", "results.json", "classes.json"
+# Files that not every publication has: those of an earlier one are deleted.
+WRITTEN = (TENSORS, GRAPH, RESULTS, CLASSES, "classes-[0-9]*.json")
+_SET_BY_USER = ("data_dir", "cache", "finetune_from")     # paths that a config needs no file for
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -55,13 +61,17 @@ def main(argv: list[str] | None = None):
         from utils.export.graph import require_packages
         require_packages("onnx")
     from utils.checkpoint.find import find_checkpoint
-    from utils.checkpoint.read import read_checkpoint_and_digest
+    from utils.checkpoint.read import as_checkpoint_errors, read_checkpoint_and_digest
     path = Path(find_checkpoint(args.checkpoint))
     checkpoint, digest = read_checkpoint_and_digest(path)
     entries = _results(Path(args.results) if args.results else path.parent / RESULTS, digest,
                        given=bool(args.results))
-    folder.mkdir(parents=True, exist_ok=True)
-    files = _write(args, folder, checkpoint, entries)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # What fails leaves the folder as it was.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".publish-") as made, \
+            as_checkpoint_errors(str(path)):
+        files = _write(args, Path(made), checkpoint, entries)
+        _replace(folder, Path(made), files)
     console.notice(f"written: {', '.join(str(folder / name) for name in files)}")
     card = (folder / CARD).read_text(encoding="utf-8")
     console.notice(f"fill in {card.count('FILL IN')} places of {folder / CARD} (FILL IN)")
@@ -102,7 +112,7 @@ def _results(path: Path, digest: str, given: bool) -> list[dict[str, Any]]:
                        "(python test.py -r writes it)")
         return []
     try:
-        runs = json.loads(path.read_bytes())["runs"]
+        runs = json.loads(path.read_bytes(), parse_constant=int)["runs"]
         found = [run for run in runs if isinstance(run.get("checkpoint"), dict)
                  and run["checkpoint"].get("sha256") == digest]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -117,7 +127,8 @@ def _results(path: Path, digest: str, given: bool) -> list[dict[str, Any]]:
 
 
 def _write(args, folder, checkpoint, entries) -> dict[str, str]:
-    """Write all files; returns what each is, the card first."""
+    """Write all files into a folder; returns what each is, the card first."""
+    from utils.checkpoint.read import file_digest
     from utils.checkpoint.safetensors import write_safetensors
     from utils.checkpoint.write import write_checkpoint
     from utils.config.load import save_config
@@ -128,16 +139,19 @@ def _write(args, folder, checkpoint, entries) -> dict[str, str]:
     from utils.images.base_size import base_size_text
     public, changes = public_checkpoint(checkpoint)
     config = public["config"]
-    copied = _copy_classes(checkpoint["config"], config, folder)
+    classes = _class_files(checkpoint["config"], config)
     write_checkpoint(folder / WEIGHTS, public)
     write_safetensors(folder / TENSORS, public)
     save_config(config, folder / CONFIG)
+    for name, content in classes.items():
+        write_bytes(folder / name, content)
     files = {WEIGHTS: "the network, for `-r` of all programs; without the state of the training",
              TENSORS: "the same in the safetensors format",
-             CONFIG: "the config of the training, with all defaults", **copied}
+             CONFIG: "the config of the training, with all defaults",
+             **dict.fromkeys(classes, "names and colors of the classes, for config.json")}
     if entries:
-        entries = _public_results(entries, folder / WEIGHTS)
-        changes.append("results.json: without the scores of single images, which name files")
+        entries, changed = _public_results(entries, file_digest(folder / WEIGHTS))
+        changes += changed
         text = json.dumps({**entries[0], "runs": entries}, indent=1, allow_nan=False)
         write_bytes(folder / RESULTS, text.encode() + b"\n")
         files[RESULTS] = "every score of this network, as test.py writes it"
@@ -145,10 +159,6 @@ def _write(args, folder, checkpoint, entries) -> dict[str, str]:
         from tools import export
         export.main(["-r", str(folder / WEIGHTS), "-o", str(folder / GRAPH)])
         files[GRAPH] = "the graph, with normalization and metadata: python -m tools.run_onnx"
-    for name in {TENSORS, GRAPH, RESULTS, CLASSES} - files.keys():
-        if (folder / name).is_file():       # with --overwrite: of what was published before
-            (folder / name).unlink()
-            console.notice(f"removed: {folder / name}, of an earlier publication")
     size = validated_size(config)
     card = model_card(public, entries, name=args.name or str(config.get("name")),
                       license_id=args.license, files=files, changes=changes,
@@ -159,39 +169,74 @@ def _write(args, folder, checkpoint, entries) -> dict[str, str]:
     return {CARD: "the model card", **files}
 
 
-def _copy_classes(before, config, folder) -> dict[str, str]:
-    """Copy the class file of the data into the folder, because the config is of no use without."""
-    from utils.files.whole_file import write_bytes
-    copied = {}
-    for key in ("train_loader", "val_loader", "test_loader"):
-        args = (before.get(key) or {}).get("args", {})
-        file = args.get("classes")
-        if not isinstance(file, str):
-            continue
-        for place in (file, os.path.join(args.get("data_dir") or "", file)):
-            if os.path.isfile(place):
-                write_bytes(folder / CLASSES, Path(place).read_bytes())
-                config[key]["args"]["classes"] = CLASSES
-                copied[CLASSES] = "names and colors of the classes, for config.json"
-                break
-        else:
-            console.warn(f"{key}.args.classes: {file} is not there to be copied; the config in "
-                         "the folder does not train without it")
-    return copied
+def _replace(folder: Path, made: Path, files):
+    """Move the files to their folder, and delete there what else an earlier publication wrote."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in WRITTEN:
+        for path in sorted(folder.glob(pattern)):
+            if path.name not in files and path.is_file():
+                path.unlink()
+                console.notice(f"removed: {path}, of an earlier publication")
+    for name in files:
+        shutil.move(made / name, folder / name)
 
 
-def _public_results(entries, weights: Path) -> list[dict[str, Any]]:
-    """The entries as those of the published file, without private paths."""
-    from utils.checkpoint.read import file_digest
-    from utils.export.public_entries import without_private
-    digest, public = file_digest(weights), []
+def _class_files(before, after) -> dict[str, bytes]:
+    """Name -> content of the class files of the data, which the config is of no use without.
+
+    before, after: the config of the training, and the public one, which gets the new names. A
+    checkpoint may name any file of this machine: only what reads as a class file is copied.
+    """
+    from dataloader.folder import read_classes
+    from utils.config.schema import PATHS
+    from utils.errors import ConfigError, shown
+    found: dict[bytes, str] = {}
+
+    def walk(old, new, place):
+        if isinstance(old, list):
+            for number, pair in enumerate(zip(old, new, strict=False)):      # log_to is empty now
+                walk(*pair, f"{place}[{number}]")
+        if not isinstance(old, dict):
+            return
+        for key, public in zip(old, new, strict=True):
+            value, where = old[key], f"{place}.{key}" if place else str(key)
+            if key not in needed or not isinstance(value, str) or not value:
+                walk(value, new[public], where)
+            elif key == "classes":
+                try:
+                    content = read_classes(value, Path(str(old.get("data_dir") or "")).expanduser())
+                except ConfigError as error:
+                    console.warn(f"{where} is not copied: {error}; {without}")
+                    continue
+                data = json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n"
+                name = CLASSES if not found else f"classes-{len(found) + 1}.json"
+                if data not in found:
+                    console.notice(f"copied: {shown(value)} as {name}")
+                new[public] = found.setdefault(data, name)
+            else:
+                console.warn(f"{where}: {shown(value)} is not copied; {without}")
+
+    without = "the config in the folder does not train without it"
+    needed = {name for names in PATHS.values() for name in names} - set(_SET_BY_USER)
+    walk(before, after, "")
+    return {name: data for data, name in found.items()}
+
+
+def _public_results(entries, digest: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """(the entries as those of the published file, without private paths; a line per change).
+
+    digest: the SHA-256 of the published file.
+    """
+    from utils.export.public_entries import replacements, without_private
+    kept = []
     for entry in entries:
-        kept = {key: value for key, value in entry.items() if key != "image_scores"}
         trained = entry["checkpoint"]
-        kept["checkpoint"] = {**trained, "path": WEIGHTS, "sha256": digest,
-                              "trained_as": trained["sha256"]}
-        public.append(without_private(kept)[0])
-    return public
+        kept.append({**entry, "checkpoint": {**trained, "path": WEIGHTS, "sha256": digest,
+                                             "trained_as": trained["sha256"]}})
+        kept[-1].pop("image_scores", None)
+    public, replaced = without_private(kept, RESULTS)
+    return public, [f"{RESULTS}: without the scores of single images, which name files",
+                    *replacements(replaced)]
 
 
 def _push(hub, folder, files, repository):
@@ -200,7 +245,8 @@ def _push(hub, folder, files, repository):
     try:
         hub.create_repo(repository, exist_ok=True, private=True)
         hub.upload_folder(repo_id=repository, folder_path=str(folder), allow_patterns=files,
-                          commit_message="Segwright: publish")
+                          commit_message="Segwright: publish",
+                          delete_patterns=[name for name in WRITTEN if name not in files])
     except Exception as error:          # of a service: it may be any
         raise ConfigError(f"the upload failed: {first_line(error)}", f"--push {repository}",
                           f"log in with hf auth login; the folder {folder} is complete, so it can "

@@ -163,16 +163,96 @@ def test_the_card_of_converted_weights_claims_no_training_of_ours(stored, run, t
     assert "per process" not in card
 
 
-def test_a_class_file_goes_with_the_config(stored, run, tmp_path):
-    classes = tmp_path / "my_classes.json"
-    classes.write_text("{}")
+def with_classes(stored, folder, **paths):
+    """Write a checkpoint whose loaders have these class files."""
     config = json.loads(json.dumps(stored["config"]))
-    config["train_loader"]["args"]["classes"] = str(classes)
+    for key, path in paths.items():
+        config[key]["args"]["classes"] = str(path)
+    write_checkpoint(folder / "model_best.pth", {**stored, "config": config})
+
+
+def test_class_files_go_with_the_config_and_each_keeps_its_content(stored, run, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(
+            f'// of Ann\n{{"names": ["{name}"], "palette": [[1, 2, 3]]}}')
+    with_classes(stored, run, train_loader=tmp_path / "a.json", val_loader=tmp_path / "b.json")
+    publish.main([str(run), str(tmp_path / "public")])
+    made = json.loads((tmp_path / "public" / "config.json").read_text())
+    for key, name, content in (("train_loader", "classes.json", "a"),
+                               ("val_loader", "classes-2.json", "b")):
+        assert made[key]["args"]["classes"] == name
+        text = (tmp_path / "public" / name).read_text()
+        assert json.loads(text)["names"] == [content] and "Ann" not in text
+        assert read_checkpoint(tmp_path / "public/model.pth")["config"][key]["args"]["classes"] \
+            == name
+    assert f"copied: {tmp_path / 'a.json'} as classes.json" in capsys.readouterr().err
+    with_classes(stored, run, train_loader=tmp_path / "a.json", val_loader=tmp_path / "a.json")
+    publish.main([str(run), str(tmp_path / "public"), "--overwrite"])
+    assert not (tmp_path / "public" / "classes-2.json").exists(), "of what was published before"
+
+
+def test_a_class_file_of_a_part_and_one_of_the_home_are_copied(stored, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.json").write_text('{"names": ["a"]}')
+    config = json.loads(json.dumps(stored["config"]))
+    part = {"type": "Folder", "args": {"data_dir": str(tmp_path), "classes": "c.json"}}
+    config["train_loader"] = {"type": "Mixture", "args": {"parts": [part]}}
+    config["val_loader"]["args"]["classes"] = "~/c.json"
     write_checkpoint(run / "model_best.pth", {**stored, "config": config})
     publish.main([str(run), str(tmp_path / "public")])
     made = json.loads((tmp_path / "public" / "config.json").read_text())
-    assert made["train_loader"]["args"]["classes"] == "classes.json"
-    assert (tmp_path / "public" / "classes.json").read_text() == "{}"
+    assert made["train_loader"]["args"]["parts"][0]["args"]["classes"] == "classes.json"
+    assert made["val_loader"]["args"]["classes"] == "classes.json"
+
+
+@pytest.mark.parametrize("content", ["-----BEGIN KEY-----", '{"names": ["a"], "password": "x"}'])
+def test_a_file_that_is_no_class_file_is_not_published(stored, run, tmp_path, capsys, content):
+    (tmp_path / "id_rsa").write_text(content)
+    with_classes(stored, run, train_loader=tmp_path / "id_rsa")
+    publish.main([str(run), str(tmp_path / "public")])
+    assert "train_loader.args.classes is not copied" in capsys.readouterr().err
+    for path in (tmp_path / "public").iterdir():
+        assert b"BEGIN KEY" not in path.read_bytes() and path.name != "classes.json"
+
+
+def test_files_that_the_config_lacks_are_told(stored, run, tmp_path, capsys):
+    config = json.loads(json.dumps(stored["config"]))
+    config["val_loader"]["args"]["list_file"] = f"{PRIVATE}/list.txt"
+    write_checkpoint(run / "model_best.pth", {**stored, "config": config})
+    publish.main([str(run), str(tmp_path / "public")])
+    assert f"val_loader.args.list_file: {PRIVATE}/list.txt is not copied; the config in the " \
+        "folder does not train without it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [
+    {"normalization": {}}, {"versions": {"x": torch.zeros(1)}}, {"config": {"name": "x"}}])
+def test_a_strange_checkpoint_is_refused_and_leaves_the_folder_as_it_was(stored, run, tmp_path,
+                                                                        change):
+    write_checkpoint(run / "model_best.pth", {**stored, **change})
+    out = tmp_path / "public"
+    with pytest.raises(CheckpointError, match="was not written by Segwright"):
+        publish.main([str(run), str(out)])
+    assert not out.exists()
+    out.mkdir()
+    (out / "README.md").write_text("of another network")
+    with pytest.raises(CheckpointError):
+        publish.main([str(run), str(out), "--overwrite"])
+    assert [path.name for path in out.iterdir()] == ["README.md"]
+    assert (out / "README.md").read_text() == "of another network"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["public", "run"]
+
+
+def test_paths_inside_the_texts_of_results_are_replaced_and_told(run, tmp_path, capsys):
+    document = json.loads((run / "results.json").read_text())
+    document["runs"][1] |= {"segfix": f"offset files of {PRIVATE}/offsets, scale 1",
+                            "notes": {f"{PRIVATE}/x": "ann@host:/home/ann"}, "intervals": None}
+    (run / "results.json").write_text(json.dumps(document))
+    publish.main([str(run), str(tmp_path / "public")])
+    for path in (tmp_path / "public").iterdir():
+        assert b"secret" not in path.read_bytes() and b"/home/" not in path.read_bytes()
+    change = "results.json[0].segfix: 'offset files of offsets, scale 1' in place of a path"
+    assert change in capsys.readouterr().err
+    assert "offset files of offsets, scale 1" in (tmp_path / "public/README.md").read_text()
 
 
 def test_a_folder_that_is_not_empty_is_only_used_with_overwrite(published, run):
@@ -214,6 +294,9 @@ def test_push_uploads_these_files_and_explains_a_failure(run, tmp_path, monkeypa
     publish.main([str(run), str(tmp_path / "public"), "--push", "ann/net"])
     assert calls[0] == ("ann/net", {"exist_ok": True, "private": True})
     assert "README.md" in calls[1]["allow_patterns"] and calls[1]["repo_id"] == "ann/net"
+    # Of an earlier publication; the Hub deletes no file that it gets.
+    assert {"model.onnx", "classes.json"} < set(calls[1]["delete_patterns"])
+    assert "results.json" not in calls[1]["delete_patterns"]
     hub.create_repo = lambda *_, **__: 1 / 0
     with pytest.raises(ConfigError, match="the upload failed") as error:
         publish.main([str(run), str(tmp_path / "again"), "--push", "ann/net"])
@@ -223,11 +306,23 @@ def test_push_uploads_these_files_and_explains_a_failure(run, tmp_path, monkeypa
 @pytest.mark.parametrize("value, public", [
     ("/home/ann/camvid", "data/camvid"), ("~/camvid/", "data/camvid"), ("/data", "data"),
     ("../../ann/camvid", "data/camvid"), ("C:\\Users\\ann\\camvid", "data/camvid"),
-    (r"\\server\ann\camvid", "data/camvid"), ("data/camvid", "data/camvid"), ("", "")])
+    (r"\\server\ann\camvid", "data/camvid"), ("data/camvid", "data/camvid"), ("", ""),
+    ("$HOME/ann/x", "data/x"), (r"%USERPROFILE%\x", "data/x"), ("/home/ann", "data/home"),
+    ("~ann", "data/home"), ("s3://ann-bucket/x", "x")])
 def test_a_private_path_keeps_its_last_part(value, public):
     found, replaced = without_private({"train_loader": {"args": {"data_dir": value}}})
     assert found["train_loader"]["args"]["data_dir"] == public
     assert bool(replaced) == (value != public)
+
+
+@pytest.mark.parametrize("text, public", [
+    ("see /home/ann", "see home"), ("ann@host:/home/ann", "home"), ("by ann@uni.de", "by uni.de"),
+    ("in C:\\ann\\my data\\x.png", "in x.png"), ("https://x.org/?token=abc", "x.org"),
+    ("the network /home/ann smith/a.pth", "the network a.pth"), ("a, ~/b/c", "a, c"),
+    *((same, same) for same in ("https://x.org/a/b", "road/side walk / x", "20 mm / px, 1/2",
+                                "mIoU@0.5", "max Mean_IoU"))])
+def test_private_paths_inside_a_text_are_replaced(text, public):
+    assert without_private({"note": text})[0] == {"note": public}
 
 
 def test_names_and_patterns_are_no_paths():

@@ -87,13 +87,13 @@ def _scores(entries, checkpoint):
     rows = ["| data | images | rule | mean IoU | 95 % | mIoU_I | pixel accuracy | protocol |",
             "| --- | ---: | --- | ---: | --- | ---: | ---: | --- |"]
     for entry in entries:
-        bounds = entry.get("intervals", {}).get("Mean_IoU", {})
+        bounds = (entry.get("intervals") or {}).get("Mean_IoU") or {}
         rows.append("| " + " | ".join((
-            _cell(f"{entry.get('dataset')} {entry.get('split') or ''}".rstrip()),
-            str(entry.get("n_images")), _cell(entry.get("procedure")),
+            _text(f"{entry.get('dataset')} {entry.get('split') or ''}".rstrip()),
+            str(entry.get("n_images")), _text(entry.get("procedure")),
             percent(entry.get("Mean_IoU")), bounds_text(bounds.get("low"), bounds.get("high")),
             percent(entry.get("mIoU_I")), percent(entry.get("Pixel_Accuracy")),
-            _cell(protocol_of(entry)))) + " |")
+            _text(protocol_of(entry)))) + " |")
     split = next((entry.get("split") for entry in entries), None)
     chosen = config["trainer"].get("monitor")
     warning = ""
@@ -103,8 +103,8 @@ def _scores(entries, checkpoint):
         warning = (f"\n\nThe checkpoint was chosen by {chosen} on this split, so its score there "
                    "is a little too good.")
     classes = ["| class | IoU | IoU per image |", "| --- | ---: | ---: |"]
-    classes += [f"| {_cell(one.get('name'))} | {percent(one.get('IoU'))} | "
-                f"{percent(one.get('IoU_I'))} |" for one in entries[0].get("classes", [])
+    classes += [f"| {_text(one.get('name'))} | {percent(one.get('IoU'))} | "
+                f"{percent(one.get('IoU_I'))} |" for one in entries[0].get("classes") or []
                 if isinstance(one, dict)]
     settings = "\n".join(f"* {_text(title_of(entry))}" for entry in entries)
     return ("In %. The interval is that for other images of the same kind.\n\n" + "\n".join(rows)
@@ -134,7 +134,7 @@ def _has_folder(config, key):
 def _input(checkpoint, scored_at):
     norm = checkpoint["normalization"]
     rows = ["| id | class | color |", "| ---: | --- | --- |"]
-    rows += [f"| {number} | {_cell(name)} | `#{bytes(color).hex()}` |" for number, (name, color)
+    rows += [f"| {number} | {_text(name)} | `#{bytes(color).hex()}` |" for number, (name, color)
              in enumerate(zip(checkpoint["class_names"], checkpoint["palette"], strict=False))]
     return (f"{norm.get('order', 'RGB')} pictures, `(x / {norm.get('scale', 255):g} - mean) / std` "
             f"with mean {norm['mean']} and std {norm['std']}; size: "
@@ -174,6 +174,3 @@ def _text(value: object) -> str:
     """Text in which Markdown and HTML signs of a name do nothing."""
     text = " ".join(str(value).split())
     return "".join(f"\\{sign}" if sign in "\\`*_[]<>|#" else sign for sign in text)
-
-
-_cell = _text
