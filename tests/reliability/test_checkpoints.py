@@ -495,7 +495,7 @@ def test_k16_differences_are_listed_and_harmless_ones_are_not(finished, capsys):
     ("seed=5", "seed was 0, is 5"), ("trainer.accumulate=2", "trainer.accumulate was 1, is 2"),
     ('train_loader.args.sampler={"type": "ClassUniform", "args": {"classes": [0]}}',
      "train_loader.args.sampler was None, is"),
-    ("optimizer.args.lr=0.5", "optimizer.args.lr was 0.004, is 0.5"),
+    ("optimizer.args.lr=0.5", "optimizer.args.lr was 0.005, is 0.5"),
     ("optimizer.args.weight_decay=0.5", "optimizer.args.weight_decay was 0.01, is 0.5"),
     ('optimizer={"type": "SGD", "args": {"lr": 0.1, "momentum": 0.9}}',
      "optimizer.type was 'AdamW', is 'SGD'"),
