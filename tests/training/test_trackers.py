@@ -248,6 +248,31 @@ def test_damaged_notes_about_records_start_a_new_record_and_say_so(tmp_path, ser
     assert "a new record begins, with the steps to 4" in capsys.readouterr().err
 
 
+def test_notes_that_cannot_be_written_cost_one_warning(tmp_path, services, capsys, monkeypatch):
+    killed(opened(tmp_path), [1, 2])
+    before = (tmp_path / "trackers.json").read_bytes()
+
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+    monkeypatch.setattr(run_log, "WholeFile", full)
+    capsys.readouterr()
+    second = opened(tmp_path, 2)
+    log_lines(second, [3])
+    second.close()
+    assert logged(services[1]) == [3] and (tmp_path / "trackers.json").read_bytes() == before
+    assert "trackers.json cannot be written, the training continues" in capsys.readouterr().err
+
+
+def test_notes_that_cannot_be_read_are_not_replaced(tmp_path, services, capsys):
+    (tmp_path / "trackers.json").mkdir()            # any other error than a missing file
+    log = opened(tmp_path)
+    log_lines(log, [1])
+    log.close()
+    assert logged(services[0]) == [1] and (tmp_path / "trackers.json").is_dir()
+    text = capsys.readouterr().err
+    assert "trackers.json cannot be read" in text and "trackers.json cannot be written" in text
+
+
 def test_only_rank_0_has_trackers(tmp_path, services, monkeypatch):
     monkeypatch.setattr(distributed, "is_main", lambda: False)
     log = opened(tmp_path)
@@ -585,6 +610,22 @@ def test_tensorboard_has_config_hyperparameters_best_values_and_an_example_batch
     assert end.session_end_info.status == 1         # of the enumeration: success
     example, = events.Images("train/examples")
     assert example.step == 0 and example.width >= 8 + 4 + 8 and example.height > 2 * 8 + 4
+
+
+def test_tensorboard_keeps_the_step_of_the_checkpoint_and_forgets_later_ones(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    for first, steps in ((0, [5, 10, 15]), (10, [15, 20])):
+        log = RunLogger(tmp_path, first_step=first)
+        for step in steps:
+            log.scalars({"val/Mean_IoU": step + first}, step)
+            log.best({"best/Mean_IoU": step + first}, step)
+        log.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    for tag in ("val/Mean_IoU", "best/Mean_IoU"):
+        assert [(one.step, one.value) for one in events.Scalars(tag)] == [
+            (5, 5), (10, 10), (15, 25), (20, 30)]
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])

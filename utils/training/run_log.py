@@ -102,11 +102,15 @@ class RunLogger:
         self._channels.append(Channel(tracker, session, logged, history))
 
     def _keep_record(self, name, line, logged, record):
-        """Note in RECORDS what a tracker needs to continue."""
+        """Note in RECORDS what a tracker needs to continue; if that fails, warn."""
         entry = {"line": line, "logged": logged, "record": record}
-        with self._lock, WholeFile(self.folder / RECORDS) as temporary:
-            content = {**_records(self.folder), name: entry}
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        try:
+            with self._lock, WholeFile(self.folder / RECORDS) as temporary:
+                content = {**_records(self.folder), name: entry}
+                temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            warn(f"{RECORDS} cannot be written, the training continues; a resumed one will not "
+                 f"find what this one logs to {name}: {error}")
 
     @property
     def draws(self) -> bool:
@@ -215,17 +219,21 @@ def training_facts(trainer: Any) -> list[str]:
 
 
 def _records(folder):
-    """The content of RECORDS: name of a tracker -> its entry."""
+    """The content of RECORDS: name of a tracker -> its entry. Raises OSError."""
     try:
         content = json.loads((folder / RECORDS).read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _record(folder, name):
     """The entry of a tracker in RECORDS; None if it has none that is sound."""
-    entry = _records(folder).get(name)
+    try:
+        entry = _records(folder).get(name)
+    except OSError as error:
+        warn(f"{RECORDS} cannot be read: {error}")
+        return None
     sound = isinstance(entry, dict) and type(entry.get("line")) is int \
         and isinstance(entry.get("record"), dict) and isinstance(entry.get("logged"), dict) \
         and all(type(step) is int for step in entry["logged"].values())

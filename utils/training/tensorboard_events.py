@@ -39,7 +39,9 @@ class TensorBoardEvents(Tracker):
         """Open an event file, which takes back what was written after session.step."""
         try:
             from torch.utils.tensorboard import SummaryWriter
-            self.writer = SummaryWriter(str(self.where), purge_step=session.step or None)
+            # TensorBoard forgets events from purge_step on; those of session.step hold.
+            self.writer = SummaryWriter(str(self.where),
+                                        purge_step=session.step + 1 if session.step else None)
         except ImportError:
             warn(NO_TENSORBOARD)
             return
