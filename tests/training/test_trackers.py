@@ -454,6 +454,41 @@ def test_wandb_goes_on_in_the_run_of_its_first_session(tmp_path, wandb):
     assert second.summary == {"best/Mean_IoU": 0.5, "ended": "finished", "step": 4}
 
 
+@pytest.mark.parametrize("summary, missing", [({}, [5, 10]), ({"step": 5.0}, [10])])
+def test_a_wandb_run_is_filled_in_from_the_step_that_the_server_has(tmp_path, wandb, monkeypatch,
+                                                                    summary, missing):
+    killed(RunLogger(tmp_path, False, log_to=[{"type": "wandb"}]), [5, 10])
+    init = wandb.init
+
+    def resumed(**options):
+        run = init(**options)
+        run.summary = dict(summary)
+        return run
+    monkeypatch.setattr(wandb, "init", resumed)
+    killed(RunLogger(tmp_path, False, first_step=5, log_to=[{"type": "wandb"}]), [10, 15])
+    assert [row["step"] for row in wandb.runs[1].rows] == [*missing, 15]
+
+
+def test_a_wandb_run_that_was_deleted_is_replaced_and_told(tmp_path, wandb, monkeypatch, capsys):
+    killed(RunLogger(tmp_path, False, log_to=[{"type": "wandb"}]), [5, 10])
+    dead, init = wandb.runs[0].options["id"], wandb.init
+
+    def resumed(**options):
+        if options["id"] == dead:
+            raise wandb.errors.CommError(f"run {dead} was previously created and deleted")
+        run = init(**options)
+        run.summary = {}
+        return run
+    monkeypatch.setattr(wandb, "init", resumed)
+    monkeypatch.setattr(wandb, "teardown", lambda: None, raising=False)
+    killed(RunLogger(tmp_path, False, first_step=5, log_to=[{"type": "wandb"}]), [10, 15])
+    assert [row["step"] for row in wandb.runs[1].rows] == [5, 10, 15]
+    new = json.loads((tmp_path / "trackers.json").read_text())["wandb"]["record"]["id"]
+    assert new == wandb.runs[1].options["id"] != dead and not wandb.runs[1].offline
+    assert f"wandb: the run {dead} was deleted on the server; a new one begins, with the steps " \
+        "to 5 from metrics.jsonl" in capsys.readouterr().err
+
+
 def test_wandb_without_a_key_is_refused_unless_it_is_offline(wandb, monkeypatch):
     wandb.key = False
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

@@ -3,6 +3,7 @@ import inspect
 import os
 import uuid
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class WandB(Tracker):
         the project "segwright". pictures: also upload example pictures.
 
     If the server cannot be reached at the start, the run is kept offline. A resumed training goes
-    on in the same run of W&B.
+    on in the same run of W&B, unless that was deleted there.
     """
 
     aliases = ("wandb",)
@@ -62,8 +63,7 @@ class WandB(Tracker):
         Returns the last step that the server, or the files of an offline run, have.
         """
         wandb = self.module
-        new = "id" not in session.record
-        identity = uuid.uuid4().hex[:8] if new else session.record["id"]
+        identity = session.record.get("id") or uuid.uuid4().hex[:8]
         session.keep({"id": identity})      # before the run exists: a kill must not lose it
         settings: dict[str, Any] = {"console": "off", "quiet": True,
                                     "init_timeout": FIRST_SECONDS}
@@ -76,8 +76,12 @@ class WandB(Tracker):
         try:
             self.run = wandb.init(**options)
         except wandb.errors.CommError as error:
-            session.say(f"wandb cannot be reached: {first_line(error)}")
             wandb.teardown()            # which still holds the identity
+            if "deleted" in str(error):         # W&B gives no identity twice
+                session.say(f"wandb: the run {identity} was deleted on the server; a new one "
+                            f"begins, with the steps to {session.step} from metrics.jsonl")
+                return self.start(replace(session, record={}))
+            session.say(f"wandb cannot be reached: {first_line(error)}")
             self.run = wandb.init(**options, mode="offline")
         # Not wandb's own step: a resumed run could not log at the step where it stopped.
         self.run.define_metric(STEP)
@@ -89,8 +93,10 @@ class WandB(Tracker):
             return {"train": last, "val": last}
         if not self.run.disabled:
             session.say(f"wandb: {self.run.url}")
-        last = self.run.summary.get(STEP)
-        return {"train": last, "val": last} if type(last) is int else None
+        if self.run.disabled:
+            return None
+        last = self.run.summary.get(STEP)       # none: the run got nothing before it was killed
+        return {"train": int(last), "val": int(last)} if isinstance(last, (int, float)) else {}
 
     def log(self, values: dict[str, float], step: int, epoch: int | None):
         """Add a row of the run's history."""
