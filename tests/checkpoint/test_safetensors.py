@@ -16,7 +16,7 @@ from utils.checkpoint.read import (
     verified,
 )
 from utils.checkpoint.safetensors import DTYPES, is_safetensors, read_safetensors, write_safetensors
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, DataError
 
 SHARED = torch.arange(6.).reshape(2, 3)
 TENSORS = {"a": torch.arange(24.).reshape(2, 3, 4), "one": torch.tensor(3),
@@ -113,9 +113,42 @@ def test_a_changed_bit_is_found(path):
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DamagedCheckpoint, match="checksum of its values differs"):
+    with pytest.raises(DamagedCheckpoint, match="its checksum differs"):
         read_checkpoint(path)
     assert not verified(path)
+
+
+@pytest.mark.parametrize("before, after", [
+    (b"0.2, 0.2", b"0.3, 0.2"), (b"Stra", b"Stre"), (b"segwright_sha256", b"segwright_sha257"),
+    (b"segwright_format", b"segwright_fosmat"), (b'"turned"', b'"turnee"'),
+    (b'[2,3,4]', b'[2,4,3]')])
+def test_a_changed_bit_of_the_header_is_found(path, before, after):
+    data = path.read_bytes()
+    assert before in data
+    path.write_bytes(data.replace(before, after, 1))
+    with pytest.raises(DamagedCheckpoint, match="its checksum differs"):
+        read_state(path)
+
+
+def test_files_of_others_need_no_checksum(tmp_path):
+    header = {"w": entry(), "__metadata__": {"sha256": "of something else"}}
+    assert read_state(file_of(tmp_path / "m", header))["w"].shape == (4,)
+
+
+def test_empty_tensors_keep_their_shape(tmp_path):
+    empty = {"a": torch.zeros(0, 5), "b": torch.zeros(3, 0, 7)}
+    write_safetensors(tmp_path / "m", {**CHECKPOINT, "model": empty})
+    assert same(read_checkpoint(tmp_path / "m")["model"], empty)
+    assert peek(tmp_path / "m")["model"]["b"].shape == (3, 0, 7)
+
+
+@pytest.mark.parametrize("change, text", [
+    ({"versions": {"x": torch.zeros(1)}}, "is no JSON"),
+    ({"model": {"w": torch.zeros(2, dtype=torch.complex128)}}, "which the format lacks")])
+def test_what_cannot_be_written_is_refused(tmp_path, change, text):
+    with pytest.raises(DataError, match=text):
+        write_safetensors(tmp_path / "m", {**CHECKPOINT, **change})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kept", [9, 100, -1, -40])
@@ -130,6 +163,8 @@ def test_a_cut_file_is_damaged(path, kept):
     ({"w": entry(begin=16, end=32)}, "do not fit"),
     ({"w": entry(begin=-16, end=0)}, "do not fit"),
     ({"w": entry(shape=[2 ** 62, 4])}, "do not fit"),
+    ({"w": entry(shape=[0, *[10 ** 6] * 31], end=0)}, "do not fit"),
+    ({"w": entry(shape=[0, 2 ** 70], end=0)}, "do not fit"),
     ({"w": entry(shape=[-4])}, "do not fit"),
     ({"w": entry(shape=[True] * 4)}, "do not fit"),
     ({"w": entry(shape=[4.0])}, "do not fit"),
@@ -148,9 +183,7 @@ def test_a_cut_file_is_damaged(path, kept):
     ({"w": {**entry(), "code": "x"}}, "no description of a tensor"),
     ({"w": entry("BOOL", [16])}, "truth values that are neither 0 nor 1"),
     ({"w": entry(), "__metadata__": {"a": 1}}, "metadata are no texts"),
-    ({"w": entry(), "__metadata__": {"segwright_format": "one"}}, "metadata are no JSON"),
-    ({"w": entry(), "__metadata__": {"segwright_format": "1", "config": "[" * 50_000}},
-     "metadata are no JSON"),
+    ({"w": entry(), "__metadata__": {"segwright_format": "1"}}, "its checksum differs"),
     (b'{"w": 1, "w": 2}', "a name occurs twice"),
     (b'{"w": {"dtype": "F32", "dtype": "F64"}}', "a name occurs twice"),
     (b"{" * 50_000, "no JSON"), (b'{"\xff": 1}', "no JSON"), (b"{}]", "no JSON")])
@@ -158,6 +191,13 @@ def test_a_hostile_header_is_refused(tmp_path, header, text):
     path = file_of(tmp_path / "m", header, bytes(15) + b"\2")
     with pytest.raises(CheckpointError, match=text):
         read_state(path)
+
+
+@pytest.mark.parametrize("metadata", [{"segwright_format": "one"}, {
+    "segwright_format": "1", "config": "[" * 50_000}])
+def test_metadata_that_are_no_json_are_damage(tmp_path, metadata):
+    with pytest.raises(CheckpointError, match="metadata are no JSON"):
+        peek(file_of(tmp_path / "m", {"w": entry(), "__metadata__": metadata}))
 
 
 @pytest.mark.parametrize("length, text", [(1, "header should have 1 bytes"),
@@ -172,6 +212,12 @@ def test_a_huge_header_is_refused_without_reading_it(tmp_path):
     with open(path, "r+b") as stream:
         stream.truncate(2 ** 33 + 100)          # takes no room on the disk
     with pytest.raises(CheckpointError, match="refused: its header has 8589934592 bytes"):
+        read_state(path)
+
+
+def test_a_header_of_a_few_megabytes_is_refused_at_once(tmp_path):
+    path = file_of(tmp_path / "m", b'{"w": [' + b"[]," * 2_000_000 + b"[]]}")
+    with pytest.raises(CheckpointError, match="bytes, more than 5000000"):
         read_state(path)
 
 

@@ -15,7 +15,7 @@ from utils.checkpoint.read import read_checkpoint
 from utils.checkpoint.write import write_checkpoint
 from utils.config.load import load_config
 from utils.config.schema import resolve_config
-from utils.errors import CheckpointError, ConfigError, DataError
+from utils.errors import CheckpointError, ConfigError, DataError, UserError
 from utils.export.public_entries import public_config, without_private
 from utils.predict.open_model import open_model
 
@@ -230,12 +230,12 @@ def test_a_strange_checkpoint_is_refused_and_leaves_the_folder_as_it_was(stored,
                                                                         change):
     write_checkpoint(run / "model_best.pth", {**stored, **change})
     out = tmp_path / "public"
-    with pytest.raises(CheckpointError, match="was not written by Segwright"):
+    with pytest.raises(UserError, match="was not written by Segwright|is no JSON"):
         publish.main([str(run), str(out)])
     assert not out.exists()
     out.mkdir()
     (out / "README.md").write_text("of another network")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(UserError):
         publish.main([str(run), str(out), "--overwrite"])
     assert [path.name for path in out.iterdir()] == ["README.md"]
     assert (out / "README.md").read_text() == "of another network"

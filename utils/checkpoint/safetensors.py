@@ -6,7 +6,8 @@ and "__metadata__" to texts. Nothing in such a file can run. Its numbers are che
 is taken for them: the places of the tensors must fill the file, without a gap and without overlap.
 
 Metadata of Segwright has the entries of a checkpoint as JSON, so that such a file is one. It also
-has the SHA-256 of the values, because the format itself would not notice a changed bit.
+has a SHA-256 of header and values, because the format itself would not notice a changed bit. Files
+of other programs have none.
 """
 import hashlib
 import json
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 import torch
 
 from utils.checkpoint.format import Checkpoint, DamagedCheckpoint
-from utils.errors import CheckpointError, shown
+from utils.errors import CheckpointError, DataError, shown
 from utils.files.whole_file import unfinished
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -29,10 +30,13 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
           "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
           "C64": torch.complex64}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MOST_HEADER = 25_000_000    # bytes of a header; one of ten thousand tensors has about one million
+# Bytes of a header: one of ten thousand tensors has about one million. Python takes fifty times as
+# many for a hostile one.
+MOST_HEADER = 5_000_000
 MOST_AXES = 32
+_MOST_BYTES = 2 ** 63       # of a tensor, and of the strides of an empty one
 _METADATA = "__metadata__"
-_FORMAT, _SUM = "segwright_format", "sha256"
+_FORMAT, _SUM = "segwright_format", "segwright_sha256"
 # Entries of a checkpoint that are stored as JSON, besides its tensors and format.
 _ENTRIES = ("config", "class_names", "palette", "normalization", "activation", "epoch", "versions")
 
@@ -54,20 +58,29 @@ def write_safetensors(path: str | os.PathLike, checkpoint: Checkpoint):
     """
     tensors = {name: tensor.detach().cpu().contiguous()
                for name, tensor in (checkpoint.get("ema") or checkpoint["model"]).items()}
-    metadata = {key: json.dumps(checkpoint[key], ensure_ascii=False)
-                for key in _ENTRIES if key in checkpoint}
+    try:
+        metadata = {key: json.dumps(checkpoint[key], ensure_ascii=False)
+                    for key in _ENTRIES if key in checkpoint}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"an entry of the checkpoint is no JSON: {error}", str(path),
+                        "use a checkpoint that Segwright wrote") from None
     metadata |= {"format": "pt", _FORMAT: str(checkpoint["format"])}
+    strange = next((name for name in tensors if tensors[name].dtype not in _NAMES), None)
+    if strange is not None:
+        raise DataError(f"{strange} has the type {tensors[strange].dtype}, which the format lacks",
+                        str(path), "convert the tensor first")
     # The largest elements first, so that all are aligned.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    sha = hashlib.sha256()
-    for name in order:
-        sha.update(_bytes(tensors[name]))
-    header: dict[str, Any] = {_METADATA: {**metadata, _SUM: sha.hexdigest()}}
+    header: dict[str, Any] = {}
     end = 0
     for name in order:
         begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
         header[name] = {"dtype": _NAMES[tensors[name].dtype], "shape": list(tensors[name].shape),
                         "data_offsets": [begin, end]}
+    sha = _sum_of_header(header, metadata)
+    for name in order:
+        sha.update(_bytes(tensors[name]))
+    header = {_METADATA: {**metadata, _SUM: sha.hexdigest()}, **header}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with unfinished(path) as temporary, open(temporary, "wb") as stream:
@@ -86,7 +99,7 @@ def read_safetensors(path: Path, values: bool = True) -> dict[str, Any]:
         size = os.fstat(stream.fileno()).st_size
         header, metadata, start = _header(stream, size, path)
         places = _places(header, size - start, path)
-        tensors, sha = {}, hashlib.sha256()
+        tensors, sha = {}, _sum_of_header(header, metadata)
         for name, (dtype, shape, length) in places.items():
             if not values:
                 tensors[name] = torch.empty(shape, dtype=dtype, device="meta")
@@ -96,9 +109,16 @@ def read_safetensors(path: Path, values: bool = True) -> dict[str, Any]:
                 raise _damaged(path, "it is cut off")
             sha.update(data)
             tensors[name] = _tensor(data, dtype, shape, path, name)
-    if values and metadata.get(_SUM) not in (None, sha.hexdigest()):
-        raise _damaged(path, "the checksum of its values differs")
+    if values and (_FORMAT in metadata or _SUM in metadata) \
+            and metadata.get(_SUM) != sha.hexdigest():
+        raise _damaged(path, "its checksum differs")
     return _checkpoint(tensors, metadata, path) if _FORMAT in metadata else tensors
+
+
+def _sum_of_header(header: Mapping[str, Any], metadata: Mapping[str, str]):
+    """The start of a checksum, for the values to follow: that of all else that the file says."""
+    said = [header, {key: value for key, value in metadata.items() if key != _SUM}]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode())
 
 
 def _header(stream: BinaryIO, size: int, path: Path):
@@ -140,7 +160,8 @@ def _places(header: Mapping[str, Any], size: int, path: Path):
         if dtype is None:
             raise CheckpointError(f"{_short(name)} has the type {_short(entry['dtype'])}, which "
                                   "is not known", str(path), f"known: {', '.join(DTYPES)}")
-        if not _are_counts(shape, size) or len(shape) > MOST_AXES \
+        if not _are_counts(shape, _MOST_BYTES) or len(shape) > MOST_AXES \
+                or math.prod(max(one, 1) for one in shape) * dtype.itemsize >= _MOST_BYTES \
                 or not _are_counts(place, size) or len(place) != 2 \
                 or place[1] - place[0] != math.prod(shape) * dtype.itemsize:
             raise _damaged(path, f"the shape and the place of {_short(name)} do not fit")
@@ -156,8 +177,8 @@ def _places(header: Mapping[str, Any], size: int, path: Path):
 
 
 def _are_counts(numbers, most):
-    """Whether these are numbers from 0 to the bytes of the values (an empty tensor has others)."""
-    return isinstance(numbers, list) and all(type(one) is int and 0 <= one <= max(most, 1)
+    """Whether these are whole numbers from 0 to `most`."""
+    return isinstance(numbers, list) and all(type(one) is int and 0 <= one <= most
                                              for one in numbers)
 
 
