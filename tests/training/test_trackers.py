@@ -619,7 +619,7 @@ def test_an_mlflow_run_that_is_gone_is_replaced_and_told(tmp_path, mlflow):
     said, kept = [], {}
     tracker = MLflow()
     tracker.start(Session(tmp_path, "run", {}, 4, {"id": "deleted"}, kept.update, said.append))
-    assert kept == {"id": "run0"} and "a new one begins at step 4" in said[0]
+    assert kept == {"id": "run0"} and "begins, with the steps to 4 from" in said[0]
     tracker.close("interrupted", "by SIGINT")
     assert Client.runs["run0"]["status"] == "KILLED"
 

@@ -63,7 +63,8 @@ class MLflow(Tracker):
                 self.client.update_run(self.id, status="RUNNING")
             except Exception as error:      # it was deleted, or the store is another one
                 session.say(f"mlflow: the run {self.id} cannot be continued ({first_line(error)}); "
-                            f"a new one begins at step {session.step}")
+                            f"a new one begins, with the steps to {session.step} from "
+                            "metrics.jsonl")
                 self.id = None
         continued = self.id is not None
         if not continued:
