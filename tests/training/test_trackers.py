@@ -273,6 +273,11 @@ def test_notes_that_cannot_be_read_are_not_replaced(tmp_path, services, capsys):
     assert "trackers.json cannot be read" in text and "trackers.json cannot be written" in text
 
 
+def test_a_missing_metrics_file_is_no_error_of_the_tracker(tmp_path, services, capsys):
+    opened(tmp_path, 4).close()
+    assert "can no longer be written" not in capsys.readouterr().err
+
+
 def test_only_rank_0_has_trackers(tmp_path, services, monkeypatch):
     monkeypatch.setattr(distributed, "is_main", lambda: False)
     log = opened(tmp_path)

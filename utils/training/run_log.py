@@ -278,6 +278,8 @@ def _drop_lines_after(path, step):
 
 def _lines_to(path: Path, step: int) -> Iterator[Line]:
     """The lines of metrics.jsonl to a step, with the tags of `RunLogger.scalars`."""
+    if not path.is_file():
+        return
     with open(path, "rb") as stream:
         for line in stream:
             found = _entry_of(line)
