@@ -41,7 +41,7 @@ def test_the_worst_and_the_best_are_kept_whatever_the_order():
     for order in (range(8), range(7, -1, -1), [3, 0, 6, 2, 5, 1, 7, 4]):
         worst, best = kept_of([*order]).gather()
         assert [(one.id, one.score) for one in worst] == [("i1", 0.1), ("i6", 0.1)]
-        assert [one.id for one in best] == ["i2", "i3"]
+        assert [one.id for one in best] == ["i3", "i2"]
         assert all([*one.predictions] == ["max", "T"] for one in (*worst, *best))
         assert worst[0].classes == [0, 1]
 
@@ -51,6 +51,20 @@ def test_no_image_is_worst_and_best():
         worst, best = kept_of([*range(count)]).gather()
         names = [one.id for one in (*worst, *best)]
         assert len(names) == count == len(set(names)) and len(worst) == (count + 1) // 2
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_of_equal_scores_the_first_are_the_worst_and_the_last_the_best(monkeypatch, ranks):
+    monkeypatch.setattr(f"{__name__}.SCORES", [1.0] * 20)
+    parts, blocks = [kept_of([*range(rank, 20, ranks)]) for rank in range(ranks)], []
+    monkeypatch.setattr("utils.evaluation.worst_and_best.all_gather",
+                        lambda block: blocks.append(block) or block)
+    for part in parts:
+        part.gather()
+    monkeypatch.setattr("utils.evaluation.worst_and_best.all_gather",
+                        lambda _: torch.cat(blocks))
+    worst, best = parts[0].gather()
+    assert [one.id for one in worst] == ["i0", "i1"] and [one.id for one in best] == ["i19", "i18"]
 
 
 def test_images_without_a_labeled_pixel_are_not_shown():

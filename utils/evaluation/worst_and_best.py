@@ -23,8 +23,9 @@ WIDTH = 480         # pixels of a picture
 class WorstAndBest:
     """The images with the lowest and with the highest mIoU_I under the first rule.
 
-    Only the pictures of the 2 x `most` images that lead at the moment are in memory. Equal scores
-    are ordered by the position in the data, so the choice is the same for any number of processes.
+    Only the pictures of the 2 x `most` images that lead at the moment are in memory. Of equal
+    scores the first in the data count as the worse, so the choice is the same for any number of
+    processes, and no image is on both sides while there are others.
 
     palette: (r, g, b) by class id. The other arguments are those of `ImageMetrics`.
     """
@@ -35,7 +36,7 @@ class WorstAndBest:
         self.palette, self.most = palette, most
         self._settings = (num_classes, ignore_index, classes_of_interest)
         self._published, self._first, self._masks = published, "", False
-        # Ordered by (score, position), and by (-score, position).
+        # Ordered by (score, position), and by (-score, -position).
         self._worst: list[tuple[float, int, ShownImage]] = []
         self._best: list[tuple[float, int, ShownImage]] = []
 
@@ -52,8 +53,7 @@ class WorstAndBest:
         self._masks |= prediction.ndim > labels.ndim
         if rule == self._first:
             self._choose(counts, images, labels, ids, places)
-        for _, position, one in {id(entry[2]): entry for entry in
-                                 (*self._worst, *self._best)}.values():
+        for position, one in self._kept().items():
             if position in places:
                 drawn = label_map(prediction[places.index(position)])
                 one.predictions[rule] = _drawn(drawn, self.palette)
@@ -65,7 +65,7 @@ class WorstAndBest:
         found = metrics.compute()
         for position, score in zip(found["img_index"], found["img_miou"], strict=True):
             if score != score or not (_enters(self._worst, score, position, self.most)
-                                      or _enters(self._best, -score, position, self.most)):
+                                      or _enters(self._best, -score, -position, self.most)):
                 continue
             k = places.index(position)
             truth = labels[k].cpu().numpy()
@@ -73,29 +73,30 @@ class WorstAndBest:
             one = ShownImage(ids[k], score,
                              data_url(small_picture(photo, WIDTH, photo=True), "jpeg"),
                              _drawn(truth, self.palette), {}, _classes(truth, self.palette))
-            for kept, key in ((self._worst, score), (self._best, -score)):
-                bisect.insort(kept, (key, position, one), key=lambda entry: entry[:2])
+            for kept, sign in ((self._worst, 1), (self._best, -1)):
+                bisect.insort(kept, (sign * score, sign * position, one),
+                              key=lambda entry: entry[:2])
                 del kept[self.most:]
+
+    def _kept(self) -> dict[int, ShownImage]:
+        """position -> image, each once."""
+        return {abs(position): one for _, position, one in (*self._worst, *self._best)}
 
     def gather(self) -> tuple[list[ShownImage], list[ShownImage]]:
         """(worst, best) over all processes, each of which must call this once.
 
         No image is in both: of few images, the better half are the best.
         """
-        own = {position: one for _, position, one in (*self._worst, *self._best)}
         lines = "".join(json.dumps({**asdict(one), "position": position}) + "\n"
-                        for position, one in own.items())
+                        for position, one in self._kept().items())
         block = torch.frombuffer(bytearray(lines.encode() or b"\n"), dtype=torch.uint8)
         content = all_gather(block[:, None]).numpy().tobytes().decode()
         found = [json.loads(line) for line in content.splitlines() if line]
         found.sort(key=lambda one: (one["score"], one["position"]))
         images = [ShownImage(**{key: value for key, value in one.items() if key != "position"})
                   for one in found]
-        positions = [one["position"] for one in found]
         count = min(self.most, (len(images) + 1) // 2)
-        best = sorted(range(count, len(images)),
-                      key=lambda k: (-images[k].score, positions[k]))[:self.most]
-        return images[:count], [images[k] for k in best]
+        return images[:count], images[count:][:-self.most - 1:-1]
 
     def about(self, worst: int, best: int) -> str:
         """A line on the numbers of images that `gather` has returned."""
