@@ -468,6 +468,10 @@ def test_a_page_changes_no_score_and_shows_every_rule(checkpoint, tmp_path, caps
     assert "report.html" in err and f"{100 * plain[0]['mIoU_I']:.2f}" in words
 
 
+def test_a_temperature_changes_the_calibration_of_a_page(checkpoint, tmp_path):
+    assert run(checkpoint, "-p", "max", "--temperature", "2", "--report", "-o", tmp_path) == 0
+
+
 def test_the_page_of_several_protocols_has_a_column_for_each(checkpoint, tmp_path):
     assert run(checkpoint, "--protocol", "all", "--report", "-o", tmp_path) == 0
     words = text_of((tmp_path / "report.html").read_text(encoding="utf-8"))

@@ -90,9 +90,10 @@ class ProtocolScores:
             opened.model, opened.normalize, options, opened.activation))
         rules = build_rules(args.predict or options["test"], opened.activation, options,
                             opened.model, opened.inverse)
-        require_rule_arguments(args, [rule.name for rule in rules], options,
-                               args.risk_coverage or args.regret, opened.inverse,
-                               dependent=args.regret)
+        probabilities = args.risk_coverage or args.regret \
+            or args.report and rules[0].name != "offsets"
+        require_rule_arguments(args, [rule.name for rule in rules], options, probabilities,
+                               opened.inverse, dependent=args.regret)
         options = {**options, "boundary": options["boundary"] or self.refiner is not None}
         settings = {**predictor.describe(), "published": options["published"],
                     "CoI": options["CoI"]}
