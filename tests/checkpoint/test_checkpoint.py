@@ -157,6 +157,14 @@ def test_norms_without_running_statistics_are_not_taken_into_batch_norms():
     assert "norms without running statistics, because the norms here are BatchNorm2d" in str(report)
 
 
+def test_other_norms_with_running_statistics_are_taken_from_a_file_of_the_same_network():
+    source, target = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(
+        4, affine=True, track_running_stats=True)) for _ in range(2))
+    source[1].running_mean.fill_(2)
+    report = load_partial(target, source.state_dict(), "x.pth")
+    assert report.exact and not report.other_norms and (target[1].running_mean == 2).all()
+
+
 def test_excluded_tensors_keep_their_start_values_and_are_not_missing():
     source, target = Net(), Net()
     kept = {k: v.clone() for k, v in target.state_dict().items()}

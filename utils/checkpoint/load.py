@@ -191,13 +191,14 @@ def load_partial(model: nn.Module, state: Mapping[str, torch.Tensor], where: str
 def _other_norms(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """place -> class of the network's norms at whose places the file has norms of another kind.
 
-    A batch norm is known by its running statistics, a file's by their names.
+    A batch norm is known by its running statistics, a file's by their names. Other classes with
+    such statistics, as InstanceNorm2d may have, hold the same tensors.
     """
     others = {}
     for place, module in model.named_modules():
         in_file = f"{place}.running_mean" in state and f"{place}.running_var" in state
         if not isinstance(module, _BatchNorm):
-            differs = in_file
+            differs = in_file and getattr(module, "running_mean", None) is None
         else:
             differs = module.track_running_stats and not in_file and f"{place}.weight" in state
         if differs:
