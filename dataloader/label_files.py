@@ -32,6 +32,8 @@ def label_files(cls: type[BaseDataset], folder: Path, paths: Iterable[Path] | No
         if not volumes or path.suffix.lower() != ".npy":
             return cls.read_train_ids(self, path)
         stored = read_label_array(path)
+        if stored.ndim == 3 and len(stored) == 1:
+            stored = stored[0]      # as the scores of a volume of one slice, which are an image
         rows = stored.reshape(-1, stored.shape[-1])
         return self.label_to_train_ids(rows, rows, path).reshape(stored.shape)
 

@@ -84,6 +84,17 @@ def test_with_labels_results_are_those_that_compare_results_reads(folder, capsys
     assert "2 images" in capsys.readouterr().out
 
 
+def test_a_volume_of_one_slice_is_an_image_and_so_is_its_label(folder):
+    for name in "ab":
+        scores = np.load(folder / "scores" / f"{name}.npy")
+        np.save(folder / "scores" / f"{name}.npy", scores[:, None])
+        label = folder / "labels" / f"{name}.png"
+        np.save(label.with_suffix(".npy"), read_label(label)[None])
+        label.unlink()
+    assert decided(folder / "scores", "-o", folder / "out", *with_labels(folder)) == 0
+    assert (folder / "out" / "a.png").exists()
+
+
 def test_several_rules_are_one_table_and_no_label_maps(folder, capsys):
     assert decided(folder / "scores", "-p", "all", "-o", folder / "out", *with_labels(folder)) == 0
     assert "rankiou" in capsys.readouterr().out and not (folder / "out" / "a.png").exists()
