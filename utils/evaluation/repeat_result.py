@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from utils.checkpoint.read import read_checkpoint_and_digest
+from utils.checkpoint.read import file_digest, read_checkpoint, settled
 from utils.errors import DataError, listed, shown
 from utils.evaluation.evaluate import build_rules, evaluate
 from utils.evaluation.result_page import RuleResult, ShownImages
@@ -107,14 +107,14 @@ def pictures_again(results: Sequence[RuleResult], path: Path, device: str | torc
 
 
 def _to_draw(entries: list[Entry]) -> tuple[list[Entry], list[str]]:
-    """The entries whose predictions are drawn, and the rules of the others."""
+    """The entries whose predictions are drawn, the first of all among them; rules of the others."""
+    if entries[0].get("segfix"):
+        options_of(entries[0], {}, None)        # says why
     drawn, left_out = [], []
     for entry in entries:
         fits = (same_but_for_the_rule(entry, entries[0]) and not entry.get("segfix")
                 and all(entry["procedure"] != one["procedure"] for one in drawn))
         (drawn if fits else left_out).append(entry)
-    if not drawn:
-        options_of(entries[0], {}, None)        # says why
     return drawn, [shown(entry.get("procedure")) for entry in left_out]
 
 
@@ -130,9 +130,9 @@ def _checkpoint(entry, path):
         raise DataError(f"the checkpoint of the result is gone: {shown(name)}", shown(path),
                         "put it beside the results file, or leave --pictures out")
     for place in places:
-        checkpoint, digest = read_checkpoint_and_digest(place)
-        if digest == part.get("sha256"):
-            return checkpoint, place
+        # No other file is opened: one of the same name may lie there that is no checkpoint.
+        if settled(place, file_digest) == part.get("sha256"):
+            return read_checkpoint(place), place
     raise DataError("the checkpoint is not the one that the result was measured with (sha256)",
                     shown(places[0]), _AGAIN)
 
