@@ -43,13 +43,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None):
     args = parse(argv)
     from utils.cli.arguments import require_folder
-    from utils.errors import DataError, shown
+    from utils.errors import ConfigError, DataError, shown
     from utils.evaluation.page_of_test import NAME
     from utils.evaluation.result_page import result_page
     from utils.evaluation.results_file import read_results
     from utils.files.whole_file import write_bytes
     output = args.output or args.results.parent / NAME
     require_folder(output)
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError("a page is a file NAME.html", f"--output {shown(output)}",
+                          "give such a name, so that no results are overwritten")
     newest, runs = read_results(args.results)
     entries = _chosen(args, newest, runs)
     results = [_with_images(entry, args.results) for entry in entries]

@@ -79,3 +79,10 @@ def test_options_without_effect_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "results.json"), "-d", "cpu"])
     assert "--device has no effect without --pictures" in capsys.readouterr().err
+
+
+def test_the_results_are_not_overwritten(tmp_path, capsys):
+    path = write_results(tmp_path, result_entry(NAMES))
+    before = path.read_bytes()
+    assert run(main, [str(path), "-o", str(path)]) == 2
+    assert "a page is a file NAME.html" in capsys.readouterr().err and path.read_bytes() == before
