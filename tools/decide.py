@@ -105,6 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     reader = ScoreReader(activation=args.activation, axes=args.axes, values=args.values,
                          key=args.key)
     dataset = _open_classes(args)
+    if dataset is not None:
+        reader.num_classes, reader.class_names = dataset.num_classes, dataset.class_names
     report = InferenceReport()
     jobs = _plan(args, reader, dataset, report)
     prepare_folder(args.output)
@@ -201,8 +203,6 @@ def _learn(args, reader: "ScoreReader", jobs, dataset) -> tuple[list[str], list[
     """
     from utils.images.class_names import usable
     from utils.images.palette import class_palette
-    if dataset is not None:
-        reader.num_classes, reader.class_names = dataset.num_classes, dataset.class_names
     for job in jobs:
         try:
             first = reader.read(job.source.path)

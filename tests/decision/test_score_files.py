@@ -98,6 +98,17 @@ def test_a_volume_is_read_with_its_slices(tmp_path, last):
     assert not reader.holds_volume(tmp_path / "one.npz")
 
 
+@pytest.mark.parametrize("axes", ["auto", "CHW"])
+def test_a_volume_of_one_class_keeps_its_slices(tmp_path, axes):
+    np.save(tmp_path / "v.npy", PROBS[None].numpy())
+    reader = ScoreReader(1, "sigmoid", axes=axes)
+    assert reader.holds_volume(tmp_path / "v.npy")
+    assert reader.read(tmp_path / "v.npy").values.shape == (1, 4, 5, 7)
+    with pytest.raises(DataError, match="a single class or a single image"):
+        ScoreReader(None, "sigmoid", axes=axes).read(tmp_path / "v.npy")
+    assert ScoreReader(4, "sigmoid").read(tmp_path / "v.npy").values.shape == (4, 5, 7)
+
+
 @pytest.mark.parametrize("labels, text", [
     (np.zeros((2, 3), np.float32), "expected labels"), (np.full((1, 2, 3), -1), "from -1 to -1"),
     (np.full((1, 2, 3), 70000), "to 70000"), (np.array([None]), "never unpickled")])

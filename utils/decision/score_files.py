@@ -117,13 +117,20 @@ class ScoreReader:
                         shape, _ = _read_header(stream)
         except (DataError, *_DAMAGE):
             return False
-        return len(shape) == 4 and 1 not in shape[:2]
+        return len(shape) == 4 and _axis_of_one(shape, self.num_classes, self.axes) is None
 
     def _interpreted(self, content: "_Content") -> StoredScores:
         names = content.class_names
         self._compare(names)
         classes = self.num_classes or (len(names) if names else None)
-        array = _classes_first(_scores_of(content.array), classes, self.axes)
+        activation = content.activation or self.activation or "softmax"
+        shape = content.array.shape
+        if not classes and activation == "sigmoid" and self.axes != "HWC" and len(shape) == 4 \
+                and shape[0] == 1 < shape[1]:
+            raise DataError(f"is {_text(content.array)}: it is not clear whether the first axis "
+                            "is a single class or a single image", None,
+                            "name the classes with --classes or --dataset")
+        array = _classes_first(_scores_of(content.array, classes, self.axes), classes, self.axes)
         if classes and len(array) != classes:
             raise DataError(f"has {len(array)} classes, expected {classes}: its scores are "
                             f"{_text(content.array)}")
@@ -132,7 +139,6 @@ class ScoreReader:
                                      torch.device("cpu"))
         if too_large:
             raise DataError(too_large)
-        activation = content.activation or self.activation or "softmax"
         if self.activation and activation != self.activation:
             raise DataError(f"has activation {activation}, the others {self.activation}")
         if activation == "softmax" and len(array) == 1:
@@ -370,12 +376,23 @@ def _shape(shape):
     return f"({', '.join(map(str, shape))})"
 
 
-def _scores_of(array):
+def _axis_of_one(shape, classes, axes):
+    """The axis of one slice or one image in (C, D, H, W), (N, C, H, W) or (D, H, W, C), or None.
+
+    In (1, D, H, W) the first axis is that of the classes if there is a single one.
+    """
+    if shape[1] == 1 and axes != "HWC":
+        return 1
+    single_class = classes == 1 and axes != "HWC" and shape[-1] != 1
+    return 0 if shape[0] == 1 and not single_class else None
+
+
+def _scores_of(array, classes, axes):
     """The array without the axis of one slice or one image."""
     if 0 in array.shape:
         raise DataError(f"is empty: {_text(array)}")
     if array.ndim == 4:
-        one = next((axis for axis in (1, 0) if array.shape[axis] == 1), None)
+        one = _axis_of_one(array.shape, classes, axes)
         array = array if one is None else array.squeeze(one)
     if array.ndim not in (3, 4):
         raise DataError(f"is {_text(array)}: expected (C, H, W) or (H, W, C), or a volume "
