@@ -303,6 +303,12 @@ def _label_map(given, class_file, num_classes):
     label_map = {}
     for index, ids in enumerate(class_file.get("label_ids") or ()):
         label_map |= {str(value): index for value in (ids if isinstance(ids, list) else [ids])}
+    for value in class_file.get("ignore_ids") or ():
+        index = label_map.get(str(value), None if label_map else value)
+        if type(index) is int and 0 <= index < len(class_file["names"]):
+            _say_once(f"the value {value} is ignored, so class {index} "
+                      f"({shown(class_file['names'][index])}) cannot occur: if it is not a class, "
+                      "remove its name and color from the class file")
     label_map |= {str(value): "ignore" for value in class_file.get("ignore_ids") or ()}
     label_map |= {str(key): value for key, value in (given or {}).items()}
     for key, value in label_map.items():

@@ -54,8 +54,8 @@ def test_the_config_works_from_any_folder(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("most, steps, text", [(2000, 120, "60 epochs"), (3, 3, "2 epochs"),
-                                               (1, 1, "of 2 in an epoch")])
+@pytest.mark.parametrize("most, steps, text", [(2000, 120, "120 epochs"), (3, 3, "3 epochs"),
+                                               (1, 1, "of 1 in an epoch")])
 def test_the_length_depends_on_the_number_of_images(tmp_path, monkeypatch, most, steps, text):
     data(tmp_path, indices)
     monkeypatch.setattr(first_config, "MOST_STEPS", most)

@@ -53,8 +53,10 @@ def find_checkpoint(text: str, folder: str = "saved") -> str:
         own = next(place.glob("*.pth"), None)
         path = None if own else newest_best(place)
     if path is None:
+        last = max(place.rglob(LAST), key=os.path.getmtime, default=None)
         raise CheckpointError(f"there is no {BEST} to take", str(place),
-                              f"train first, or give a path; {contents_of(place)}")
+                              (f"give {last}, of a training without a validation" if last
+                               else "train first, or give a path") + f"; {contents_of(place)}")
     notice(f"checkpoint {path}")
     return str(path)
 

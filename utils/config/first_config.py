@@ -311,8 +311,8 @@ def _config_text(places, rule, files, split, sizes, rarest):
     zoom = base / max(height, width)
     crop = [max(32, 32 * math.floor(side * zoom / 32)) for side in (height, width)]
     batch = max(2, min(8, len(split["train"])))
-    per_epoch = math.ceil(len(split["train"]) / batch)
-    steps = min(MOST_EPOCHS * per_epoch, MOST_STEPS)
+    steps = min(MOST_EPOCHS * math.ceil(len(split["train"]) / batch), MOST_STEPS)
+    per_epoch = max(1, len(split["train"]) // batch)    # the loader drops an incomplete batch
     epochs = math.ceil(steps / per_epoch)
     length = f"{epochs} epochs" if steps > per_epoch else f"of {per_epoch} in an epoch"
     data_dir, image_dir, label_dir = _common_folder(*(place.folder for place in places))
@@ -327,6 +327,7 @@ def _config_text(places, rule, files, split, sizes, rarest):
     # If all images have one size and are trained at it, validation needs no resizing.
     resized = f'"base_size": {base}, ' if zoom < 1 or len(sizes) > 1 else ""
     val_resize = f', {resized.strip(", ")}' if resized else ""
+    scaled = "base_size (the long side)" if resized else "the image"
     evaluated = "".join(f"""\
   "{name}_loader": {{
     "type": "Folder",
@@ -349,7 +350,7 @@ def _config_text(places, rule, files, split, sizes, rarest):
     "args": {{
 {shared}      "split": "train", "list_file": {json.dumps(files['train'].name)},
       "batch_size": {batch}, "shuffle": true, "num_workers": 2,
-      // Random scale 0.5 to 2 of base_size (the long side), a crop of crop_size, mirroring.
+      // Random scale 0.5 to 2 of {scaled}, a crop of crop_size, mirroring.
       "augment": true, {resized}"crop_size": {crop}, "scale": true, "flip": true
     }}
   }},

@@ -303,6 +303,9 @@ def _unclear(judged, places, files, overlap):
             return _several(f"{len(several)} of {len(files[0])} images have label files that are "
                             f"named after them, up to {len(names)}: {image} has {_names(*names)}",
                             labels)
+    if set(files[0]) == set(files[1]):
+        return DataError(f"0 pairs: images and labels are the same {len(files[0])} files", where,
+                         "give the folder of the labels as --labels")
     return DataError(f"0 pairs: {len(files[0])} images with names such as {files[0][0].name}, "
                      f"{len(files[1])} labels with names such as {files[1][0].name}", where,
                      "a label must have the name of its image, apart from the extension and "
