@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataloader import folder
 from dataloader.augmentation.transforms import Augmentation
-from dataloader.folder import Folder
+from dataloader.folder import Folder, _label_map
 from tests.support.tiff import tiff
 from utils.errors import ConfigError, DataError
 from utils.images.image_io import write_image, write_label
@@ -523,7 +522,7 @@ def test_color_labels_without_a_palette_are_refused_before_the_training(tmp_path
 
 
 def test_an_ignored_value_that_is_a_class_is_told(capsys):
-    folder._label_map(None, {"names": ["a", "b"], "ignore_ids": [1, 7]}, 2)
+    _label_map(None, {"names": ["a", "b"], "ignore_ids": [1, 7]}, 2)
     assert "the value 1 is ignored, so class 1 (b) cannot occur" in capsys.readouterr().err
-    folder._label_map(None, {"names": ["c"], "label_ids": [[4, 5]], "ignore_ids": [0]}, 1)
+    _label_map(None, {"names": ["c"], "label_ids": [[4, 5]], "ignore_ids": [0]}, 1)
     assert not capsys.readouterr().err
