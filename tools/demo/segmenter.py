@@ -61,7 +61,7 @@ class Segmenter:
                 "modes": list(self.predictors), "rules": list(self.rules),
                 "explained": {**{mode: MODES[mode] for mode in self.predictors},
                               **{rule: EXPLAINED[rule] for rule in self.rules}},
-                "size": self._size_text()}
+                "size": self._size_text(), "work_pixels": self.work_pixels}
 
     def _size_text(self):
         """At which size the network sees an image."""
