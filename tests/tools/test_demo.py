@@ -172,6 +172,15 @@ def test_examples_come_from_the_data_that_is_scored_or_a_reason_is_given():
     assert "/nowhere" in of_config({**config, "val_loader": gone}, 10_000)
 
 
+def test_a_disk_that_is_gone_leaves_the_page_without_examples(monkeypatch):
+    def load(self, index):
+        raise OSError(5, "Input/output error")
+    monkeypatch.setattr("dataloader.shapes.Shapes.load", load)
+    section = {"type": "Shapes", "args": {"split": "val", "length": 9, "size": [32, 48]}}
+    config = {"val_loader": section, "ignore_index": 255, "seed": 0}
+    assert "Input/output error" in of_config(config, 10_000)
+
+
 def test_the_page_explains_its_choices_and_the_size_of_validation(opened):
     about = Segmenter(opened, 50_000, 4_000).about()
     assert set(about["explained"]) == {*about["modes"], *about["rules"]}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from utils.errors import DataError, UserError, shown
+from utils.errors import DataError, UserError, first_line, shown
 from utils.evaluation.html_page import data_url, small_picture
 from utils.images.headers import read_header
 from utils.images.image_io import read_image
@@ -46,12 +46,17 @@ def of_config(config: dict, pixels: int) -> list[Example] | str:
         dataset = split_loader(config, None, own_size=True)[2].dataset
         found = []
         for index in evenly_spaced(range(len(dataset)), MOST):
+            path = dataset.samples[index].image
+            if path is not None and math.prod(read_header(path).size) > pixels:
+                continue        # not decoded, as its label is not
             sample = dataset[index]
             image = np.asarray(sample["image"]).transpose(1, 2, 0)
             if image.shape[0] * image.shape[1] <= pixels:
                 found.append(_example(sample["id"], image))
     except UserError as error:
         return error.in_one_line
+    except OSError as error:        # of a network disk that is gone: the page needs no data
+        return first_line(error)
     return found or f"the data has no picture of at most {pixels:,} pixels"
 
 
