@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -489,6 +490,11 @@ def test_a_page_made_later_shows_the_pictures_of_the_test(checkpoint, tmp_path, 
     figures = re.findall("<figure>.*?</figure>", page, re.DOTALL)
     assert figures == re.findall("<figure>.*?</figure>", measured, re.DOTALL)
     assert len(figures) == 4 * 5 and "predicted again for this page" in page
+    beside = tmp_path / "beside"        # another file lies where the result says
+    shutil.copytree(folder, beside)
+    checkpoint.write_bytes(b"of another program")
+    assert console.run(report.main, [str(beside / "results.json"), *arguments[1:]]) == 0
+    shutil.copy(beside / checkpoint.name, checkpoint)
     changed(checkpoint, epoch=9)
     assert console.run(report.main, arguments) == 3
     assert "not the one that the result was measured with" in capsys.readouterr().err

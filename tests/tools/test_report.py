@@ -8,6 +8,7 @@ import torch
 from tests.evaluation.test_result_page import text_of
 from tests.support.pages import require_safe, result_entry
 from tools.report import main
+from utils.checkpoint.read import file_digest
 from utils.cli.console import run
 from utils.metrics import ImageMetrics
 from utils.metrics.image_scores import write_image_scores
@@ -86,3 +87,15 @@ def test_the_results_are_not_overwritten(tmp_path, capsys):
     before = path.read_bytes()
     assert run(main, [str(path), "-o", str(path)]) == 2
     assert "a page is a file NAME.html" in capsys.readouterr().err and path.read_bytes() == before
+
+
+def test_a_result_refined_by_segfix_chooses_no_pictures(tmp_path, capsys):
+    path = write_results(tmp_path, result_entry(NAMES))
+    results = json.loads(path.read_text())
+    checkpoint = tmp_path / "model.pth"
+    torch.save({"format": 1, "model": {}, "config": {}}, checkpoint)
+    named = {"checkpoint": {"path": str(checkpoint), "sha256": file_digest(checkpoint)}}
+    runs = [{**results["runs"][0], **named, **more} for more in ({}, {"segfix": True})]
+    path.write_text(json.dumps({**runs[0], "runs": runs}))
+    assert run(main, [str(path), "--run", "2", "1", "--pictures", "-d", "cpu"]) == 3
+    assert "refined by SegFix, and does not say with which file" in capsys.readouterr().err
