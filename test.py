@@ -1,4 +1,4 @@
-"""Score a checkpoint: every rule over a labeled split, as tables and as files.
+"""Score a checkpoint or an ensemble: every rule over a labeled split, as tables and as files.
 
 Options: utils/evaluation/arguments.py.
 """
@@ -9,7 +9,6 @@ from pathlib import Path
 from utils.cli import console
 from utils.evaluation.arguments import parse
 from utils.machine import distributed
-from utils.predict.arguments import with_arguments
 
 
 def main(argv: list[str] | None = None):
@@ -20,11 +19,8 @@ def main(argv: list[str] | None = None):
 
 
 def score(args: argparse.Namespace):
-    """Score the checkpoint under each protocol, write the files, and print the scores."""
+    """Score the checkpoint, or the ensemble, under each protocol; write files, print the scores."""
     from dataloader.loader import split_loader
-    from utils.checkpoint.find import find_checkpoint
-    from utils.checkpoint.read import read_checkpoint_and_digest
-    from utils.config.load import with_config
     from utils.config.loader_section import loader_section, read_size
     from utils.decision.rules import rule_of
     from utils.errors import ConfigError
@@ -32,20 +28,22 @@ def score(args: argparse.Namespace):
     from utils.evaluation.results_file import check_results
     from utils.evaluation.score_protocols import ProtocolScores, protocols_to_score
     from utils.images.image_list import prepare_folder
-    from utils.predict.open_model import open_model
+    from utils.predict.open_networks import each_with_arguments, open_networks, read_networks
     from utils.segfix.refiner import open_refiner
-    args.checkpoint = find_checkpoint(args.checkpoint)
-    stored, digest = read_checkpoint_and_digest(args.checkpoint)
-    checkpoint = with_config(stored, args.config, args.overrides)
-    config = checkpoint["config"]
+    if len(args.checkpoint) > 1 and not args.output:
+        raise ConfigError(f"{len(args.checkpoint)} checkpoints are scored as an ensemble, and its "
+                          "result belongs to the folder of none of them", "-r", "add -o DIR")
+    stored = read_networks(args.checkpoint, args.config, args.overrides, hashed=True)
+    config = stored[0].config
     names = protocols_to_score(args.protocol, loader_section(config, args.split)[1]["type"])
-    ways = [with_arguments(config["predict"], args, name) for name in names]
-    folder = args.output or os.path.dirname(os.path.abspath(args.checkpoint))
+    ways = [each_with_arguments(stored, args, name) for name in names]
+    folder = args.output or os.path.dirname(os.path.abspath(stored[0].path))
     prepare_folder(folder)
     if distributed.is_main():
         check_results(Path(folder))
     device = distributed.start(args.device)
-    opened = open_model(checkpoint, device, args.checkpoint)
+    networks = open_networks(stored, device)
+    opened = networks[0]
     # The targets of a network that predicts no classes are made at the size of validation.
     own_size = not args.as_validation and rule_of(opened.model, "max") == "max"
     key, section, loader = split_loader(config, args.split, distributed.rank(),
@@ -58,7 +56,7 @@ def score(args: argparse.Namespace):
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
     data = loader.dataset
     page = PageOfTest(args.command, data.class_names, data.palette) if args.report else None
-    scores = ProtocolScores(opened, digest, loader, key, section, read, refiner, own_size, page)
+    scores = ProtocolScores(networks, loader, key, section, read, refiner, own_size, page)
     for name, options in zip(names, ways, strict=True):
         scores.add(name, options, args, folder)
     if len(names) > 1 and distributed.is_main() and not args.json:

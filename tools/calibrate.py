@@ -26,7 +26,7 @@ from utils.cli.arguments import (
     require_folder,
 )
 from utils.predict.arguments import (
-    CHECKPOINT_HELP,
+    add_checkpoint,
     add_posterior,
     add_prediction_arguments,
     require_inverse,
@@ -40,8 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments; `argv` defaults to the command line."""
     parser = command_parser("python -m tools.calibrate", __doc__)
     add = parser.add_argument
-    add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to calibrate" + CHECKPOINT_HELP)
+    add_checkpoint(parser, purpose="checkpoint to calibrate")
     add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("-s", "--split", choices=("val", "test", "train"), default="val",
         help="loader of the config (default: val)")

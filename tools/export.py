@@ -33,7 +33,7 @@ from utils.cli.arguments import (
     require_folder,
     size,
 )
-from utils.predict.arguments import CHECKPOINT_HELP, add_base_size, option_name, with_arguments
+from utils.predict.arguments import add_base_size, add_checkpoint, option_name, with_arguments
 
 INT8_DEFAULTS = {"calibration_images": 100, "split": "val", "max_drop": 0.05}
 ATTEMPTS = 5        # images tried per size, if the network's logits may jump (export.graph.unpools)
@@ -42,8 +42,7 @@ ATTEMPTS = 5        # images tried per size, if the network's logits may jump (e
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.export", __doc__)
     add = parser.add_argument
-    add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to export" + CHECKPOINT_HELP)
+    add_checkpoint(parser, purpose="checkpoint to export")
     add("-o", "--output", required=True, metavar="FILE", help="file to write")
     add("--format", choices=("onnx", "torch_export", "torchscript", "safetensors"),
         default="onnx", help="default: onnx. torchscript needs --size, and PyTorch has deprecated "

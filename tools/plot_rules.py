@@ -23,7 +23,7 @@ from utils.cli.arguments import (
 from utils.errors import shown
 from utils.images.types import Image, Labels
 from utils.predict.arguments import (
-    CHECKPOINT_HELP,
+    add_checkpoint,
     add_prediction_arguments,
     require_rule_arguments,
     with_arguments,
@@ -37,8 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments; `argv` defaults to the command line."""
     parser = command_parser("python -m tools.plot_rules", __doc__)
     add = parser.add_argument
-    add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to predict with" + CHECKPOINT_HELP)
+    add_checkpoint(parser, purpose="checkpoint to predict with")
     add("-p", "--predict", default="max,rankdice", metavar="A,B",
         help="the two rules (default: max,rankdice)")
     add("-s", "--split", choices=("val", "test", "train"), default="val",

@@ -15,14 +15,13 @@ import sys
 
 from utils.cli import console
 from utils.cli.arguments import at_least, command_parser, device
-from utils.predict.arguments import CHECKPOINT_HELP, add_base_size, given_base_size
+from utils.predict.arguments import add_base_size, add_checkpoint, given_base_size
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.segfix_predict", __doc__)
     add = parser.add_argument
-    add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="SegFix checkpoint" + CHECKPOINT_HELP)
+    add_checkpoint(parser, purpose="SegFix checkpoint")
     add("-i", "--images", required=True, nargs="+", metavar="PATH",
         help="folders, images, .txt lists or patterns")
     add("-o", "--output", "--out", dest="out", required=True, metavar="DIR",

@@ -159,8 +159,14 @@ def _study(args) -> "Study":
 
 def _test_arguments(arguments: list[str]) -> argparse.Namespace:
     """The arguments of test.py in a cell; options are looked up by their full names."""
+    from utils.errors import ConfigError
     from utils.evaluation.arguments import parse as parse_test
-    return parse_test(["-r", "model_best.pth", *arguments], abbreviations=False)
+    args = parse_test(["-r", "model_best.pth", *arguments], abbreviations=False)
+    if len(args.checkpoint) > 1:
+        raise ConfigError(f"{args.checkpoint[1]} is a second checkpoint: -r is set by the study",
+                          "test", "score an ensemble with test.py, and add its results.json to "
+                                  "the table with --from")
+    return args
 
 
 def _class_names(config: dict, split: str | None) -> list[str]:

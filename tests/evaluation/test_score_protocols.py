@@ -9,7 +9,7 @@ from utils.evaluation.score_protocols import ProtocolScores, Run
 
 def table_of(*runs):
     """The lines of the table. runs: (name, image scores)."""
-    scores = ProtocolScores(None, "", None, "val_loader", {}, None, None, True)   # type: ignore
+    scores = ProtocolScores([], None, "val_loader", {}, None, None, True)   # type: ignore
     scores.runs = [Run(name, "max", {"name": name}, one, 0.1) for name, one in runs]
     return scores.table().splitlines()
 

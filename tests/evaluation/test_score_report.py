@@ -38,10 +38,10 @@ def measured(error=0.2, images=2):
 def write(folder, results, refiner=None, ids=None, **options):
     """The entries of `results`, written into `folder` as for a checkpoint in it."""
     opened = types.SimpleNamespace(path=folder / "model.pth", epoch=3, device="cpu",
-                                   config={"ignore_index": 255})
+                                   sha256="0" * 64, config={"ignore_index": 255})
     predictor = Predictor(torch.nn.Identity(), torch.nn.Identity(), **options)
     rules = [build_decision(name) for name in results if not name.endswith("_segfix")]
-    scored = Scored(opened, "0" * 64, predictor, rules, "val_loader", SECTION, NAMES, {}, refiner)
+    scored = Scored(opened, predictor, rules, "val_loader", SECTION, NAMES, {}, refiner)
     entries = score_entries(results, scored)
     write_scores(folder, results, entries, NAMES, ids or ["a", "b"])
     return entries

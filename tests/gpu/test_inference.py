@@ -10,6 +10,8 @@ from tests.models.test_models import construct
 from tests.predict.test_predictor import Net, normalize, picture
 from tests.support.graphs import TinyNet, needs_onnx, write_tiny_checkpoint
 from utils.checkpoint.read import read_checkpoint
+from utils.decision.ensemble import Ensemble, Member
+from utils.decision.posterior import Posterior
 from utils.decision.rankdice import rank_dice
 from utils.decision.rules import build_decision
 from utils.export.graph import (
@@ -43,6 +45,21 @@ def test_a_prediction_is_the_same(mode, device):
     found = there(image.to(device)).cpu()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
     assert share_equal(there.labels(image.to(device), build_decision("max")), labels) > 0.999
+
+
+def test_an_ensemble_is_the_same(device):
+    torch.manual_seed(0)
+    networks = {24: Net().eval(), None: Net().eval()}       # by base_size
+    image = picture(2, 61, 83)
+
+    def mean_on(place):
+        ensemble = Ensemble([Member(Predictor(copy.deepcopy(net).to(place), normalize,
+                                              base_size=size), Posterior, {})
+                             for size, net in networks.items()], place)
+        posterior = ensemble.posterior()
+        return posterior(ensemble(image.to(ensemble.takes(place)))).cpu()
+
+    torch.testing.assert_close(mean_on(device), mean_on("cpu"), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("crop", [None, 48])

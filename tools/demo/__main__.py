@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from utils.cli import console
 from utils.cli.arguments import command_parser, device
 from utils.predict.arguments import (
-    CHECKPOINT_HELP,
     add_base_size,
+    add_checkpoint,
     add_rule_arguments,
     tell_base_size,
     with_arguments,
@@ -33,8 +33,7 @@ PAGE = Path(__file__).with_name("demo.html")
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.demo", __doc__)
     add = parser.add_argument
-    add("-r", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to show" + CHECKPOINT_HELP)
+    add_checkpoint(parser, purpose="checkpoint to show")
     add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("--host", default="127.0.0.1", metavar="ADDRESS",
         help="address to listen on (default: 127.0.0.1, this machine only)")

@@ -84,9 +84,29 @@ class Posterior:
         """Whether another class than that of the largest logit may become the most probable."""
         return self.has_vector or bool(self.inverse and self.inverse.reorders)
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is done to the logits before softmax or sigmoid."""
+        return bool(self.inverse or self.temperature != 1.0 or self.scale or self.bias)
+
+    @property
+    def undone(self) -> str:
+        """What of the loss is undone, in words; "" if nothing is."""
+        return self.inverse.describe() if self.inverse else ""
+
+    @property
+    def text(self) -> str:
+        """What is done to the logits, in words: "class weights undone, temperature 1.31"."""
+        parts = [self.undone] if self.inverse else []
+        if self.temperature != 1.0:
+            parts.append(f"temperature {self.temperature:.4g}")
+        if self.scale is not None or self.bias is not None:
+            parts.append("two numbers per class (vector scaling)")
+        return ", ".join(parts) or f"{self.activation} of the logits"
+
     def describe(self) -> dict[str, Any]:
         """What is done to the logits, for reports; "posterior" says what of the loss is undone."""
-        inverse = {"posterior": self.inverse.describe()} if self.inverse else {}
+        inverse = {"posterior": self.undone} if self.inverse else {}
         vector = {key: list(values) for key, values in (("scale", self.scale), ("bias", self.bias))
                   if values is not None}
         return {"temperature": self.temperature, **inverse, **vector}
@@ -98,16 +118,6 @@ class Posterior:
                               f"predict.{key}", "give one per class (tools.calibrate --per-class)")
         return torch.tensor(values, dtype=logits.dtype, device=logits.device).view(
             -1, *[1] * (logits.ndim - 2))
-
-
-def posterior_text(posterior: Posterior) -> str:
-    """What is done to the logits, in words: "class weights undone, temperature 1.31"."""
-    parts = [posterior.inverse.describe()] if posterior.inverse else []
-    if posterior.temperature != 1.0:
-        parts.append(f"temperature {posterior.temperature:.4g}")
-    if posterior.scale is not None or posterior.bias is not None:
-        parts.append("two numbers per class (vector scaling)")
-    return ", ".join(parts) or f"{posterior.activation} of the logits"
 
 
 def build_posterior(options: Mapping[str, Any], activation: str = "softmax",

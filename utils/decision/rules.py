@@ -11,7 +11,8 @@ offsets   only for SegFix networks, whose logits are not classes; it cannot be c
 Masks are scored class by class: they may overlap, and a pixel may be in none of them. Every rule
 also returns a label map without overlap, for files and pictures.
 """
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -22,6 +23,9 @@ from utils.errors import ConfigError, unknown
 from utils.losses.inverse import InverseSource
 from utils.machine.tensors import LabelBatch, Logits, Masks
 from utils.predict.largest_class import largest_class
+
+if TYPE_CHECKING:       # it loads what a config is checked without
+    from utils.decision.ensemble import Ensemble
 
 UNASSIGNED = ("assign", "void")
 RULES = ("max", "T", "rankdice", "rankiou", "rankdice_dep", "rankiou_dep")
@@ -90,6 +94,11 @@ def rule_of(model: torch.nn.Module | None, name: str) -> str:
     return getattr(model, "decision", None) or name
 
 
+def takes_raw(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a rule decides on raw logits: `max`, unless the posterior is asked for."""
+    return name == "max" and options.get("posterior") != "auto"
+
+
 def is_idle(decision: "Decision") -> bool:
     """Whether a rule is MAX_POSTERIOR and decides like `max`."""
     return decision.name == MAX_POSTERIOR and decision.largest_logit
@@ -104,12 +113,14 @@ def require_not_idle(decision: "Decision"):
 
 
 def build_decision(name: str, activation: str = "softmax", options: dict | None = None,
-                   inverse: InverseSource | None = None, ignore_index: int = 255) -> "Decision":
+                   inverse: InverseSource | None = None, ignore_index: int = 255,
+                   ensemble: "Ensemble | None" = None) -> "Decision":
     """The rule called `name`; `options` is the `predict` section, every key optional.
 
     activation: "softmax" or "sigmoid", the one that the loss of the network uses.
     inverse: of that loss; None: the logits are taken as they are.
     ignore_index: what label maps hold where a pixel has no class, with unassigned "void".
+    ensemble: the one whose logits it decides on; then inverse has no effect.
     Raises ConfigError for an unknown name and for options out of range.
     """
     if name == OffsetDecision.name:
@@ -119,10 +130,11 @@ def build_decision(name: str, activation: str = "softmax", options: dict | None 
     if activation not in ("softmax", "sigmoid"):
         raise ConfigError(unknown("activation", activation, ("softmax", "sigmoid")), "checkpoint")
     options = options or {}
-    if name == "max" and options.get("posterior") != "auto":
+    if takes_raw(name, options):
         build_posterior({**options, "posterior": "raw"}, activation)    # raises for wrong options
-        return MaxDecision()
-    posterior = build_posterior(options, activation, inverse)
+        return MaxDecision(ensemble.posterior(raw=True) if ensemble else None)
+    posterior = (ensemble.posterior() if ensemble
+                 else build_posterior(options, activation, inverse))
     if name in ("max", MAX_POSTERIOR):
         return MaxDecision(posterior, name)
     if name == "T":
@@ -164,12 +176,12 @@ class Decision:
         labels = self.labels(logits)
         if self.void is None:
             return labels
-        if not logits.shape[1] <= self.void <= torch.iinfo(labels.dtype).max:
-            raise ConfigError(f"label maps of {logits.shape[1]} classes cannot hold {self.void}, "
-                              "the ignore_index, for pixels without a class",
-                              "predict.unassigned", f"set ignore_index to {logits.shape[1]} .. "
-                              f"{torch.iinfo(labels.dtype).max}, or unassigned to \"assign\"")
         masks = self(logits) if masks is None else masks
+        if not masks.shape[1] <= self.void <= torch.iinfo(labels.dtype).max:
+            raise ConfigError(f"label maps of {masks.shape[1]} classes cannot hold {self.void}, "
+                              "the ignore_index, for pixels without a class",
+                              "predict.unassigned", f"set ignore_index to {masks.shape[1]} .. "
+                              f"{torch.iinfo(labels.dtype).max}, or unassigned to \"assign\"")
         return labels.masked_fill_(~masks.any(1), self.void)
 
     def describe(self) -> dict[str, Any]:
@@ -180,7 +192,7 @@ class Decision:
 class MaxDecision(Decision):
     """The class of the largest logit; neither activation nor temperature changes it.
 
-    posterior: then the most probable class of it.
+    posterior: then the most probable class of it, as of the mean of an ensemble.
     """
 
     masks = False

@@ -5,7 +5,7 @@ import sys
 
 from utils.cli import console
 from utils.cli.arguments import add_overrides, command_parser, parse_with_overrides
-from utils.predict.arguments import CHECKPOINT_HELP, add_prediction_arguments, check_segfix
+from utils.predict.arguments import add_checkpoint, add_prediction_arguments, check_segfix
 
 EXAMPLES = """Score a checkpoint. Its config names the data, so no other argument is needed.
 
@@ -14,6 +14,7 @@ examples:
   python test.py -r model_best.pth -p all --split val --mode sliding --flip
   python test.py -r model_best.pth --protocol all          # what flip, scales, windows are worth
   python test.py -r model_best.pth -p all --report         # and a page that explains it
+  python test.py -r saved/a -r saved/b -o scores/both      # an ensemble of two networks
   python test.py -r model_best.pth --segfix segfix.pth     # with and without refinement
   python test.py -r model_best.pth test_loader.args.data_dir=/data/camvid --json | jq .Mean_IoU
 """
@@ -24,8 +25,7 @@ def parse(argv: list[str] | None, abbreviations: bool = True) -> argparse.Namesp
     parser = command_parser("test.py", EXAMPLES)
     parser.allow_abbrev = abbreviations
     add = parser.add_argument
-    add("-r", "-m", "--resume", "--model", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint to score" + CHECKPOINT_HELP)
+    add_checkpoint(parser, "-m", "--model", purpose="checkpoint to score", several=True)
     add("-c", "--config", help="config to use instead of the one in the checkpoint")
     add("-p", "--predict", metavar="RULES",
         help="max, T, rankdice, rankiou, rankdice_dep, rankiou_dep, several with commas, or all "
@@ -51,7 +51,7 @@ def parse(argv: list[str] | None, abbreviations: bool = True) -> argparse.Namesp
         "(docs/metrics.md)")
     add("-o", "--output", metavar="DIR",
         help="folder for results.json, results.txt and confusion_matrix.png "
-             "(default: the folder of the checkpoint)")
+             "(default: the folder of the checkpoint; an ensemble needs it)")
     add("--json", action="store_true", help="print one JSON object per rule instead of tables")
     add("--version", action=console.ShowVersion)
     add_overrides(parser, "test_loader.args.batch_size=4")

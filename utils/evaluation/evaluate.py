@@ -3,6 +3,7 @@
 The trainer's validation and test.py call the same function, so a score in the log and a score of
 the test are the same number.
 """
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from utils.cli.console import warn
+from utils.decision.ensemble import Ensemble
 from utils.decision.rules import (
     MAX_POSTERIOR,
     RULES,
@@ -39,13 +41,14 @@ Predictions = Iterable[tuple[str, LabelBatch | Masks]]      # name of the rule, 
 
 
 def build_rules(names: str, activation: str, options: dict, model: torch.nn.Module | None = None,
-                inverse: InverseSource | None = None) -> list[Decision]:
+                inverse: InverseSource | None = None,
+                ensemble: Ensemble | None = None) -> list[Decision]:
     """The decision rules in `names`, such as "max,T" or "all", each once.
 
     "all" has `max` twice if the posterior changes what it decides: on raw logits, and on the
     posterior as MAX_POSTERIOR. options: the `predict` section. model: the network; some networks
     have only one possible rule (see utils.decision.rules.rule_of), and any other one then raises
-    ConfigError. inverse: of the loss of the network.
+    ConfigError. inverse: of the loss of the network. ensemble: as for build_decision.
     """
     only_rule = rule_of(model, "max")
     if only_rule != "max":
@@ -53,21 +56,22 @@ def build_rules(names: str, activation: str, options: dict, model: torch.nn.Modu
             raise ConfigError(f"{type(model).__name__} does not predict classes, so the rule "
                               f"{names} cannot decide on them", "predict", "leave the rule out")
         names = only_rule
+    build = functools.partial(build_decision, activation=activation, inverse=inverse,
+                              ensemble=ensemble)
     if names != "all":
-        rules = [build_decision(name, activation, options, inverse)
+        rules = [build(name, options=options)
                  for name in dict.fromkeys(map(str.strip, names.split(",")))]
         for rule in rules:
             require_not_idle(rule)
         return rules
     # With "auto" written out `max` would be on the posterior alone.
-    raw = {**options, "posterior": "raw"}
-    of_max = [build_decision("max", activation, raw, inverse),
-              build_decision(MAX_POSTERIOR, activation, options, inverse)]
+    of_max = [build("max", options={**options, "posterior": "raw"}),
+              build(MAX_POSTERIOR, options=options)]
     return [*(rule for rule in of_max if not is_idle(rule)),
-            *(build_decision(name, activation, options, inverse) for name in RULES[1:])]
+            *(build(name, options=options) for name in RULES[1:])]
 
 
-def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
+def evaluate(predictor: Predictor | Ensemble | Callable[[ImageBatch], Logits], loader: Any,
              decisions: list[Decision], *, num_classes: int, ignore_index: int,
              classes_of_interest: list[int] | str | None = None,
              loss: Callable[[Logits, LabelBatch], torch.Tensor] | None = None,
@@ -80,12 +84,12 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
 
     Each image takes one forward. Every number is the same for any number of ranks, to the last bit.
 
-    predictor: uint8 (N, 3, H, W) on `device` -> logits (N, C, H, W).
+    predictor: uint8 (N, 3, H, W) on `device` -> logits (N, C, H, W), or what an Ensemble returns.
     loader: batches {"image", "label", "id"}; lists of tensors if image sizes differ.
         In a process group rank r gets batches r, r + world, ... of the order
         that a single process would get.
     decisions: rules from utils.decision.rules, at least one; names must differ.
-    loss: (logits float32, label int64) -> scalar, computed on the same logits.
+    loss: (logits float32, label int64) -> scalar, computed on what the predictor returns.
     progress: text before a bar on stderr; the bar is only shown in a terminal.
     published: image-level scores as the RankDice code computes them (see ImageMetrics).
     boundary: also boundary IoU and boundary F; every prediction is then copied to the CPU.
@@ -107,13 +111,15 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
                                   boundary)
                 for name in _names(decisions, refiner)}
     decide, most_bytes = _shortcuts(predictor, decisions, loss, refiner, regret, *risk)
-    scored = predictor.as_scored if isinstance(predictor, Predictor) else lambda labels: labels
+    scored = (predictor.as_scored if isinstance(predictor, Predictor | Ensemble)
+              else lambda labels: labels)
+    parts = predictor.parts if isinstance(predictor, Ensemble) else 1
     losses, sizes, finite = [], [], _FiniteWatch(nonfinite)
     with torch.inference_mode():
         for batch, positions in _numbered(loader, progress):
             loss_sum = torch.zeros((), device=device)
             for members, images, labels in _groups_of_equal_size(batch, device, num_classes,
-                                                                 most_bytes):
+                                                                 most_bytes, parts):
                 ids = [batch["id"][i] for i in members]
                 labels = scored(labels)
                 if decide:
@@ -147,7 +153,7 @@ def evaluate(predictor: Predictor | Callable[[ImageBatch], Logits], loader: Any,
 
 def _shortcuts(predictor, decisions, *needs_logits):
     """(Predictor.decide if labels are all that is needed, the most bytes of a group); or None."""
-    if not isinstance(predictor, Predictor):
+    if not isinstance(predictor, Predictor | Ensemble):
         return None, None
     # The largest logit alone does not need logits at the image's size.
     only_labels = ([one.largest_logit for one in decisions] == [True]
@@ -158,7 +164,8 @@ def _shortcuts(predictor, decisions, *needs_logits):
 
 def _finite(predictor, logits):
     """Whether the logits of each image of the last call are finite, bool (N,)."""
-    return predictor.finite if isinstance(predictor, Predictor) else finite_images(logits)
+    known = isinstance(predictor, Predictor | Ensemble)
+    return predictor.finite if known else finite_images(logits)
 
 
 class _FiniteWatch:
@@ -263,11 +270,12 @@ def _decided(decisions, logits, refiner, images, ids) -> Predictions:
                 [refined(*one) for one in zip(prediction, moves, strict=True)])
 
 
-def _groups_of_equal_size(batch, device, classes, most_bytes):
+def _groups_of_equal_size(batch, device, classes, most_bytes, parts=1):
     """A batch as [(positions in it, images (N, 3, H, W), labels (N, H, W))], one per image size.
 
     The tensors are on `device`. With most_bytes the images stay on the CPU, which resizes them, and
-    the logits (N, C, H, W) of a group of several images have at most so many bytes.
+    the logits (N, C, H, W) of a group of several images have at most so many bytes. parts: how
+    many maps of them there are (Ensemble.parts).
     """
     images, labels = batch["image"], batch["label"]
     if isinstance(images, torch.Tensor):
@@ -284,10 +292,10 @@ def _groups_of_equal_size(batch, device, classes, most_bytes):
                    labels.to(device, non_blocking=True))
             continue
         height, width = images.shape[2:]
-        reason = logits_too_large(1, classes, height, width, device)
+        reason = logits_too_large(1, classes, height, width, device, parts)
         if reason:
             raise DataError(reason, None, "score at the size of validation: --as-validation")
-        step = max(1, most_bytes // (4 * classes * height * width))
+        step = max(1, most_bytes // (4 * parts * classes * height * width))
         for first in range(0, len(members), step):
             part = slice(first, first + step)
             yield (members[part], images[part],

@@ -8,6 +8,7 @@ all runs.
 """
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,13 @@ LOADING = {"batch_size", "num_workers", "prefetch_factor", "pin_memory", "timeou
 # What a rule adds (Decision.describe), and its refinement.
 OF_RULES = {"procedure", "temperature", "posterior", "scale", "bias", "threshold", "smooth",
             "pruning", "solver", "theta", "amplitude", "segfix"}
-TOLD = {"checkpoint", "predictions", "dataset", "split", "loader", "data", "n_images",
+TOLD = {"checkpoint", "ensemble", "predictions", "dataset", "split", "loader", "data", "n_images",
         "procedure", "mode", "crop_size", "overlap", "tiling", "scales", "flip", "average", "amp",
         "segfix", "base_size", "labels_resized_to"}
 # Values that a title does not mention; of other keys False, None and nothing.
 USUAL = {"ignore_index": 255, "threshold": 0.5, "temperature": 1.0, "pruning": 0.5,
          "solver": "auto"}
+_OF_FILE = ("path", "sha256", "epoch")         # of a network; other keys are settings of its own
 _SHOWN = 3         # differences or earlier results in a message
 
 
@@ -44,8 +46,15 @@ def setting_of(entry: Entry) -> Entry:
     """What distinguishes a result: the parts of an entry that are known before the evaluation."""
     setting = {key: value for key, value in entry.items() if key not in OUTCOMES}
     checkpoint, data = _part(setting, "checkpoint"), _part(setting, "data")
-    setting["checkpoint"] = {"name": Path(str(checkpoint.get("path", "?"))).name,
-                             "sha256": checkpoint.get("sha256")}
+    if networks := _networks(setting):
+        # By content: neither their order nor their folders make another ensemble.
+        setting["ensemble"] = {str(one.get("sha256"))[:16]: {
+            "name": Path(str(one.get("path", "?"))).name,
+            **{key: value for key, value in one.items() if key not in _OF_FILE}}
+            for one in networks}
+    else:
+        setting["checkpoint"] = {"name": Path(str(checkpoint.get("path", "?"))).name,
+                                 "sha256": checkpoint.get("sha256")}
     setting["data"] = {"type": data.get("type"), "args": {
         key: value for key, value in _part(data, "args").items() if key not in LOADING}}
     return setting
@@ -55,6 +64,12 @@ def _part(entry, key):
     """A dict in a dict; an empty one if there is none, as in a file of unknown origin."""
     part = entry.get(key)
     return part if isinstance(part, dict) else {}
+
+
+def _networks(entry) -> list[dict[str, Any]]:
+    """What an entry says of each network of an ensemble; nothing for a single checkpoint."""
+    found = entry.get("ensemble")
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def code_of(entry: Entry) -> str:
@@ -75,7 +90,12 @@ def title_of(entry: Entry) -> str:
         epoch -= 1          # it was the epoch in training, or the next
     extra = [f"{key} {_text(value)}" for key, value in entry.items()
              if key not in OUTCOMES | TOLD and value and value != USUAL.get(key)]
-    name = Path(str((checkpoint or _part(entry, "predictions")).get("path", "?"))).name
+    if networks := _networks(entry):
+        name = f"ensemble of {len(networks)} ({listed(_own_paths(networks), _SHOWN)})"
+        own = {key for one in networks for key in one if key not in _OF_FILE}
+        extra += [f"each with its own {', '.join(sorted(own))}"] if own else []
+    else:
+        name = Path(str((checkpoint or _part(entry, "predictions")).get("path", "?"))).name
     return shown(f"{name}, {entry.get('dataset')} {entry.get('split') or ''}".rstrip()
                  + f" ({entry.get('loader')}, {entry.get('n_images')} images"
                  f"{f' in {place}' if place else ''}), rule {entry.get('procedure')}, "
@@ -84,20 +104,29 @@ def title_of(entry: Entry) -> str:
                  + f" [{code_of(entry)}]")
 
 
+def _own_paths(networks):
+    """The path of each network without what all have in common: often the name of the file."""
+    parts = [Path(str(one.get("path", "?"))).parts for one in networks]
+    first = len(os.path.commonprefix(parts))
+    last = len(os.path.commonprefix([one[::-1] for one in parts]))
+    return [str(Path(*(one[first:len(one) - last] or one[-1:]))) for one in parts]
+
+
 def _short_title(entry):
     """Loader, rule and way of predicting, for a list; the folder of label files."""
     try:
         files = _part(entry, "predictions")
         if "ids" in files:
             return shown(f"label files in {files.get('path')} ({files.get('ids')} ids)")
-        return shown(f"{entry.get('loader')}, {entry.get('procedure')}, {way_of(entry)}")
+        of = f"ensemble of {len(_networks(entry))}, " if _networks(entry) else ""
+        return shown(f"{of}{entry.get('loader')}, {entry.get('procedure')}, {way_of(entry)}")
     except (TypeError, ValueError):
         return "a result of unknown origin"
 
 
 def way_of(entry: Entry) -> str:
     """How the logits were predicted."""
-    way = str(entry.get("mode"))
+    way = str(entry.get("mode", "several modes" if _networks(entry) else None))
     if way == "sliding":
         crop = entry.get("crop_size")
         way += f" {'x'.join(map(str, crop)) if crop else 'H/2.5'}"

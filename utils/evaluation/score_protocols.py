@@ -1,18 +1,23 @@
-"""Scores one checkpoint under one protocol or several, and says what each of them is worth."""
+"""Scores a checkpoint or an ensemble under protocols, and says what each of them is worth."""
 import argparse
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from utils.cli.console import notice
-from utils.decision.posterior import Posterior, build_posterior, posterior_text
-from utils.errors import ConfigError
+from utils.config.loader_section import loader_section
+from utils.decision.ensemble import Ensemble, build_ensemble, unused_settings
+from utils.decision.posterior import Posterior, build_posterior
+from utils.errors import ConfigError, shown
 from utils.evaluation.evaluate import build_rules, evaluate
 from utils.evaluation.page_of_test import PageOfTest
 from utils.evaluation.regret import Regret
+from utils.evaluation.results_file import protocol_of
 from utils.evaluation.score_report import Scored, deliver, score_entries
 from utils.files.json_values import plain_json
+from utils.images.base_size import base_size_text
 from utils.machine.distributed import is_main
 from utils.metrics.confidence import Difference, compare, intervals
 from utils.metrics.image_scores import ImageScores, image_scores
@@ -20,8 +25,8 @@ from utils.metrics.risk_coverage import RiskCoverage
 from utils.metrics.table import aligned, bounds_text, p_text, percent, signed_percent
 from utils.predict.arguments import require_rule_arguments
 from utils.predict.open_model import OpenModel
-from utils.predict.predictor import build_predictor
-from utils.predict.protocols import names_for, settings_of
+from utils.predict.predictor import Predictor, build_predictor
+from utils.predict.protocols import changes, names_for, settings_of
 from utils.segfix.refiner import Refiner
 
 OWN = "own settings"        # of the checkpoint's config, in the table
@@ -61,15 +66,14 @@ def protocols_to_score(text: str | None, dataset: str) -> list[str | None]:
 
 @dataclass
 class ProtocolScores:
-    """The scores of one checkpoint on one loader, protocol after protocol.
+    """The scores of one checkpoint or ensemble on one loader, protocol after protocol.
 
-    digest: sha256 of the checkpoint. key, section: the loader of the config. read: the size at
-    which it reads images and labels; None: their own. own_size: the predictor resizes images.
-    page: takes what report.html shows.
+    networks: one, or those of an ensemble; data, rules and scores are as the first one says.
+    key, section: the loader of its config. read: the size at which it reads images and labels;
+    None: their own. own_size: the predictor resizes images. page: takes what report.html shows.
     """
 
-    opened: OpenModel
-    digest: str
+    networks: list[OpenModel]
     loader: Any
     key: str
     section: dict
@@ -78,35 +82,48 @@ class ProtocolScores:
     own_size: bool
     page: PageOfTest | None = None
     runs: list[Run] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
 
-    def add(self, name: str | None, options: dict, args: argparse.Namespace, folder: str):
-        """Score with `options`, a `predict` section; add the result to the files and print it.
+    @property
+    def opened(self) -> OpenModel:
+        """The first network."""
+        return self.networks[0]
+
+    def add(self, name: str | None, each: list[dict], args: argparse.Namespace, folder: str):
+        """Score with `each`, the `predict` section of every network; write and print the result.
 
         name: the protocol, None for the config's own settings. args: of test.py. Settings that were
         scored before are left out, with a notice.
         """
-        opened, loader = self.opened, self.loader
-        predictor = (opened.predictor(options, self.section) if self.own_size else build_predictor(
-            opened.model, opened.normalize, options, opened.activation))
+        opened, loader, options = self.opened, self.loader, each[0]
+        predictors = [self._predictor(*pair) for pair in zip(self.networks, each, strict=True)]
+        ensemble = self._ensemble(each, predictors, args) if len(predictors) > 1 else None
+        predictor = ensemble or predictors[0]
         rules = build_rules(args.predict or options["test"], opened.activation, options,
-                            opened.model, opened.inverse)
+                            opened.model, opened.inverse, ensemble)
         probabilities = args.risk_coverage or args.regret \
             or args.report and rules[0].name != "offsets"
         require_rule_arguments(args, [rule.name for rule in rules], options, probabilities,
-                               opened.inverse, dependent=args.regret)
+                               ensemble.inverse if ensemble else opened.inverse,
+                               dependent=args.regret, networks=each if ensemble else ())
         options = {**options, "boundary": options["boundary"] or self.refiner is not None}
         settings = {**predictor.describe(), "published": options["published"],
                     "CoI": options["CoI"]}
+        if ensemble:
+            settings["networks"] = ensemble.describe_networks()
         if not self._is_new(settings, name or OWN):
             return
-        counted = self._confidence(options, rules, args)
-        regret = self._regret(options, rules) if args.regret else None
+        posterior = ensemble.posterior if ensemble else functools.partial(
+            build_posterior, options, opened.activation, opened.inverse)
+        counted = self._confidence(posterior, rules, args, ensemble)
+        regret = self._regret(posterior, options, rules) if args.regret else None
         kept = self.page.keep(options, opened.config["ignore_index"]) if self.page else None
+        loss = self._loss(ensemble)
         start = time.perf_counter()
         results = evaluate(
             predictor, loader, rules, num_classes=len(opened.class_names),
             ignore_index=opened.config["ignore_index"], classes_of_interest=options["CoI"],
-            published=options["published"], boundary=options["boundary"], loss=opened.loss(),
+            published=options["published"], boundary=options["boundary"], loss=loss,
             device=opened.device, progress=self.key, refiner=self.refiner,
             risk=list(counted.values()), regret=regret, kept=kept)
         seconds = time.perf_counter() - start
@@ -118,8 +135,8 @@ class ProtocolScores:
                   for rule, scores in results.items()}
         entries = []
         if is_main():
-            scored = Scored(opened, self.digest, predictor, rules, self.key, self.section, names,
-                            options, self.refiner, self.read)
+            scored = Scored(opened, predictor, rules, self.key, self.section, names, options,
+                            self.refiner, self.read)
             entries = score_entries(results, scored)
             for entry in entries:
                 entry.update(measured)
@@ -133,32 +150,78 @@ class ProtocolScores:
             self.runs.append(Run(name or OWN, rule, settings, tables[rule],
                                  seconds / max(scores.images, 1)))
 
-    def _confidence(self, options, rules, args):
+    def _confidence(self, make_posterior, rules, args, ensemble):
         """What counts errors by confidence: of the posterior, and of the raw logits before it."""
         if args.risk_coverage:
             self._require_classes(rules, "--risk-coverage")
         elif not self.page or rules[0].name == "offsets":
             return {}
-        posterior, raw = self._posterior(options), Posterior(self.opened.activation)
-        chosen = {posterior_text(posterior): posterior}
-        if self.page and posterior.describe() != raw.describe():
-            chosen = {posterior_text(raw): raw, **chosen}
+        posterior = make_posterior()
+        chosen = {posterior.text: posterior}
+        raw = Posterior(self.opened.activation)
+        if self.page and (ensemble.differ if ensemble else posterior.describe() != raw.describe()):
+            raw = ensemble.posterior(raw=True) if ensemble else raw
+            chosen = {raw.text: raw, **chosen}
         return {title: RiskCoverage(one, len(self.opened.class_names),
                                     self.opened.config["ignore_index"])
                 for title, one in chosen.items()}
 
-    def _regret(self, options, rules):
+    def _predictor(self, network, options) -> Predictor:
+        if not self.own_size:
+            return build_predictor(network.model, network.normalize, options, network.activation)
+        return network.predictor(options, self._section_of(network))
+
+    def _section_of(self, network):
+        """The loader of a network's own config that has the key of the first one's; or None."""
+        if network is self.opened:
+            return self.section
+        split = self.key.removesuffix("_loader")
+        return loader_section(network.config, split)[1] if network.config.get(self.key) else None
+
+    def _ensemble(self, each, predictors, args) -> Ensemble:
+        names = [protocol_of({"protocol": one.get("protocol"), "protocol_changes": changes(one)})
+                 for one in each]
+        for network, own, options in zip(self.networks, names, each, strict=True):
+            pair = f"{shown(self.opened.path)} and {shown(network.path)}"
+            if own != names[0]:
+                raise ConfigError(f"{pair} are tested under different protocols: {names[0]} / "
+                                  f"{own}", "predict.protocol", "give one with --protocol")
+            # With own sizes, each network sees an image as it was validated.
+            size = None if self.own_size else network.chosen_size(options,
+                                                                  self._section_of(network))
+            if not self.own_size and size != self.read:
+                raise ConfigError(f"{shown(network.path)} was validated at "
+                                  f"{base_size_text(size)}, and the loader of "
+                                  f"{shown(self.opened.path)} reads {base_size_text(self.read)}",
+                                  "--as-validation", "leave it out")
+        ensemble = build_ensemble(self.networks, each, predictors)
+        for line in unused_settings(self.networks, each, bool(args.predict)):
+            if line not in self.told:
+                notice(line)
+            self.told.add(line)
+        return ensemble
+
+    def _loss(self, ensemble):
+        """The loss of validation; of an ensemble that of the mean of the raw probabilities."""
+        loss = self.opened.loss()
+        if not ensemble or loss is None:
+            return loss
+        keys = ("loss", "loss_weights", "val_loss")
+        first, *others = ([one.config.get(key) for key in keys] for one in self.networks)
+        if any(other != first for other in others):
+            return None
+        posterior = ensemble.posterior(raw=True)
+        return lambda logits, labels: loss(posterior.logits(logits), labels)
+
+    def _regret(self, make_posterior, options, rules):
         self._require_classes(rules, "--regret")
         if options["published"]:
             raise ConfigError("predict.published scores ignored pixels as background, and regret "
                               "is split on labeled pixels only", "--regret",
                               "leave it out, or set predict.published=false")
-        return Regret(self._posterior(options), len(self.opened.class_names),
+        return Regret(make_posterior(), len(self.opened.class_names),
                       self.opened.config["ignore_index"], options["CoI"], options["pruning"],
                       options["theta"], options["amplitude"])
-
-    def _posterior(self, options):
-        return build_posterior(options, self.opened.activation, self.opened.inverse)
 
     def _require_classes(self, rules, option):
         if rules[0].name == "offsets":

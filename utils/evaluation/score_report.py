@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from utils.cli import console
+from utils.decision.ensemble import Ensemble, MeanPosterior
 from utils.decision.rules import Decision
 from utils.errors import DataError, UserError
 from utils.evaluation.evaluate import REFINED
@@ -52,7 +53,7 @@ IMAGE_SCORES = ("Mean_IoU", "Mean_Dice", "Mean_Class_IoU", "Mean_Class_Dice", "P
 class Scored:
     """What was scored, and how: all that tells one result from another.
 
-    sha256: of the file from which the network was loaded.
+    opened: the network, or the first one of an ensemble.
     rules: as given to evaluate(); refiner: also.
     loader_key, section: the loader of the config and its name, such as "val_loader".
     options: the `predict` section, with the arguments of the command line.
@@ -60,8 +61,7 @@ class Scored:
     """
 
     opened: OpenModel
-    sha256: str
-    predictor: Predictor
+    predictor: Predictor | Ensemble
     rules: list[Decision]
     loader_key: str
     section: dict
@@ -75,6 +75,7 @@ class Scored:
 
         Another value of any key is another result, which does not replace this one. Parts of the
         program describe themselves: Predictor.describe, Decision.describe, Refiner.describe.
+        "ensemble" stands in place of "checkpoint" for several networks.
         """
         opened, section, options = self.opened, self.section, self.options
         by_name = {decision.name: decision for decision in self.rules}
@@ -93,9 +94,17 @@ class Scored:
             "loader": self.loader_key, "data": section,
             "ignore_index": opened.config.get("ignore_index"), "procedure": rule,
             **{key: value for key, value in seldom.items() if value}, **decision.describe(),
-            **self.predictor.describe(),
-            "checkpoint": {"path": str(opened.path), "sha256": self.sha256,
-                           "epoch": opened.epoch}}
+            **self.predictor.describe(), **self._weights(decision)}
+
+    def _weights(self, decision: Decision) -> dict[str, Any]:
+        """The checkpoint, or the networks of an ensemble with what is different of each."""
+        if isinstance(self.predictor, Ensemble):
+            posterior = getattr(decision, "posterior", None)
+            raw = isinstance(posterior, MeanPosterior) and posterior.raw
+            return {"ensemble": self.predictor.describe_networks(raw)}
+        opened = self.opened
+        return {"checkpoint": {"path": str(opened.path), "sha256": opened.sha256,
+                               "epoch": opened.epoch}}
 
 
 def score_entries(results: dict[str, Scores], scored: Scored) -> list[Entry]:

@@ -1,6 +1,7 @@
 """Names of classes: what they may be, how they are drawn, and where two lists of them differ."""
 import unicodedata
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from utils.errors import shown
 from utils.images.text import can_draw, in_latin, shortened, tell_replaced
@@ -70,6 +71,18 @@ def first_difference(one: Sequence[str], other: Sequence[str], palette: Sequence
             return (f"class {number}, {one[number]!r}, has the color {list(color)} and "
                     f"{list(second)}")
     return None
+
+
+def differences(one: Sequence[str], other: Sequence[str]) -> list[str]:
+    """All differences between two lists of names: "there are 3 and 2 classes", "class 1 is 'a' and
+    'b'", "class 2 is 'c' and missing". The caller names the two lists, in this order.
+    """
+    found = [] if len(one) == len(other) else [f"there are {len(one)} and {len(other)} classes"]
+    for number, pair in enumerate(zip_longest(one, other)):
+        if pair[0] != pair[1]:
+            first, second = ("missing" if name is None else repr(name) for name in pair)
+            found.append(f"class {number} is {first} and {second}")
+    return found
 
 
 def moved(names: Sequence[str], other: Sequence[str]) -> str | None:

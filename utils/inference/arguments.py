@@ -5,7 +5,7 @@ from utils.cli import console
 from utils.cli.arguments import at_least, command_parser
 from utils.errors import ConfigError
 from utils.predict.arguments import (
-    CHECKPOINT_HELP,
+    add_checkpoint,
     add_prediction_arguments,
     add_unassigned,
     check_segfix,
@@ -20,6 +20,7 @@ examples:
   python inference.py -m model_best.pth -i "photos/**/*.jpg" -o segmented --mode sliding --overlay
   python inference.py -m model_best.pth -i list.txt -o segmented --scales 0.5:1.5:0.25 --flip
   python inference.py -m model_best.pth -i clip.mp4 -o segmented
+  python inference.py -r saved/a -r saved/b -i photos -o segmented     # an ensemble
   torchrun --standalone --nproc-per-node 2 inference.py -r auto -i photos -o segmented
 
 docs/inference.md explains all options.
@@ -30,8 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Returns the arguments in `argv`, by default those of the program."""
     parser = command_parser("inference.py", EXAMPLES)
     add = parser.add_argument
-    add("-r", "-m", "--model", "--resume", dest="checkpoint", required=True, metavar="PATH|auto",
-        help="checkpoint" + CHECKPOINT_HELP)
+    add_checkpoint(parser, "-m", "--model", purpose="checkpoint", several=True)
     add("-i", "--images", nargs="+", required=True, metavar="PATH",
         help="folders, images, .txt lists, patterns, video files, or camera:0")
     add("-o", "--output", default="outputs", metavar="DIR",

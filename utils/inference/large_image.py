@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from utils.decision.ensemble import Ensemble
 from utils.decision.rules import Decision
 from utils.decision.stored_scores import write_probabilities
 from utils.errors import DataError, shown
@@ -46,13 +47,17 @@ LARGE_PIXELS = 1 << 25      # images of at least this size are streamed, if the 
 STRIP_PIXELS = 1 << 22      # pixels of the result that are colored and written at a time
 
 
-def is_streamed(height: int, width: int, predictor: Predictor, possible: bool = True) -> bool:
+def is_streamed(height: int, width: int, predictor: Predictor | Ensemble,
+                possible: bool = True) -> bool:
     """Returns whether an image of this size is segmented by `segment_large`.
 
     possible: whether the outputs can be made from parts of the logits (`unstreamable`). Otherwise
         an image that the network sees at another size is not streamed: its logits may fit into
         memory.
     """
+    if isinstance(predictor, Ensemble):
+        return (all(is_streamed(height, width, member.predictor, possible)
+                    for member in predictor.members) and predictor.cuts_alike(height, width))
     if height * width < LARGE_PIXELS or predictor.seen_at is not None:
         return False
     if predictor.view(height, width) is not None:
@@ -62,7 +67,7 @@ def is_streamed(height: int, width: int, predictor: Predictor, possible: bool = 
 
 
 def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
-                  predictor: Predictor, decision: Decision,
+                  predictor: Predictor | Ensemble, decision: Decision,
                   check_stop: Callable[[], None] = lambda: None,
                   maps_of: MapsOf = lambda logits, wanted: {},
                   stored_as: tuple[str, str] = ("softmax", ""),

@@ -7,11 +7,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 
-from utils.checkpoint.find import find_checkpoint
-from utils.checkpoint.read import read_checkpoint
 from utils.cli.console import notice
-from utils.config.load import with_config
 from utils.decision.confidence import confidence, entropy, gray_form
+from utils.decision.ensemble import Ensemble, build_ensemble, unused_settings
 from utils.decision.posterior import Posterior, build_posterior
 from utils.decision.rules import Decision, build_decision, require_not_idle, rule_of
 from utils.decision.stored_scores import COARSE, stored_form
@@ -27,8 +25,9 @@ from utils.inference.prediction_files import (
 )
 from utils.machine import distributed
 from utils.machine.tensors import Logits
-from utils.predict.arguments import require_rule_arguments, tell_base_size, with_arguments
-from utils.predict.open_model import OpenModel, open_model
+from utils.predict.arguments import require_rule_arguments, tell_base_size
+from utils.predict.open_model import OpenModel
+from utils.predict.open_networks import each_with_arguments, open_networks, read_networks
 from utils.predict.predictor import Predictor, not_finite, zeroed
 from utils.segfix.refiner import Refiner, open_refiner
 
@@ -48,8 +47,8 @@ class Prediction(NamedTuple):
 class Pipeline:
     """The stages of one run of inference.py.
 
-    opened: the network with its class names, palette and config.
-    predictor: images (N, 3, H, W) -> logits (N, C, H, W).
+    opened: the network with its class names, palette and config; of an ensemble the first one.
+    predictor: images (N, 3, H, W) -> logits (N, C, H, W), or what an Ensemble returns.
     decision: logits -> labels (N, H, W) or masks (N, C, H, W).
     refiner: labels -> labels with better borders (SegFix), or None.
     posterior: logits -> the probabilities that are written; None: none are.
@@ -58,7 +57,7 @@ class Pipeline:
     """
 
     opened: OpenModel
-    predictor: Predictor
+    predictor: Predictor | Ensemble
     decision: Decision
     refiner: Refiner | None = None
     posterior: Posterior | None = None
@@ -121,8 +120,7 @@ class Pipeline:
     @property
     def stored_as(self) -> tuple[str, str]:
         """The activation of written probabilities, and what was undone of the loss, or ""."""
-        undone = self.posterior.describe().get("posterior") if self.posterior else None
-        return self.opened.activation, str(undone or "")
+        return self.opened.activation, self.posterior.undone if self.posterior else ""
 
     def _finite_logits(self, x):
         """Logits (N, C, H, W), and for each image whether they are finite; zeros if they are not.
@@ -139,10 +137,16 @@ class Pipeline:
 
     def describe(self) -> dict:
         """How images are predicted, for reports."""
-        return {"checkpoint": str(self.opened.path), "procedure": self.decision.name,
+        return {**self._weights(), "procedure": self.decision.name,
                 **(self.posterior.describe() if self.posterior else {}),
                 **({} if self.decision.void is None else {"unassigned": "void"}),
                 **self.decision.describe(), **self.predictor.describe()}
+
+    def _weights(self):
+        """The path of the checkpoint, or the networks of an ensemble."""
+        if not isinstance(self.predictor, Ensemble):
+            return {"checkpoint": str(self.opened.path)}
+        return {"ensemble": self.predictor.describe_networks()}
 
 
 def open_pipeline(args: argparse.Namespace) -> Pipeline:
@@ -150,37 +154,50 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
 
     Raises CheckpointError, ConfigError or DataError for arguments that do not fit.
     """
-    path = find_checkpoint(args.checkpoint)
-    checkpoint = with_config(read_checkpoint(path), args.config)
+    stored = read_networks(args.checkpoint, args.config)
     device = distributed.start(args.device)
-    opened = open_model(checkpoint, device, path)
-    options = with_arguments(opened.config["predict"], args)
+    networks = open_networks(stored, device)
+    each, opened = each_with_arguments(stored, args), networks[0]
+    options = each[0]
     rule = rule_of(opened.model, args.predict or options["test"])
     if args.predict not in (None, rule):
         raise ConfigError(f"{type(opened.model).__name__} does not predict classes, so the rule "
                           f"{args.predict} cannot decide on them", "--predict",
                           "leave the rule out")
+    seen = [network.predictor(own) for network, own in zip(networks, each, strict=True)]
+    predictors = [predictor.for_files() for predictor in seen]
+    ensemble = build_ensemble(networks, each, predictors) if len(networks) > 1 else None
     wanted = bool(args.probabilities or args.confidence or args.entropy)
-    require_rule_arguments(args, [rule], options, wanted, opened.inverse)
-    decision = build_decision(rule, opened.activation, options, opened.inverse,
-                              opened.config["ignore_index"])
+    inverse = ensemble.inverse if ensemble else opened.inverse
+    require_rule_arguments(args, [rule], options, wanted, inverse,
+                           networks=each if ensemble else ())
+    decision = build_decision(rule, opened.activation, options, inverse,
+                              opened.config["ignore_index"], ensemble)
     require_not_idle(decision)
     if args.ids == "label" and decision.void is not None:
         raise ConfigError('unassigned "void" leaves pixels without a class, which test servers '
                           "count as wrong", "--ids label", "add --unassigned assign")
-    posterior = build_posterior(options, opened.activation, opened.inverse) \
-        if wanted else None
+    posterior = None
+    if wanted:
+        posterior = (ensemble.posterior() if ensemble
+                     else build_posterior(options, opened.activation, opened.inverse))
     if args.probabilities == "uint8":
         notice(f"--probabilities {COARSE}")
+    for line in unused_settings(networks, each, bool(args.predict)):
+        notice(line)
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
-    predictor = opened.predictor(options)
-    tell_base_size(predictor.base_size, options)
-    whole = predictor.for_files()
-    if whole is not predictor:
-        predictor = whole
-        notice("the settings score images at the size of the network's input; files show the whole "
-               "image at its own size")
+    _tell_sizes(networks, each, seen)
     if refiner and args.masks and decision.masks:
         notice(f"--segfix refines the label maps; the masks of rule {rule} stay as they are")
-    return Pipeline(opened, predictor, decision, refiner, posterior,
+    return Pipeline(opened, ensemble or predictors[0], decision, refiner, posterior,
                     args.probabilities or "float16", not args.no_legend)
+
+
+def _tell_sizes(networks: list[OpenModel], each: list[dict], seen: list[Predictor]):
+    """Say at which size the networks see images, where nobody asked for one."""
+    for network, options, predictor in zip(networks, each, seen, strict=True):
+        tell_base_size(predictor.base_size, options,
+                       f" by {shown(network.path)}" * (len(networks) > 1))
+    if any(predictor.for_files() is not predictor for predictor in seen):
+        notice("the settings score images at the size of the network's input; files show the whole "
+               "image at its own size")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from utils.cli.console import Interrupted, notice
 from utils.cli.stop_signal import StopSignal
+from utils.decision.ensemble import Ensemble
 from utils.errors import DataError, NumericalError, UserError, first_line
 from utils.images.headers import read_header
 from utils.images.image_io import map_image, read_image
@@ -147,13 +148,19 @@ class _NetworkStage:
 
     def _too_large(self, images, height, width):
         """Returns why the logits of so many images do not fit into memory, or None if they do."""
+        predictor = self.pipeline.predictor
+        several = isinstance(predictor, Ensemble)
         reason = logits_too_large(images, len(self.opened.class_names), height, width,
-                                  self.opened.device)
+                                  self.opened.device, predictor.parts if several else 1)
         if reason is None:
             return None
-        fix = ("use -p max without further outputs, which streams large images"
-               if self.pipeline.predictor.view(height, width)
-               else "use --mode sliding --crop-size N, which streams large images")
+        if several and predictor.resizes and not predictor.cuts_alike(height, width):
+            fix = ("use --base-size N, or --base-size none --mode sliding --crop-size N: networks "
+                   "that cut large images alike stream them")
+        elif (predictor.members[0].predictor if several else predictor).view(height, width):
+            fix = "use -p max without further outputs, which streams large images"
+        else:
+            fix = "use --mode sliding --crop-size N, which streams large images"
         return f"{reason}: {fix}"
 
 

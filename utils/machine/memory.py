@@ -41,9 +41,12 @@ def free_memory() -> int | None:
 
 
 def logits_too_large(images: int, classes: int, height: int, width: int,
-                     device: "torch.device") -> str | None:
-    """Why the logits of so many images do not fit into the memory of a CPU; None if they do."""
-    needed = LOGIT_MAPS * 4 * images * classes * height * width
+                     device: "torch.device", parts: int = 1) -> str | None:
+    """Why the logits of so many images do not fit into the memory of a CPU; None if they do.
+
+    parts: how many maps of logits a rule may take (utils.decision.ensemble).
+    """
+    needed = (LOGIT_MAPS + parts - 1) * 4 * images * classes * height * width
     free = free_memory() if device.type == "cpu" and needed >= 1 << 30 else None
     if free is None or needed <= free:
         return None

@@ -1,7 +1,7 @@
 """The command-line arguments on how to predict, shared by test.py, inference.py and tools."""
 import argparse
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from utils.cli import console
@@ -12,9 +12,35 @@ if TYPE_CHECKING:       # its module loads OpenCV
     from utils.images.base_size import BaseSize
     from utils.losses.inverse import Inverse, InverseSource, NoInverse
 
-# Of -r: what stands after "checkpoint to ...".
+# What stands after "checkpoint to ..." in a help.
 CHECKPOINT_HELP = ", or a folder, for the newest model_best.pth in it; auto: saved/"
 MOST_SCALES, LEAST_SCALE, LARGEST_SCALE = 100, 0.01, 100
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, *names: str, purpose: str,
+                   several: bool = False):
+    """Add -r, the checkpoint to predict with, as `checkpoint`.
+
+    names: further names of the option. purpose: what the help begins with. several: the option may
+    be repeated, and `checkpoint` is a list.
+    """
+    text = purpose + CHECKPOINT_HELP
+    if several:
+        text += "; given again: an ensemble, the mean of the networks' probabilities"
+    parser.add_argument("-r", *names, "--resume", dest="checkpoint", required=True,
+                        metavar="PATH|auto", action="append" if several else _OneCheckpoint,
+                        help=text)
+
+
+class _OneCheckpoint(argparse.Action):
+    """Stores the checkpoint; a second one is a usage error, since only programs take several."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        first = getattr(namespace, self.dest, None)
+        if first is not None:
+            parser.error(f"{option_string} {values} is a second checkpoint, after {first}: only "
+                         "test.py and inference.py take several, as an ensemble")
+        setattr(namespace, self.dest, values)
 
 
 def add_prediction_arguments(parser: argparse.ArgumentParser, decides: bool = True,
@@ -165,17 +191,23 @@ def _require_effect(given, options):
 
 def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
                            options: Mapping[str, Any], probabilities: bool = False,
-                           inverse: "InverseSource | None" = None, dependent: bool = False):
+                           inverse: "InverseSource | None" = None, dependent: bool = False,
+                           networks: Sequence[Mapping[str, Any]] = ()):
     """Raise ConfigError if a setting of decision rules is given and has no effect.
 
     rules: names of the decision rules in use. options: the `predict` section with what is given.
     probabilities: whether they are written, or counted, themselves. inverse: of the loss of the
     network. dependent: whether a dependent rule decides too, for comparison.
+    networks: the section of each network of an ensemble. Its rules decide on the mean of
+    probabilities, so that whatever changes one of these may change the most probable class.
     """
     names = ", ".join(sorted(rules))
     without_masks = set(rules) <= {"max", "max_posterior", "offsets"}
     only_labels = without_masks and not probabilities
-    vector = bool(options.get("scale") or options.get("bias"))
+    # Whether auto changes the most probable class, also if nothing is to be undone.
+    vector = any(one.get("scale") or one.get("bias") or networks and one.get("temperature", 1) != 1
+                 for one in networks or (options,))
+    decides = options.get("posterior") == "auto" if networks else vector
     if args.posterior and inverse:
         found = inverse()
         if args.posterior == "raw" or not vector:
@@ -183,7 +215,7 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
         if args.posterior == "raw" and only_labels:
             raise ConfigError(f"--posterior raw has no effect on rule {names}: max takes raw "
                               "logits unless auto is given", "--posterior", "leave it out")
-        if only_labels and not vector and not getattr(found, "reorders", False):
+        if only_labels and not (vector or networks) and not getattr(found, "reorders", False):
             raise ConfigError(f"--posterior auto has no effect on rule {names}: the most probable "
                               "class stays the same", "--posterior",
                               "choose another rule with -p, or leave it out")
@@ -198,7 +230,7 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
                 and not any(rule.endswith("_dep") for rule in rules):
             raise ConfigError(f"--{name} has no effect on rule {names}", f"--{name}",
                               "add -p rankdice_dep, or leave it out")
-    if args.temperature is not None and only_labels and not vector:
+    if args.temperature is not None and only_labels and not decides:
         raise ConfigError(f"--temperature has no effect on rule {names}: the largest logit stays "
                           "the largest", "--temperature",
                           "choose another rule with -p, or leave it out")
@@ -221,13 +253,16 @@ def check_segfix(parser: argparse.ArgumentParser, args: argparse.Namespace):
     args.segfix_scale = 2.0 if args.segfix_scale is None else args.segfix_scale
 
 
-def tell_base_size(base_size: "BaseSize | list[int]", options: dict):
-    """Print one notice if images are predicted at the size of validation, and nobody asked."""
+def tell_base_size(base_size: "BaseSize | list[int]", options: dict, by: str = ""):
+    """Print one notice if images are predicted at the size of validation, and nobody asked.
+
+    by: which of several networks does so, such as " by a.pth".
+    """
     if options.get("base_size", "val") == "val" and base_size is not None:
         from utils.images.base_size import base_size_text
-        console.notice(f"images are predicted at {base_size_text(base_size)}, as in validation, "
-                       "and labeled at their own size; --base-size none predicts at their own "
-                       "size")
+        console.notice(f"images are predicted{by} at {base_size_text(base_size)}, as in "
+                       "validation, and labeled at their own size; --base-size none predicts at "
+                       "their own size")
 
 
 def given_base_size(args: argparse.Namespace, otherwise: "BaseSize") -> "BaseSize":

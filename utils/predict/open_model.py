@@ -34,6 +34,7 @@ class OpenModel:
     base_size: the size at which the network was validated (utils.images.base_size).
     label_ids: the value that a written label map holds for each class; None: class ids.
     trained_loss: the section `loss` of the training, if that of `config` may be another one.
+    sha256: of the file, if it was computed.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class OpenModel:
     base_size: int | list[int] | None = None
     label_ids: list[int] | None = None
     trained_loss: Any = None
+    sha256: str | None = None
 
     @property
     def device(self) -> torch.device:

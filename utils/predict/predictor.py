@@ -11,8 +11,8 @@ CVPR 2017). Every source averages logits; `average="probs"` averages probabiliti
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -317,12 +317,21 @@ class Predictor:
         Raises ConfigError unless the mode is "sliding" at scale 1, or a base_size resizes the
         image.
         """
+        # Closed at once also if on_block raises: it keeps inference mode on.
+        with closing(self.blocks(image, device, most_bytes)) as blocks:
+            for rows, columns, logits in blocks:
+                on_block(rows, columns, logits)
+                del logits              # before the next block is made
+
+    def blocks(self, image: Image, device: torch.device | str, most_bytes: int = BLOCK_BYTES) \
+            -> Generator[tuple[slice, slice, Logits], None, None]:
+        """Yields what `in_blocks` calls on_block with. Inference mode is on until it is closed."""
         if self.seen_at is not None:
             raise ConfigError("an image that is resized to an input size is not predicted in "
                               "blocks", "predict.input_size", "use predict.base_size")
         view = self.view(*image.shape[:2])
         if view is not None:
-            self._in_strips(image, view, device, on_block, most_bytes)
+            yield from self._in_strips(image, view, device, most_bytes)
             return
         if self.mode != "sliding" or self.scales != (1.0,) or self._mirrors_views:
             raise ConfigError("blocks of an image are predicted by sliding windows at scale 1 only")
@@ -342,18 +351,18 @@ class Predictor:
                 logits = mean if self.average == "view_probs" else self._as_logits(mean)
                 finite = finite_images(logits)
                 self.finite = self.finite & finite if rows.start or columns.start else finite
-                on_block(rows, columns, logits)
+                yield rows, columns, logits
                 del mean, logits    # before the next block is made
 
-    def _in_strips(self, image, view, device, on_block, most_bytes):
-        """`in_blocks` of an image that is predicted at another size: its rows, from the top."""
+    def _in_strips(self, image, view, device, most_bytes):
+        """`blocks` of an image that is predicted at another size: its rows, from the top."""
         height, width = image.shape[:2]
         x = torch.from_numpy(view.cut(image)).permute(2, 0, 1)[None].to(device)
         with self._evaluating():
             logits = self._predict(self._normalized(x))
             self.finite = finite_images(logits)
             for rows, strip in strips_at_own_size(logits, view, (height, width), most_bytes):
-                on_block(rows, slice(0, width), strip)
+                yield rows, slice(0, width), strip
 
     def describe(self) -> dict:
         """The settings, for reports: mode, scales, flip, average, amp; windows if sliding.
