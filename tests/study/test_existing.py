@@ -7,6 +7,8 @@ from tests.support.studies import write_results
 from tools import study
 from utils.errors import ConfigError, DataError
 from utils.study.existing import find_results
+from utils.study.results import read_existing
+from utils.study.study_file import Cell
 
 
 def run_folder(folder, name, seed, lr=0.1, start=None, date="2026-11-29_08-00-00",
@@ -75,6 +77,19 @@ def test_runs_that_were_tested_in_another_way_are_another_row_which_is_said(tmp_
     run_folder(tmp_path, "net", 1, date="2026-11-29_08-00-01", **entries)
     assert rows_of(tmp_path) == {"net": 1, "net (2)": 1}
     assert f"rows net and net (2) differ: {said}" in capsys.readouterr().err
+
+
+def test_an_ensemble_in_the_folder_of_a_run_is_a_row_of_its_own(tmp_path):
+    place = run_folder(tmp_path, "net_s0-00000000", 0)
+    write_results(place / "both", 0.6, ensemble=[{"path": "a.pth", "sha256": "a"},
+                                                 {"path": "b.pth", "sha256": "b"}])
+    rows = find_results([tmp_path])
+    assert [paths for paths in rows.values()] == [[place / "both/results.json"],
+                                                  [place / "results.json"]]
+    of_both, of_run = read_existing(Cell(label, results=tuple(paths))
+                                    for label, paths in rows.items())
+    assert (of_both.seed, of_both.folder, of_both.name) == (None, None, str(of_both.place))
+    assert (of_run.seed, of_run.folder) == (0, place)
 
 
 def test_two_runs_of_one_seed_are_warned_of(tmp_path, capsys):

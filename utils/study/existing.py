@@ -24,6 +24,7 @@ from utils.study.results import (
     config_of,
     content_of,
     run_folder_of,
+    run_of_result,
     seed_of,
 )
 
@@ -93,14 +94,15 @@ def _paths(place: Path) -> list[Path]:
 
 
 def _read(path: Path, place: Path) -> _Result:
-    folder = run_folder_of(path)
+    entry = content_of(path)
+    folder = run_of_result(path, entry)
     if folder is None:
         label = path.stem if path == place else str(path.parent.relative_to(place.parent))
-        return _Result(path, None, label, "", content_of(path), None)
+        return _Result(path, None, label, "", entry, None)
     label = label_of_run(folder.parent.name)
     way = "/".join(part for part in path.parent.relative_to(folder).parts if part != TESTS)
     way = "" if way in (".", "plain") else way
-    return _Result(path, folder, f"{label}, test {way}" if way else label, way, content_of(path),
+    return _Result(path, folder, f"{label}, test {way}" if way else label, way, entry,
                    _settings(folder))
 
 

@@ -178,8 +178,8 @@ def read_result(path: Path, cell: Cell, seed: int | None = None, name: str | Non
     """
     entry = dict(entry or content_of(path))
     scores = _scores(entry, path)
-    result = RunResult(cell, name or _name_of(path), path, scores, _classes(entry), seed, folder,
-                       entry, image_scores_of(entry, path))
+    result = RunResult(cell, name or _name_of(path, entry), path, scores, _classes(entry), seed,
+                       folder, entry, image_scores_of(entry, path))
     if folder is not None:
         result.seconds = training_seconds(folder / "log.txt")
         result.curves = curves(folder / "metrics.jsonl")
@@ -220,8 +220,9 @@ def read_existing(cells: Iterable[Cell]) -> list[RunResult]:
     found = []
     for cell in cells:
         for path in cell.results:
-            folder = run_folder_of(path)
-            found.append(read_result(path, cell, seed_of(folder), None, folder))
+            entry = content_of(path)
+            folder = run_of_result(path, entry)
+            found.append(read_result(path, cell, seed_of(folder), None, folder, entry))
             _tell_others(path, found[-1].entry)
     return found
 
@@ -246,6 +247,11 @@ def run_folder_of(path: Path) -> Path | None:
     return None
 
 
+def run_of_result(path: Path, entry: Mapping[str, Any]) -> Path | None:
+    """The folder of the run whose result `path` is; None for an ensemble: it is of several."""
+    return None if isinstance(entry.get("ensemble"), list) else run_folder_of(path)
+
+
 def seed_of(folder: Path | None) -> int | None:
     """The seed of the run in a folder."""
     seed = config_of(folder).get("seed") if folder else None
@@ -257,8 +263,8 @@ def config_of(folder: Path) -> dict[str, Any]:
     return _read_json(folder / "config.json") or {}
 
 
-def _name_of(path):
-    folder = run_folder_of(path)
+def _name_of(path, entry):
+    folder = run_of_result(path, entry)
     return f"{folder.parent.name}/{folder.name}" if folder else str(path)
 
 
