@@ -11,6 +11,7 @@ from utils.evaluation.results_file import (
     check_results,
     code_of,
     differences,
+    same_but_for_the_rule,
     title_of,
 )
 
@@ -83,6 +84,15 @@ def test_other_results_are_named_when_one_is_added(tmp_path, capsys):
 def test_differences_are_named_by_key_with_both_values():
     assert differences(ENTRY, entry(flip=True, data__args__base_size=512)) == [
         "flip: false / true", "data.args.base_size: null / 512"]
+
+
+def test_temperatures_of_single_networks_belong_to_the_rule():
+    raw = [{"path": "a.pth", "sha256": "a"}, {"path": "b.pth", "sha256": "b", "flip": True}]
+    fitted = [{**raw[0], "temperature": 2.0}, {**raw[1], "temperature": 1.5}]
+    of_max = entry(ensemble=raw)
+    assert same_but_for_the_rule(of_max, entry(ensemble=fitted, procedure="T"))
+    other = [fitted[0], {**fitted[1], "flip": False}]
+    assert not same_but_for_the_rule(of_max, entry(ensemble=other, procedure="T"))
 
 
 def test_a_key_that_an_older_version_did_not_write_is_no_difference_if_it_is_as_usual():

@@ -199,9 +199,18 @@ def protocol_of(entry: Entry) -> str:
 
 def same_but_for_the_rule(first: Entry, second: Entry) -> bool:
     """Whether two results differ in nothing but their decision rule and its settings."""
-    one, two = ({key: value for key, value in setting_of(entry).items() if key not in OF_RULES}
-                for entry in (first, second))
-    return one == two
+    return _without_rule(first) == _without_rule(second)
+
+
+def _without_rule(entry: Entry) -> Entry:
+    setting = setting_of(entry)
+    if _networks(entry):        # each may have a temperature of its own
+        setting["ensemble"] = {name: _other_keys(one) for name, one in setting["ensemble"].items()}
+    return _other_keys(setting)
+
+
+def _other_keys(setting):
+    return {key: value for key, value in setting.items() if key not in OF_RULES}
 
 
 def flat_setting(entry: Entry) -> dict[str, Any]:
