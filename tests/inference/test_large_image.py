@@ -10,7 +10,7 @@ from PIL import Image
 
 from utils.cli.console import Interrupted
 from utils.decision.rules import build_decision
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.images import visualize
 from utils.images.normalize import Normalize
 from utils.images.palette import voc_palette
@@ -118,3 +118,7 @@ def test_only_large_images_in_mode_sliding_are_streamed():
     assert not is_streamed(1 << 12, 1 << 12, predictor)
     assert not is_streamed(1 << 13, 1 << 12, stages(scales=(0.5, 1.0))[1])
     assert not is_streamed(1 << 13, 1 << 12, stages(mode="whole", crop_size=None)[1])
+    mirrored = stages(flip=True, average="view_probs")[1]
+    assert not is_streamed(1 << 13, 1 << 12, mirrored)
+    with pytest.raises(ConfigError, match="not with mirrored views"):
+        mirrored.in_blocks(np.zeros((40, 40, 3), np.uint8), "cpu", lambda *_: None)

@@ -63,7 +63,7 @@ def is_streamed(height: int, width: int, predictor: Predictor | Ensemble,
     if predictor.view(height, width) is not None:
         return possible
     return (predictor.mode == "sliding" and predictor.scales == (1.0,)
-            and predictor.crop_size is not None)
+            and predictor.crop_size is not None and not predictor.mirrors_views)
 
 
 def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,

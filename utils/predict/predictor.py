@@ -333,8 +333,10 @@ class Predictor:
         if view is not None:
             yield from self._in_strips(image, view, device, most_bytes)
             return
-        if self.mode != "sliding" or self.scales != (1.0,) or self._mirrors_views:
-            raise ConfigError("blocks of an image are predicted by sliding windows at scale 1 only")
+        if self.mode != "sliding" or self.scales != (1.0,) or self.mirrors_views:
+            raise ConfigError("blocks of an image are predicted by sliding windows at scale 1, "
+                              "and not with mirrored views", "predict.mode",
+                              "leave out --flip, or --average view_probs")
         windows = self.windows(*image.shape[:2])
 
         def read(top, left):
@@ -469,7 +471,7 @@ class Predictor:
 
     def _predict(self, x):
         """Normalized images (N, 3, H, W) -> float32 (N, C, H, W)."""
-        if self.scales == (1.0,) and self.mode == "sliding" and not self._mirrors_views:
+        if self.scales == (1.0,) and self.mode == "sliding" and not self.mirrors_views:
             mean = self._slide(x)
             return mean if self.average == "view_probs" else self._as_logits(mean)
         if self.scales == (1.0,) and not self.flip:
@@ -508,7 +510,7 @@ class Predictor:
         returns: float32 (N, C, H, W), or a ViewSum of it if all views are SmallLogits.
         """
         sliding, size = self.mode == "sliding", _size(x)
-        mirrors = (False,) if sliding and not self._mirrors_views else self._mirrors
+        mirrors = (False,) if sliding and not self.mirrors_views else self._mirrors
         weight, total = 1 / (len(self.scales) * len(mirrors)), None
         # A ViewSum multiplies matrices, which a GPU may do in reduced precision.
         short = self.average == "logits" and x.device.type == "cpu"
@@ -527,7 +529,7 @@ class Predictor:
             for mirrored in mirrors:
                 if sliding:
                     view = self._slide(scaled.flip(-1) if mirrored else scaled,
-                                       (False,) if self._mirrors_views else self._mirrors)
+                                       (False,) if self.mirrors_views else self._mirrors)
                 else:
                     view = forward(scaled.flip(-1) if mirrored else scaled)
                 if isinstance(view, SmallLogits) and not isinstance(total, torch.Tensor):
@@ -600,7 +602,7 @@ class Predictor:
         return 1 if self.average == "exp" else len(mirrors)
 
     @property
-    def _mirrors_views(self):
+    def mirrors_views(self) -> bool:
         """Whether whole views are mirrored in mode "sliding", and not their windows."""
         return self.flip and self.average == "view_probs"
 
