@@ -250,6 +250,7 @@ def test_settings_of_the_decision_that_are_not_used_are_said(pair, tmp_path, cap
     (["-p", "max", "--posterior", "auto"], 0, ""),
     (["-p", "max", "--posterior", "auto", "--temperature", "2"], 0, ""),
     (["-p", "max", "--temperature", "2"], 2, "--temperature has no effect on rule max"),
+    (["-p", "max,max_posterior", "--temperature", "2"], 0, ""),
     (["-p", "max", "--posterior", "raw"], 2, "--posterior raw has no effect on rule max"),
     (["--crop-size", "24"], 2, "(of "), (["loss.args.weigth=1"], 2, "(of ")])
 def test_options_hold_for_every_network(pair, tmp_path, capsys, arguments, status, text):

@@ -207,7 +207,8 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
     # Whether auto changes the most probable class, also if nothing is to be undone.
     vector = any(one.get("scale") or one.get("bias") or networks and one.get("temperature", 1) != 1
                  for one in networks or (options,))
-    decides = options.get("posterior") == "auto" if networks else vector
+    decides = (options.get("posterior") == "auto" or "max_posterior" in rules if networks
+               else vector)
     if args.posterior and inverse:
         found = inverse()
         if args.posterior == "raw" or not vector:
