@@ -63,7 +63,9 @@ def test_the_further_colors_are_the_farthest_from_those_before():
 
 @pytest.mark.parametrize("names, background", [
     (["background", "a"], 0), (["a", " Background ", "void"], 1), (["class 0", "class 1"], 0),
-    (["class 7", "class 0"], None), (["road", "sky"], None), (["back of a chair", "b"], None)])
+    (["class 7", "class 0"], None), (["road", "sky"], None), (["back of a chair", "b"], None),
+    (["chest", "back", "arm"], None), (["other", "void", "background"], 2),
+    (["other", "road", "unlabeled"], 2), (["road", "other"], 1)])
 def test_only_a_background_is_black(names, background):
     palette = class_palette(names)
     assert [k for k, color in enumerate(palette) if not any(color)] == \

@@ -14,8 +14,10 @@ from utils.images.types import Image, Labels
 
 MOST = 256                  # different colors of `class_palette`
 # Names of a class that is all the rest, in lower case. Pictures leave its pixels as they are.
-_BACKGROUNDS = {"background", "_background_", "bg", "back", "rest", "other", "others", "void",
-                "unlabeled", "unlabelled", "none", "nothing"}
+# Those that say it most surely come first: "other" may be a class of its own beside a background.
+_BACKGROUNDS = (("background", "_background_", "bg"),
+                ("void", "unlabeled", "unlabelled", "none", "nothing"),
+                ("rest", "other", "others"))
 _OKABE_ITO = ((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
               (0, 114, 178), (213, 94, 0), (204, 121, 167))
 # One hexadecimal digit for each channel, in steps of 17.
@@ -57,10 +59,12 @@ def background_of(class_names: Sequence[str]) -> int | None:
     """The class that is the rest of the picture by its name, or a first class without a name
     ("class 0"); None if there is none.
     """
-    for number, name in enumerate(class_names):
-        if name.strip().lower() in _BACKGROUNDS or (number == 0 and name == "class 0"):
-            return number
-    return None
+    names = [name.strip().lower() for name in class_names]
+    for group in _BACKGROUNDS:
+        for number, name in enumerate(names):
+            if name in group:
+                return number
+    return 0 if class_names and class_names[0] == "class 0" else None
 
 
 @functools.cache
