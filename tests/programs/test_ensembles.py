@@ -1,5 +1,6 @@
 """test.py and inference.py with several checkpoints: the mean of their probabilities."""
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from utils.cli import console
 from utils.config.build import build
 from utils.config.load import load_config
 from utils.config.schema import resolve_config
+from utils.decision.ensemble import unused_settings
 from utils.decision.rules import build_decision
 from utils.errors import ConfigError
 from utils.images.normalize import Normalize
@@ -240,10 +242,28 @@ def test_settings_of_the_decision_that_are_not_used_are_said(pair, tmp_path, cap
     other = network(tmp_path / "c", 2, ["predict.test=T", "predict.threshold=0.3"])
     assert run([pair[0], other], "-o", tmp_path / "o") == 0
     message = " ".join(capsys.readouterr().err.split())
-    assert "has in predict: test T (there max), threshold 0.3 (there 0.5)" in message
+    assert "has the settings test T (there max), threshold 0.3 (there 0.5)" in message
     assert run([pair[0], other], "-o", tmp_path / "o", "-p", "max", "--protocol", "whole") == 0
     message = " ".join(capsys.readouterr().err.split())
     assert "threshold 0.3" in message and "test T" not in message
+
+
+@pytest.mark.parametrize("rules,told", [(None, True), ("max,T", True), ("T", False),
+                                        ("all", False)])
+def test_another_posterior_is_told_where_rule_max_decides(rules, told):
+    networks = [SimpleNamespace(path=path, config={"ignore_index": 255}) for path in "ab"]
+    options = [{"posterior": posterior, "test": "max"} for posterior in (None, "auto")]
+    for each, text in ((options, "auto (there None)"), (options[::-1], "None (there auto)")):
+        lines = unused_settings(networks, each, rules)
+        assert [f"b has the settings posterior {text}" in line for line in lines] == [True] * told
+    assert not unused_settings(networks, [options[0], {**options[0], "posterior": "raw"}])
+
+
+def test_another_ignore_index_is_told():
+    networks = [SimpleNamespace(path=path, config={"ignore_index": ignored})
+                for path, ignored in (("a", 255), ("b", 0))]
+    line, = unused_settings(networks, [{"test": "max"}] * 2)
+    assert line.endswith("b has the settings ignore_index 0 (there 255)")
 
 
 @pytest.mark.parametrize("arguments,status,text", [

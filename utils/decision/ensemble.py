@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from utils.decision.posterior import Posterior, build_posterior, probabilities
+from utils.decision.rules import takes_raw
 from utils.errors import ConfigError, shown
 from utils.images.types import Image
 from utils.losses.inverse import Inverse, InverseSource, NoInverse
@@ -291,18 +292,24 @@ def build_ensemble(networks: Sequence[OpenModel], options: Sequence[dict[str, An
 
 
 def unused_settings(networks: Sequence[OpenModel], options: Sequence[Mapping[str, Any]],
-                    chosen_rule: bool = False) -> list[str]:
+                    rules: str | None = None) -> list[str]:
     """A line for each network whose settings of the decision are not those of the first.
 
-    chosen_rule: whether the command line says which rule decides.
+    rules: those that decide, such as "max,T" or "all", if the command line says which.
     """
-    lines, keys = [], OF_THE_MEAN[chosen_rule:]
-    for network, own in zip(networks[1:], options[1:], strict=True):
-        apart = ", ".join(f"{key} {own.get(key)} (there {options[0].get(key)})" for key in keys
-                          if own.get(key) != options[0].get(key))
+    lines, keys = [], (*OF_THE_MEAN[bool(rules):], "ignore_index")
+    first, *others = ({**own, "ignore_index": network.config["ignore_index"]}
+                      for network, own in zip(networks, options, strict=True))
+    # Rule max takes one kind of probabilities of all networks.
+    of_max = "max" in map(str.strip, (rules or first["test"]).split(","))
+    for network, own in zip(networks[1:], others, strict=True):
+        apart = [key for key in keys if own.get(key) != first.get(key)]
+        if of_max and takes_raw("max", own) != takes_raw("max", first):
+            apart.append("posterior")
         if apart:
+            texts = ", ".join(f"{key} {own.get(key)} (there {first.get(key)})" for key in apart)
             lines.append(f"the ensemble decides and is scored as {shown(networks[0].path)} says; "
-                         f"{shown(network.path)} has in predict: {apart}")
+                         f"{shown(network.path)} has the settings {texts}")
     return lines
 
 

@@ -195,7 +195,7 @@ class ProtocolScores:
                                   f"{shown(self.opened.path)} reads {base_size_text(self.read)}",
                                   "--as-validation", "leave it out")
         ensemble = build_ensemble(self.networks, each, predictors)
-        for line in unused_settings(self.networks, each, bool(args.predict)):
+        for line in unused_settings(self.networks, each, args.predict):
             if line not in self.told:
                 notice(line)
             self.told.add(line)

@@ -183,7 +183,7 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
                      else build_posterior(options, opened.activation, opened.inverse))
     if args.probabilities == "uint8":
         notice(f"--probabilities {COARSE}")
-    for line in unused_settings(networks, each, bool(args.predict)):
+    for line in unused_settings(networks, each, args.predict):
         notice(line)
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
     _tell_sizes(networks, each, seen)
