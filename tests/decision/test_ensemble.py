@@ -127,6 +127,21 @@ def test_faint_probabilities_of_a_sigmoid_stay_faint():
     assert torch.allclose(posterior(ensemble(picture())).log(), torch.tensor(-40.0), atol=1e-3)
 
 
+def test_sure_classes_of_a_sigmoid_stay_apart():
+    class Sure(torch.nn.Module):
+        def forward(self, x):
+            return torch.tensor([18.0, 60.0, 2.0]).view(1, 3, 1, 1).expand(1, 3, *x.shape[2:])
+
+    posteriors = [Posterior("sigmoid"), Posterior("sigmoid", temperature=0.75)]
+    ensemble = ensemble_of([Predictor(Sure(), normalize)] * 2, posteriors, "sigmoid")
+    rules = build_rules("max,max_posterior", "sigmoid", {}, ensemble=ensemble)
+    logits = ensemble(picture())
+    for raw, expected in ((True, [18.0, 60.0, 2.0]), (False, [18.69, 60.69, 2.29])):
+        found = ensemble.part(logits, raw)[0, :, 0, 0]
+        assert found.tolist() == pytest.approx(expected, abs=0.01)
+    assert all((rule(logits) == 1).all() for rule in rules)
+
+
 def test_the_logits_of_one_network_exist_at_a_time(monkeypatch):
     alive, most = [], []
     keep = Predictor.__call__

@@ -197,25 +197,34 @@ class Ensemble:
         return [member.predictor.describe() for member in self.members]
 
     def _added(self, total: torch.Tensor | None, number: int, logits: Logits) -> torch.Tensor:
-        """The sum of probabilities (N, parts * C, H, W) with those of a network added, in place."""
+        """The sum of probabilities (N, parts * C, H, W) with those of a network added, in place.
+
+        Of a sigmoid (N, parts * 2 C, H, W): in each part also those that a class is not there,
+        because float32 cannot tell probabilities just below 1 apart.
+        """
         assert self._wanted, "posterior() is called before the first image"
         if total is None:
             n, classes, *size = logits.shape
-            total = torch.zeros(n, self.parts * classes, *size, device=logits.device)
+            classes *= self.parts * (2 if self.activation == "sigmoid" else 1)
+            total = torch.zeros(n, classes, *size, device=logits.device)
         for raw in self._parts:
-            probs = (probabilities(logits, self.activation) if raw
-                     else self.posteriors[number](logits))
-            self.part(total, raw).add_(probs)
-            del probs
+            place = self.part(total, raw)
+            if self.activation == "softmax":
+                place.add_(probabilities(logits) if raw else self.posteriors[number](logits))
+                continue
+            own = logits if raw else self.posteriors[number].logits(logits)
+            for half, signed in zip(place.chunk(2, 1), (own, -own), strict=True):
+                half.add_(probabilities(signed, "sigmoid"))
         return total
 
     def _as_logits(self, total: torch.Tensor) -> Logits:
         """Turn a sum of probabilities into logits of their mean, in place."""
         mean = total.div_(len(self.members))
-        tiny, eps = torch.finfo(mean.dtype).tiny, torch.finfo(mean.dtype).eps
+        logs = mean.clamp_(min=torch.finfo(mean.dtype).tiny).log_()
         if self.activation == "softmax":
-            return mean.clamp_(min=tiny).log_()
-        return mean.clamp_(tiny, 1 - eps).logit_()
+            return logs
+        there, absent = logs.unflatten(1, (self.parts, 2, -1)).unbind(2)
+        return there.sub_(absent).flatten(1, 2)
 
 
 class MeanPosterior(Posterior):
