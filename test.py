@@ -43,6 +43,7 @@ def score(args: argparse.Namespace):
         check_results(Path(folder))
     device = distributed.start(args.device)
     networks = open_networks(stored, device)
+    del stored      # a second copy of all weights
     opened = networks[0]
     # The targets of a network that predicts no classes are made at the size of validation.
     own_size = not args.as_validation and rule_of(opened.model, "max") == "max"

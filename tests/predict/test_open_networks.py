@@ -71,6 +71,17 @@ def test_a_network_that_is_given_twice_is_refused(tmp_path, monkeypatch):
             read_networks([path, other])
 
 
+def test_the_state_of_a_training_is_not_kept(monkeypatch):
+    saved = {"model": 1, "ema": 2, "optimizer": 3, "scaler": 4, "config": {}, "epoch": 5,
+             "base_size": 6}
+    monkeypatch.setattr(module, "read_checkpoint", lambda path: path)
+    monkeypatch.setattr(module, "with_config", lambda *_: saved)
+    kept = {"ema": 2, "config": {}, "epoch": 5, "base_size": 6}
+    assert read_networks(["a.pth"])[0].checkpoint == kept
+    saved["ema"] = None
+    assert read_networks(["a.pth"])[0].checkpoint == {**kept, "model": 1, "ema": None}
+
+
 def test_a_mistake_in_a_config_names_the_checkpoint(monkeypatch):
     def fail(checkpoint, *_):
         if checkpoint == "b.pth":

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from utils.checkpoint.find import find_checkpoint
+from utils.checkpoint.format import Checkpoint, TrainingCheckpoint
 from utils.checkpoint.read import read_checkpoint, read_checkpoint_and_digest
 from utils.config.load import with_config
 from utils.errors import ConfigError, listed, shown
@@ -19,7 +20,10 @@ _SHOWN = 8         # classes in a message
 
 
 class StoredNetwork(NamedTuple):
-    """A checkpoint that was read. sha256: of its file; None if it was not computed."""
+    """A checkpoint that was read, without the state of its training.
+
+    sha256: of its file; None if it was not computed.
+    """
 
     path: str
     checkpoint: dict[str, Any]
@@ -53,8 +57,18 @@ def read_networks(texts: Sequence[str], config: str | None = None, overrides: Se
             raise ConfigError(f"{shown(path)} {what}: the mean of a network with itself is the "
                               "network", "-r", "give each network once")
         with naming(path, len(texts) > 1):
-            networks.append(StoredNetwork(path, with_config(checkpoint, config, overrides), digest))
+            checkpoint = with_config(checkpoint, config, overrides)
+        networks.append(StoredNetwork(path, _without_training(checkpoint), digest))
+        del checkpoint      # before the next file is read
     return networks
+
+
+def _without_training(checkpoint):
+    """What `open_model` needs: optimizer and raw weights would fill the memory for each network."""
+    unused = TrainingCheckpoint.__annotations__.keys() - Checkpoint.__annotations__.keys()
+    if checkpoint.get("ema"):
+        unused |= {"model"}
+    return {key: value for key, value in checkpoint.items() if key not in unused}
 
 
 def each_with_arguments(networks: Sequence[StoredNetwork], args: argparse.Namespace,
