@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None):
     newest, runs = read_results(args.results)
     entries = _chosen(args, newest, runs)
     results = [_with_images(entry, args.results) for entry in entries]
-    pictures = _pictures(args, results) if args.pictures else \
-        "results.json holds none; --pictures adds them where the checkpoint and its data are " \
-        "still there"
+    pictures = _pictures(args, results) if args.pictures else "results.json holds none; " + (
+        "test.py --report shows them" if "ensemble" in entries[0] else
+        "--pictures adds them where the checkpoint and its data are still there")
     try:
         page = result_page(results, None, pictures)
     except RecursionError:

@@ -12,7 +12,7 @@ import test as program
 from dataloader.loader import make_loader
 from tests.support import run_program
 from tests.support.places import ROOT
-from tools import calibrate, compare_results, export
+from tools import calibrate, compare_results, export, report
 from tools.study import _test_arguments
 from utils.checkpoint.read import read_checkpoint
 from utils.checkpoint.write import write_checkpoint
@@ -229,13 +229,18 @@ def test_networks_of_different_protocols_are_scored_under_a_given_one(pair, tmp_
     assert run([pair[0], flipped], "--protocol", "whole", "-o", tmp_path / "o") == 0
 
 
-def test_regret_and_the_page_are_of_the_mean(pair, tmp_path):
+def test_regret_and_the_page_are_of_the_mean(pair, tmp_path, capsys):
     assert run(pair, "-p", "max,rankdice", "--regret", "--report", "-o", tmp_path) == 0
     page = (tmp_path / "report.html").read_text()
     assert all(str(path) in page for path in pair)
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     for one in runs:
         assert one["regret"]["Dice"] == pytest.approx(one["image_level"]["Mean_Dice"])
+    again = [str(tmp_path / "results.json"), "-o", str(tmp_path / "p.html")]
+    assert console.run(report.main, [*again, "--pictures", "-d", "cpu"]) == 3
+    assert "pictures of an ensemble are not predicted again" in capsys.readouterr().err
+    assert console.run(report.main, again) == 0
+    assert "test.py --report shows them" in (tmp_path / "p.html").read_text()
 
 
 def test_settings_of_the_decision_that_are_not_used_are_said(pair, tmp_path, capsys):

@@ -120,6 +120,9 @@ def _to_draw(entries: list[Entry]) -> tuple[list[Entry], list[str]]:
 
 def _checkpoint(entry, path):
     """(checkpoint, its path) of an entry: where it says, or beside the results file."""
+    if isinstance(entry.get("ensemble"), list):
+        raise DataError("the pictures of an ensemble are not predicted again", shown(path),
+                        "test.py --report writes a page with them; or leave --pictures out")
     part = entry.get("checkpoint")
     name = part.get("path") if isinstance(part, dict) else None
     if not isinstance(name, str):
