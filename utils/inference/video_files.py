@@ -100,6 +100,8 @@ class VideoReader:
 class VideoWriter:
     """Writes an MPEG-4 file of frames that all have the size of the first one.
 
+    The codec has even sizes only: OpenCV leaves out the last row or column of odd ones.
+
     The file appears when the `with` block ends, and it is complete and playable, even if a signal
     ended the block after some of the frames. If an exception ends the block, or no frame was
     written, there is no new file and an older one stays. OpenCV does not report a full disk, so the
