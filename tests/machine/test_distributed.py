@@ -120,6 +120,7 @@ def _score(rank, world, folder):
                       stream)
 
 
+@pytest.mark.slow
 def test_a_score_is_the_same_for_one_and_two_ranks_to_the_last_digit(tmp_path):
     on_ranks(_score, 2, str(tmp_path))
     on_ranks(_score, 1, str(tmp_path))

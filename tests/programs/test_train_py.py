@@ -34,6 +34,7 @@ def test_a_run_leaves_config_checkpoints_log_and_metrics(trained):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", trained.name)
 
 
+@pytest.mark.slow
 def test_the_saved_config_is_complete_and_repeats_the_run(trained, tmp_path):
     """Seconds: a whole training is repeated."""
     config = json.loads((trained / "config.json").read_text())
@@ -62,6 +63,7 @@ def test_test_py_on_the_validation_split_reproduces_the_logged_number(trained, t
         assert result[name] == logged[name], name
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(trained, capsys):
     before = digest(trained / "last.pth")
     assert run("-r", trained / "last.pth") == 0

@@ -421,6 +421,7 @@ def test_k14_two_runs_of_one_name_in_one_moment_have_folders_of_their_own(tmp_pa
     assert len(set(folders)) == 8
 
 
+@pytest.mark.slow
 def test_k14_a_folder_in_which_another_process_trains_is_not_resumed(trained, capsys):
     """Another process holds the claim."""
     code = ("import sys, pathlib\nfrom utils.training.run_folder import claimed\n"
@@ -490,6 +491,7 @@ def test_k16_differences_are_listed_and_harmless_ones_are_not(finished, capsys):
     assert not any(part in said for part in ("log_per_iter", "num_workers", "foreach"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change, said", [
     ("train_loader.args.batch_size=2", "train_loader.args.batch_size was 4, is 2"),
     ("seed=5", "seed was 0, is 5"), ("trainer.accumulate=2", "trainer.accumulate was 1, is 2"),
@@ -533,6 +535,7 @@ def test_a_stop_while_a_checkpoint_is_read_is_no_damage(trained, monkeypatch, nu
     assert {path: path.read_bytes() for path in trained.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
 def test_a_newest_checkpoint_that_cannot_be_read_is_neither_left_out_nor_overwritten(
         trained, monkeypatch, capsys, error):
@@ -544,6 +547,7 @@ def test_a_newest_checkpoint_that_cannot_be_read_is_neither_left_out_nor_overwri
     assert {path: path.read_bytes() for path in trained.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_of_a_finished_training_is_read_once_when_it_resumes(
         trained, monkeypatch):
     opened, verify = [], read.verify_archive
@@ -666,6 +670,7 @@ def test_background_saving_trains_the_same(tmp_path):
     assert digest(tmp_path / "a/last.pth") == digest(tmp_path / "b/last.pth")
 
 
+@pytest.mark.slow
 def test_metrics_of_steps_that_are_repeated_are_written_once(trained):
     before = [json.loads(line)["step"] for line in (trained / "metrics.jsonl").open()]
     for name in ("last.pth", "model_best.pth", "checkpoint-epoch2.pth"):
@@ -674,6 +679,7 @@ def test_metrics_of_steps_that_are_repeated_are_written_once(trained):
     assert [json.loads(line)["step"] for line in (trained / "metrics.jsonl").open()] == before
 
 
+@pytest.mark.slow
 def test_the_newest_training_is_found_under_any_file_name(trained):
     _, path = newest_training(trained.parent)
     assert path == trained / "last.pth"

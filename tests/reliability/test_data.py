@@ -178,6 +178,7 @@ def test_k41_k48_a_file_damaged_during_training_is_named_or_replaced(kind, tmp_p
         (tmp_path / "images" / "05.png").unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["truncated PNG", "empty"])
 def test_k41_a_training_that_skips_files_is_the_same_after_an_interrupt(kind, tmp_path, capsys):
     data, saves = tmp_path / "data", tmp_path / "saved"
@@ -311,6 +312,7 @@ def peak_while(body, *arguments):
     return lines, float(megabytes)
 
 
+@pytest.mark.slow
 def test_k44_bombs_are_refused_within_bounded_memory(tmp_path):
     """In a separate process, because a peak of memory cannot be reset: 1 s."""
     for name, content in bombs().items():
@@ -345,6 +347,7 @@ def test_k44_the_limit_is_named_with_its_key(tmp_path):
     assert "SEGWRIGHT_MAX_PIXELS" in caught.value.fix
 
 
+@pytest.mark.slow
 def test_k44_an_archive_that_unpacks_beyond_its_size_is_refused(tmp_path):
     """Two gigabytes of zeros in two megabytes; in a separate process (2 s, it imports torch)."""
     for name, method in (("packed", zipfile.ZIP_DEFLATED), ("shared", zipfile.ZIP_STORED)):
@@ -399,6 +402,7 @@ def test_k45_odd_names_are_trained_on_and_segmented(tmp_path, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_k45_names_that_a_terminal_cannot_show_are_printed_escaped(tmp_path):
     """In a separate process, which decides the encoding of stderr (3 s, it imports torch)."""
     name = os.fsdecode(b"latin\xe9\n\x1b[31m\xf0\x9f\x98\x80.png")

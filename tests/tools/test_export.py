@@ -163,6 +163,7 @@ def test_the_metadata_describes_the_network(checkpoint, tmp_path):
     assert sides == ["batch", "", "height", "width"]
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_graph_that_computes_something_else_is_not_kept(checkpoint, tmp_path, monkeypatch,
                                                           capsys):

@@ -119,6 +119,7 @@ def test_usage_errors_name_the_fix(lab, tmp_path, capsys, monkeypatch):
     assert "pip install -r requirements-export.txt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_graph_carries_the_size_of_validation(tmp_path, monkeypatch, capsys):
     checkpoint = write_tiny_checkpoint(tmp_path / "model.pth", monkeypatch)
     picture = made_up_image(1, 90, 131)[0].transpose(1, 2, 0)
