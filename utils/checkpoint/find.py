@@ -53,7 +53,7 @@ def find_checkpoint(text: str, folder: str = "saved") -> str:
         own = next(place.glob("*.pth"), None)
         path = None if own else newest_best(place)
     if path is None:
-        last = max(place.rglob(LAST), key=os.path.getmtime, default=None)
+        last = newest_file(place, LAST)
         raise CheckpointError(f"there is no {BEST} to take", str(place),
                               (f"give {last}, of a training without a validation" if last
                                else "train first, or give a path") + f"; {contents_of(place)}")
