@@ -177,12 +177,7 @@ def test_the_page_in_a_browser(tmp_path, classes):
     browser = Browser(tmp_path / "profile")
     try:
         for width, scheme in ((375, "light"), (1400, "dark")):
-            browser.send("Emulation.setDeviceMetricsOverride", width=width, height=800,
-                         deviceScaleFactor=1, mobile=width < 600)
-            browser.send("Emulation.setEmulatedMedia",
-                         features=[{"name": "prefers-color-scheme", "value": scheme}])
-            browser.send("Page.navigate", url=path.as_uri())
-            browser.wait_for("document.readyState == 'complete' && document.images.length")
+            browser.open_page(path, width, scheme)
             browser.run("document.querySelectorAll('details').forEach(one => one.open = true)")
             assert browser.run("document.documentElement.scrollWidth") <= width
         at, slider = "document.querySelector('.strip .at').textContent", ".strip input"

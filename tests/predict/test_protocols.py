@@ -174,16 +174,22 @@ def yassouali_scales(case, image, label):
     return total / 6, label
 
 
+def rankdice_crop(image, label, crop):
+    """Image and label as RankDice validates: the short side is resized, the middle is cut out."""
+    height, width = label.shape
+    size = ((crop, int(crop * width / height)) if height < width
+            else (int(crop * height / width), crop))
+    image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    label = np.array(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
+    top, left = (size[0] - crop) // 2, (size[1] - crop) // 2
+    area = slice(top, top + crop), slice(left, left + crop)
+    return image[area], label[area]
+
+
 def rankdice(crop):
     def source(case, image, label):
-        height, width = label.shape
-        size = ((crop, int(crop * width / height)) if height < width
-                else (int(crop * height / width), crop))
-        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-        label = np.array(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
-        top, left = (size[0] - crop) // 2, (size[1] - crop) // 2
-        area = slice(top, top + crop), slice(left, left + crop)
-        return case(normalized(image[area])), label[area]
+        image, label = rankdice_crop(image, label, crop)
+        return case(normalized(image)), label
     return source
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from base.base_model import BaseModel
 from dataloader.loader import make_loader
+from tests.predict.test_protocols import rankdice_crop
 from trainer import Trainer
 from utils.config.load import load_config
 from utils.config.schema import resolve_config
@@ -100,13 +101,7 @@ def restated(folder, side, classes, interest, rule):
     for path in sorted((folder / "images").iterdir()):
         image = np.array(Image.open(path))
         label = np.array(Image.open(folder / "labels" / path.name))
-        height, width = label.shape
-        size = ((side, int(side * width / height)) if height < width
-                else (int(side * height / width), side))
-        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-        label = np.array(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
-        top, left = (size[0] - side) // 2, (size[1] - side) // 2
-        image, label = (one[top:top + side, left:left + side] for one in (image, label))
+        image, label = rankdice_crop(image, label, side)
         x = (image / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
         with torch.inference_mode():
             probs = model(torch.from_numpy(x).permute(2, 0, 1)[None]).softmax(1)

@@ -74,12 +74,7 @@ def test_the_report_in_a_browser(tmp_path, classes):
     browser = Browser(tmp_path / "profile")
     try:
         for width, scheme, paper in ((375, "light", "rgb(255, 255, 255)"), (1400, "dark", None)):
-            browser.send("Emulation.setDeviceMetricsOverride", width=width, height=800,
-                         deviceScaleFactor=1, mobile=width < 600)
-            browser.send("Emulation.setEmulatedMedia",
-                         features=[{"name": "prefers-color-scheme", "value": scheme}])
-            browser.send("Page.navigate", url=path.as_uri())
-            browser.wait_for("document.readyState == 'complete' && document.images.length")
+            browser.open_page(path, width, scheme)
             assert browser.run("document.documentElement.scrollWidth") <= width
             color = browser.run("getComputedStyle(document.body).backgroundColor")
             assert (color == paper) == (scheme == "light")

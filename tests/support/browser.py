@@ -84,6 +84,15 @@ class Browser:
             assert time.monotonic() < end, f"did not become true: {script}"
             time.sleep(0.05)
 
+    def open_page(self, path, width, scheme):
+        """Open a file with pictures in a window of this width; scheme: "light" or "dark"."""
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=800,
+                  deviceScaleFactor=1, mobile=width < 600)
+        self.send("Emulation.setEmulatedMedia",
+                  features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.send("Page.navigate", url=path.as_uri())
+        self.wait_for("document.readyState == 'complete' && document.images.length")
+
     def middle(self, selector):
         """Returns [x, y] of the center of an element."""
         return self.run(f"(r => [r.x + r.width / 2, r.y + r.height / 2])"
