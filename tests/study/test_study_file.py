@@ -138,5 +138,5 @@ def test_the_pages_show_the_study_of_shapes_as_it_is():
     shown = json.loads(page.partition("```json\n")[2].partition("```")[0])
     assert shown == read_jsonc(ROOT / "configs/studies/shapes_demo.json", {})
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = [line for line in readme.splitlines() if line.startswith(("| ENet, ", "| UperNet, "))]
+    rows = [line for line in readme.splitlines() if line.startswith(("| ENet, ", "| HRNet, "))]
     assert len(rows) == 7 and set(rows) <= set(page.splitlines())
