@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.weights.rename_keys import State
 from utils.cli.console import notice
 from utils.config.build import construct
 from utils.config.registry import components
@@ -19,7 +20,7 @@ from utils.machine.tensors import ImageBatch
 from utils.training.parameter_groups import is_norm
 
 # Options that any encoder accepts with these values, because they change nothing.
-NEUTRAL = {"pretrained": False, "norm": "batch"}
+NEUTRAL = {"pretrained": False, "norm": "batch", "drop_path": 0.0, "checkpointing": False}
 
 
 class Backbone(nn.Module):
@@ -27,12 +28,14 @@ class Backbone(nn.Module):
 
     The maps go from high to low resolution. `channels` and `strides` are lists
     of equal length, set by the constructor. `aux_level` is the index of the map
-    that an auxiliary head uses.
+    that an auxiliary head uses. An encoder with `layer_norms` has LayerNorms, as published;
+    the option norm of a network is then for its head alone.
     """
 
     aliases: tuple[str, ...] = ()
     aux_level: int = -2
     unused: frozenset[int] = frozenset()
+    layer_norms = False
     fixed_size: tuple[int, int] | None = None    # (H, W), if it was made for images of one size
     channels: list[int]
     strides: list[int]
@@ -45,6 +48,14 @@ class Backbone(nn.Module):
     def forward(self, x: ImageBatch) -> list[torch.Tensor]:
         """Return the feature maps, finest first."""
         raise NotImplementedError
+
+    def rename_foreign(self, state: State) -> State:
+        """Rename the tensors of this encoder in a file of another source to "backbone.KEY".
+
+        The file may contain a classifier or a whole network; other keys stay. Values are adapted
+        where the sources differ in more than names. By default nothing is changed.
+        """
+        return state
 
     def load_imagenet(self, state: Mapping[str, torch.Tensor], name: str):
         """Load the weights of an ImageNet classifier, without those that the encoder does not have.
@@ -72,7 +83,7 @@ def build_backbone(name: str, levels: int = 1, if_known: Mapping[str, object] | 
 
     levels: the number of feature maps that the caller needs. if_known: options that are
     used only if the encoder has them. options: arguments of the encoder; every
-    encoder also accepts pretrained=False, norm="batch" and the output stride that it has.
+    encoder also accepts the values of NEUTRAL and the output stride that it has.
     Raises ConfigError for an unknown name, an option that the encoder does not have, a value
     that it does not accept, and too few feature maps.
     """
@@ -82,6 +93,8 @@ def build_backbone(name: str, levels: int = 1, if_known: Mapping[str, object] | 
         cls = _lookup(name)
     known = inspect.signature(cls).parameters
     stride = options.get("output_stride")
+    if cls.layer_norms:
+        options.pop("norm", None)
     options = {option: value for option, value in options.items()
                if option in known or option != "output_stride" and NEUTRAL.get(option) != value}
     options |= {option: value for option, value in (if_known or {}).items() if option in known}

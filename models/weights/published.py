@@ -37,7 +37,8 @@ class Published:
     convert:  a function from the state dict with published keys to a changed one, e.g. with
               folded norms or transposed weights; None: no change.
     classes:  the published key whose first dimension (or dimension classes_dim) is the
-              number of classes; None: the network has no classes.
+              number of classes; None: the network has no classes. A tuple if files of several
+              sources are read: the first key that is in the file.
     files:    names of the published files that have these keys.
     score:    the published score of these files.
     imagenet: True for an ImageNet classifier; the network is then an encoder.
@@ -51,7 +52,7 @@ class Published:
     rename: tuple[Rule, ...] = ()
     drop: tuple[str, ...] = ()
     convert: Callable[[State], State] | None = None
-    classes: str | None = None
+    classes: str | tuple[str, ...] | None = None
     classes_dim: int = 0
     files: tuple[str, ...] = ()
     score: str = ""
@@ -61,6 +62,11 @@ class Published:
     order: str = "RGB"
     scale: float = 255.0
     read: Callable[[str | os.PathLike], object] | None = None
+
+    def class_key(self, state: Mapping[str, torch.Tensor]) -> str | None:
+        """Return the key of `classes` that is in a state dict with published keys, or None."""
+        keys = (self.classes,) if isinstance(self.classes, str) else self.classes or ()
+        return next((key for key in keys if key in state), None)
 
     def build(self, num_classes: int | None) -> nn.Module:
         """Build the network with random weights; num_classes is not used if it has no classes."""
@@ -142,9 +148,10 @@ def _count_classes(entry: Published, state: State, requested: int | None,
     """Return the number of classes in the file, or `requested` if the file does not tell it."""
     if entry.classes is None:
         return requested
-    if entry.classes in state:
-        return state[entry.classes].shape[entry.classes_dim]
+    if key := entry.class_key(state):
+        return state[key].shape[entry.classes_dim]
     if requested is None:
-        raise CheckpointError(f"the checkpoint has no {entry.classes}", where=where,
+        keys = entry.classes if isinstance(entry.classes, str) else " and no ".join(entry.classes)
+        raise CheckpointError(f"the checkpoint has no {keys}", where=where,
                               fix="check that the file belongs to this network")
     return requested

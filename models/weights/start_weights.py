@@ -1,5 +1,6 @@
 """A base class for networks that can start from files of many sources (fine-tuning)."""
 from base.base_model import BaseModel
+from models.backbones import Backbone
 from models.backbones.hrnet import PADDLE_KEYS
 from models.weights.openseg import backbone_keys
 from models.weights.published import published, translate
@@ -9,19 +10,22 @@ from models.weights.rename_keys import State, to_our_keys
 class StartsFromFiles(BaseModel):
     """A network that starts from its published checkpoints or from a file with its encoder."""
 
+    backbone: Backbone
+
     def rename_foreign(self, state: State) -> State:
         """Rename the keys of a published checkpoint, or of a file with this encoder, to ours.
 
         A published checkpoint is recognized by the name of its classifier. If several published
         entries of this network share that name, the one that fills most tensors is used. Of any
         other file the tensors of the encoder are renamed: ResNets and HRNets of ImageNet, Paddle,
-        NVIDIA, MIC-DKFZ and openseg (whose in-place norms are folded). Other keys stay.
+        NVIDIA, MIC-DKFZ and openseg (whose in-place norms are folded), and what the encoder itself
+        can rename (see Backbone.rename_foreign). Other keys stay.
         """
         keys = self.state_dict().keys()
         forms = [translate(state, entry) for entry in published().values()
-                 if isinstance(self, entry.network) and entry.classes in state]
+                 if isinstance(self, entry.network) and entry.class_key(state)]
         if forms:
             state = max(forms, key=lambda form: len(keys & form.keys()))
         else:
             state = to_our_keys(state, backbone_keys(self), PADDLE_KEYS)
-        return super().rename_foreign(state)
+        return super().rename_foreign(self.backbone.rename_foreign(state))
