@@ -1,6 +1,7 @@
 """A base class for networks that can start from files of many sources (fine-tuning)."""
+from typing import Any
+
 from base.base_model import BaseModel
-from models.backbones import Backbone
 from models.backbones.hrnet import PADDLE_KEYS
 from models.weights.openseg import backbone_keys
 from models.weights.published import published, translate
@@ -9,8 +10,6 @@ from models.weights.rename_keys import State, to_our_keys
 
 class StartsFromFiles(BaseModel):
     """A network that starts from its published checkpoints or from a file with its encoder."""
-
-    backbone: Backbone
 
     def rename_foreign(self, state: State) -> State:
         """Rename the keys of a published checkpoint, or of a file with this encoder, to ours.
@@ -28,4 +27,5 @@ class StartsFromFiles(BaseModel):
             state = max(forms, key=lambda form: len(keys & form.keys()))
         else:
             state = to_our_keys(state, backbone_keys(self), PADDLE_KEYS)
-        return super().rename_foreign(self.backbone.rename_foreign(state))
+        encoder: Any = self.backbone
+        return super().rename_foreign(encoder.rename_foreign(state))
