@@ -38,7 +38,10 @@ class BaseModel(nn.Module, ABC):
     def backbone_modules(self) -> list[nn.Module]:
         """The modules that make up the encoder; empty for a network without one."""
         backbone = getattr(self, "backbone", None)
-        return [backbone] if backbone is not None else []
+        if backbone is None:
+            return []
+        # Only some parts of an encoder may be pretrained.
+        return getattr(backbone, "encoder_modules", lambda: [backbone])()
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters of the encoder, each once."""
@@ -59,9 +62,12 @@ class BaseModel(nn.Module, ABC):
         covers stay as they are.
         """
         keys = self.state_dict().keys()
-        if any(k in keys for k in state) or not any(f"backbone.{k}" in keys for k in state):
+        if any(k in keys for k in state):
             return state
-        return {f"backbone.{k}": v for k, v in state.items()}
+        for prefix in ("backbone.", "backbone.encoder."):
+            if any(prefix + key in keys for key in state):
+                return {prefix + key: value for key, value in state.items()}
+        return state
 
     def freeze(self, freeze_bn: bool = False, freeze_backbone: bool = False) -> "BaseModel":
         """Fix parts of the network for fine-tuning and return the network.

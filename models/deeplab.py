@@ -40,9 +40,9 @@ class DeepLab(StartsFromFiles):
         if output_stride not in (8, 16):
             raise ConfigError(f"output_stride must be 8 or 16, got {output_stride}",
                               where="arch.args.output_stride")
-        self.backbone = build_backbone(backbone, levels=2, output_stride=output_stride,
-                                       pretrained=pretrained, norm=norm,
-                                       if_known={"dilate_first": True})
+        self.backbone = build_backbone(backbone, levels=2, pyramid=True,
+                                       output_stride=output_stride, pretrained=pretrained,
+                                       norm=norm, if_known={"dilate_first": True})
         rates = (6, 12, 18) if output_stride == 16 else (12, 24, 36)
         self.backbone.keep(0, -1)
         self.aspp = ASPP(self.backbone.channels[-1], 256, rates, norm=norm)

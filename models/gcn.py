@@ -41,7 +41,8 @@ class GCN(StartsFromFiles):
         if kernel_size % 2 == 0:
             raise ConfigError(f"kernel_size must be odd, got {kernel_size}",
                               where="arch.args.kernel_size")
-        self.backbone = build_backbone(backbone, levels=4, pretrained=pretrained, norm=norm)
+        self.backbone = build_backbone(backbone, levels=4, pyramid=True,
+                                       pretrained=pretrained, norm=norm)
         self.use_deconv = use_deconv
         self.gcn1, self.gcn2, self.gcn3, self.gcn4 = (
             _LargeKernel(channels, num_classes, kernel_size)

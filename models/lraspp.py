@@ -29,8 +29,9 @@ class LRASPP(StartsFromFiles):
                  pretrained: bool = False, output_stride: int = 16, channels: int = 128,
                  norm: str = "batch"):
         super().__init__()
-        self.backbone = build_backbone(backbone, levels=3, output_stride=output_stride,
-                                       pretrained=pretrained, norm=norm)
+        self.backbone = build_backbone(backbone, levels=3, pyramid=True,
+                                       output_stride=output_stride, pretrained=pretrained,
+                                       norm=norm)
         low, high = self.backbone.channels[1], self.backbone.channels[-1]
         self.features = conv_norm_act(high, channels, 1, norm=norm)
         self.gate = nn.Sequential(nn.Conv2d(high, channels, 1, bias=False), nn.Sigmoid())

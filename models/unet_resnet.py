@@ -30,8 +30,9 @@ class UNetResnet(StartsFromFiles):
     def __init__(self, num_classes: int, backbone: str = "resnet50", pretrained: bool = False,
                  output_stride: int = 8, norm: str = "batch"):
         super().__init__()
-        self.backbone = build_backbone(backbone, levels=4, output_stride=output_stride,
-                                       pretrained=pretrained, norm=norm)
+        self.backbone = build_backbone(backbone, levels=4, pyramid=True,
+                                       output_stride=output_stride, pretrained=pretrained,
+                                       norm=norm)
         c1, c2, c3, c4 = self.backbone.channels[-4:]
         widths = ((c4, 192), (128 + c3, 128), (96 + c2, 96), (64 + c1, 64), (48, 48), (32, 32))
         self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in widths)

@@ -37,9 +37,9 @@ class UperNet(StartsFromFiles):
     def __init__(self, num_classes: int, backbone: str = "resnet101", pretrained: bool = False,
                  output_stride: int = 16, fpn_channels: int = 256, norm: str = "batch"):
         super().__init__()
-        self.backbone = build_backbone(backbone, levels=4, output_stride=output_stride,
-                                       pretrained=pretrained, norm=norm,
-                                       if_known={"dilate_first": True})
+        self.backbone = build_backbone(backbone, levels=4, pyramid=True,
+                                       output_stride=output_stride, pretrained=pretrained,
+                                       norm=norm, if_known={"dilate_first": True})
         first, *rest = self.backbone.channels[-4:]
         self.ppm = PyramidPooling(rest[-1], rest[-1], (1, 2, 4, 6), norm=norm)
         self.lateral0 = (nn.Identity() if first == fpn_channels

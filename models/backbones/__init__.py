@@ -40,6 +40,15 @@ class Backbone(nn.Module):
     channels: list[int]
     strides: list[int]
 
+    @property
+    def equal_strides(self) -> bool:
+        """Whether all maps have one stride, as those of a plain vision transformer."""
+        return len(set(self.strides)) == 1
+
+    def encoder_modules(self) -> list[nn.Module]:
+        """The modules whose weights `pretrained` fills; all others count as parts of the head."""
+        return [self]
+
     def keep(self, *levels: int) -> None:
         """Set which maps are used; forward may return None for the others to free memory early."""
         count = len(self.channels)
@@ -78,7 +87,7 @@ class Backbone(nn.Module):
 
 
 def build_backbone(name: str, levels: int = 1, if_known: Mapping[str, object] | None = None,
-                   **options: Any) -> Backbone:
+                   pyramid: bool = False, **options: Any) -> Backbone:
     """Build the encoder called `name`, e.g. build_backbone("resnet50", output_stride=16).
 
     levels: the number of feature maps that the caller needs. if_known: options that are
@@ -104,7 +113,9 @@ def build_backbone(name: str, levels: int = 1, if_known: Mapping[str, object] | 
                               where=f"arch.args.{option}",
                               fix="leave it out or choose another backbone")
     backbone = construct(cls, options, "arch.args", {"name": name} if "name" in known else None)
-    if stride not in (None, backbone.strides[-1]):
+    if backbone.equal_strides:
+        backbone = _plain(backbone, name, stride, pyramid)
+    elif stride not in (None, backbone.strides[-1]):
         raise ConfigError(f"backbone {name} has output stride {backbone.strides[-1]}, not {stride}",
                           where="arch.args.output_stride")
     if len(backbone.channels) < levels:
@@ -117,6 +128,17 @@ def build_backbone(name: str, levels: int = 1, if_known: Mapping[str, object] | 
 def backbone_names() -> list[str]:
     """Return all names that `build_backbone` accepts, sorted, without those of timm."""
     return sorted(_by_name())
+
+
+def _plain(backbone, name, stride, pyramid):
+    """The backbone to use in place of one with maps of equal strides."""
+    if pyramid:
+        from models.backbones.plain_pyramid import PlainPyramid
+        return PlainPyramid(backbone, stride or 32)
+    if stride not in (None, backbone.strides[-1]):
+        notice(f"all maps of {name} have stride {backbone.strides[-1]}; output_stride {stride} has "
+               "no effect")
+    return backbone
 
 
 def _lookup(name: str) -> type[Backbone]:
