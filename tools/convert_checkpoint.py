@@ -1,10 +1,12 @@
 """Convert a published checkpoint to one for test.py and inference.py.
 
 The new file contains the weights, input normalization, channel order, class names and colors;
-nothing else is needed to use it.
+nothing else is needed to use it. NAME may be left out: the names and shapes of the tensors mostly
+tell the network. If they belong to several, their names are listed.
 
 examples:
   python -m tools.convert_checkpoint --list
+  python -m tools.convert_checkpoint model.safetensors segformer.pth --dataset ADE20K
   python -m tools.convert_checkpoint hrnet_ocr_w48 hrnet_ocr_cs_8162_torch11.pth ocr.pth \\
       --dataset Cityscapes
   python -m tools.convert_checkpoint paddle_mscale_ocrnet_w48 model.pdparams mscale.pth \\
@@ -24,14 +26,16 @@ from utils.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
+    from models.weights.published import Published
     from utils.checkpoint.format import Checkpoint
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.convert_checkpoint", __doc__)
     add = parser.add_argument
-    add("name", nargs="?", help="name of the published network; see --list")
-    add("source", nargs="?", help="the downloaded file: .pth, .pth.tar or .pdparams")
+    add("name", nargs="?", help="name of the published network; see --list (default: the one that "
+                                "has the tensors of the file)")
+    add("source", nargs="?", help="the downloaded file: .pth, .pth.tar, .safetensors or .pdparams")
     add("out", nargs="?", help="the checkpoint to write")
     add("--dataset", help="dataset whose classes the network predicts; see train.py --list "
                           "datasets (default: numbered classes)")
@@ -41,24 +45,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace OUT if it exists")
     add("--list", action="store_true", help="print every name with its files and scores")
     args = parser.parse_args(argv)
-    if not args.list and not args.out:
-        parser.error("give name, source and out, or --list")
+    if not args.list and not args.source:
+        parser.error("give source and out, with or without a name before them, or --list")
+    if not args.out:
+        args.name, args.source, args.out = None, args.name, args.source
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from models.weights.published import load_published, published
+    from models.weights.published import open_published, published
     if args.list:
         _print_list(published())
         return 0
+    if not args.name:
+        args.name = _name_of(args.source)
     require_folder(args.out)
     out = Path(args.out)
     if out.exists() and not args.overwrite:
         raise CheckpointError("the file exists already", str(out),
                               "choose another name or give --overwrite")
-    network = load_published(args.name, args.source, args.num_classes)
-    entry = published()[args.name]
+    network, entry = open_published(args.name, args.source, args.num_classes)
     if entry.imagenet:
         raise ConfigError(f"{args.name} is an ImageNet encoder, not a segmentation network",
                           fix=f"train from it: trainer.finetune_from={args.source}")
@@ -68,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from utils.checkpoint.load import model_from_checkpoint
     from utils.checkpoint.write import write_checkpoint
-    checkpoint = make_checkpoint(args.name, network, args.dataset, args.data_dir)
+    checkpoint = make_checkpoint(args.name, network, args.dataset, args.data_dir, entry)
     checkpoint["versions"]["source"] = Path(args.source).name
     model_from_checkpoint(checkpoint, where=args.source)     # checks that the config rebuilds it
     write_checkpoint(out, checkpoint)
@@ -79,11 +86,33 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _name_of(source):
+    """Returns the name of the published network whose tensors are those of the file."""
+    from models.weights.published import identify, published
+    from utils.checkpoint.load import unwrap
+    from utils.checkpoint.read import read_weights
+    if source in published() and not Path(source).exists():
+        raise CheckpointError(f"{source!r} is the name of a network, and there is only one file",
+                              fix="give name, source and out")
+    names = identify(unwrap(read_weights(source), source))
+    if not names:
+        raise CheckpointError("no published network has exactly these tensors", source,
+                              "give the name of the network before the file: then the tensors that "
+                              "do not fit are listed")
+    if len(names) > 1:
+        raise CheckpointError(f"these tensors fit several published networks: {', '.join(names)}",
+                              source, "give one of these names before the file")
+    console.notice(f"{source}: taken as {names[0]}")
+    return names[0]
+
+
 def make_checkpoint(name: str, network: "nn.Module", dataset: str | None = None,
-                    data_dir: str | None = None) -> "Checkpoint":
-    """Returns a Segwright checkpoint of a network that load_published(name, ...) returned.
+                    data_dir: str | None = None,
+                    form: "Published | None" = None) -> "Checkpoint":
+    """Returns a Segwright checkpoint of a network that open_published(name, ...) returned.
 
     dataset: the type of the dataset whose classes the network predicts; None numbers the classes.
+    form: that of the file; None: the first of the entry.
     Raises ConfigError if the numbers of classes differ.
     """
     import torch
@@ -91,7 +120,7 @@ def make_checkpoint(name: str, network: "nn.Module", dataset: str | None = None,
     from models.weights.published import published
     from utils.checkpoint.format import FORMAT
     from utils.config.schema import resolve_config
-    entry = published()[name]
+    entry = form or published()[name]
     num_classes = _num_classes(network)
     arch = {"type": entry.network.__name__, "args": dict(entry.args)}
     names, palette, loaders = _classes(arch["type"], num_classes, dataset, data_dir)

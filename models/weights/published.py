@@ -20,8 +20,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from models.weights.rename_keys import Rule, State, rename
-from utils.checkpoint.load import load_partial, match_tensors, unwrap
+from models.weights.rename_keys import (
+    Rule,
+    State,
+    fold_in_place_norm,
+    rename,
+    uses_in_place_norm,
+)
+from utils.checkpoint.load import LoadReport, load_partial, match_tensors, unwrap
 from utils.checkpoint.read import read_state
 from utils.cli.console import notice
 from utils.errors import CheckpointError, unknown
@@ -45,6 +51,8 @@ class Published:
     mean, std, order, scale: the input normalization that the weights need:
               (image / scale - mean) / std, with the channels in this order.
     read:     a function from a path to the content of the file; None: a file of torch.
+    forms:    further descriptions of files of this network: with other keys, or that need other
+              arguments. `form_of` chooses by the keys of the file.
     """
 
     network: type[nn.Module]
@@ -62,6 +70,7 @@ class Published:
     order: str = "RGB"
     scale: float = 255.0
     read: Callable[[str | os.PathLike], object] | None = None
+    forms: tuple["Published", ...] = ()
 
     def class_key(self, state: Mapping[str, torch.Tensor]) -> str | None:
         """Return the key of `classes` that is in a state dict with published keys, or None."""
@@ -90,7 +99,13 @@ def published() -> dict[str, Published]:
 
 def load_published(name: str, source: str | os.PathLike | Mapping,
                    num_classes: int | None = None) -> nn.Module:
-    """Return our network in eval mode with the published weights.
+    """Return our network in eval mode with the published weights; see `open_published`."""
+    return open_published(name, source, num_classes)[0]
+
+
+def open_published(name: str, source: str | os.PathLike | Mapping,
+                   num_classes: int | None = None) -> tuple[nn.Module, Published]:
+    """Return our network in eval mode with the published weights, and the form of their file.
 
     name: an entry of `published()`. source: the path of a file, or a state dict, also
     inside any usual wrapper. num_classes: None for the number in the file. With
@@ -109,15 +124,54 @@ def load_published(name: str, source: str | os.PathLike | Mapping,
     else:
         where, content = name, source
     state = unwrap(content, where)
-    classes = _count_classes(entry, state, num_classes, where)
-    network = entry.build(classes)
-    load_strictly(network, translate(state, entry), where)
+    form = form_of(entry, state)
+    classes = _count_classes(form, state, num_classes, where)
+    network = form.build(classes)
+    load_strictly(network, translate(state, form), where)
     if num_classes not in (None, classes):
-        complete, network = network, entry.build(num_classes)
+        complete, network = network, form.build(num_classes)
         report = load_partial(network, complete.state_dict(), where)
         notice(f"{where}: {classes} classes in the file, {num_classes} requested: "
                f"{len(report.mismatched)} tensors start from random values\n{report}")
-    return network.eval()
+    return network.eval(), form
+
+
+def all_forms(entry: Published) -> tuple[Published, ...]:
+    """Return the entry and its further forms."""
+    return entry, *entry.forms
+
+
+def form_of(entry: Published, state: State) -> Published:
+    """Return the form of `entry` that fits a file with the tensors `state` best."""
+    forms = [form for form in all_forms(entry) if form.classes is None or form.class_key(state)]
+    if len(forms) < 2:
+        return forms[0] if forms else entry
+    return min(forms, key=lambda form: _left_over(form, state))
+
+
+def identify(state: State) -> list[str]:
+    """Return the names of the published networks that have exactly the tensors of `state`.
+
+    state: with the keys of the file, without a wrapper (`unwrap`). Only names, shapes and kinds
+    (float or int) of the tensors are compared, so several names can fit.
+    """
+    return [name for name, entry in published().items()
+            if any(_left_over(form, state) == 0 for form in all_forms(entry)
+                   if form.classes is None or form.class_key(state))]
+
+
+def _left_over(form: Published, state: State) -> int:
+    """How many tensors have no counterpart: of the file in the network, and the other way round."""
+    if uses_in_place_norm(state) != (form.convert is fold_in_place_norm):
+        return len(state)           # names and shapes would fit, but the norms mean another factor
+    with torch.device("meta"):
+        shapes = {key: torch.empty(value.shape, dtype=value.dtype) for key, value in state.items()}
+        network = form.build(_count_classes(form, state, None, "checkpoint"))
+    try:
+        report = _strict_report(network, translate(shapes, form))
+    except CheckpointError:         # two tensors become the same one
+        return len(state)
+    return len(report.missing) + len(report.unexpected) + len(report.mismatched)
 
 
 def translate(state: Mapping[str, torch.Tensor], entry: Published) -> State:
@@ -134,8 +188,7 @@ def load_strictly(network: nn.Module, state: State, where: str = "checkpoint") -
     The error lists all tensors that do not fit, and nothing is copied in that case.
     num_batches_tracked of batch norm may be missing, because old files do not have it.
     """
-    report = match_tensors(network, state)
-    report.missing = [k for k in report.missing if not k.endswith("num_batches_tracked")]
+    report = _strict_report(network, state)
     if not report.exact:
         raise CheckpointError(
             f"the checkpoint does not fit {type(network).__name__}\n{report}", where=where,
@@ -143,12 +196,19 @@ def load_strictly(network: nn.Module, state: State, where: str = "checkpoint") -
     load_partial(network, state, where)
 
 
+def _strict_report(network: nn.Module, state: State) -> LoadReport:
+    report = match_tensors(network, state)
+    report.missing = [k for k in report.missing if not k.endswith("num_batches_tracked")]
+    return report
+
+
 def _count_classes(entry: Published, state: State, requested: int | None,
                    where: str) -> int | None:
     """Return the number of classes in the file, or `requested` if the file does not tell it."""
     if entry.classes is None:
         return requested
-    if key := entry.class_key(state):
+    key = entry.class_key(state)
+    if key and state[key].ndim > entry.classes_dim:
         return state[key].shape[entry.classes_dim]
     if requested is None:
         keys = entry.classes if isinstance(entry.classes, str) else " and no ".join(entry.classes)

@@ -9,8 +9,9 @@ import torch
 from models.enet import ENet
 from models.unet import UNet
 from models.unet_resnet import UNetResnet
-from models.weights.published import load_published, published
+from models.weights.published import Published, form_of, identify, load_published, published
 from tests.checkpoint.test_checkpoint import Hostile
+from tests.support.made_up import needs_goldens, published_keys
 from utils.checkpoint.read import read_state
 from utils.errors import CheckpointError
 
@@ -188,3 +189,25 @@ def test_every_entry_states_how_its_input_is_normalised():
 def test_every_file_name_belongs_to_one_network():
     files = [file for entry in published().values() for file in entry.files]
     assert len(files) == len(set(files))
+
+
+def test_a_file_in_a_further_form_is_known_by_its_keys(weights):
+    other = Published(network=ENet, rename=((r"^last\.", "fullconv."),), classes="last.weight")
+    entry = Published(network=ENet, classes="fullconv.weight", forms=(other,))
+    assert form_of(entry, weights) is entry
+    assert form_of(entry, {"last.weight": weights["fullconv.weight"]}) is other
+
+
+def test_of_two_forms_with_the_same_classifier_the_one_without_leftovers_counts(weights):
+    theirs = {key.replace("initial.", "first."): value for key, value in weights.items()}
+    other = Published(network=ENet, rename=((r"^first\.", "initial."),), classes="fullconv.weight")
+    entry = Published(network=ENet, classes="fullconv.weight", forms=(other,))
+    assert form_of(entry, weights) is entry and form_of(entry, theirs) is other
+
+
+@pytest.mark.slow      # the encoders that have no classes are built to compare their tensors
+@needs_goldens
+@pytest.mark.parametrize("name", ["openseg_r101_isa", "openseg_r101_isa_bn", "hrnet_cls_w48",
+                                  "hoya012_deeplabv3_resnet50_evo", "paddle_mscale_ocrnet_w48"])
+def test_a_published_network_is_identified_by_its_tensors(name):
+    assert identify(published_keys(name)) == [name]

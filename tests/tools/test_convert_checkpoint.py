@@ -48,6 +48,28 @@ def test_the_converted_checkpoint_gives_the_logits_of_the_original(network, sour
     assert opened.class_names[3] == "class 3" and len(opened.palette) == 11
 
 
+@pytest.mark.slow      # the encoders that have no classes are built to compare their tensors
+def test_without_a_name_the_tensors_tell_the_network(source, tmp_path, capsys):
+    assert convert(source, tmp_path / "out.pth") == 0
+    assert read_checkpoint(tmp_path / "out.pth")["versions"]["published"] == NAME
+    assert f"published.pth: taken as {NAME}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names, message", [
+    (["unet", "segnet"], "fit several published networks: unet, segnet"),
+    ([], "no published network has exactly these tensors")])
+def test_without_a_name_the_tensors_must_tell_one_network(names, message, source, tmp_path,
+                                                          monkeypatch):
+    monkeypatch.setattr("models.weights.published.identify", lambda state: names)
+    with pytest.raises(CheckpointError, match=message):
+        convert(source, tmp_path / "out.pth")
+
+
+def test_a_name_with_one_file_is_an_error(source):
+    with pytest.raises(CheckpointError, match="name of a network, and there is only one file"):
+        convert(NAME, source)
+
+
 def test_classes_and_colors_come_from_the_dataset(source, tmp_path):
     convert(NAME, source, tmp_path / "out.pth", "--dataset", "CamVid", "--data-dir", "/data/camvid")
     checkpoint = read_checkpoint(tmp_path / "out.pth")
