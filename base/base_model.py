@@ -18,14 +18,17 @@ class BaseModel(nn.Module, ABC):
     train: dict name -> logits (N, C, H, W); the names are those of `output_weights`
 
     `output_weights` holds the loss weight of each named output, as in the paper.
-    "out" is the main output. A network that is built without one of its auxiliary
-    heads replaces the attribute on the instance.
+    "out" is the main output. `output_channels` holds the number of channels of each output that
+    does not have one per class, such as a map of boundaries; it needs a loss of its own. A
+    network that is built without one of its auxiliary heads replaces the attributes on the
+    instance.
 
     If the network has an encoder, it is `self.backbone`. `differential_lr` lowers the
     learning rate of the encoder's parameters and `freeze_backbone` fixes them.
     """
 
     output_weights: dict[str, float] = {"out": 1.0}
+    output_channels: dict[str, int] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,9 +146,13 @@ def _has_statistics(module):
     return getattr(module, "running_var", None) is not None     # EvoNorm-B0 has one too
 
 
-def _two_logits(model: nn.Module, inputs: tuple, outputs: Logits | dict[str, Logits]
+def _two_logits(model: BaseModel, inputs: tuple, outputs: Logits | dict[str, Logits]
                 ) -> Logits | dict[str, Logits]:
-    """Replace the one channel z of every output by (-z/2, z/2): (N, 1, H, W) -> (N, 2, H, W)."""
+    """Replace the one channel z of every output by (-z/2, z/2): (N, 1, H, W) -> (N, 2, H, W).
+
+    Outputs whose channels are not classes stay as they are.
+    """
     if isinstance(outputs, dict):
-        return {name: torch.cat((z / -2, z / 2), dim=1) for name, z in outputs.items()}
+        return {name: z if name in model.output_channels else torch.cat((z / -2, z / 2), dim=1)
+                for name, z in outputs.items()}
     return torch.cat((outputs / -2, outputs / 2), dim=1)

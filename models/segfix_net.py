@@ -48,6 +48,7 @@ class SegFix(BaseModel):
         if directions not in DIRECTIONS:
             raise ConfigError(f"directions must be 4, 8, 16 or 32, got {directions}",
                               "arch.args.directions")
+        self.output_channels = {"mask": 2, "direction": directions}
         self.backbone = build_backbone(backbone, norm=norm, pretrained=pretrained,
                                        if_known={"align_corners": True})
         features = sum(self.backbone.channels)

@@ -5,6 +5,7 @@ the dtype of the logits, but at least float32. Every loss leaves out the pixels 
 `ignore_index`, never writes to its inputs, and returns a finite value with zero gradient when no
 pixel is labeled. Its constructor is the schema of its JSON arguments. Its class attribute
 `activation`, "softmax" or "sigmoid", is the function that turns its logits into probabilities.
+A loss of an output that does not have one channel per class states their number in `channels`.
 """
 from utils.config import registry
 from utils.config.build import construct

@@ -27,7 +27,8 @@ class Criterion(nn.Module):
                                      name in the batch) to "label"
       ["wRMI", {"type": "CE"}, ...]  in the order of output_weights, with loss_weights
     A loss that reads several outputs at once lists them in `inputs` (and their
-    targets in `targets`); in the long form its name is "mask+direction".
+    targets in `targets`); in the long form its name is "mask+direction". An output may have one
+    loss of its own and be read by others of this kind.
 
     The key "resize", next to "type", selects what to do if an output has another size
     than its target: "logits": resize the logits to the target, bilinear (default);
@@ -91,11 +92,8 @@ class Criterion(nn.Module):
             if absent:
                 raise ConfigError(f"the loss {name!r} needs the target {absent[0]!r}; the dataset "
                                   f"gives {', '.join(batch)}", "loss")
-            channels = [outputs[key].shape[1] for key in inputs]
-            if targets == ("label",) and self.num_classes not in (None, *channels):
-                raise ConfigError(f"the output {name!r} has {channels[0]} channels, the labels "
-                                  f"have {self.num_classes} classes", "loss",
-                                  "use the loss and the data that the network was made for")
+            if targets == ("label",):
+                self._check_channels(loss, name, [outputs[key].shape[1] for key in inputs])
             logits, labels = _same_size([outputs[key] for key in inputs],
                                         [batch[key] for key in targets], resize)
             value = loss(*logits, *labels)
@@ -122,11 +120,26 @@ class Criterion(nn.Module):
             return NoInverse('the output "out" has no loss on the labels alone')
         if not self.weights["out"]:
             return NoInverse('the loss of the output "out" has the weight 0')
+        if any(self.weights[name] and "out" in inputs
+               for name, (inputs, _, _) in self._plans.items() if name != "out"):
+            return NoInverse('the output "out" has several losses')
         return inverse_of(loss)
 
     def valid_pixels(self, batch: dict) -> torch.Tensor:
         """The number of labelled pixels of `batch["label"]`, a scalar on its device."""
         return (batch["label"] != self.ignore_index).sum()
+
+    def _check_channels(self, loss, name, channels):
+        """Raise ConfigError unless an output that is compared with the labels has its channels."""
+        needed = getattr(loss, "channels", self.num_classes)
+        if needed in (None, *channels):
+            return
+        what = f"{type(loss).__name__} needs {needed}" if hasattr(loss, "channels") else \
+            f"the labels have {needed} classes"
+        raise ConfigError(f"the output {name!r} has {channels[0]} channel"
+                          f"{'s' * (channels[0] != 1)}, {what}", "loss",
+                          "give each output the loss that it was made for, and use the data of "
+                          "the network")
 
     def _loss(self, name):
         return dict(zip(self._plans, self.losses, strict=True)).get(name)
@@ -163,14 +176,11 @@ def _sections(section, output_weights, loss_weights):
         return {"+".join(inputs): (section, 1.0, "loss")}
     if not isinstance(section, dict) or not section:
         raise ConfigError(f"expected a name, a section or a list, found {section!r}", "loss")
-    claimed = [name for key in section for name in key.split("+")]
+    claimed = dict.fromkeys(name for key in section for name in key.split("+"))
     for name in claimed:
         if name not in output_weights:
             raise ConfigError(unknown("output", name, names), f"loss.{name}",
                               fix="name the outputs of the model, or switch its auxiliary head on")
-        if claimed.count(name) > 1:
-            raise ConfigError(f"the output {name!r} has two losses", "loss",
-                              fix="use MixedLoss for a sum on one output")
     left = [name for name in names if name not in claimed]
     if left:
         raise ConfigError(f"no loss for the output{'s' if len(left) > 1 else ''} "
