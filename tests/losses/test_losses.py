@@ -26,8 +26,9 @@ ARGS = {
     "MixedLoss": {"losses": [{"type": "CE"}, {"type": "DC", "weight": 0.5}]},
     "OhemCrossEntropy": {"min_kept": 20}, "fs_ohemce": {"min_kept": 20},
     "BootstrappedCrossEntropyLoss": {"min_K": 20},
+    "BoundaryOhemCrossEntropy": {"boundary": 0.5, "min_kept": 20},
 }
-CHANNELS = {"mask": 2, "direction": 8}      # of outputs that are not class scores
+CHANNELS = {"mask": 2, "direction": 8, "d": 1}      # of outputs that are not class scores
 GOLDEN_CONFIGS = {
     "ce": ("CrossEntropyLoss2d", {}),
     "ce_sum": ("CrossEntropyLoss2d", {"reduction": "sum"}),
@@ -98,16 +99,17 @@ def build(name, ignore_index=255, **args):
 def inputs_of(loss, images=2, size=(12, 12), dtype=torch.float32, ignore_index=255, num_classes=19):
     """(logits, targets) for a loss: random labels, a block of class 1, and two ignored rows."""
     generator = torch.Generator().manual_seed(1)
-    channels = [CHANNELS[name] for name in getattr(loss, "inputs", ())] or [num_classes]
+    single = getattr(loss, "channels", num_classes)
+    channels = [CHANNELS.get(name, num_classes) for name in getattr(loss, "inputs", ())] or [single]
     logits, targets = [], []
     for count in channels:
         noise = torch.randn((images, count, *size), generator=generator, dtype=torch.float64)
         logits.append((2 * noise).to(dtype).requires_grad_())
-        target = torch.randint(0, count, (images, *size), generator=generator)
+        target = torch.randint(0, max(count, 2), (images, *size), generator=generator)
         target[:, :3, :5] = 1
         target[:, 3:5] = ignore_index
         targets.append(target)
-    return logits, targets
+    return logits, targets[:len(getattr(loss, "targets", ("label",)))]
 
 
 def value_and_gradients(loss, logits, targets):

@@ -187,6 +187,26 @@ def test_an_output_with_other_channels_than_there_are_classes_is_named():
         Criterion("CE", {"out": 1.0}, num_classes=9)(outputs, batch)
 
 
+def test_an_output_without_a_channel_per_class_needs_the_loss_that_it_was_made_for():
+    outputs, batch = outputs_and_batch(names=("out",))
+    outputs["edge"] = outputs["out"][:, :1]
+    weights = {"out": 1.0, "edge": 2.0}
+    section = {"out": "CE", "edge": "BoundaryBCELoss"}
+    assert Criterion(section, weights, num_classes=4)(outputs, batch)[0].isfinite()
+    with pytest.raises(ConfigError, match="'edge' has 1 channel, the labels have 4 classes"):
+        Criterion("CE", weights, num_classes=4)(outputs, batch)
+    with pytest.raises(ConfigError, match="'out' has 4 channels, BoundaryBCELoss needs 1"):
+        Criterion({"out": "BoundaryBCELoss"}, {"out": 1.0}, num_classes=4)(outputs, batch)
+
+
+def test_an_output_with_a_loss_of_its_own_may_be_read_by_another():
+    weights = {"out": 1.0, "d": 2.0}
+    section = {"out": "CE", "d": "BoundaryBCELoss", "out+d": "BoundaryOhemCrossEntropy"}
+    criterion = Criterion(section, weights, num_classes=4)
+    assert criterion.weights == {**weights, "out+d": 1.0}
+    assert criterion.inverse.reason == 'the output "out" has several losses'
+
+
 def test_a_missing_target_of_the_dataset_is_named():
     outputs, batch = outputs_and_batch(names=("out",))
     with pytest.raises(ConfigError, match="needs the target 'edges'"):
@@ -289,9 +309,12 @@ def test_every_loss_line_in_the_document_can_be_used(text):
         count = len(section)
     all_weights = {"out": 1.0, "aux": 0.4, "pred_05x": 0.05, "pred_10x": 0.05}
     weights = dict(list(all_weights.items())[:count])
+    if isinstance(section, dict) and "d" in section:
+        weights = {"out": 1.0, "p": 0.4, "d": 20.0}
     num_classes = 3 if "class_pixels" in text else 19
     criterion = Criterion(section, weights, 255, config.get("loss_weights"), num_classes)
     outputs, batch = outputs_and_batch(weights, num_classes, (12, 15))
+    outputs |= {name: outputs[name][:, :1] for name in weights if name == "d"}
     total, parts = criterion(outputs, batch)
     total.backward()
     assert total.isfinite() and set(weights) <= set(parts)
