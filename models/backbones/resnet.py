@@ -124,13 +124,14 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut.
 
     float (N, in_channels, H, W) -> (N, planes, H/stride, W/stride), rounded up.
-    dilation: of the first convolution; stage_dilation: of the second one.
+    dilation: of the first convolution; stage_dilation: of the second one. end_act: whether an
+    activation follows the sum.
     """
 
     expansion = 1
 
     def __init__(self, in_channels: int, planes: int, stride: int, dilation: int,
-                 stage_dilation: int, norm: str):
+                 stage_dilation: int, norm: str, end_act: bool = True):
         super().__init__()
         make = norm_layer(norm)
         self.conv1 = conv3x3(in_channels, planes, stride, dilation)
@@ -138,7 +139,7 @@ class BasicBlock(nn.Module):
         self.conv2 = conv3x3(planes, planes, 1, stage_dilation)
         self.bn2 = make(planes, linear=True)
         self.downsample = _shortcut(in_channels, planes, stride, norm)
-        self.relu_out = activation(norm, after_sum=True)
+        self.relu_out = activation(norm, after_sum=True) if end_act else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.conv1(x)             # one call a line: a nested call would keep its input alive
@@ -152,16 +153,17 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions and a shortcut.
 
-    float (N, in_channels, H, W) -> (N, 4 planes, H/stride, W/stride), rounded up.
-    dilation: of the 3x3 convolution; stage_dilation is not used here.
+    float (N, in_channels, H, W) -> (N, expansion * planes, H/stride, W/stride), rounded up.
+    dilation: of the 3x3 convolution; stage_dilation is not used here. end_act: whether an
+    activation follows the sum.
     """
 
     expansion = 4
 
     def __init__(self, in_channels: int, planes: int, stride: int, dilation: int,
-                 stage_dilation: int, norm: str):
+                 stage_dilation: int, norm: str, end_act: bool = True):
         super().__init__()
-        make, out_channels = norm_layer(norm), 4 * planes
+        make, out_channels = norm_layer(norm), self.expansion * planes
         self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
         self.bn1 = make(planes)
         self.conv2 = conv3x3(planes, planes, stride, dilation)
@@ -170,7 +172,7 @@ class Bottleneck(nn.Module):
         self.bn3 = make(out_channels, linear=True)
         self.relu = activation(norm)
         self.downsample = _shortcut(in_channels, out_channels, stride, norm)
-        self.relu_out = activation(norm, after_sum=True)
+        self.relu_out = activation(norm, after_sum=True) if end_act else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.conv1(x)             # one call a line: a nested call would keep its input alive

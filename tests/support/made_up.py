@@ -2,6 +2,7 @@
 
 Keys, shapes and outputs of published networks are in ../shared/parity, one folder per network.
 """
+import functools
 import importlib.util
 import json
 from collections.abc import Callable
@@ -48,13 +49,26 @@ def published_weights(name: str, change: Callable[[dict], dict] = lambda weights
 
     change: applied to the state dict.
     """
+    manifest = published_manifest(name)
+    seed = manifest["input"]["seed"]
+    return (change(_fill().fill(manifest["keys"], seed)),
+            _fill().image(seed, manifest["input"]["shape"]))
+
+
+def published_image(name: str, golden: str) -> ImageBatch:
+    """The image of a further golden of a parity folder, whose weights are the same."""
+    spec = published_manifest(name)["goldens"][golden]["input"]
+    return _fill().image(spec["seed"], spec["shape"])
+
+
+@functools.cache
+def _fill():
+    """The module fill.py of the parity goldens."""
     spec = importlib.util.spec_from_file_location("fill", PARITY / "fill.py")
     assert spec is not None and spec.loader is not None
     fill = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fill)
-    manifest = published_manifest(name)
-    seed = manifest["input"]["seed"]
-    return change(fill.fill(manifest["keys"], seed)), fill.image(seed, manifest["input"]["shape"])
+    return fill
 
 
 def published_manifest(name: str) -> dict:
