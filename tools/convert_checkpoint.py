@@ -11,6 +11,8 @@ examples:
       --dataset Cityscapes
   python -m tools.convert_checkpoint paddle_mscale_ocrnet_w48 model.pdparams mscale.pth \\
       --dataset Cityscapes
+  python -m tools.convert_checkpoint dinov2_vit_small_linear dinov2_vits14_ade20k_linear_head.pth \\
+      dino.pth --encoder dinov2_vits14_pretrain.pth
   python inference.py -r ocr.pth -i photos -o segmented
   python test.py -r ocr.pth test_loader.args.data_dir=/data/cityscapes
 """
@@ -42,6 +44,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data-dir", help="folder of that dataset, for test.py (default: data/NAME)")
     add("--num-classes", type=at_least(1), metavar="N",
         help="build the network for N classes and leave the published classifiers out")
+    add("--encoder", metavar="FILE", help="the file of the encoder, where it is published apart "
+                                          "from the head; see --list")
     add("--overwrite", action="store_true", help="replace OUT if it exists")
     add("--list", action="store_true", help="print every name with its files and scores")
     args = parser.parse_args(argv)
@@ -65,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     if out.exists() and not args.overwrite:
         raise CheckpointError("the file exists already", str(out),
                               "choose another name or give --overwrite")
-    network, entry = open_published(args.name, args.source, args.num_classes)
+    network, entry = open_published(args.name, args.source, args.num_classes, args.encoder)
     if entry.imagenet:
         raise ConfigError(f"{args.name} is an ImageNet encoder, not a segmentation network",
                           fix=f"train from it: trainer.finetune_from={args.source}")
@@ -187,6 +191,8 @@ def _splits(cls):
 def _print_list(entries):
     for name, entry in sorted(entries.items()):
         files = ", ".join(entry.files) or "no published file"
+        if entry.encoder:
+            files += f"; encoder {entry.encoder}"
         print(f"{name}: {files}" + (f" ({entry.score})" if entry.score else "")
               + (" [ImageNet encoder, for trainer.finetune_from]" if entry.imagenet else ""))
 

@@ -75,10 +75,11 @@ class VisionTransformer(Backbone):
     x: float (N, 3, H, W), normalized RGB; any H and W. The image is padded with zeros to a multiple
     of the patch, half of them (rounded down) before it, as DINOv2's segmentation does.
     name: one of `aliases`. pretrained: the weights of DINOv2; those of DINOv3 have to be requested
-    from Meta. layers: the blocks whose maps are returned, counted from 0; null: one after each
-    quarter. drop_path: the chance to leave out the last block for an image in training; it grows
-    linearly from 0 at the first. checkpointing: compute the blocks again in the backward pass,
-    which saves memory. patch, image_size: other sizes than the published ones, in pixels.
+    from Meta. layers: the blocks whose maps are returned, counted from 0, or from -1 backwards;
+    null: the last block of each quarter. drop_path: how often training leaves out the two branches
+    of the last block; the share grows evenly from 0 in the first. checkpointing: compute the blocks
+    again in the backward pass, which saves memory. patch, image_size: other sizes than the
+    published ones, in pixels.
 
     Other networks use the parts: `embed`, `rope`, `blocks`, `norm`. `prefix` tokens (the class and
     the registers) are in front of the patches; `patch`, `embed_dim`, `depth` and `num_heads` are
@@ -167,15 +168,17 @@ class VisionTransformer(Backbone):
         return patches.transpose(1, 2).unflatten(2, grid)
 
     def _init_weights(self):
-        """The start values of DINOv2 (those of the convolution are torch's)."""
+        """The start values of DINOv2 (those of the convolution are torch's).
+
+        Its normal distribution is cut off at 100 standard deviations, which changes nothing.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for name, value in self.named_parameters(recurse=False):
-            nn.init.trunc_normal_(value, std=0.02) if name == "pos_embed" else nn.init.normal_(
-                value, std=1e-6)
+            nn.init.normal_(value, std=0.02 if name == "pos_embed" else 1e-6)
 
 
 class Block(nn.Module):
@@ -281,12 +284,14 @@ def _changed(name: str, patch: int | None, image_size: int | None) -> ViTForm:
 
 
 def _checked(layers: tuple[int, ...] | None, depth: int) -> tuple[int, ...]:
+    """The numbers of the blocks, from 0; the last one is among them, or it would never train."""
     if layers is None:
         return tuple(depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
-    if [*layers] != sorted({*layers} & {*range(depth)}) or not layers or layers[-1] != depth - 1:
-        raise ConfigError(f"expected growing numbers from 0 on that end in {depth - 1}, found "
-                          f"{list(layers)}", "arch.args.layers")
-    return tuple(layers)
+    found = [layer + depth if layer < 0 else layer for layer in layers]
+    if found != sorted({*found} & {*range(depth)}) or found[-1:] != [depth - 1]:
+        raise ConfigError(f"expected growing numbers of its {depth} blocks, at last the last one, "
+                          f"found {list(layers)}", "arch.args.layers")
+    return tuple(found)
 
 
 def _downloaded(name: str) -> State:
@@ -344,6 +349,6 @@ def _drop_zero_biases(state: State, front: str) -> None:
                 and key.endswith(("attn.qkv.bias", "attn.q_bias", "attn.v_bias"))]:
         bias = state.pop(key)
         used = bias.chunk(3)[::2] if key.endswith("qkv.bias") else (bias,)
-        if any(part.any() for part in used):
+        if not bias.is_meta and any(part.any() for part in used):
             raise CheckpointError(f"{key} is not zero, and DINOv3 has no such bias here",
                                   fix="give the file of a published DINOv3 of this size")

@@ -46,6 +46,8 @@ class Published:
               number of classes; None: the network has no classes. A tuple if files of several
               sources are read: the first key that is in the file.
     files:    names of the published files that have these keys.
+    encoder:  name of the file of the encoder, if `files` contain heads alone. Its keys are those
+              after "backbone." in a file of the whole network.
     score:    the published score of these files.
     imagenet: True for an ImageNet classifier; the network is then an encoder.
     mean, std, order, scale: the input normalization that the weights need:
@@ -63,6 +65,7 @@ class Published:
     classes: str | tuple[str, ...] | None = None
     classes_dim: int = 0
     files: tuple[str, ...] = ()
+    encoder: str = ""
     score: str = ""
     imagenet: bool = False
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -97,20 +100,22 @@ def published() -> dict[str, Published]:
     return entries
 
 
-def load_published(name: str, source: str | os.PathLike | Mapping,
-                   num_classes: int | None = None) -> nn.Module:
+def load_published(name: str, source: str | os.PathLike | Mapping, num_classes: int | None = None,
+                   encoder: str | os.PathLike | Mapping | None = None) -> nn.Module:
     """Return our network in eval mode with the published weights; see `open_published`."""
-    return open_published(name, source, num_classes)[0]
+    return open_published(name, source, num_classes, encoder)[0]
 
 
-def open_published(name: str, source: str | os.PathLike | Mapping,
-                   num_classes: int | None = None) -> tuple[nn.Module, Published]:
+def open_published(name: str, source: str | os.PathLike | Mapping, num_classes: int | None = None,
+                   encoder: str | os.PathLike | Mapping | None = None
+                   ) -> tuple[nn.Module, Published]:
     """Return our network in eval mode with the published weights, and the form of their file.
 
     name: an entry of `published()`. source: the path of a file, or a state dict, also
     inside any usual wrapper. num_classes: None for the number in the file. With
     another number, the classifiers start from random weights and stderr lists them.
-    It has no effect on encoders and SegFix, which have no classes.
+    It has no effect on encoders and SegFix, which have no classes. encoder: like source, the
+    weights of the encoder, if source contains those of the head alone.
     Raises CheckpointError if the name is unknown, the file is unreadable or refused, or
     a tensor is missing, left over, of another shape or not finite.
     """
@@ -123,7 +128,7 @@ def open_published(name: str, source: str | os.PathLike | Mapping,
         content = (entry.read or read_state)(source)
     else:
         where, content = name, source
-    state = unwrap(content, where)
+    state = _with_encoder(unwrap(content, where), encoder, entry, where)
     form = form_of(entry, state)
     classes = _count_classes(form, state, num_classes, where)
     network = form.build(classes)
@@ -200,6 +205,23 @@ def _strict_report(network: nn.Module, state: State) -> LoadReport:
     report = match_tensors(network, state)
     report.missing = [k for k in report.missing if not k.endswith("num_batches_tracked")]
     return report
+
+
+def _with_encoder(state: State, encoder: str | os.PathLike | Mapping | None, entry: Published,
+                  where: str) -> State:
+    """Return the state dict of the whole network: that of a file, and of one with its encoder."""
+    whole = any(key.startswith("backbone.") for key in state)
+    if encoder is None:
+        if entry.encoder and not whole:
+            raise CheckpointError("this is the head alone", where, "give the file of its encoder "
+                                  f"too, {entry.encoder}: --encoder FILE")
+        return state
+    if whole or not entry.encoder:
+        raise CheckpointError("the file contains the whole network", where, "leave --encoder out")
+    content, place = encoder, "the encoder"
+    if isinstance(encoder, (str, os.PathLike)):
+        content, place = read_state(encoder), os.fspath(encoder)
+    return state | {f"backbone.{key}": value for key, value in unwrap(content, place).items()}
 
 
 def _count_classes(entry: Published, state: State, requested: int | None,

@@ -22,7 +22,8 @@ SMALL = ("resnet18", "mobilenet_v3_small", "densenet121", "vgg11_bn", "hrnet_w18
 BACKBONES = ("resnet34", "resnet50s", "mobilenet_v3_large", "densenet121", "vgg16_bn", "vgg11",
              "xception", "hrnet_w18_small_v2", "deepbase_resnet50")
 # Options that make a network small enough for tests.
-SMALLER = {"FCN8": {"channels": 64}}
+SMALLER = {"FCN8": {"channels": 64}, "ViTLinear": {"backbone": "dinov2_vits14"},
+           "ViTMultiLinear": {"backbone": "dinov3_vits16", "layers": "quarters"}}
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 

@@ -14,7 +14,7 @@ from tests.support.made_up import PARITY, picture, published_manifest, published
 
 FOLDERS = [name for name in sorted(published()) if (PARITY / name / "golden.npz").is_file()]
 # Families whose networks are not written yet.
-TO_COME = ("segformer_", "upernet_", "dinov", "eomt_")
+TO_COME = ("segformer_", "upernet_", "eomt_")
 # The others take a minute on one core, so they are slow tests.
 QUICK = ("yassouali_enet", "yassouali_unet", "yassouali_gcn_resnet50_deconv",
          "yassouali_unet_resnet50", "rankseg_fork_segnet", "yassouali_resnet50s_imagenet",
@@ -28,7 +28,7 @@ def differences(name):
     weights, image = published_weights(name)
     network = load_published(name, weights)
     with torch.no_grad():
-        ours = {"eval": network(image)}
+        ours = {"eval": network(image)} | _inner(manifest, network, image)
         if isinstance(ours["eval"], torch.Tensor):
             network.training = True
             ours |= network(image)
@@ -51,6 +51,19 @@ def differences(name):
         result[key] = (part - golden).abs().max().item() / spec["std"], max(1e-4, 10 * noise)
     assert result, f"no output of {name} was compared"
     return result
+
+
+def _inner(manifest, network, image):
+    """The maps of a plain transformer by the names of the reference, and its head's logits."""
+    blocks = [int(key[5:]) for key in manifest["outputs"] if re.fullmatch(r"layer\d+", key)]
+    if not blocks:
+        return {}
+    kept = [block for number, block in enumerate(network.backbone.layers)
+            if number not in network.backbone.unused]
+    maps = [m for m in network.backbone(image) if m is not None]
+    assert kept == blocks
+    return {f"layer{block}": m for block, m in zip(blocks, maps, strict=True)} | {
+        "logits": network.head(torch.cat(maps, 1))}
 
 
 def _ours(key, ours, keys, multi_scale):
