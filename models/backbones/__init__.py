@@ -5,6 +5,7 @@ file. Its `aliases` are the names that a config can give as `backbone`. If a cla
 (ResNet-18 to 152), its constructor gets the chosen one as its first argument, `name`.
 """
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,7 +112,8 @@ def build_backbone(name: str, levels: int = 1, if_known: Mapping[str, object] | 
         if option not in known:
             raise ConfigError(f"backbone {name} has no option {option}, got {value!r}",
                               where=f"arch.args.{option}",
-                              fix="leave it out or choose another backbone")
+                              fix=(f"set it to {json.dumps(NEUTRAL[option])}" if option in NEUTRAL
+                                   else "leave it out") + " or choose another backbone")
     backbone = construct(cls, options, "arch.args", {"name": name} if "name" in known else None)
     if backbone.equal_strides:
         backbone = _plain(backbone, name, stride, pyramid)

@@ -5,7 +5,7 @@ Keys, shapes and outputs of published networks are in ../shared/parity, one fold
 import functools
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -80,6 +80,21 @@ def published_keys(name: str) -> dict[str, torch.Tensor]:
     """The published state dict with tensors on the meta device, that is without values."""
     return {key: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
             for key, (shape, dtype) in published_manifest(name)["keys"].items()}
+
+
+def in_dialect(name: str, dialect: str, weights: Mapping[str, torch.Tensor]) \
+        -> dict[str, torch.Tensor]:
+    """The published state dict of a parity folder in another dialect of its key_map.json.
+
+    There, a key is that of the same tensor, or [key, a, b] for rows a to b of a tensor.
+    """
+    key_map = json.loads((PARITY / name / "key_map.json").read_text())[dialect]
+    parts: dict[str, dict[int, torch.Tensor]] = {}
+    for key, place in key_map.items():
+        other, first, _ = (place, 0, 0) if isinstance(place, str) else place
+        parts.setdefault(other, {})[first] = weights[key]
+    return {key: torch.cat([rows[first] for first in sorted(rows)]) if len(rows) > 1 else rows[0]
+            for key, rows in parts.items()}
 
 
 def distance_to_golden(output: torch.Tensor, name: str, golden: str, key: str) -> float:
