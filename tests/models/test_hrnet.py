@@ -17,6 +17,7 @@ from tests.support.made_up import (
     published_weights,
     waves,
 )
+from tests.support.start_values import no_start_values
 from utils.checkpoint.load import match_tensors
 from utils.errors import CheckpointError, ConfigError
 
@@ -49,14 +50,16 @@ def test_networks_have_the_published_number_of_parameters(network, parameters):
 @pytest.mark.parametrize("align_corners, probes", [
     (False, [3.59682, 0.01938, -0.53965]), (True, [3.61181, 0.0277, -0.53388])])
 def test_logits_of_made_up_weights_are_the_known_ones(align_corners, probes):
-    network = waves(HRNet(3, SMALL, align_corners=align_corners))
+    with no_start_values():
+        network = waves(HRNet(3, SMALL, align_corners=align_corners))
     with torch.no_grad():
         out = network(picture(61, 83))
     assert out[0, :, 30, 41].tolist() == pytest.approx(probes, abs=2e-4)
 
 
 def test_segfix_logits_of_made_up_weights_are_the_known_ones():
-    network = waves(SegFix(backbone=SMALL, channels=16))
+    with no_start_values():
+        network = waves(SegFix(backbone=SMALL, channels=16))
     with torch.no_grad():
         out = network(picture(61, 83))
     assert out[0, :5, 30, 41].tolist() == pytest.approx(
@@ -85,8 +88,9 @@ def test_fusing_does_not_change_the_maps_of_the_branches():
 
 
 def test_the_imagenet_network_resizes_by_nearest_neighbor():
-    nearest, bilinear = (waves(HRNetBackbone(SMALL, upsample=how)) for how in
-                         ("nearest", "bilinear"))
+    with no_start_values():
+        nearest, bilinear = (waves(HRNetBackbone(SMALL, upsample=how)) for how in
+                             ("nearest", "bilinear"))
     with torch.no_grad():
         a, b = nearest(picture(32, 64)), bilinear(picture(32, 64))
     assert not torch.allclose(a[0], b[0], atol=1e-3)
@@ -167,8 +171,9 @@ def official(network):
     lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")}],
     ids=["HRNet", "MIC-DKFZ", "NVIDIA", "torch 0.4"])
 def test_tensors_that_a_training_program_adds_are_left_out(wrap):
-    network = waves(HRNet(3, SMALL))
-    loaded = load_published(SMALL, wrap(official(network)))
+    with no_start_values():
+        network = waves(HRNet(3, SMALL))
+        loaded = load_published(SMALL, wrap(official(network)))
     with torch.no_grad():
         assert torch.equal(loaded(picture(20, 30)), network(picture(20, 30)))
 
@@ -202,8 +207,9 @@ def test_a_plain_hrnet_fills_the_auxiliary_head_of_an_ocr_network():
 def test_plain_hrnet_equals_the_original(name, golden):
     """Some seconds for the networks of full size."""
     weights, image = published_weights(name)
-    plain = load_published(name, weights)
-    network = HRNet(19, name, align_corners=golden == "golden_align_corners").eval()
+    with no_start_values():
+        plain = load_published(name, weights)
+        network = HRNet(19, name, align_corners=golden == "golden_align_corners").eval()
     network.load_state_dict(plain.state_dict())
     with torch.no_grad():
         assert distance_to_golden(network(image), name, golden, "out_full") < 1e-4
@@ -213,7 +219,7 @@ def test_plain_hrnet_equals_the_original(name, golden):
 def test_the_imagenet_encoder_equals_the_original():
     name = "hrnet_cls_w18_small_v2"
     weights, image = published_weights(name)
-    with torch.no_grad():
+    with torch.no_grad(), no_start_values():
         maps = load_published(name, weights)(image)
     for i, feature in enumerate(maps):
         assert distance_to_golden(feature, name, "golden", f"stage4_branch{i}") < 1e-4
@@ -224,7 +230,8 @@ def test_the_imagenet_encoder_equals_the_original():
 @pytest.mark.parametrize("name", ["openseg_segfix_hrnet48", "openseg_segfix_hrnext20"])
 def test_segfix_heads_with_norms_of_any_sign_equal_the_originals(name):
     weights, image = published_weights(name, negative_gamma)
-    network, heads = load_published(name, weights), {}
+    with no_start_values():
+        network, heads = load_published(name, weights), {}
     for key, head in (("mask", network.mask_head), ("dir", network.direction_head)):
         head.register_forward_hook(lambda _, __, out, key=key: heads.update({key: out}))
     with torch.no_grad():

@@ -20,6 +20,7 @@ from tests.support.made_up import (
     published_weights,
     waves,
 )
+from tests.support.start_values import no_start_values
 from utils.checkpoint.load import match_tensors
 
 FOLDERS = [name for name in sorted(published()) if (PARITY / name / "golden.npz").is_file()]
@@ -41,7 +42,8 @@ def differences(name):
     """{output: (greatest difference in standard deviations, its limit)} of the goldens."""
     manifest = published_manifest(name)
     weights, image = published_weights(name)
-    network = load_published(name, weights)
+    with no_start_values():
+        network = load_published(name, weights)
     result = _differences(name, network, image, manifest, "golden")
     for golden, group in manifest.get("goldens", {}).items():
         if golden == "golden_odd":      # the same weights, another image
@@ -173,8 +175,10 @@ def test_the_network_of_torchvision_gives_the_same_logits_at_an_odd_size(name):
     """Some seconds: both networks have their full size."""
     build = getattr(pytest.importorskip("torchvision.models.segmentation"), name)
     aux = {} if name.startswith("lraspp") else {"aux_loss": True}
-    theirs = waves(build(weights=None, weights_backbone=None, num_classes=4, **aux))
-    ours, images = load_published(f"torchvision_{name}", theirs.state_dict()), picture(65, 97, 2)
+    with no_start_values():
+        theirs = waves(build(weights=None, weights_backbone=None, num_classes=4, **aux))
+        ours = load_published(f"torchvision_{name}", theirs.state_dict())
+    images = picture(65, 97, 2)
     with torch.no_grad():
         expected = theirs(images)
         ours.training = True
@@ -220,7 +224,8 @@ def test_logits_of_made_up_weights_equal_the_recorded_ones(name):
 
 
 def probe(name):
-    network = waves(published()[name].build(4))
+    with no_start_values():
+        network = waves(published()[name].build(4))
     with torch.no_grad():
         out = network(picture(33, 47))
     out = out[-1] if isinstance(out, list) else out

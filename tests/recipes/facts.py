@@ -1,4 +1,6 @@
 """What a resolved config trains, in the words of the table published_numbers.txt."""
+import copy
+import functools
 from typing import Any
 
 from utils.config.load import load_stages
@@ -17,6 +19,11 @@ STAGES = {stage["name"]: stage for stages in LOADED.values()
 
 def resolved(name: str) -> dict[str, Any]:
     """The resolved config of a recipe, of a chain that of its last stage; or of a stage."""
+    return copy.deepcopy(_resolved(name))
+
+
+@functools.cache        # the tests of recipes are made from all of them several times
+def _resolved(name):
     return resolve_config(STAGES[name] if name in STAGES else LOADED[name][-1], name)
 
 

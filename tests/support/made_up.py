@@ -21,11 +21,15 @@ needs_goldens = pytest.mark.skipif(not PARITY.is_dir(), reason="../shared/parity
 
 def waves(network: nn.Module) -> nn.Module:
     """`network` in eval mode, with weights computed from their keys and positions."""
+    @functools.cache        # the blocks of a network have keys of the same length
+    def sines(count, length):
+        return torch.sin(torch.arange(count, dtype=torch.float64) ** 1.5 + length)
+
     state = {}
     for key, tensor in network.state_dict().items():
         state[key] = tensor
         if tensor.is_floating_point():
-            wave = torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) ** 1.5 + len(key))
+            wave = sines(tensor.numel(), len(key))
             if key.endswith("running_var"):
                 wave = 1 + 0.4 * wave
             elif tensor.ndim > 1:

@@ -4,12 +4,13 @@ The values come from JSON. A bool is not an int, and a string is never read as a
 accepted for a float, a list for a tuple; NaN and infinity are not accepted.
 """
 import collections.abc
+import functools
 import inspect
 import json
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,8 @@ def provided_by(function: Callable) -> tuple[str, ...]:
     return tuple(getattr(function, "provided", ()))
 
 
-def parameters(function: Callable) -> dict[str, tuple[Any, Any]]:
+@functools.cache        # a config asks for the same signatures many times
+def parameters(function: Callable) -> Mapping[str, tuple[Any, Any]]:
     """name -> (annotation, default) of all parameters that can be passed by keyword.
 
     A parameter without annotation accepts any value (typing.Any).
