@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int | None:
             dataset.require_same_classes(val_loader.dataset if val_loader else None)
             model = run.network(dataset.num_classes)
             criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
-                                  config["loss_weights"], dataset.num_classes)
+                                  config["loss_weights"], dataset.num_classes, model.activation)
             parts = model, criterion, dataset.normalization(), train_loader, val_loader, config
             start = run.checkpoint, run.checkpoint_path
             if args.dry_run:

@@ -104,6 +104,7 @@ class Trainer(BaseTrainer):
         distributed.mark_place(f"{self.progress}: count of labeled pixels")
         seed_everything(self.config["seed"], self.progress.step, distributed.rank())
         self.guard.before_step()
+        self.model.at_progress(self.progress.step / self.progress.total_steps)
         batches[:] = [self._to_device(batch) for batch in batches]
         total = torch.zeros((), device=self.device)
         outputs, parts = {}, {}

@@ -14,7 +14,7 @@ class BaseModel(nn.Module, ABC):
     """A segmentation network.
 
     x: float (N, 3, H, W), normalized; any H and W.
-    eval:  logits (N, C, H, W), at the size of the input
+    eval:  logits (N, C, H, W), at the size of the input; with activation "scores" scores
     train: dict name -> logits (N, C, H, W); the names are those of `output_weights`
 
     `output_weights` holds the loss weight of each named output, as in the paper.
@@ -23,16 +23,29 @@ class BaseModel(nn.Module, ABC):
     network that is built without one of its auxiliary heads replaces the attributes on the
     instance.
 
+    `loss` is the type of the loss that reads the outputs, if they are made for one loss only; the
+    outputs are then what it reads, of any shape. `activation` is "scores" if the network gives
+    scores that are not logits (utils.losses.scores); None leaves it to the loss.
+
     If the network has an encoder, it is `self.backbone`. `differential_lr` lowers the
     learning rate of the encoder's parameters and `freeze_backbone` fixes them.
     """
 
     output_weights: dict[str, float] = {"out": 1.0}
     output_channels: dict[str, int] = {}
+    loss: str | None = None
+    activation: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self._freeze_bn = self._freeze_backbone = False
+
+    def at_progress(self, progress: float):
+        """Adapt the network to a part of the training; called before each of its steps.
+
+        progress: the share of all steps that are done, 0 <= progress < 1. By default nothing
+        depends on it. What does must follow from it alone, so that a resumed run is the same.
+        """
 
     @abstractmethod
     def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:

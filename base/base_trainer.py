@@ -66,9 +66,10 @@ class BaseTrainer(ABC):
 
         model.check_frozen(random_weights=not (
             checkpoint or settings.finetune_from or config["arch"]["args"].get("pretrained")))
-        self.model = self._on_device(model)     # the network itself: weights are saved from here
+        # The network itself: weights are saved from here.
+        self.model: BaseModel = self._on_device(model)
         self.criterion, self.normalize = criterion.to(device), normalize.to(device)
-        self.val_loss = validation_loss(config, lambda: criterion)
+        self.val_loss = validation_loss(config, lambda: criterion, criterion.activation)
         if self.val_loss is not None:
             self.val_loss.to(device)
         self.ema = _running_average(self.model, settings.ema) if settings.ema else None
@@ -335,7 +336,7 @@ class BaseTrainer(ABC):
     def num_classes(self) -> int:
         return len(self.train_loader.dataset.class_names)
 
-    def _on_device(self, model):
+    def _on_device(self, model: Any) -> Any:
         model = model.to(self.device, memory_format=self.memory_format)
         if distributed.world_size() > 1:
             model = convert_sync_batchnorm(model, every=self.config["use_synch_bn"])

@@ -39,6 +39,7 @@ class SegFix(BaseModel):
     """
 
     output_weights = {"mask": 1.0, "direction": 1.0}
+    loss = "SegFixLoss"
     decision = "offsets"        # the decision rule for these logits
 
     def __init__(self, num_classes: int = 10, backbone: str = "hrnet_w48", directions: int = 8,

@@ -76,19 +76,19 @@ def main(argv: list[str] | None = None):
     stored = read_checkpoint(args.checkpoint)
     checkpoint = with_config(stored, args.config, args.overrides)
     logits, labels, posterior, images, names = _sample(args, checkpoint)
-    undone = posterior.logits(logits)
-    temperature = fit_temperature(undone, labels, posterior.activation)
+    undone, activation = posterior.logits(logits), posterior.of_logits
+    temperature = fit_temperature(undone, labels, activation)
     fitted = {"temperature": temperature, "scale": None, "bias": None}
     after = undone / temperature
     stages = {"before": undone, "after": after}
     if posterior.inverse:
         stages = {"raw": logits, **stages}
     if args.per_class:
-        fitted["scale"], fitted["bias"] = fit_vector(after, labels, posterior.activation)
-        vector = Posterior(posterior.activation, scale=fitted["scale"], bias=fitted["bias"])
+        fitted["scale"], fitted["bias"] = fit_vector(after, labels, activation)
+        vector = Posterior(activation, scale=fitted["scale"], bias=fitted["bias"])
         stages["per_class"] = vector.logits(after)
     result: dict = {**fitted, "images": images, "pixels": len(labels),
-                    "activation": posterior.activation, "posterior": posterior.describe().get(
+                    "activation": activation, "posterior": posterior.describe().get(
                         "posterior", "raw"), "class_names": names}
     _measure(args, stages, labels, result)
     if args.write:

@@ -128,7 +128,7 @@ def make_checkpoint(name: str, network: "nn.Module", dataset: str | None = None,
     num_classes = _num_classes(network)
     arch = {"type": entry.network.__name__, "args": dict(entry.args)}
     names, palette, loaders = _classes(arch["type"], num_classes, dataset, data_dir)
-    loss = "SegFixLoss" if arch["type"] == "SegFix" else "CrossEntropyLoss2d"
+    loss = getattr(entry.network, "loss", None) or "CrossEntropyLoss2d"
     normalize = {"mean": list(entry.mean), "std": list(entry.std), "order": entry.order,
                  "scale": entry.scale}
     config = resolve_config({
@@ -138,7 +138,7 @@ def make_checkpoint(name: str, network: "nn.Module", dataset: str | None = None,
     return {"format": FORMAT, "model": network.state_dict(), "ema": None, "config": config,
             "class_names": names, "palette": palette,
             "normalization": normalize,
-            "activation": "softmax", "epoch": None,
+            "activation": getattr(entry.network, "activation", None) or "softmax", "epoch": None,
             "versions": {"torch": str(torch.__version__), "published": name,
                          "score": entry.score}}
 

@@ -126,6 +126,9 @@ def main(argv: list[str] | None = None):
     # A rule has its own posterior.
     posterior = (_posterior(args, opened, options) if args.posterior == "auto" and not rule
                  else None)
+    if opened.activation == "scores" and not (posterior or rule or args.argmax):
+        from utils.decision.posterior import Posterior
+        posterior = Posterior(opened.activation)    # a graph gives logits
     if predictor.seen_at is not None:
         from utils.errors import ConfigError
         keys = ", ".join(f"predict.{key}=null" for key in predictor.seen_at.describe())

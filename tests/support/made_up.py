@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,24 +56,24 @@ def published_weights(name: str, change: Callable[[dict], dict] = lambda weights
     """
     manifest = published_manifest(name)
     seed = manifest["input"]["seed"]
-    return (change(_fill().fill(manifest["keys"], seed)),
-            _fill().image(seed, manifest["input"]["shape"]))
+    return (change(fill().fill(manifest["keys"], seed)),
+            fill().image(seed, manifest["input"]["shape"]))
 
 
 def published_image(name: str, golden: str) -> ImageBatch:
     """The image of a further golden of a parity folder, whose weights are the same."""
     spec = published_manifest(name)["goldens"][golden]["input"]
-    return _fill().image(spec["seed"], spec["shape"])
+    return fill().image(spec["seed"], spec["shape"])
 
 
 @functools.cache
-def _fill():
-    """The module fill.py of the parity goldens."""
+def fill() -> Any:
+    """The module that computes weights, images and other numbers from a seed and a name."""
     spec = importlib.util.spec_from_file_location("fill", PARITY / "fill.py")
     assert spec is not None and spec.loader is not None
-    fill = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fill)
-    return fill
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def published_manifest(name: str) -> dict:

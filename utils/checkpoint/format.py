@@ -27,7 +27,7 @@ class Checkpoint(TypedDict):
     class_names: list[str]
     palette: list[list[int]]                # [red, green, blue] of each class, 0..255
     normalization: dict[str, Any]           # the arguments of utils.images.normalize.Normalize
-    activation: str                         # of the logits: "softmax" or "sigmoid"
+    activation: str             # of the logits: "softmax" or "sigmoid"; or "scores", not logits
     epoch: int | None                       # in training, or the next; None: a converted file
     versions: dict[str, Any]                # Python, torch, command line, git revision
 

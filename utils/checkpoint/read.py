@@ -286,7 +286,7 @@ def _wrong_entry(state, devices):
         # A short one is filled where it is used.
         "palette": lambda value: isinstance(value, list) and all(map(_is_color, value)),
         "normalization": _is_normalization,
-        "activation": lambda value: value in ("softmax", "sigmoid"),
+        "activation": lambda value: value in ("softmax", "sigmoid", "scores"),
         "epoch": lambda value: value is None or _is_count(value, 1),
         "versions": lambda value: isinstance(value, dict),
         "optimizer": lambda value: not value or isinstance(value, dict),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from utils.decision.posterior import Posterior, build_posterior, probabilities
+from utils.decision.posterior import KINDS, Posterior, build_posterior, of_logits, probabilities
 from utils.decision.rules import takes_raw
 from utils.errors import ConfigError, shown
 from utils.images.types import Image
@@ -39,18 +39,20 @@ class Member(NamedTuple):
 
     predictor: images -> logits. make_posterior: gives the posterior of these; called once, and only
     if it is needed, because it may read files and print notices. about: its path and so on, for
-    reports.
+    reports. activation: "softmax", "sigmoid" or "scores", of what the predictor returns.
     """
 
     predictor: Predictor
     make_posterior: Callable[[], Posterior]
     about: dict[str, Any]
+    activation: str = "softmax"
 
 
 class Ensemble:
     """The mean probability of several networks; used like a utils.predict.predictor.Predictor.
 
-    members: at least two. device: of the networks. activation: of all of them.
+    members: at least two. device: of the networks. activation: "sigmoid", or "softmax" for
+    networks whose probabilities sum to 1, also those that give scores.
     inverse: what may be undone of the losses, for the check of --posterior.
 
     The sums exist once, and beside them the logits of one network at a time. All networks stay on
@@ -210,7 +212,8 @@ class Ensemble:
         for raw in self._parts:
             place = self.part(total, raw)
             if self.activation == "softmax":
-                place.add_(probabilities(logits) if raw else self.posteriors[number](logits))
+                own = self.members[number].activation
+                place.add_(probabilities(logits, own) if raw else self.posteriors[number](logits))
                 continue
             own = logits if raw else self.posteriors[number].logits(logits)
             for half, signed in zip(place.chunk(2, 1), (own, -own), strict=True):
@@ -267,7 +270,8 @@ class MeanPosterior(Posterior):
     def text(self) -> str:
         """What was done to the logits, in words."""
         if self.raw:
-            return f"mean of the {self.activation} of the logits"
+            kinds = dict.fromkeys(KINDS[one.activation] for one in self.ensemble.members)
+            return f"mean of the {' / '.join(kinds)}"
         texts = dict.fromkeys(posterior.text for posterior in self.ensemble.posteriors)
         return f"mean of the probabilities ({' / '.join(texts)})"
 
@@ -294,10 +298,11 @@ def build_ensemble(networks: Sequence[OpenModel], options: Sequence[dict[str, An
     members = [Member(predictor, functools.partial(build_posterior, own, network.activation,
                                                    _inverse_of(network)),
                       {"path": str(network.path), "sha256": network.sha256,
-                       "epoch": network.epoch})
+                       "epoch": network.epoch}, network.activation)
                for network, own, predictor in zip(networks, options, predictors, strict=True)]
     first = networks[0]
-    return Ensemble(members, first.device, first.activation, lambda: _any_inverse(networks))
+    return Ensemble(members, first.device, of_logits(first.activation),
+                    lambda: _any_inverse(networks))
 
 
 def unused_settings(networks: Sequence[OpenModel], options: Sequence[Mapping[str, Any]],

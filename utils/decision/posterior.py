@@ -9,6 +9,9 @@
    every pixel (Kull et al., NeurIPS 2019, arXiv:1910.12656, with a diagonal matrix). Of a sigmoid:
    the logit times scale plus bias.
 
+A network may give scores instead of logits (utils.losses.scores). Their shares of the sum are the
+probabilities, and the logarithms of these take the place of logits in 1 to 4.
+
 Over several views (scales, mirror images, windows) the network's answer is averaged first and then
 inverted once. So the temperature is fitted on what it divides, and every rule, `max` on raw logits
 among them, decides on one prediction. For class weights and a mean of logits both orders are the
@@ -22,17 +25,22 @@ import torch
 from utils.cli.console import notice_once
 from utils.errors import ConfigError
 from utils.losses.inverse import Inverse, InverseSource, NoInverse
+from utils.losses.scores import log_shares, shares
 from utils.machine.precision import full_precision
 from utils.machine.tensors import Logits
 
 CHOICES = ("auto", "raw")
 SMALLEST_TEMPERATURE = 1e-6     # logits divided by less overflow
+# What a network gives, and how it becomes probabilities.
+KINDS = {"softmax": "softmax of the logits", "sigmoid": "sigmoid of the logits",
+         "scores": "shares of the scores"}
 
 
 class Posterior:
     """Logits (N, C, ...) -> probabilities of the same shape, float32 (float64 stays).
 
-    activation: "softmax" or "sigmoid". temperature: divides the logits. inverse: of the loss.
+    activation: "softmax" or "sigmoid"; "scores" if a network gives scores in place of logits.
+    temperature: divides the logits. inverse: of the loss.
     scale, bias: of the vector scaling, one number per class.
     Raises ConfigError for a temperature or a vector that is not usable.
     """
@@ -55,24 +63,29 @@ class Posterior:
         self.scale, self.bias = scale, bias
 
     def __call__(self, logits: Logits) -> torch.Tensor:
-        if not self.has_vector:
-            logits = self.inverse(logits) if self.inverse else logits
-            return probabilities(logits, self.activation, self.temperature)
-        return probabilities(self.logits(logits), self.activation)
+        if not self.active:
+            return probabilities(logits, self.activation)
+        return probabilities(self.logits(logits), self.of_logits)
 
     def logits(self, logits: Logits) -> Logits:
         """Logits whose softmax, or sigmoid, are the probabilities."""
+        logits = as_logits(logits, self.activation)
         logits = full_precision(self.inverse(logits) if self.inverse else logits)
         if self.temperature != 1.0:
             logits = logits / self.temperature
         if not self.has_vector:
             return logits
-        if self.activation == "softmax":
+        if self.of_logits == "softmax":
             logits = logits.log_softmax(1)
         if self.scale is not None:
             logits = logits * self._of_classes("scale", self.scale, logits)
         return logits if self.bias is None else \
             logits + self._of_classes("bias", self.bias, logits)
+
+    @property
+    def of_logits(self) -> str:
+        """What turns `logits` into the probabilities: "softmax" or "sigmoid"."""
+        return of_logits(self.activation)
 
     @property
     def has_vector(self) -> bool:
@@ -102,7 +115,7 @@ class Posterior:
             parts.append(f"temperature {self.temperature:.4g}")
         if self.scale is not None or self.bias is not None:
             parts.append("two numbers per class (vector scaling)")
-        return ", ".join(parts) or f"{self.activation} of the logits"
+        return ", ".join(parts) or KINDS[self.activation]
 
     def describe(self) -> dict[str, Any]:
         """What is done to the logits, for reports; "posterior" says what of the loss is undone."""
@@ -144,15 +157,28 @@ def build_posterior(options: Mapping[str, Any], activation: str = "softmax",
                      options.get("bias"))
 
 
+def of_logits(activation: str) -> str:
+    """The function of the logits that `as_logits` returns: "sigmoid", or else "softmax"."""
+    return "sigmoid" if activation == "sigmoid" else "softmax"
+
+
+def as_logits(output: torch.Tensor, activation: str = "softmax") -> Logits:
+    """The logits (N, C, ...) of what a network gave: of scores the logarithms of their shares."""
+    return log_shares(output) if activation == "scores" else output
+
+
 def probabilities(logits: torch.Tensor, activation: str = "softmax",
                   temperature: float = 1.0) -> torch.Tensor:
     """Softmax over the classes, or sigmoid, of logits (N, C, ...) / temperature.
 
-    float64 stays float64; any other float becomes float32.
+    Of "scores" their shares, with a temperature the softmax of the logarithms of these divided by
+    it. float64 stays float64; any other float becomes float32.
     """
-    logits = full_precision(logits)
+    if activation == "scores" and temperature == 1.0:
+        return shares(logits)
+    logits = full_precision(as_logits(logits, activation))
     if temperature != 1.0:
         logits = logits / temperature
     # A softmax over strided channels is several times slower than a copy and a softmax.
     logits = logits.contiguous()
-    return logits.softmax(1) if activation == "softmax" else logits.sigmoid()
+    return logits.sigmoid() if activation == "sigmoid" else logits.softmax(1)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from utils.decision.dependent import check_dependence, rank_dependent
-from utils.decision.posterior import Posterior, build_posterior
+from utils.decision.posterior import KINDS, Posterior, build_posterior
 from utils.decision.rankdice import check_settings, rank_dice
 from utils.errors import ConfigError, unknown
 from utils.losses.inverse import InverseSource
@@ -117,7 +117,8 @@ def build_decision(name: str, activation: str = "softmax", options: dict | None 
                    ensemble: "Ensemble | None" = None) -> "Decision":
     """The rule called `name`; `options` is the `predict` section, every key optional.
 
-    activation: "softmax" or "sigmoid", the one that the loss of the network uses.
+    activation: "softmax" or "sigmoid", the one that the loss of the network uses; "scores" if the
+        network gives scores in place of logits (utils.losses.scores).
     inverse: of that loss; None: the logits are taken as they are.
     ignore_index: what label maps hold where a pixel has no class, with unassigned "void".
     ensemble: the one whose logits it decides on; then inverse has no effect.
@@ -127,8 +128,8 @@ def build_decision(name: str, activation: str = "softmax", options: dict | None 
         return OffsetDecision()
     if name not in (*RULES, MAX_POSTERIOR):
         raise ConfigError(unknown("rule", name, RULES), "predict")
-    if activation not in ("softmax", "sigmoid"):
-        raise ConfigError(unknown("activation", activation, ("softmax", "sigmoid")), "checkpoint")
+    if activation not in KINDS:
+        raise ConfigError(unknown("activation", activation, tuple(KINDS)), "checkpoint")
     options = options or {}
     if takes_raw(name, options):
         build_posterior({**options, "posterior": "raw"}, activation)    # raises for wrong options
@@ -190,7 +191,7 @@ class Decision:
 
 
 class MaxDecision(Decision):
-    """The class of the largest logit; neither activation nor temperature changes it.
+    """The class of the largest logit or score; neither activation nor temperature changes it.
 
     posterior: then the most probable class of it, as of the mean of an ensemble.
     """

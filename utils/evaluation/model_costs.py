@@ -11,6 +11,7 @@ from utils.config.build import build
 from utils.config.registry import components
 from utils.errors import UserError, first_line
 from utils.machine.memory import forget_peak, resident
+from utils.training.criterion import Criterion
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def measure(job: CostJob) -> Iterator[dict[str, Any]]:
     try:
         yield _inference(model, images, gauge, job.repeats)
         if job.train:
-            yield _training(model, images, gauge, job.repeats)
+            yield _training(model, images, gauge, job.repeats, job.classes)
     except (RuntimeError, ValueError) as error:     # e.g. out of memory
         yield {"error": first_line(error)}
 
@@ -77,7 +78,7 @@ def _warm_up(device):
     layers, images = layers.to(device), torch.zeros(2, 3, 16, 16, device=device)
     gauge = _Gauge(device)
     _inference(layers, images, gauge, 1)
-    _training(layers, images, gauge, 1)
+    _training(layers, images, gauge, 1, 8)
 
 
 def _inference(model, images, gauge, repeats):
@@ -92,9 +93,15 @@ def _inference(model, images, gauge, repeats):
             "infer_bytes": gauge.peak()}
 
 
-def _training(model, images, gauge, repeats):
-    """Forward, cross-entropy of every output, backward, SGD with momentum."""
+def _training(model, images, gauge, repeats, classes):
+    """Forward, loss, backward, SGD with momentum.
+
+    The loss is the cross-entropy of every output, or the one that the network was made for if that
+    reads labels alone (BaseModel.loss).
+    """
     model.train()
+    labels = torch.randint(classes, (len(images), *images.shape[2:]), device=images.device)
+    own = _own_loss(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-6,
                                 momentum=0.9, fused=True)
     targets = {}
@@ -102,11 +109,10 @@ def _training(model, images, gauge, repeats):
     def step():
         outputs = model(images)
         outputs = outputs if isinstance(outputs, dict) else {"out": outputs}
-        loss = torch.zeros((), device=images.device)
-        for name, logits in outputs.items():
+        loss = own(outputs, {"label": labels})[0] if own else torch.zeros((), device=images.device)
+        for name, logits in outputs.items() if not own else ():
             if name not in targets:
-                targets[name] = torch.randint(logits.shape[1], (len(images), *images.shape[2:]),
-                                              device=images.device)
+                targets[name] = torch.randint(logits.shape[1], labels.shape, device=images.device)
             loss = loss + torch.nn.functional.cross_entropy(logits, targets[name])
         optimizer.zero_grad()
         loss.backward()
@@ -116,6 +122,14 @@ def _training(model, images, gauge, repeats):
     gauge.forget()
     seconds = [gauge.seconds(step) for _ in range(repeats)]
     return {"train_seconds": min(seconds), "train_bytes": gauge.peak()}
+
+
+def _own_loss(model):
+    """The criterion of a network that is made for one loss on labels; None for the others."""
+    name = getattr(model, "loss", None)
+    if not name or hasattr(components("losses")[name], "targets"):
+        return None
+    return Criterion(name, model.output_weights)
 
 
 class _Gauge:

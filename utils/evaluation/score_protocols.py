@@ -203,9 +203,11 @@ class ProtocolScores:
 
     def _loss(self, ensemble):
         """The loss of validation; of an ensemble that of the mean of the raw probabilities."""
-        loss = self.opened.loss()
-        if not ensemble or loss is None:
-            return loss
+        if not ensemble:
+            return self.opened.loss()
+        loss = self.opened.loss(of_logits=True)
+        if loss is None:
+            return None
         keys = ("loss", "loss_weights", "val_loss")
         first, *others = ([one.config.get(key) for key in keys] for one in self.networks)
         if any(other != first for other in others):

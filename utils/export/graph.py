@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.decision.expected_score import Objective
-from utils.decision.posterior import Posterior, probabilities
+from utils.decision.posterior import Posterior, of_logits, probabilities
 from utils.decision.rankdice import rank_dice
 from utils.decision.rankdice_batched import first_order_growth
 from utils.decision.rules import RankDecision
@@ -59,7 +59,7 @@ class Graph(nn.Module):
     """One module of the normalization, the network and, on request, a decision.
 
     posterior: then applied to the logits, which are those of calibrated probabilities; a rule
-        brings its own.
+        brings its own. A network that gives scores needs one, so that the graph returns logits.
     images: uint8 or float32 (N, 3, H, W), RGB in 0..255
     argmax: decide for the largest logit. rule: decide by this rule, in its first-order form.
     returns: float32 logits (N, C, H, W), or labels (N, H, W): uint8 for up to 255 classes,
@@ -199,7 +199,7 @@ def graph_metadata(opened: OpenModel, *, size: tuple[int, int] | None, uint8_inp
     batch, height, width = (1, *size) if size else ("batch", "height", "width")
     kind = "uint8" if uint8_input else "float32"
     return GraphMetadata(class_names=opened.class_names, palette=opened.palette,
-                         **opened.normalize.state(), activation=opened.activation,
+                         **opened.normalize.state(), activation=of_logits(opened.activation),
                          architecture=opened.config["arch"]["type"],
                          image=f"{kind} RGB, 0..255, ({batch}, 3, {height}, {width})",
                          output="labels" if argmax or rule else "logits", opset=opset,
@@ -293,7 +293,7 @@ def check_image(run: Callable[[np.ndarray], np.ndarray], opened: OpenModel, imag
     if rule is not None:
         return compare_decisions(name, logits, output, rule)
     if posterior and not argmax:
-        logits, output = (probabilities(one, opened.activation) for one in (logits, output))
+        logits, output = (probabilities(one, posterior.of_logits) for one in (logits, output))
         return compare_outputs(name, logits, output, argmax)
     check = compare_outputs(name, logits, output, argmax)
     if check.passed():

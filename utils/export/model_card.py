@@ -13,6 +13,11 @@ from utils.evaluation.results_file import Entry, protocol_of, title_of
 from utils.metrics.table import bounds_text, percent
 
 FILL_IN = "**FILL IN**"
+_OF_PROBABILITIES = {
+    "softmax": "Logits become probabilities by softmax",
+    "sigmoid": "Logits become probabilities by sigmoid",
+    "scores": "The output are scores, not logits: divided by their sum over the classes they are "
+              "probabilities"}
 _METRICS = (("Mean_IoU", "mean_iou", "mean IoU"), ("mIoU_I", "mean_iou_per_image", "mIoU_I"),
             ("Pixel_Accuracy", "accuracy", "pixel accuracy"))
 
@@ -138,8 +143,8 @@ def _input(checkpoint, scored_at):
              in enumerate(zip(checkpoint["class_names"], checkpoint["palette"], strict=False))]
     return (f"{norm.get('order', 'RGB')} pictures, `(x / {norm.get('scale', 255):g} - mean) / std` "
             f"with mean {norm['mean']} and std {norm['std']}; size: "
-            f"{scored_at or 'any, as they are'}. Logits become probabilities by "
-            f"{checkpoint.get('activation', 'softmax')}.\n\n" + "\n".join(rows))
+            f"{scored_at or 'any, as they are'}. "
+            f"{_OF_PROBABILITIES[checkpoint.get('activation', 'softmax')]}.\n\n" + "\n".join(rows))
 
 
 def _training(checkpoint, changes):

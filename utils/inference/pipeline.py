@@ -10,7 +10,7 @@ import torch
 from utils.cli.console import notice
 from utils.decision.confidence import confidence, entropy, gray_form
 from utils.decision.ensemble import Ensemble, build_ensemble, unused_settings
-from utils.decision.posterior import Posterior, build_posterior
+from utils.decision.posterior import Posterior, build_posterior, of_logits
 from utils.decision.rules import Decision, build_decision, require_not_idle, rule_of
 from utils.decision.stored_scores import COARSE, stored_form
 from utils.errors import ConfigError, DataError, NumericalError, UserError, shown
@@ -120,7 +120,8 @@ class Pipeline:
     @property
     def stored_as(self) -> tuple[str, str]:
         """The activation of written probabilities, and what was undone of the loss, or ""."""
-        return self.opened.activation, self.posterior.undone if self.posterior else ""
+        kind = of_logits(self.opened.activation)    # those of scores sum to 1 too
+        return kind, self.posterior.undone if self.posterior else ""
 
     def _finite_logits(self, x):
         """Logits (N, C, H, W), and for each image whether they are finite; zeros if they are not.

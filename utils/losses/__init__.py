@@ -4,8 +4,12 @@ logits: any float dtype; target: class ids or `ignore_index` of any integer dtyp
 the dtype of the logits, but at least float32. Every loss leaves out the pixels labeled
 `ignore_index`, never writes to its inputs, and returns a finite value with zero gradient when no
 pixel is labeled. Its constructor is the schema of its JSON arguments. Its class attribute
-`activation`, "softmax" or "sigmoid", is the function that turns its logits into probabilities.
+`activation`, "softmax" or "sigmoid", is the function that turns its logits into probabilities;
+"scores" is that of a loss for networks that give scores in place of logits (utils.losses.scores).
 A loss of an output that does not have one channel per class states their number in `channels`.
+
+A loss that reads several outputs states them in `inputs`, and with `resize` None that they are not
+maps of the size of the labels. `reads_values`: it reads values from the device in every step.
 """
 from utils.config import registry
 from utils.config.build import construct

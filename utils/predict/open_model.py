@@ -29,7 +29,8 @@ class OpenModel:
     path: of the checkpoint, for messages and reports.
     model: on its device, in eval mode, in the memory layout it was trained in.
     class_names, palette: by class id; a color is [r, g, b], 0 to 255.
-    activation: "softmax" or "sigmoid", as the loss of the network needs it.
+    activation: "softmax" or "sigmoid", as the loss of the network needs it; "scores" if the network
+        gives scores in place of logits (utils.losses.scores).
     epoch: number of finished epochs of the weights, if known.
     base_size: the size at which the network was validated (utils.images.base_size).
     label_ids: the value that a written label map holds for each class; None: class ids.
@@ -77,9 +78,13 @@ class OpenModel:
             return chosen
         return None if input_size_of(options) else read_size(section) or self.base_size
 
-    def loss(self) -> torch.nn.Module | None:
-        """The loss that training reports in validation; None if the config has no loss."""
-        loss = validation_loss(self.config, lambda: self._criterion(self.config.get("loss")))
+    def loss(self, of_logits: bool = False) -> torch.nn.Module | None:
+        """The loss that training reports in validation; None if the config has no loss.
+
+        of_logits: it is for logits, also if the network gives scores.
+        """
+        loss = validation_loss(self.config, lambda: self._criterion(self.config.get("loss")),
+                               "softmax" if of_logits else self.activation)
         return loss and loss.to(self.device)
 
     def inverse(self) -> Inverse | NoInverse:
@@ -103,7 +108,7 @@ class OpenModel:
         output_weights = self.model.output_weights
         assert isinstance(output_weights, dict)     # of every BaseModel
         return Criterion(section, output_weights, config["ignore_index"],
-                         config.get("loss_weights"), len(self.class_names))
+                         config.get("loss_weights"), len(self.class_names), self.activation)
 
     def require_classes(self, class_names: list[str]):
         """Raises ConfigError unless a dataset has the classes of the network in their order.

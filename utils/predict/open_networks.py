@@ -85,7 +85,8 @@ def open_networks(stored: Sequence[StoredNetwork], device: torch.device | str) -
     """The networks, ready to predict; all stay on `device`.
 
     Raises CheckpointError if weights do not fit, and ConfigError unless all have the same classes
-    in the same order, the same activation, and read pictures of more than 8 bits alike.
+    in the same order, probabilities of one kind (that sum to 1, or sigmoids), and read pictures of
+    more than 8 bits alike.
     """
     networks = []
     for one in stored:
@@ -113,7 +114,8 @@ def _require_alike(first: OpenModel, other: OpenModel):
         raise ConfigError(f"the networks of an ensemble have different classes: "
                           f"{listed(apart, _SHOWN, '; ')} ({pair})", "-r",
                           "give networks of the same classes in the same order")
-    if first.activation != other.activation:
+    # Softmax and scores both give probabilities that sum to 1.
+    if "sigmoid" in (first.activation, other.activation) and first.activation != other.activation:
         raise ConfigError(f"an ensemble averages probabilities of one kind, but the networks use "
                           f"{first.activation} and {other.activation} ({pair})", "-r",
                           "give networks that were trained with losses of one kind")

@@ -7,6 +7,9 @@ Three ways of predicting are common in the field, and all are here: the whole im
 overlapping windows (yassouali/pytorch-segmentation, HRNet, mmsegmentation; their positions come
 from utils.predict.windows); several scales with or without a mirrored copy (PSPNet, Zhao et al.,
 CVPR 2017). Every source averages logits; `average="probs"` averages probabilities.
+
+A network that gives scores in place of logits (utils.losses.scores) is predicted in the same ways:
+"logits" below are then its scores, and so is what the predictor returns.
 """
 import copy
 import inspect
@@ -25,6 +28,7 @@ from utils.images.base_size import BaseSize, WholeView, whole_view
 from utils.images.headers import max_pixels
 from utils.images.input_size import InputSize, InputView
 from utils.images.types import Image
+from utils.losses.scores import shares
 from utils.machine.precision import autocast_dtype
 from utils.machine.tensors import ImageBatch, LabelBatch, Logits, Masks
 from utils.predict.largest_class import largest_class, upsampled_labels
@@ -123,7 +127,9 @@ class Predictor:
         softmax; "view_probs", where windows average logits and views probabilities
         (mmsegmentation); or "exp", the exponentials of the logits of views and windows, where a
         mirror image is averaged as logits (HRNet).
-    activation: "softmax" or "sigmoid", the one that the loss of the model uses.
+    activation: "softmax" or "sigmoid", the one that the loss of the model uses; "scores" if the
+        model gives scores in place of logits: these are then averaged, and with "probs" their
+        shares, which are scores again.
     window_batch: windows in one forward; None means 1 on a CPU, where batches
         cost more than they save, and 8 elsewhere.
     amp: autocast around the model only: "bf16", "fp16", False, or "auto" (bf16 where
@@ -162,7 +168,7 @@ class Predictor:
                  tiling: Tiling = "even",
                  stride: int | tuple[int, int] | None = None,
                  average: Literal["logits", "probs", "view_probs", "exp"] = "logits",
-                 activation: Literal["softmax", "sigmoid"] = "softmax",
+                 activation: Literal["softmax", "sigmoid", "scores"] = "softmax",
                  window_batch: int | None = None,
                  amp: Literal["auto", "bf16", "fp16", False] = False,
                  channels_last: bool | None = None, align_corners: bool = False,
@@ -173,7 +179,10 @@ class Predictor:
         _one_of("scale_rounding", scale_rounding, ("floor", "nearest"))
         _one_of("tiling", tiling, TILINGS)
         _one_of("average", average, AVERAGES)
-        _one_of("activation", activation, ("softmax", "sigmoid"))
+        _one_of("activation", activation, ("softmax", "sigmoid", "scores"))
+        if activation == "scores" and average == "exp":
+            raise ConfigError("the network gives scores, which have no exponentials to average",
+                              "predict.average", "set it to \"logits\", the mean of the scores")
         _one_of("amp", amp, ("auto", "bf16", "fp16", False))
         scales = tuple(scales or (MULTISCALE if mode == "multiscale" else (1.0,)))
         if not all(math.isfinite(scale) and scale > 0 for scale in scales):
@@ -644,11 +653,13 @@ class Predictor:
                             else torch.contiguous_format)
 
     def _probs(self, logits):
+        if self.activation == "scores":
+            return shares(logits)
         return logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
 
     def _as_logits(self, mean):
-        """Turn a mean of other values into logits, in place; a mean of logits stays as it is."""
-        if self.average == "logits":
+        """Turn a mean of other values into logits, in place; one of logits or scores stays."""
+        if self.average == "logits" or self.activation == "scores":
             return mean
         tiny = torch.finfo(mean.dtype).tiny
         if self.activation == "softmax" or self.average == "exp":

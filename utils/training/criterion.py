@@ -10,6 +10,7 @@ from utils.config import registry
 from utils.errors import ConfigError, unknown
 from utils.losses import build_loss
 from utils.losses.inverse import Inverse, NoInverse, inverse_of
+from utils.losses.scores import log_shares
 
 RESIZE = ("logits", "logits_align_corners", "target")
 _KEYS = ("type", "args", "weight", "target", "resize")
@@ -28,7 +29,9 @@ class Criterion(nn.Module):
       ["wRMI", {"type": "CE"}, ...]  in the order of output_weights, with loss_weights
     A loss that reads several outputs at once lists them in `inputs` (and their
     targets in `targets`); in the long form its name is "mask+direction". An output may have one
-    loss of its own and be read by others of this kind.
+    loss of its own and be read by others of this kind. Outputs that are not maps of classes need
+    such a loss. It has `resize` None, gets them as the network gave them, of any shape, and says in
+    a method `num_classes` for how many classes they are made.
 
     The key "resize", next to "type", selects what to do if an output has another size
     than its target: "logits": resize the logits to the target, bilinear (default);
@@ -37,9 +40,11 @@ class Criterion(nn.Module):
 
     output_weights: {name: weight} of the model. num_classes: when given, class
     weights of another length are a ConfigError here rather than in the first step, and
-    outputs of another number of channels one in the first step.
+    outputs of another number of channels one in the first step. activation: what the model states
+    of its output in eval mode, if it does (BaseModel.activation).
 
-    `weights` is {name: weight}; `activation` is that of the loss of "out", or of the first output.
+    `weights` is {name: weight}; `activation` is what the model states, or that of the loss of
+    "out", or of the first output.
 
     Averaging: every loss is a mean over the labelled pixels of its batch. To make k
     micro-batches equal to one batch, multiply each total by valid_pixels(batch) and divide
@@ -53,7 +58,7 @@ class Criterion(nn.Module):
 
     def __init__(self, loss_section: str | dict | list, output_weights: dict[str, float],
                  ignore_index: int = 255, loss_weights: list | None = None,
-                 num_classes: int | None = None):
+                 num_classes: int | None = None, activation: str | None = None):
         super().__init__()
         self.ignore_index, self.num_classes = ignore_index, num_classes
         sections = _sections(loss_section, dict(output_weights), loss_weights)
@@ -71,7 +76,7 @@ class Criterion(nn.Module):
             raise ConfigError("every loss has the weight 0: the network would learn nothing",
                               "loss", "give one of them a weight above 0")
         first: Any = self._loss("out") or self.losses[0]
-        self.activation = first.activation
+        self.activation = activation or first.activation
 
     def forward(self, outputs: dict[str, torch.Tensor], batch: dict) \
             -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -92,10 +97,13 @@ class Criterion(nn.Module):
             if absent:
                 raise ConfigError(f"the loss {name!r} needs the target {absent[0]!r}; the dataset "
                                   f"gives {', '.join(batch)}", "loss")
+            logits, labels = [outputs[key] for key in inputs], [batch[key] for key in targets]
             if targets == ("label",):
-                self._check_channels(loss, name, [outputs[key].shape[1] for key in inputs])
-            logits, labels = _same_size([outputs[key] for key in inputs],
-                                        [batch[key] for key in targets], resize)
+                channels = ([loss.num_classes(*logits)] if hasattr(loss, "num_classes")
+                            else [one.shape[1] for one in logits])
+                self._check_channels(loss, name, channels)
+            if resize is not None:
+                logits, labels = _same_size(logits, labels, resize)
             value = loss(*logits, *labels)
             total = total + self.weights[name] * value
             parts[name] = value.detach()
@@ -116,8 +124,13 @@ class Criterion(nn.Module):
     def inverse(self) -> Inverse | NoInverse:
         """What turns the logits of "out" into those of the posterior (utils.losses.inverse)."""
         loss = self.main_loss
+        if len(self.losses) == 1 and hasattr(self.losses[0], "inputs"):
+            return inverse_of(self.losses[0])
         if loss is None:
             return NoInverse('the output "out" has no loss on the labels alone')
+        if self.activation == "scores":
+            return NoInverse("the network gives scores, and what its loss does to logits does not "
+                             "hold for them")
         if not self.weights["out"]:
             return NoInverse('the loss of the output "out" has the weight 0')
         if any(self.weights[name] and "out" in inputs
@@ -145,16 +158,31 @@ class Criterion(nn.Module):
         return dict(zip(self._plans, self.losses, strict=True)).get(name)
 
 
-def validation_loss(config: dict, criterion: Callable[[], Criterion | None]) -> nn.Module | None:
+def validation_loss(config: dict, criterion: Callable[[], Criterion | None],
+                    activation: str = "softmax") -> nn.Module | None:
     """The loss that a validation reports, (logits, labels) -> scalar, or None.
 
     That is `val_loss`, or the loss of "out" in the training criterion. criterion: returns the
-    training criterion; called only if the config has no val_loss.
+    training criterion; called only if the config has no val_loss. activation: "scores" if the loss
+    gets scores in place of logits; it is then computed on the logarithms of their shares.
     """
     if config.get("val_loss"):
-        return build_loss(config["val_loss"], config["ignore_index"])
-    training = criterion()
-    return training and training.main_loss
+        loss = build_loss(config["val_loss"], config["ignore_index"])
+    else:
+        training = criterion()
+        loss = training and training.main_loss
+    return _LossOfScores(loss) if loss is not None and activation == "scores" else loss
+
+
+class _LossOfScores(nn.Module):
+    """A loss of logits, computed for scores (N, C, H, W)."""
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.loss(log_shares(scores), labels)
 
 
 def _sections(section, output_weights, loss_weights):
@@ -228,8 +256,12 @@ def _plan(name, section, loss, where):
     if targets is not None and "target" in section:
         raise ConfigError(f"{section['type']} reads the targets {', '.join(targets)}: "
                           '"target" has no effect', where)
-    resize = section.get("resize", getattr(loss, "resize", "logits"))
-    if resize not in RESIZE:
+    own = getattr(loss, "resize", "logits")
+    if own is None and "resize" in section:
+        raise ConfigError(f"{section['type']} reads outputs that are not maps: \"resize\" has no "
+                          "effect", f"{where}.resize", "leave it out")
+    resize = section.get("resize", own)
+    if resize is not None and resize not in RESIZE:
         raise ConfigError(unknown("way to resize", resize, RESIZE), f"{where}.resize")
     return inputs or named, targets or (section.get("target", "label"),), resize
 

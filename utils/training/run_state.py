@@ -36,7 +36,7 @@ class Resumable(Protocol):
     folder: Path
     train_loader: Any
     dataset_facts: dict
-    model: torch.nn.Module
+    model: Any         # a base.base_model.BaseModel
     ema: torch.optim.swa_utils.AveragedModel | None
     criterion: Criterion
     normalize: Normalize
