@@ -1,6 +1,7 @@
 """Compares our networks with plain versions of the same networks and with other packages.
 
     python -m benchmarks.models [NAME ...] [--size 256x256] [--batch 2] [--repeats 7]
+    python -m benchmarks.models --small [--size 512x1024]
 
 Some of the same networks are in torchvision, others in benchmarks/plain_models.py ("plain"); with
 our weights, the plain ones must compute our logits. segmentation_models_pytorch ("smp") has
@@ -10,6 +11,9 @@ installed is reported and left out.
 Each pair runs in turns in one process: forward in eval mode, then forward and backward. Printed
 are the median over the turns of the ratio of CPU times (ours / theirs), and the ratio of the peak
 memory of tensors besides the weights. 1.00 is equal; less is better for us.
+
+--small compares our own small networks with each other in the same way: parameters, FLOPs of an
+image, and the medians of the CPU times of a batch and of their ratios to the first network.
 """
 import argparse
 import statistics
@@ -45,6 +49,9 @@ PAIRS = [
                                      decoder_channels=(512, 256, 128, 64)), False),
     ("UperNet", {**RESNET, "output_stride": 32}, "smp", lambda: _smp("UPerNet"), False),
 ]
+# (title, network, its arguments): what is run where speed counts.
+SMALL = [("ENet", "ENet", {}), ("PIDNet-S", "PIDNet", {"variant": "s"}),
+         ("SegFormer-B0", "SegFormer", {"backbone": "mit_b0"})]
 
 
 def main(argv: list[str] | None = None):
@@ -53,19 +60,24 @@ def main(argv: list[str] | None = None):
     names = sorted({name for name, *_ in PAIRS})
     parser.add_argument("names", nargs="*", default=names, metavar="NAME",
                         help="any of " + ", ".join(names))
-    parser.add_argument("--size", type=size, default="256x256", metavar="N|HxW",
-                        help="size of the images (default: %(default)s)")
+    parser.add_argument("--size", type=size, metavar="N|HxW",
+                        help="size of the images (default: 256x256, with --small 512x1024)")
     parser.add_argument("--batch", type=at_least(2), default=2,
                         help="number of images (default: 2)")
     parser.add_argument("--repeats", type=at_least(1), default=7,
                         help="number of turns (default: 7)")
     parser.add_argument("--same", action="store_true",
                         help="only pairs in which both networks are the same")
+    parser.add_argument("--small", action="store_true",
+                        help="compare " + ", ".join(title for title, *_ in SMALL))
     options = parser.parse_args(argv)
     if wrong := set(options.names) - set(names):
         parser.error(f"no pair of {', '.join(sorted(wrong))}; choose from {', '.join(names)}")
     torch.manual_seed(0)
-    images = torch.randn(options.batch, 3, *options.size)
+    height, width = options.size or ((512, 1024) if options.small else (256, 256))
+    images = torch.randn(options.batch, 3, height, width)
+    if options.small:
+        return side_by_side(images, options.repeats)
     print("ours / theirs, times per FLOP where the networks differ")
     print(f"{'network':10} {'other':12} {'FLOPs':>6} {'params':>7} | {'forward':>8} "
           f"{'memory':>7} | {'fwd+bwd':>8} {'memory':>7}", flush=True)
@@ -113,6 +125,31 @@ def compare(title: str, ours: nn.Module, theirs: nn.Module, images: ImageBatch, 
         cells += [statistics.median(ratios), memory]
     print(f"{title} {flops:6.2f} {params:7.2f} | {cells[0]:8.3f} {cells[1]:7.3f} | "
           f"{cells[2]:8.3f} {cells[3]:7.3f}", flush=True)
+
+
+def side_by_side(images: ImageBatch, repeats: int):
+    """Prints a row for each of SMALL, which run in turns; images: float."""
+    networks = [(title, components("models")[name](num_classes=CLASSES, **arguments))
+                for title, name, arguments in SMALL]
+    rows = {title: [f"{title:14} {_count(network) / 1e6:8.2f} "
+                    f"{_flops(network, images) / len(images) / 1e9:7.1f} "]
+            for title, network in networks}
+    print(f"{'network':14} {'params M':>8} {'GFLOPs':>7} | {'forward s':>9} {'ratio':>6} "
+          f"{'MiB':>6} | {'fwd+bwd s':>9} {'ratio':>6} {'MiB':>6}", flush=True)
+    for step, train in ((_forward, False), (_forward_backward, True)):
+        turns = []
+        for turn in range(repeats + 1):
+            seconds = {}
+            for title, network in networks[::1 if turn % 2 else -1]:
+                seconds[title] = _cpu_time(step, network.train(train), images)
+            if turn:                    # the first turn warms up
+                turns.append(seconds)
+        for title, network in networks:
+            ratio = statistics.median(seconds[title] / seconds[SMALL[0][0]] for seconds in turns)
+            median = statistics.median(seconds[title] for seconds in turns)
+            memory = _peak(step, network, images) / 2 ** 20
+            rows[title].append(f" {median:9.2f} {ratio:6.2f} {memory:6.0f} ")
+    print("\n".join("|".join(parts).rstrip() for parts in rows.values()))
 
 
 def _forward(network, images):

@@ -46,7 +46,7 @@ def differences(name):
         network = load_published(name, weights)
     result = _differences(name, network, image, manifest, "golden")
     for golden, group in manifest.get("goldens", {}).items():
-        if golden == "golden_odd":      # the same weights, another image
+        if golden in ("golden_odd", "golden_b"):    # the same weights, another image
             image = published_image(name, golden)
             found = _differences(name, network, image, group, golden)
             result |= {f"{golden} {key}": value for key, value in found.items()}
