@@ -151,7 +151,7 @@ class Criterion(nn.Module):
             f"the labels have {needed} classes"
         raise ConfigError(f"the output {name!r} has {channels[0]} channel"
                           f"{'s' * (channels[0] != 1)}, {what}", "loss",
-                          "give each output the loss that it was made for, and use the data of "
+                          "give each output its own loss (docs/losses.md), and use the data of "
                           "the network")
 
     def _loss(self, name):
