@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from models.backbones import Backbone, build_backbone
-from models.backbones.vit import our_vit_keys
+from models.backbones.vit import VisionTransformer, our_vit_keys
 from models.layers.norm import norm_layer
 from models.layers.outputs import as_outputs
 from models.weights.published import Published
@@ -52,8 +52,9 @@ class ViTLinear(StartsFromFiles):
 class ViTMultiLinear(StartsFromFiles):
     """Batch norm and a 1x1 convolution on the maps of four blocks of a plain transformer.
 
-    layers: "last" for the last four blocks, as DINOv2 has it under the name `ms`; "quarters" for
-    the last block of each quarter, DINOv3's other choice. The rest is as in ViTLinear.
+    layers: "last" for the last four blocks, as DINOv2 has it under the name `ms` (of an encoder of
+    timm, its last four maps); "quarters" for the last block of each quarter, DINOv3's other choice.
+    The rest is as in ViTLinear.
     eval:  logits (N, C, H, W)
     train: {"out": logits (N, C, H, W)}
     """
@@ -66,10 +67,14 @@ class ViTMultiLinear(StartsFromFiles):
         self.backbone = _with_one_stride(build_backbone(
             backbone, levels=4, if_known=last, pretrained=pretrained, norm=norm,
             drop_path=drop_path, checkpointing=checkpointing), backbone)
-        self.head = _head(sum(self.backbone.channels), num_classes, dropout, norm)
+        if layers == "quarters" and not isinstance(self.backbone, VisionTransformer):
+            raise ConfigError(f"the blocks of {backbone} cannot be chosen", "arch.args.layers",
+                              'set it to "last"')
+        self.backbone.keep(-4, -3, -2, -1)
+        self.head = _head(sum(self.backbone.channels[-4:]), num_classes, dropout, norm)
 
     def forward(self, x: ImageBatch) -> Logits | dict[str, Logits]:
-        maps = torch.cat(self.backbone(x), dim=1)           # the earliest block first
+        maps = torch.cat(self.backbone(x)[-4:], dim=1)      # the earliest block first
         return as_outputs({"out": self.head(maps)}, x, self.training)
 
 

@@ -6,6 +6,7 @@
 import re
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models.backbones import Backbone
@@ -17,7 +18,8 @@ from utils.machine.tensors import ImageBatch
 class PlainPyramid(Backbone):
     """Four maps of 256 channels, made from the last map of a plain encoder.
 
-    encoder: its maps begin at the top left pixel of the image. output_stride: 32 gives strides
+    The image is padded with zeros at the right and at the bottom, so that the maps begin at its
+    top left pixel, wherever the encoder would pad. output_stride: 32 gives strides
     4, 8, 16, 32; 16 gives 4, 8, 16, 16. With patches of 14 pixels, strides are 14/16 of these,
     rounded. The encoder alone counts as pretrained: the pyramid learns at the
     rate of the head, and freeze_backbone does not fix it.
@@ -51,7 +53,8 @@ class PlainPyramid(Backbone):
                 for key, value in self.encoder.rename_foreign(state).items()}
 
     def forward(self, x: ImageBatch) -> list[torch.Tensor]:
-        maps = self.pyramid(self.encoder(x)[-1])
+        height, width = (-side % self.patch for side in x.shape[2:])
+        maps = self.pyramid(self.encoder(F.pad(x, (0, width, 0, height)))[-1])
         for level, factor in enumerate(self.pyramid.factors):
             if level not in self.unused:
                 maps[level] = self._cropped(maps[level], x, factor)

@@ -58,13 +58,14 @@ class ViTForm:
 
 _DINOV2 = {"s": ViTForm(384, 12, 6, 1536), "b": ViTForm(768, 12, 12, 3072),
            "l": ViTForm(1024, 24, 16, 4096), "g": ViTForm(1536, 40, 24, 4096, gated=True)}
-_DINOV3 = {"s": ViTForm(384, 12, 6, 1536), "b": ViTForm(768, 12, 12, 3072),
-           "l": ViTForm(1024, 24, 16, 4096)}
+_DINOV3 = {"s16": ViTForm(384, 12, 6, 1536), "s16plus": ViTForm(384, 12, 6, 1536, gated=True),
+           "b16": ViTForm(768, 12, 12, 3072), "l16": ViTForm(1024, 24, 16, 4096),
+           "h16plus": ViTForm(1280, 32, 20, 5120, gated=True)}
 FORMS = (
     {f"dinov2_vit{size}14": form for size, form in _DINOV2.items()}
     | {f"dinov2_vit{size}14_reg": replace(form, registers=4, class_row=False, offset=0.0,
                                           antialias=True) for size, form in _DINOV2.items()}
-    | {f"dinov3_vit{size}16": replace(form, patch=16, image_size=None, registers=4,
+    | {f"dinov3_vit{size}": replace(form, patch=16, image_size=None, registers=4,
                                       class_row=False, qkv_bias=False, eps=1e-5)
        for size, form in _DINOV3.items()})
 
@@ -137,7 +138,7 @@ class VisionTransformer(Backbone):
             patches = patches + resize_positions(table, grid, self.form.offset,
                                                  self.form.antialias)
         front = torch.cat([first, self.reg_token], dim=1) if self.form.registers else first
-        return torch.cat([front.expand(len(patches), -1, -1), patches], dim=1), grid
+        return torch.cat([front.expand(patches.shape[0], -1, -1), patches], dim=1), grid
 
     def rope(self, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The rotary embedding of a grid (h, w), or None if the positions are in a table.
@@ -259,7 +260,8 @@ class LayerScale(nn.Module):
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the last P of T tokens of x, float (N, heads, T, channels of a head)."""
-    front, patches = x[:, :, :-len(cos)], x[:, :, -len(cos):]
+    prefix = x.shape[2] - cos.shape[0]
+    front, patches = x[:, :, :prefix], x[:, :, prefix:]
     first, second = patches.chunk(2, dim=-1)
     turned = patches * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([front, turned], dim=2)
@@ -324,12 +326,22 @@ def our_vit_keys(state: Mapping[str, torch.Tensor]) -> State:
     """
     state = {key: value for key, value in state.items() if not _UNUSED.search(key)}
     state = rename(state, VIT_KEYS)
+    for key in [key for key in state if re.search(r"\.mlp\.(w1|fc1_g)\.", key)]:
+        _join_gate(state, key)
     for key in [key for key in state if key.endswith("reg_token")]:
         front = key.removesuffix("reg_token")
         _fold_class_row(state, front)
         if front + "pos_embed" not in state:
             _drop_zero_biases(state, front)
     return state
+
+
+def _join_gate(state: State, gate: str) -> None:
+    """Join the two first layers of SwiGLU, w1 and w2 (Meta) or fc1_g and fc1_x (timm)."""
+    other = re.sub(r"(w1|fc1_g)(?=\.\w+$)", lambda m: {"w1": "w2", "fc1_g": "fc1_x"}[m[1]], gate)
+    if other in state:
+        state[re.sub(r"(w1|fc1_g)(?=\.\w+$)", "fc1", gate)] = torch.cat(
+            [state.pop(gate), state.pop(other)])
 
 
 def _fold_class_row(state: State, front: str) -> None:

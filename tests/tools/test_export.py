@@ -245,6 +245,7 @@ PROMISED = {
     "ENet": {}, "UNet": {}, "PSPNet": {"backbone": "resnet18"}, "DeepLab": {"backbone": "resnet18"},
     "HRNetOCR": {"backbone": "hrnet_w18_small_v1", "mid_channels": 32, "key_channels": 16},
     "MscaleOCR": {"backbone": "hrnet_w18_small_v1", "mid_channels": 32, "key_channels": 16},
+    "ViTLinear": {"backbone": "dinov2_vits14"}, "ViTMultiLinear": {"backbone": "dinov3_vits16"},
 }
 
 
