@@ -53,6 +53,12 @@ def test_an_unknown_name_is_reported_with_the_nearest_and_all_known_names():
     assert unknown("key", "x", ()) == "unknown key 'x'. Known: none."
 
 
+def test_of_names_that_differ_only_in_case_all_are_reported():
+    assert unknown("type", "upernet", ["UPerNet", "UperNet", "UNet"]) == (
+        "unknown type 'upernet'. Did you mean 'UPerNet' or 'UperNet'? Known: UNet, UPerNet, "
+        "UperNet.")
+
+
 def test_a_number_agrees_with_its_noun():
     assert [counted(1, "batch"), counted(2, "batch"), counted(3, "class"), counted(0, "epoch")] \
         == ["1 batch", "2 batches", "3 classes", "0 epochs"]

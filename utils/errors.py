@@ -76,7 +76,9 @@ def unknown(what: str, name: object, choices: Iterable) -> str:
     """One line with the unknown name, the nearest known name, and all known names."""
     known = sorted(map(str, choices))
     near = nearest(name, known)
-    hint = f" Did you mean {near!r}?" if near else ""
+    # Names that differ only in upper and lower case are not one choice.
+    alike = [one for one in known if near and one.lower() == near.lower()]
+    hint = f" Did you mean {' or '.join(map(repr, alike))}?" if alike else ""
     return f"unknown {what} {name!r}.{hint} Known: {', '.join(known) or 'none'}."
 
 

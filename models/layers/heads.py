@@ -23,14 +23,18 @@ class PyramidPooling(nn.Module):
     """Joins the features with their means over a grid of 1x1, 2x2, 3x3 and 6x6 regions (`bins`).
 
     float (N, in_channels, H, W) -> (N, out_channels, H, W). Zhao et al., CVPR 2017,
-    arXiv:1612.01105. Pooled maps are resized with align_corners=True, as in
-    yassouali/pytorch-segmentation.
+    arXiv:1612.01105. The defaults are those of yassouali/pytorch-segmentation.
+
+    pooled_channels: of each pooled map; None: in_channels / number of bins. align_corners: how
+    pooled maps are resized. dropout: share of whole maps of the result.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bins: tuple = (1, 2, 3, 6), *,
-                 norm: str = "batch"):
+                 pooled_channels: int | None = None, align_corners: bool = True,
+                 dropout: float = 0.1, norm: str = "batch"):
         super().__init__()
-        channels = in_channels // len(bins)
+        channels = pooled_channels or in_channels // len(bins)
+        self.align_corners = align_corners
         self.stages = nn.ModuleList(
             nn.Sequential(RegionMeans(size),
                           *conv_norm_act(in_channels, channels, 1,
@@ -38,10 +42,10 @@ class PyramidPooling(nn.Module):
             for size in bins)
         self.bottleneck = nn.Sequential(
             *conv_norm_act(in_channels + len(bins) * channels, out_channels, 3, norm=norm),
-            nn.Dropout2d(0.1))
+            nn.Dropout2d(dropout))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pooled = [resize_to(stage(x), x, align_corners=True) for stage in self.stages]
+        pooled = [resize_to(stage(x), x, self.align_corners) for stage in self.stages]
         return self.bottleneck(torch.cat([x, *pooled], dim=1))
 
 

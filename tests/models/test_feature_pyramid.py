@@ -9,7 +9,7 @@ from models.backbones.plain_pyramid import PlainPyramid
 from models.deeplab import DeepLab
 from models.layers.feature_pyramid import SimpleFeaturePyramid
 from models.pspnet import PSPNet
-from models.upernet import UperNet
+from models.upernet_yassouali import UperNet
 
 IMAGE = torch.zeros(1, 3, 65, 97)
 

@@ -20,7 +20,7 @@ ARCHITECTURES = {name: cls for name, cls in sorted(components("models").items())
 SMALL = ("resnet18", "mobilenet_v3_small", "densenet121", "vgg11_bn", "hrnet_w18_small_v1",
          "deepbase_resnet18", "hrnext20", "resnet50")
 BACKBONES = ("resnet34", "resnet50s", "mobilenet_v3_large", "densenet121", "vgg16_bn", "vgg11",
-             "xception", "hrnet_w18_small_v2", "deepbase_resnet50")
+             "xception", "hrnet_w18_small_v2", "deepbase_resnet50", "swin_tiny", "convnext_tiny")
 # Options that make a network small enough for tests.
 SMALLER = {"FCN8": {"channels": 64}, "ViTLinear": {"backbone": "dinov2_vits14"},
            "ViTMultiLinear": {"backbone": "dinov3_vits16", "layers": "quarters"}}

@@ -25,7 +25,7 @@ from utils.checkpoint.load import match_tensors
 
 FOLDERS = [name for name in sorted(published()) if (PARITY / name / "golden.npz").is_file()]
 # Families whose networks are not written yet.
-TO_COME = ("upernet_", "eomt_")
+TO_COME = ("eomt_",)
 # Folders with the keys and shapes of a file alone.
 KEYS_ONLY = [name for name in sorted(published()) if (PARITY / name / "manifest.json").is_file()
              and name not in FOLDERS]
@@ -211,6 +211,8 @@ PROBES = {
     "hoya012_deeplabv3_resnet50_instance": [0.18225, 0.71614, -0.052468, -1.218, 1.1849],
     "hoya012_deeplabv3_resnet50_group": [-0.083941, 0.76568, 0.82924, -0.48305, -1.0007],
     "yassouali_upernet_resnet101": [-5.4102, 9.5731, 6.9512, -15.866, -0.88031],
+    "upernet_swin_tiny": [-0.64062, 0.85192, -2.3579, -0.35419, 0.080524],
+    "upernet_convnext_tiny": [-0.70736, 0.86185, -2.4339, -0.4278, -0.020584],
     "yassouali_fcn8": [0.0028419, 0.22381, 0.20212, -0.11194, -0.50323],
 }
 

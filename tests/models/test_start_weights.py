@@ -14,7 +14,7 @@ from models.isa import ISA
 from models.psp_densenet import PSPDenseNet
 from models.pspnet import PSPNet
 from models.segnet import SegNet
-from models.upernet import UperNet
+from models.upernet_yassouali import UperNet
 from models.weights.rename_keys import rename
 from tests.support.made_up import needs_goldens, published_keys
 from utils.checkpoint.load import MAX_DROPPED, load_foreign, load_partial, match_tensors

@@ -72,7 +72,7 @@ def list_text(kind: str | None = None, name: str | None = None) -> str:
         return _found(kind)
     if name is not None:
         classes = _classes(kind)
-        exact = name if name in classes else _spelled(name, classes)
+        exact = _spelled(name, classes)
         if exact is not None:
             return _describe_class(kind, exact, classes[exact])
         text = _lines(kind, name)
@@ -104,8 +104,9 @@ def _found(word: str) -> str:
 
 
 def _spelled(name: str, known: Mapping[str, type]) -> str | None:
-    """The known name that equals `name` but for upper and lower case, or None."""
-    return next((one for one in known if one.lower() == name.lower()), None)
+    """The known name that is `name`, or the only one that differs just in upper and lower case."""
+    alike = [one for one in known if one.lower() == name.lower()]
+    return name if name in known else alike[0] if len(alike) == 1 else None
 
 
 def _lines(kind: str, word: str = "") -> str:
