@@ -12,6 +12,7 @@ from models.weights.published import load_published, published
 from models.weights.rename_keys import rename
 from tests.models.test_backbones import outputs, randomized
 from tests.support.made_up import (
+    in_dialect,
     needs_goldens,
     published_manifest,
     published_weights,
@@ -85,10 +86,10 @@ DIALECTS = [(mmseg, "swin_tiny"), (mmseg, "convnext_tiny"), (authors, "swin_tiny
             (with_constants, "swin_tiny")]
 
 
+@pytest.mark.slow       # networks of full size
 @needs_goldens
 @pytest.mark.parametrize("dialect, encoder", DIALECTS)
 def test_every_dialect_of_a_file_gives_the_same_tensors(dialect, encoder):
-    """A second each: networks of full size."""
     state = dialect(encoder)
     expected = loaded(encoder).state_dict()
     with no_start_values():
@@ -222,14 +223,15 @@ def small(encoder):
     return UPerNet(3, encoder, channels=16).eval()
 
 
+@pytest.mark.slow       # two forward and backward passes of networks of full size
 @every_encoder
 def test_checkpointing_changes_no_gradient(encoder):
-    """A second each: two forward and backward passes of networks of full size."""
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         network = build_backbone(encoder, checkpointing=checkpointing).train()
-        torch.cat([m.flatten() for m in network(torch.randn(2, 3, 33, 47))]).square().sum().backward()
+        maps = network(torch.randn(2, 3, 33, 47))
+        torch.cat([m.flatten() for m in maps]).square().sum().backward()
         gradients.append([p.grad for p in network.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
