@@ -48,6 +48,8 @@ PAIRS = [
     ("UNet", {}, "smp", lambda: _smp("Unet", encoder_name="vgg13_bn", encoder_depth=4,
                                      decoder_channels=(512, 256, 128, 64)), False),
     ("UperNet", {**RESNET, "output_stride": 32}, "smp", lambda: _smp("UPerNet"), False),
+    *(("UPerNet", {"backbone": f"{kind}_tiny", "use_aux": False, "drop_path": 0.0}, "transformers",
+       lambda kind=kind: _TransformersUPerNet(kind), True) for kind in ("swin", "convnext")),
 ]
 # (title, network, its arguments): what is run where speed counts.
 SMALL = [("ENet", "ENet", {}), ("PIDNet-S", "PIDNet", {"variant": "s"}),
@@ -231,6 +233,27 @@ def _smp(name, encoder_name="resnet50", **options):
     import segmentation_models_pytorch
     return getattr(segmentation_models_pytorch, name)(
         encoder_name=encoder_name, encoder_weights=None, classes=CLASSES, **options)
+
+
+class _TransformersUPerNet(nn.Module):
+    """The UPerNet of transformers on its Swin or ConvNeXt, without the auxiliary head."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        from transformers import (  # pyright: ignore[reportMissingImports]
+            ConvNextConfig,
+            SwinConfig,
+            UperNetConfig,
+            UperNetForSemanticSegmentation,
+        )
+        encoder = {"swin": SwinConfig, "convnext": ConvNextConfig}[kind]
+        maps = ["stage1", "stage2", "stage3", "stage4"]
+        self.network = UperNetForSemanticSegmentation(UperNetConfig(
+            backbone_config=encoder(out_features=maps, drop_path_rate=0.0), num_labels=CLASSES,
+            hidden_size=512, use_auxiliary_head=False))
+
+    def forward(self, x):
+        return self.network(x).logits
 
 
 class _OnlyLogits(nn.Module):
