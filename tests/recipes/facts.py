@@ -45,8 +45,12 @@ def facts(config: dict) -> dict[str, str]:
             True, False) else {True: "on", False: "-"}[loader["scale"]],
         "network": arch["type"] + (f" {backbone}" if backbone else ""),
         "loss": losses(config),
-        "lr": f"{lr}" + (f", backbone {lr / 10:.10g}" if optimizer["differential_lr"] else ""),
-        "decay": f"{optimizer['args']['weight_decay']:.10g}",
+        "lr": f"{lr}" + (f", backbone {lr / 10:.10g}" if optimizer["differential_lr"] else "")
+              + "".join(f", {one['match']} x{one['lr_factor']:g}" for one in
+                        optimizer["groups"] or () if one["lr_factor"] is not None)
+              + (f", layers x{optimizer['layer_decay']}" if optimizer["layer_decay"] != 1 else ""),
+        "decay": f"{optimizer['args']['weight_decay']:.10g}"
+                 + "".join(f", not {kind}" for kind in optimizer["no_decay"] or ()),
         "schedule": schedule(config["lr_scheduler"]),
         "length": f"{trainer['epochs']} epochs" if trainer["epochs"] else
                   f"{trainer['iterations']} steps",
@@ -93,4 +97,7 @@ def schedule(section: dict) -> str:
     args = section["args"]
     if section["type"] == "ConstantLR":
         return "constant"
-    return f"{section['type']} {args['power']:g} from {0 if args['from_zero'] else 1}"
+    text = section["type"]
+    if "power" in args:
+        text += f" {args['power']:g} from {0 if args['from_zero'] else 1}"
+    return text + (f", warm-up {args['warmup_steps']}" if args.get("warmup_steps") else "")

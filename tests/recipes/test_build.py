@@ -77,10 +77,11 @@ def test_a_recipe_builds_network_loss_optimizer_and_schedule(name):
         assert declared + bool(section["args"].get("train_void")) == classes
     criterion_of(config, model, classes)
     optimizer = build_optimizer(config["optimizer"], model)
-    scheduler: Any = build_scheduler(config["lr_scheduler"], optimizer, STEPS, 10)
+    scheduler: Any = build_scheduler(config["lr_scheduler"], optimizer, 10 * STEPS, 10)
     assert scheduler.per_iteration or config["lr_scheduler"]["type"] == "ConstantLR"
     args = config["optimizer"]["args"]
-    assert {group["weight_decay"] for group in optimizer.param_groups} == {args["weight_decay"]}
+    decays = {group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {args["weight_decay"], *([0.0] if config["optimizer"]["no_decay"] else [])}
     sizes = [p.numel() for group in optimizer.param_groups for p in group["params"]]
     assert sum(sizes) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -108,6 +109,28 @@ def test_the_head_of_rankdice_learns_ten_times_as_fast_as_its_backbone():
         optimizer = build_optimizer(config["optimizer"], network_of(config)[0])
         assert sorted({group["lr"] for group in optimizer.param_groups}) == \
             pytest.approx([0.001, 0.01]), name
+
+
+def test_the_head_of_segformer_learns_ten_times_as_fast_and_its_norms_decay():
+    model, _ = network_of(resolved("segformer_b0"))
+    optimizer = build_optimizer(resolved("segformer_b0")["optimizer"], model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = {names[id(p)]: (group["lr"], group["weight_decay"])
+              for group in optimizer.param_groups for p in group["params"]}
+    head, = {groups[name] for name in groups if name.startswith("head.")}
+    assert head == pytest.approx((6e-4, 0.01))
+    assert groups["backbone.stages.0.blocks.0.norm1.weight"] == (6e-5, 0.0)
+    assert groups["backbone.stages.0.blocks.0.attn.norm.bias"] == (6e-5, 0.0)
+    assert groups["backbone.stages.0.norm.weight"] == (6e-5, 0.01)
+    assert groups["backbone.stages.0.blocks.0.mlp.fc1.bias"] == (6e-5, 0.01)
+
+
+def test_the_rate_of_segformer_rises_from_a_millionth_for_1500_steps_and_falls_to_zero():
+    section = resolved("segformer_b0")["lr_scheduler"]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=6e-4)
+    scheduler: Any = build_scheduler(section, optimizer, 160000, 1263)
+    assert [scheduler.factor(step) for step in (0, 750, 1500, 80750, 160000)] == pytest.approx(
+        [1e-6, 0.5, 1.0, 0.5, 0.0], abs=1e-6)
 
 
 @pytest.mark.parametrize("name, output", [
