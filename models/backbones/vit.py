@@ -22,7 +22,7 @@ from models.backbones import Backbone
 from models.backbones.download import no_download, state_from
 from models.layers import checkpointing as activation_checkpointing
 from models.layers.drop_path import drop_path, growing_shares
-from models.layers.positions import resize_positions
+from models.layers.positions import resize_patches, resize_positions
 from models.weights.rename_keys import Rule, State, rename
 from utils.errors import CheckpointError, ConfigError
 from utils.machine.tensors import ImageBatch
@@ -115,7 +115,7 @@ class VisionTransformer(Backbone):
         self.norm = nn.LayerNorm(form.embed_dim, eps=form.eps)
         self._init_weights()
         if pretrained:
-            self.load_state_dict(_downloaded(name))
+            self.load_state_dict(self.fitted(_downloaded(name)))
 
     def forward(self, x: ImageBatch) -> list[torch.Tensor]:
         tokens, grid = self.embed(x)
@@ -157,6 +157,24 @@ class VisionTransformer(Backbone):
                             columns.unsqueeze(0).expand(grid[0], -1, -1)], dim=2)
         angles = angles.flatten(0, 1).repeat(1, 2)
         return angles.cos(), angles.sin()
+
+    def fitted(self, state: State) -> State:
+        """A state dict with our keys, its patches and positions resampled to the sizes here.
+
+        Patches so that they give about the same tokens on an image that is resized alike (Beyer et
+        al., FlexiViT, CVPR 2023, arXiv:2212.08013); positions as those of an image of that size.
+        """
+        kernel, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+        state = dict(state)
+        if kernel is not None and kernel.shape[-1] != self.patch:
+            state["patch_embed.proj.weight"] = resize_patches(kernel, self.patch)
+        side = (self.form.image_size or 0) // self.patch
+        row = int(self.form.class_row)
+        if side and table is not None and table.shape[1] != side ** 2 + row:
+            patches = resize_positions(table[:, row:], (side, side), self.form.offset,
+                                       self.form.antialias)
+            state["pos_embed"] = torch.cat([table[:, :row], patches], dim=1)
+        return state
 
     def rename_foreign(self, state: State) -> State:
         """Rename the tensors of Meta's and timm's files of a transformer without a head."""

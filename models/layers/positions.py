@@ -36,6 +36,19 @@ def resize_positions(table: torch.Tensor, grid: tuple[int, int], offset: float,
         return (columns @ half).view(1, height * width, -1).to(table.dtype)
 
 
+def resize_patches(kernel: torch.Tensor, side: int) -> torch.Tensor:
+    """A patch convolution (D, 3, p, p) for patches of `side` pixels: (D, 3, side, side).
+
+    If a patch is resized to `side` (bicubic, with antialiasing), the new kernel gives the token
+    that the old one gave, as nearly as least squares can. A larger patch has exactly the same.
+    """
+    old = kernel.shape[-1]
+    exact = kernel.double()
+    values = torch.zeros((), dtype=exact.dtype, device=exact.device)
+    resize = torch.linalg.pinv(_weights(side, old, old / side, True, values).T)
+    return (resize @ exact @ resize.T).to(kernel.dtype)
+
+
 def _weights(n: int, length: int, step: float | torch.Tensor, antialias: bool,
              like: torch.Tensor) -> torch.Tensor:
     """The weight of each of `length` values in each of n interpolated ones: (n, length).

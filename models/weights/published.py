@@ -45,6 +45,7 @@ class Published:
     classes:  the published key whose first dimension (or dimension classes_dim) is the
               number of classes; None: the network has no classes. A tuple if files of several
               sources are read: the first key that is in the file.
+    no_object: whether one more class than there are stands for "no object", the last one.
     files:    names of the published files that have these keys.
     encoder:  name of the file of the encoder, if `files` contain heads alone. Its keys are those
               after "backbone." in a file of the whole network.
@@ -64,6 +65,7 @@ class Published:
     convert: Callable[[State], State] | None = None
     classes: str | tuple[str, ...] | None = None
     classes_dim: int = 0
+    no_object: bool = False
     files: tuple[str, ...] = ()
     encoder: str = ""
     score: str = ""
@@ -231,7 +233,7 @@ def _count_classes(entry: Published, state: State, requested: int | None,
         return requested
     key = entry.class_key(state)
     if key and state[key].ndim > entry.classes_dim:
-        return state[key].shape[entry.classes_dim]
+        return state[key].shape[entry.classes_dim] - entry.no_object
     if requested is None:
         keys = entry.classes if isinstance(entry.classes, str) else " and no ".join(entry.classes)
         raise CheckpointError(f"the checkpoint has no {keys}", where=where,

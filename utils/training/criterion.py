@@ -99,8 +99,8 @@ class Criterion(nn.Module):
                                   f"gives {', '.join(batch)}", "loss")
             logits, labels = [outputs[key] for key in inputs], [batch[key] for key in targets]
             if targets == ("label",):
-                channels = ([loss.num_classes(*logits)] if hasattr(loss, "num_classes")
-                            else [one.shape[1] for one in logits])
+                count: Any = getattr(loss, "num_classes", None)
+                channels = [count(*logits)] if count else [one.shape[1] for one in logits]
                 self._check_channels(loss, name, channels)
             if resize is not None:
                 logits, labels = _same_size(logits, labels, resize)
