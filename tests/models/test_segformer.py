@@ -8,7 +8,7 @@ from torch import nn
 
 from models.backbones import build_backbone
 from models.segformer import SegFormer
-from models.upernet import UperNet
+from models.upernet_yassouali import UperNet
 from models.weights.published import load_published, open_published, published
 from tests.support.made_up import (
     in_dialect,

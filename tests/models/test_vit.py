@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from models.backbones import build_backbone
 from models.backbones.vit import FORMS, Block, VisionTransformer, ViTForm, our_vit_keys
 from models.layers.positions import resize_positions
-from models.upernet import UperNet
+from models.upernet_yassouali import UperNet
 from models.vit_linear import ViTLinear, ViTMultiLinear
 from models.weights.published import load_published
 from tests.support.made_up import (
