@@ -29,6 +29,7 @@ class DatasetReport(NamedTuple):
     """The result for one split.
 
     args: arguments of the dataset. samples: one entry for each whose files are complete.
+    title: its name in messages, if it could be opened.
     problems: lines on what is wrong. notes: lines on what may be intended.
     """
 
@@ -38,6 +39,7 @@ class DatasetReport(NamedTuple):
     samples: list[dict[str, Any]]
     problems: list[str]
     notes: list[str]
+    title: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The whole report as plain types."""
@@ -48,7 +50,8 @@ class DatasetReport(NamedTuple):
 
     def as_text(self) -> str:
         """The report in lines, with the first problems."""
-        lines = [f"{self.name} {self.args.get('split', '')} in {self.args.get('data_dir', '')}"]
+        title = self.title or f"{self.name} {self.args.get('split', '')}"
+        lines = [f"{title} in {self.args['data_dir']}" if "data_dir" in self.args else title]
         lines += [f"  {key:13} {value}" for key, value in self.summary.items()]
         lines += [f"note: {note}" for note in self.notes]
         if self.problems:
@@ -59,9 +62,10 @@ class DatasetReport(NamedTuple):
 
 
 def check_dataset(name: str, args: dict[str, Any], ignore_index: int = 255,
-                  workers: int = 1) -> DatasetReport:
+                  workers: int = 1, elsewhere: frozenset[Path] = frozenset()) -> DatasetReport:
     """Open every file of the dataset `name` with the arguments `args`, in threads.
 
+    elsewhere: files of other splits, which are not mentioned if they are in the same folders.
     Raises ConfigError for an unknown dataset or unusable arguments.
     """
     try:
@@ -83,7 +87,7 @@ def check_dataset(name: str, args: dict[str, Any], ignore_index: int = 255,
         problems.append(f"{dataset.root}: no images of split {dataset.split!r}")
     return DatasetReport(name, {**args, "split": dataset.split}, _summary(dataset, findings),
                          [finding.entry for finding in findings if finding.entry], problems,
-                         list(_notes(dataset, findings)))
+                         list(_notes(dataset, findings, elsewhere)), dataset.title)
 
 
 def open_unchecked(name: str, args: dict[str, Any], ignore_index: int) -> BaseDataset:
@@ -108,6 +112,12 @@ def open_unchecked(name: str, args: dict[str, Any], ignore_index: int) -> BaseDa
         return unchecked(**own_args, ignore_index=ignore_index)
     except DataError as error:
         raise DataError(error.in_one_line, shown(args.get("data_dir", ""))) from None
+
+
+def files_of(dataset: BaseDataset) -> frozenset[Path]:
+    """All images and labels of a dataset."""
+    return frozenset(path for sample in dataset.samples for path in (sample.image, sample.label)
+                     if path)
 
 
 def _by_kind(problems: list[str]) -> Iterator[str]:
@@ -232,7 +242,8 @@ def _summary(dataset, findings):
     return result
 
 
-def _notes(dataset: BaseDataset, findings: list[_Finding]) -> Iterator[str]:
+def _notes(dataset: BaseDataset, findings: list[_Finding],
+           elsewhere: frozenset[Path]) -> Iterator[str]:
     published = dataset.split_sizes.get(dataset.split)
     if published and 0 < len(dataset) != published:
         yield f"{len(dataset)} samples, {published} in the published split"
@@ -241,33 +252,34 @@ def _notes(dataset: BaseDataset, findings: list[_Finding]) -> Iterator[str]:
                for kind in ("image", "label")}
     turned = [path for path, header in headers["image"] if header.orientation != 1]
     if turned:
-        yield f"{len(turned)} images are turned by their EXIF tag: {_some(turned)}"
+        yield f"{_are(turned, 'image')} turned by their EXIF tag: {_some(turned)}"
     yield from dataset.unused_parts(headers["image"], headers["label"])
     for paths in _same_content(path for path, _ in headers["image"]):
         yield f"{len(paths)} image files have the same content: {_some(paths)}"
     mixed = [sample.label for sample, finding in zip(dataset.samples, findings, strict=True)
              if finding.mixed]
     if mixed:
-        yield (f"{len(mixed)} labels look smoothed or stored as JPEG (many values along borders "
-               f"only): {_some(mixed)}")
+        look = "looks" if len(mixed) == 1 else "look"
+        yield (f"{counted(len(mixed), 'label')} {look} smoothed or stored as JPEG (many values "
+               f"along borders only): {_some(mixed)}")
     labeled = [finding.entry for finding in findings if finding.entry and finding.entry["hist"]]
     empty = [entry["label"] or entry["image"] for entry in labeled
              if set(_pixels([entry])) == {"ignore"}]
     if empty:
-        yield f"{len(empty)} labels hold ignored pixels only: {_some(empty)}"
+        yield (f"{counted(len(empty), 'label')} {'has' if len(empty) == 1 else 'have'} ignored "
+               f"pixels only: {_some(empty)}")
     pixels = _pixels(labeled)
     absent = [name for i, name in enumerate(dataset.class_names) if str(i) not in pixels]
     if labeled and absent:
         yield (f"{counted(len(absent), 'class')} {'does' if len(absent) == 1 else 'do'} not occur: "
                f"{_some(absent)}")
     for kind in ("image", "label"):
-        used = {path for sample in dataset.samples for path in (sample.image, sample.label) if path}
         folders = {path.parent for sample in dataset.samples if (path := getattr(sample, kind))}
-        used = {path for path in used if path.parent in folders}
-        others = sum(entry.is_file() for folder in folders if folder.is_dir()
-                     for entry in os.scandir(folder)) - sum(path.is_file() for path in used)
-        if others > 0:
-            yield f"{others} other files are in the {kind} folders"
+        used = {path for path in files_of(dataset) | elsewhere if path.parent in folders}
+        others = [entry for folder in folders if folder.is_dir() for entry in folder.iterdir()
+                  if entry.is_file() and entry not in used]
+        if others:
+            yield f"{_are(others, 'other file')} in the {kind} folders: {_some(sorted(others))}"
 
 
 def _pixels(entries):
@@ -281,6 +293,11 @@ def _pixels(entries):
 
 def _counted(counter):
     return ", ".join(f"{count} {key}" for key, count in counter.most_common()) or "none"
+
+
+def _are(some, noun):
+    """ "1 image is", "2 images are"."""
+    return f"{counted(len(some), noun)} {'is' if len(some) == 1 else 'are'}"
 
 
 def _some(names):

@@ -12,6 +12,7 @@ same content. With -c every loader of the config is checked, with --loader one. 
 means that something is wrong; notes alone do not count.
 """
 import argparse
+import contextlib
 import json
 import sys
 
@@ -42,11 +43,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     require_folder(args.json)
-    from dataloader.dataset_report import check_dataset
+    from dataloader.dataset_report import check_dataset, files_of, open_unchecked
+    from utils.errors import DataError
     from utils.files.whole_file import write_bytes
     wrong = False
-    for name, arguments, ignore_index in _datasets(args):
-        report = check_dataset(name, arguments, ignore_index, args.workers)
+    datasets, files = _datasets(args), {}
+    for number, one in enumerate(datasets):
+        with contextlib.suppress(DataError):        # its report says why it cannot be opened
+            files[number] = files_of(open_unchecked(*one))
+    for number, (name, arguments, ignore_index) in enumerate(datasets):
+        others = frozenset().union(*(files[k] for k in files if k != number))
+        report = check_dataset(name, arguments, ignore_index, args.workers, others)
         if args.json:
             write_bytes(args.json, json.dumps(report.as_json(), indent=1).encode() + b"\n")
         # A file name may contain bytes that are not text: show them escaped, never fail.

@@ -87,7 +87,8 @@ def statistics(dataset: "BaseDataset", workers: int = 0) -> dict[str, Any]:
     mean, std = _moments(values)
     total = int(pixels.sum())
     return {"schema": 1, "dataset": type(dataset).__name__, "split": dataset.split,
-            "images": len(dataset), "class_names": list(dataset.class_names),
+            "data_title": dataset.title, "images": len(dataset),
+            "class_names": list(dataset.class_names),
             "pixels": pixels.tolist(), "images_with": images_with.tolist(),
             "pixels_in_images_with": pixels_in_images_with.tolist(), "ignored_pixels": ignored,
             "share": [n / total if total else 0.0 for n in pixels.tolist()],
@@ -103,7 +104,7 @@ def as_text(result: dict) -> str:
     width = max(map(len, ["class", *names]))
     digits = max(6, *(len(str(n)) for n in result["pixels"]))
     images = max(1, result["images"])
-    lines = [f"{result['dataset']} {result['split']}: {result['images']} images",
+    lines = [f"{result['data_title']}: {result['images']} images",
              f" id  {'class':<{width}}  {'pixels':>{digits}}  {'share':>8}  images  {'share':>7}"
              + "".join(f"  {rule:>7}" for rule in rules)]
     for k, name in enumerate(names):

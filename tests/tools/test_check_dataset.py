@@ -62,9 +62,9 @@ def test_notes_name_equal_files_turned_images_and_void_labels(tmp_path, capsys):
     (images / "list.txt").write_text("")
     assert checked(args) == 0
     out = capsys.readouterr().out
-    for text in ("2 image files have the same content", "1 images are turned",
-                 "1 labels hold ignored pixels only", "148 classes do not occur",
-                 "1 other files are in the image folders", "20210 in the published split"):
+    for text in ("2 image files have the same content", "1 image is turned",
+                 "1 label has ignored pixels only", "148 classes do not occur",
+                 "1 other file is in the image folders", "20210 in the published split"):
         assert text in out
 
 

@@ -18,7 +18,7 @@ among them, decides on one prediction. For class weights and a mean of logits bo
 same.
 """
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,9 @@ from utils.losses.inverse import Inverse, InverseSource, NoInverse
 from utils.losses.scores import log_shares, shares
 from utils.machine.precision import full_precision
 from utils.machine.tensors import Logits
+
+if TYPE_CHECKING:
+    from utils.decision.ensemble import Ensemble
 
 CHOICES = ("auto", "raw")
 SMALLEST_TEMPERATURE = 1e-6     # logits divided by less overflow
@@ -134,20 +137,24 @@ class Posterior:
 
 
 def build_posterior(options: Mapping[str, Any], activation: str = "softmax",
-                    inverse: InverseSource | None = None) -> Posterior:
+                    inverse: InverseSource | None = None,
+                    ensemble: "Ensemble | None" = None) -> Posterior:
     """The Posterior for a `predict` section, every key optional.
 
     inverse: of the loss (utils.training.criterion.Criterion.inverse). A notice says once why there
     is none, and which classes were not trained.
+    ensemble: the one whose logits are decided on; then it is that of its mean.
     """
+    if ensemble:
+        return ensemble.posterior()
     setting = options.get("posterior")
     if setting not in (None, *CHOICES):
         raise ConfigError(f"expected \"auto\", \"raw\" or null, found {setting!r}",
                           "predict.posterior")
     found = inverse() if inverse and setting != "raw" else None
     if isinstance(found, NoInverse):
-        notice_once("the logits stay as they are, nothing of the loss is undone: "
-                    f"{found.reason}")
+        notice_once("the probabilities are those of the network as it is; what the loss did to "
+                    f"them cannot be undone: {found.reason}")
         found = None
     if found and found.reorders and found.unknown:
         classes = ", ".join(map(str, found.unknown))

@@ -134,8 +134,7 @@ def build_decision(name: str, activation: str = "softmax", options: dict | None 
     if takes_raw(name, options):
         build_posterior({**options, "posterior": "raw"}, activation)    # raises for wrong options
         return MaxDecision(ensemble.posterior(raw=True) if ensemble else None)
-    posterior = (ensemble.posterior() if ensemble
-                 else build_posterior(options, activation, inverse))
+    posterior = build_posterior(options, activation, inverse, ensemble)
     if name in ("max", MAX_POSTERIOR):
         return MaxDecision(posterior, name)
     if name == "T":

@@ -31,6 +31,7 @@ from utils.evaluation.page_charts import (
 from utils.evaluation.results_file import (
     Entry,
     code_of,
+    data_of,
     flat_setting,
     protocol_of,
     way_of,
@@ -105,8 +106,7 @@ def result_page(results: Sequence[RuleResult], command: str | None = None,
     titles = _titles([one.entry for one in results])
     entries = dict(zip(titles, (one.entry for one in results), strict=True))
     first = results[0].entry
-    name = f"{_checkpoint_name(first)} on {_word(first.get('dataset'))} " \
-           f"{_word(first.get('split'))}".rstrip()
+    name = f"{_checkpoint_name(first)} on {_word(data_of(first))}"
     return page(name, [
         heading(name, 1), _setting(entries, command),
         note(f"The page shows {MOST_RULES} of {MOST_RULES + len(left_out)} results; left out: "
@@ -167,8 +167,7 @@ def _setting(entries: dict[str, Entry], command: str | None) -> str:
         **{f"checkpoint {k}" if len(networks) > 1 else "checkpoint": _network_text(one)
            for k, one in enumerate(networks[:20], start=1)},
         "label files": _word(files.get("path")),
-        "data": f"{_word(first.get('dataset'))} {_word(first.get('split'))}, "
-                f"{_word(first.get('n_images'))} images"
+        "data": f"{_word(data_of(first))}, {_word(first.get('n_images'))} images"
                 + (f", {_word(data['data_dir'])}" if data.get("data_dir") else ""),
         "images are predicted": "" if files else _tried(way_of, first),
         "protocol": "" if files else _tried(protocol_of, first),

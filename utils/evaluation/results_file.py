@@ -26,7 +26,8 @@ Entry = dict[str, Any]
 
 # What an entry says besides its setting: every other key tells two results apart.
 OUTCOMES = {"schema", "runs", "image_scores", "classes", "image_level", "confusion", "intervals",
-            "official", "risk_coverage", "calibration", "regret", "versions", *NUMBERS}
+            "official", "risk_coverage", "calibration", "regret", "versions", "data_title",
+            *NUMBERS}
 # How the data is loaded, which changes no score.
 LOADING = {"batch_size", "num_workers", "prefetch_factor", "pin_memory", "timeout", "shuffle"}
 # What a rule adds (Decision.describe), and its refinement.
@@ -83,9 +84,8 @@ def title_of(entry: Entry) -> str:
     checkpoint, args = _part(entry, "checkpoint"), _part(_part(entry, "data"), "args")
     epoch, place = checkpoint.get("epoch"), args.get("data_dir")
     if "ids" in _part(entry, "predictions"):
-        return shown(f"{_short_title(entry)}, {entry.get('dataset')} {entry.get('split') or ''}"
-                     .rstrip() + f" ({entry.get('n_images')} images, labels in {place}) "
-                     f"[{code_of(entry)}]")
+        return shown(f"{_short_title(entry)}, {data_of(entry)} ({entry.get('n_images')} images, "
+                     f"labels in {place}) [{code_of(entry)}]")
     if isinstance(epoch, int) and entry.get("schema", 1) == 1:
         epoch -= 1          # it was the epoch in training, or the next
     extra = [f"{key} {_text(value)}" for key, value in entry.items()
@@ -96,12 +96,17 @@ def title_of(entry: Entry) -> str:
         extra += [f"each with its own {', '.join(sorted(own))}"] if own else []
     else:
         name = Path(str((checkpoint or _part(entry, "predictions")).get("path", "?"))).name
-    return shown(f"{name}, {entry.get('dataset')} {entry.get('split') or ''}".rstrip()
-                 + f" ({entry.get('loader')}, {entry.get('n_images')} images"
+    return shown(f"{name}, {data_of(entry)} ({entry.get('loader')}, {entry.get('n_images')} images"
                  f"{f' in {place}' if place else ''}), rule {entry.get('procedure')}, "
                  + ", ".join([way_of(entry), *([entry["segfix"]] if "segfix" in entry else []),
                               *extra, *([f"epoch {epoch}"] if epoch is not None else [])])
                  + f" [{code_of(entry)}]")
+
+
+def data_of(entry: Entry) -> str:
+    """The name of the data in messages: "Shapes val", and of own files "leaves val"."""
+    return str(entry.get("data_title")
+               or f"{entry.get('dataset')} {entry.get('split') or ''}".rstrip())
 
 
 def _own_paths(networks):

@@ -99,13 +99,13 @@ class ProtocolScores:
         predictors = [self._predictor(*pair) for pair in zip(self.networks, each, strict=True)]
         ensemble = self._ensemble(each, predictors, args) if len(predictors) > 1 else None
         predictor = ensemble or predictors[0]
+        inverse = (ensemble or opened).inverse
         rules = build_rules(args.predict or options["test"], opened.activation, options,
-                            opened.model, opened.inverse, ensemble)
+                            opened.model, inverse, ensemble)
         probabilities = args.risk_coverage or args.regret \
             or args.report and rules[0].name != "offsets"
         require_rule_arguments(args, [rule.name for rule in rules], options, probabilities,
-                               ensemble.inverse if ensemble else opened.inverse,
-                               dependent=args.regret, networks=each if ensemble else ())
+                               inverse, dependent=args.regret, networks=each if ensemble else ())
         options = {**options, "boundary": options["boundary"] or self.refiner is not None}
         settings = {**predictor.describe(), "published": options["published"],
                     "CoI": options["CoI"]}
@@ -113,8 +113,8 @@ class ProtocolScores:
             settings["networks"] = ensemble.describe_networks()
         if not self._is_new(settings, name or OWN):
             return
-        posterior = ensemble.posterior if ensemble else functools.partial(
-            build_posterior, options, opened.activation, opened.inverse)
+        posterior = functools.partial(build_posterior, options, opened.activation, inverse,
+                                      ensemble)
         counted = self._confidence(posterior, rules, args, ensemble)
         regret = self._regret(posterior, options, rules) if args.regret else None
         kept = self.page.keep(options, opened.config["ignore_index"]) if self.page else None
@@ -136,7 +136,7 @@ class ProtocolScores:
         entries = []
         if is_main():
             scored = Scored(opened, predictor, rules, self.key, self.section, names, options,
-                            self.refiner, self.read)
+                            self.refiner, self.read, loader.dataset.title)
             entries = score_entries(results, scored)
             for entry in entries:
                 entry.update(measured)

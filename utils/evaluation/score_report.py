@@ -58,6 +58,7 @@ class Scored:
     loader_key, section: the loader of the config and its name, such as "val_loader".
     options: the `predict` section, with the arguments of the command line.
     read_at: the base size at which the loader read images and labels; None: at their own size.
+    data_title: the name of the data for people.
     """
 
     opened: OpenModel
@@ -69,6 +70,7 @@ class Scored:
     options: dict
     refiner: Refiner | None = None
     read_at: int | list[int] | None = None
+    data_title: str = ""
 
     def setting(self, rule: str) -> dict[str, Any]:
         """The part of the entry of a rule that is known before the evaluation.
@@ -84,7 +86,7 @@ class Scored:
         # Keys for what is seldom used are only there if it is.
         seldom = {"protocol": options.get("protocol"), "protocol_changes": changes(options),
                   "segfix": self.refiner.describe() if refined and self.refiner else None,
-                  "labels_resized_to": self.read_at,
+                  "labels_resized_to": self.read_at, "data_title": self.data_title,
                   "published": options.get("published"), "boundary": options.get("boundary"),
                   "classes_of_interest": None if options.get("CoI", "all") == "all"
                   else list(options["CoI"])}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils.errors import counted
-from utils.evaluation.results_file import Entry, protocol_of, title_of
+from utils.evaluation.results_file import Entry, data_of, protocol_of, title_of
 from utils.metrics.table import bounds_text, percent
 
 FILL_IN = "**FILL IN**"
@@ -58,10 +58,10 @@ def _front(config, entries, name, license_id):
         lines += ["metrics:", *(f"- {kind}" for _, kind, _ in _METRICS)]
         lines += ["model-index:", f"- name: {_yaml(name)}", "  results:"]
     for entry in entries:
-        where = {"dataset": entry.get("dataset"), "split": entry.get("split")}
         lines += ["  - task:", "      type: image-segmentation", "    dataset:",
-                  f"      name: {_yaml(' '.join(str(one) for one in where.values() if one))}",
-                  f"      type: {_yaml(where['dataset'])}", f"      split: {_yaml(where['split'])}",
+                  f"      name: {_yaml(data_of(entry))}",
+                  f"      type: {_yaml(entry.get('dataset'))}",
+                  f"      split: {_yaml(entry.get('split'))}",
                   "    metrics:"]
         for key, kind, text in _METRICS:
             if isinstance(entry.get(key), (int, float)):
@@ -78,7 +78,7 @@ def _about(checkpoint):
     numbers = sum(tensor.numel() for tensor in checkpoint["model"].values()
                   if tensor.is_floating_point())
     return (f"{arch['type']}{f' with {backbone}' if isinstance(backbone, str) else ''}, "
-            f"{numbers / 1e6:.2f} M numbers, for semantic segmentation into "
+            f"{numbers / 1e6:.2f} M parameters, for semantic segmentation into "
             f"{len(checkpoint['class_names'])} classes, trained on "
             f"{config['train_loader']['type']}. {FILL_IN}: what the network is for, "
             "in a sentence or two.")
@@ -94,7 +94,7 @@ def _scores(entries, checkpoint):
     for entry in entries:
         bounds = (entry.get("intervals") or {}).get("Mean_IoU") or {}
         rows.append("| " + " | ".join((
-            _text(f"{entry.get('dataset')} {entry.get('split') or ''}".rstrip()),
+            _text(data_of(entry)),
             str(entry.get("n_images")), _text(entry.get("procedure")),
             percent(entry.get("Mean_IoU")), bounds_text(bounds.get("low"), bounds.get("high")),
             percent(entry.get("mIoU_I")), percent(entry.get("Pixel_Accuracy")),

@@ -169,7 +169,7 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
     predictors = [predictor.for_files() for predictor in seen]
     ensemble = build_ensemble(networks, each, predictors) if len(networks) > 1 else None
     wanted = bool(args.probabilities or args.confidence or args.entropy)
-    inverse = ensemble.inverse if ensemble else opened.inverse
+    inverse = (ensemble or opened).inverse
     require_rule_arguments(args, [rule], options, wanted, inverse,
                            networks=each if ensemble else ())
     decision = build_decision(rule, opened.activation, options, inverse,
@@ -178,10 +178,7 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
     if args.ids == "label" and decision.void is not None:
         raise ConfigError('unassigned "void" leaves pixels without a class, which test servers '
                           "count as wrong", "--ids label", "add --unassigned assign")
-    posterior = None
-    if wanted:
-        posterior = (ensemble.posterior() if ensemble
-                     else build_posterior(options, opened.activation, opened.inverse))
+    posterior = build_posterior(options, opened.activation, inverse, ensemble) if wanted else None
     if args.probabilities == "uint8":
         notice(f"--probabilities {COARSE}")
     for line in unused_settings(networks, each, args.predict):
