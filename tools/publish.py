@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None):
     args = parse(argv)
     folder = Path(args.folder)
     _require_room(folder, args.overwrite)
-    hub = _hub() if args.push else None
+    from utils.machine.packages import optional_package
+    hub = optional_package("huggingface_hub", "--push", "--push") if args.push else None
     if args.onnx:
         from utils.export.graph import require_packages
         require_packages("onnx")
@@ -88,18 +89,6 @@ def _require_room(folder: Path, overwrite: bool):
     if inside and not overwrite:
         raise DataError(f"the folder is not empty: {listed(inside, 5)}", str(folder),
                         "choose another one, or give --overwrite")
-
-
-def _hub() -> Any:
-    """The package huggingface_hub. Raises ConfigError."""
-    import importlib
-
-    from utils.errors import ConfigError
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise ConfigError(f"--push needs a package that cannot be imported: {error}", "--push",
-                          "pip install huggingface_hub") from None
 
 
 def _results(path: Path, digest: str, given: bool) -> list[dict[str, Any]]:
@@ -235,6 +224,10 @@ def _public_results(entries, digest: str) -> tuple[list[dict[str, Any]], list[st
                                              "trained_as": trained["sha256"]}})
         kept[-1].pop("image_scores", None)
     public, replaced = without_private(kept, RESULTS)
+    for entry in public:        # a title may name a folder that is not shown otherwise
+        place = entry.get("data", {}).get("args", {}).get("data_dir")
+        if place and not str(entry.get("data_title")).startswith(os.path.basename(place) or "/"):
+            entry.pop("data_title", None)
     return public, [f"{RESULTS}: without the scores of single images, which name files",
                     *replacements(replaced)]
 

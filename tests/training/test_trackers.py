@@ -135,6 +135,12 @@ def test_a_resumed_csv_keeps_its_columns_and_drops_later_rows(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
+def test_a_csv_that_is_added_at_a_resume_says_where_the_steps_before_are(tmp_path):
+    said = []
+    CSV().start(Session(tmp_path, "run", step=5, say=said.append))
+    assert said == ["csv: metrics.csv begins after step 5; metrics.jsonl has the steps before"]
+
+
 @pytest.mark.parametrize("bad", ["3,1,0.25", "three,1,0.5\n", "3,1\n", "3,1,2,3\n", "\0\n"])
 def test_csv_lines_that_are_no_rows_are_moved_aside_and_told(tmp_path, capsys, bad):
     csv_of(tmp_path).log({"train/loss": 0.5}, 1, 1)
@@ -144,7 +150,8 @@ def test_csv_lines_that_are_no_rows_are_moved_aside_and_told(tmp_path, capsys, b
     assert [row["step"] for row in rows(tmp_path)] == ["1", "10"]
     empty = not bad.strip("\0\n")
     assert (tmp_path / "metrics.csv.unreadable").exists() != empty
-    assert ("1 line are no rows" in capsys.readouterr().err) != empty
+    text = capsys.readouterr().err
+    assert ("1 line of another form moved to metrics.csv.unreadable" in text) != empty
 
 
 def test_a_foreign_csv_is_kept_aside(tmp_path):
@@ -368,6 +375,25 @@ def test_the_tracker_learns_how_the_training_ended(tmp_path, services):
     assert best.keys() == {"best/Mean_IoU", "best/epoch"}
 
 
+def test_a_validation_that_is_repeated_while_the_tracker_starts_is_logged_once(tmp_path, services,
+                                                                               monkeypatch):
+    killed(opened(tmp_path), [4])       # in the validation after step 4
+    (tmp_path / "trackers.json").unlink()
+    build_service = run_log.build
+
+    def gated(kind, section):
+        service = build_service(kind, section)
+        service.gate.clear()
+        return service
+    monkeypatch.setattr(run_log, "build", gated)
+    log = opened(tmp_path, 4)
+    log_lines(log, [4], "val")
+    services[1].gate.set()
+    log.close()
+    assert [call[1:] for call in services[1].calls if call[0] == "log"] == [
+        (4, 1, "train/loss"), (4, 1, "val/loss")]
+
+
 # --- the config ---
 
 def resolved(value):
@@ -399,7 +425,7 @@ def test_a_missing_package_is_named_before_data_is_read(package, monkeypatch, ca
     assert console.run(train.main, ["-c", "config.json", "--dry-run", "-d", "cpu",
                                     f'trainer.log_to=["{package}"]']) == 2
     text = capsys.readouterr().err
-    assert f"pip install {package}, or leave it out" in text and "trainer.log_to names" in text
+    assert f"pip install {package}, or leave it out" in text and "where: trainer.log_to" in text
 
 
 # --- wandb, by a small stand-in ---
@@ -624,9 +650,46 @@ def test_an_mlflow_run_that_is_gone_is_replaced_and_told(tmp_path, mlflow):
     said, kept = [], {}
     tracker = MLflow()
     tracker.start(Session(tmp_path, "run", {}, 4, {"id": "deleted"}, kept.update, said.append))
-    assert kept == {"id": "run0"} and "begins, with the steps to 4 from" in said[0]
+    assert kept["id"] == "run0" and "begins, with the steps to 4 from" in said[0]
     tracker.close("interrupted", "by SIGINT")
     assert Client.runs["run0"]["status"] == "KILLED"
+
+
+def test_a_resumed_training_with_another_experiment_begins_a_run_there(tmp_path, mlflow):
+    said, kept = [], {}
+    record = {"id": "run7", "experiment": "old"}
+    assert MLflow(experiment="new").start(
+        Session(tmp_path, "run", {}, 4, record, kept.update, said.append)) == {}
+    assert kept == {"id": "run0", "experiment": "new"}
+    assert said[0].startswith("mlflow: the experiment was old, is new: a new run begins there")
+
+
+# --- passwords ---
+
+SECRET = "http://ann:pass@word@host:5000/mlflow"
+
+
+def test_a_password_in_the_config_is_refused_and_not_printed(mlflow):
+    with pytest.raises(ConfigError, match="tracking_uri contains a password") as raised:
+        run_log.require_trackers({"trainer": {"log_to": [
+            {"type": "mlflow", "args": {"tracking_uri": SECRET}}]}})
+    assert "http://ann:***@host:5000" in str(raised.value) and "pass@" not in str(raised.value)
+    assert "MLFLOW_TRACKING_URI" in str(raised.value)
+
+
+def test_a_password_of_the_environment_is_in_no_message(tmp_path, mlflow, capsys):
+    mlflow.get_tracking_uri = lambda: SECRET
+    log = RunLogger(tmp_path, False, log_to=[{"type": "mlflow"}], config={})
+    log.close()
+    printed = capsys.readouterr().err + (tmp_path / "log.txt").read_text()
+    assert "in http://ann:***@host:5000" in printed and "word@" not in printed
+
+
+def test_a_password_in_an_error_of_a_service_is_not_printed(tmp_path, capsys):
+    service = Service()
+    service._note = lambda *call: (_ for _ in ()).throw(ConnectionError(f"no route to {SECRET}"))
+    close_all([channel_to(service, tmp_path)], "finished", "finished")
+    assert "no route to http://ann:***@host" in capsys.readouterr().err
 
 
 # --- TensorBoard ---

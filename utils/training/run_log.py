@@ -25,7 +25,7 @@ from utils.machine import distributed
 from utils.training.run_folder import run_facts
 from utils.training.tensorboard_events import TensorBoardEvents
 from utils.training.trackers.channel import Channel, Line, close_all
-from utils.training.trackers.tracker import Outcome, Session, Tracker
+from utils.training.trackers.tracker import Outcome, Session, Tracker, refuse_passwords
 
 _ABOUT = ("kind", "step", "epoch", "rule", "images")      # of a validation, besides its numbers
 _SHOWN = 5              # line numbers in a notice
@@ -98,7 +98,11 @@ class RunLogger:
         if known:
             keep(known)
         session = replace(session, record=known, keep=keep)
-        history = partial(_lines_to, folder / "metrics.jsonl", step)
+        # A session that resumes within a validation logs it again, at the same step, perhaps
+        # before the tracker has started: only the lines of earlier sessions are its history.
+        numbers = folder / "metrics.jsonl"
+        size = numbers.stat().st_size if numbers.is_file() else 0
+        history = partial(_lines_to, numbers, step, size)
         self._channels.append(Channel(tracker, session, logged, history))
 
     def _keep_record(self, name, line, logged, record):
@@ -184,6 +188,7 @@ class RunLogger:
 def require_trackers(config: dict):
     """Raise ConfigError if a tracker of trainer.log_to cannot be used here. Reads no data."""
     for section in config["trainer"].get("log_to", ()):
+        refuse_passwords(section)
         build("trackers", section).require()
 
 
@@ -276,12 +281,16 @@ def _drop_lines_after(path, step):
     return logged
 
 
-def _lines_to(path: Path, step: int) -> Iterator[Line]:
-    """The lines of metrics.jsonl to a step, with the tags of `RunLogger.scalars`."""
-    if not path.is_file():
+def _lines_to(path: Path, step: int, size: int) -> Iterator[Line]:
+    """The lines in the first `size` bytes of metrics.jsonl that are of no later step.
+
+    Their tags are those of `RunLogger.scalars`.
+    """
+    if not size:
         return
     with open(path, "rb") as stream:
-        for line in stream:
+        while stream.tell() < size:
+            line = stream.readline()
             found = _entry_of(line)
             if found is None or found[0] > step:
                 continue

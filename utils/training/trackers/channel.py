@@ -14,7 +14,7 @@ from typing import Any
 from utils.cli.console import notice, warn
 from utils.errors import counted, first_line
 from utils.images.types import Image
-from utils.training.trackers.tracker import Outcome, Session, Tracker
+from utils.training.trackers.tracker import Outcome, Session, Tracker, without_passwords
 
 MOST_LINES = 10_000         # that wait for a service
 MOST_PICTURES = 8           # likewise; a picture may have 100 MB
@@ -52,7 +52,9 @@ class Channel:
         self._started = self._dead = self._warned = False
         self._unsent = self._refused = self._pictures = 0       # what is missing in the end
         self._thread = None
-        session = replace(session, failed=self._warn)
+        say = session.say
+        session = replace(session, failed=self._warn,
+                          say=lambda text: say(without_passwords(text)))
         if not tracker.waits:
             self._start(session)
             return
@@ -120,7 +122,7 @@ class Channel:
         except Exception as error:          # of a service: it may be any
             self._dead = True
             warn(f"{self.title} keeps no record of this session, the training continues "
-                 f"({NUMBERS}): {first_line(error)}")
+                 f"({NUMBERS}): {without_passwords(first_line(error))}")
             return
         if session.step and (stored is not None or not session.record):
             self._call(lambda: self._catch_up(stored or {}))
@@ -166,7 +168,7 @@ class Channel:
         if not self._warned:
             self._warned = True
             warn(f"{self.title} can no longer be written, the training continues: "
-                 f"{first_line(error)}")
+                 f"{without_passwords(first_line(error))}")
 
     def _work(self):
         while (job := self._jobs.get()) is not None:

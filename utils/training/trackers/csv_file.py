@@ -30,6 +30,9 @@ class CSV(Tracker):
         self.path = Path(os.path.realpath(session.folder / "metrics.csv"))
         self.columns = list(_FIRST)
         if not self.path.is_file():
+            if session.step:
+                session.say(f"csv: {self.path.name} begins after step {session.step}; "
+                            "metrics.jsonl has the steps before")
             return
         rows = _rows(self.path.read_bytes())
         if rows and rows[0][:len(_FIRST)] == _FIRST and len(set(rows[0])) == len(rows[0]):
@@ -41,8 +44,8 @@ class CSV(Tracker):
         if strange:
             aside = self.path.with_name(f"{self.path.name}.unreadable")
             append_whole(aside, _text(strange))
-            notice(f"{shown(self.path)}: {counted(len(strange), 'line')} are no rows of this log; "
-                   f"they are now in {shown(aside.name)}")
+            notice(f"{shown(self.path)}: {counted(len(strange), 'line')} of another form moved to "
+                   f"{shown(aside.name)}")
         self._rewrite(kept)
 
     def log(self, values: dict[str, float], step: int, epoch: int | None):

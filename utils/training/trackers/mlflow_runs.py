@@ -24,7 +24,8 @@ class MLflow(Tracker):
         "file:mlruns"; null: MLFLOW_TRACKING_URI, or MLflow's default. experiment: its name; null:
         MLFLOW_EXPERIMENT_NAME, or "segwright". pictures: also store example pictures.
 
-    A resumed training goes on in the same run of MLflow.
+    A resumed training goes on in the same run of MLflow, or, if `experiment` has changed, in a new
+    run there with all steps.
     """
 
     aliases = ("mlflow",)
@@ -58,6 +59,11 @@ class MLflow(Tracker):
         mlflow = self.module
         self.client = mlflow.MlflowClient(self.uri)
         self.id = session.record.get("id")
+        before = session.record.get("experiment", self.experiment)
+        if before != self.experiment:
+            session.say(f"mlflow: the experiment was {before}, is {self.experiment}: a new run "
+                        f"begins there, with the steps to {session.step} from metrics.jsonl")
+            self.id = None
         if self.id is not None:
             try:
                 self.client.update_run(self.id, status="RUNNING")
@@ -69,7 +75,7 @@ class MLflow(Tracker):
         continued = self.id is not None
         if not continued:
             self.id = self._new_run(session)
-            session.keep({"id": self.id})
+            session.keep({"id": self.id, "experiment": self.experiment})
         self.client.log_text(self.id, json.dumps(session.config, indent=2), "config.json")
         session.say(f"mlflow: run {self.id} of the experiment {self.experiment} in "
                     f"{self.uri or mlflow.get_tracking_uri()}")

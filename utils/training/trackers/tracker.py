@@ -4,18 +4,22 @@ trainer.log_to names trackers. To add one, write a public subclass of Tracker in
 package: its constructor takes the "args" of its section, and `aliases` holds the names.
 """
 import importlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from utils.errors import ConfigError, first_line
+from utils.errors import ConfigError
 from utils.images.types import Image
+from utils.machine.packages import optional_package
 
 # How a session of training ended. A failed one raised an error.
 Outcome = Literal["finished", "interrupted", "failed"]
 PROJECT = "segwright"       # in which services put runs, unless a name is given
+# A password in an address: of an account before its host, or in its query.
+_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s]+(?=@)|([?&]password=)[^&\s]+")
 
 
 @dataclass
@@ -69,14 +73,9 @@ class Tracker(ABC):
 
     def require(self):
         """Raise ConfigError if this tracker cannot be used here. Called before data is read."""
-        if self.package is None:
-            return
-        try:
-            importlib.import_module(self.package)
-        except ImportError as error:
-            raise ConfigError(f"trainer.log_to names {self.title}, whose package cannot be "
-                              f"imported: {first_line(error)}", "trainer.log_to",
-                              f"pip install {self.package}, or leave it out") from None
+        if self.package is not None:
+            optional_package(self.package, self.title, "trainer.log_to",
+                             f"pip install {self.package}, or leave it out")
 
     @abstractmethod
     def start(self, session: Session) -> dict[str, int] | None:
@@ -101,6 +100,25 @@ class Tracker(ABC):
     @abstractmethod
     def close(self, outcome: Outcome, text: str):
         """End the session. text: for people, why it ended."""
+
+
+def refuse_passwords(section: dict[str, Any]):
+    """Raise ConfigError if an address in the section of a tracker contains a password.
+
+    The config is stored in the folder of the run, in its checkpoints and in the trackers.
+    """
+    for key, value in flat(section.get("args", {})).items():
+        if isinstance(value, str) and _PASSWORD.search(value):
+            variable = ", such as MLFLOW_TRACKING_URI" if key == "tracking_uri" else ""
+            raise ConfigError(f"{key} contains a password, which would be stored with the run: "
+                              f"{without_passwords(value)}", "trainer.log_to",
+                              f"leave {key} out, and set it in a variable of the environment"
+                              f"{variable}, for each start")
+
+
+def without_passwords(text: str) -> str:
+    """A text in which passwords of addresses are ***."""
+    return _PASSWORD.sub(lambda found: f"{found[1] or found[2]}***", text)
 
 
 def flat(config: Any, name: str = "") -> dict[str, Any]:
