@@ -288,18 +288,21 @@ class Trainer(BaseTrainer):
                 self.progress.batches_done = 0      # stopped in a validation: no step is left
             self._begin_epoch(self.progress.epoch)
             batch = self.train_loader.next_batch()
+            size = len(batch["id"])
+            tried = f"tried one step on a batch of {counted(size, 'image')}"
             if self.device.type == "cpu":
                 few = max(2, REHEARSED_PIXELS // math.prod(batch["image"].shape[2:]))
                 batch = {key: value[:few] for key, value in batch.items()}
-            tried = (f"tried one step on {counted(len(batch['id']), 'training image')} of "
-                     f"{size_text(batch['image'].shape[2:])} (height x width)")
+                if few < size:
+                    tried = f"tried one step on {few} of the {size} images of a batch"
+            tried += f" ({size_text(batch['image'].shape[2:])}, height x width; loss "
             batches = [batch]
             outputs, parts = self._step(batches)
             if "out" in outputs:
                 self._decision("train")(outputs["out"].detach().float())
             self._raise_if_bad()
             losses = [value.item() for value in parts.values()]
-            tried += f" (loss {' + '.join(f'{value:.4g}' for value in losses)})"
+            tried += " + ".join(f"{value:.4g}" for value in losses) + ")"
             if self.val_loader is not None:
                 tried += self._rehearse_validation()
         return f"{tried}, in {time.monotonic() - started:.1f} s"
@@ -309,8 +312,8 @@ class Trainer(BaseTrainer):
         loader = _OneBatch(self.val_loader.next_batch(1) if len(self.val_loader) else None)
         scores, _, _ = self._scores(loader, None)
         size = size_text(loader.batch["image"].shape[2:]) if loader.batch else "no size"
-        loss = "" if scores.loss is None else f" (loss {scores.loss:.4g})"
-        return f" and one validation image of {size}{loss}"
+        loss = "" if scores.loss is None else f"; loss {scores.loss:.4g}"
+        return f" and one validation image ({size}{loss})"
 
     # Steps whose loss or gradient is not finite
 

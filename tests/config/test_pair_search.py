@@ -244,9 +244,9 @@ def test_files_that_are_left_out_are_counted_with_examples(tmp_path, monkeypatch
     save(tmp_path / "lab/overlay/x.jpg", scene(0)[0])
     loaders("im", "lab")
     printed = capsys.readouterr().out
-    assert "5 pairs of image and label (2 images without a usable label" in printed
-    assert "1 pairs cannot be used: 3.jpg is 24x32, its label 3x3" in printed
-    assert "1 images have no label: im/2.jpg" in printed
+    assert "5 pairs of image and label; left out: 2 images without a usable label" in printed
+    assert "1 pair cannot be used: 3.jpg is 24x32, its label 3x3" in printed
+    assert "1 image has no label: im/2.jpg" in printed
     assert "2 label files are not used: lab/5.png, overlay/x.jpg" in printed
 
 

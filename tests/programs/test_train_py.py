@@ -123,8 +123,8 @@ def test_a_dry_run_refuses_what_the_start_refuses(tmp_path, capsys, status, word
 def test_a_dry_run_says_what_it_tried(tmp_path, capsys):
     assert run(*COMMON, "loss=CE", "--dry-run", f"trainer.save_dir={tmp_path}") == 0
     text = capsys.readouterr().err
-    assert re.search(r"tried one step on 4 training images of 48x64 \(height x width\) "
-                     r"\(loss [\d.]+\) and one validation image of \d+x\d+ \(loss [\d.]+\), in",
+    assert re.search(r"tried one step on a batch of 4 images \(48x64, height x width; "
+                     r"loss [\d.]+\) and one validation image \(\d+x\d+; loss [\d.]+\), in",
                      text), text
     assert "9 classes" in text and "on cpu" in text
 

@@ -468,9 +468,18 @@ def test_a_rehearsal_tries_the_first_step_and_one_validation_image_and_writes_no
     assert not (tmp_path / "none").exists()
     make(tmp_path, "trainer.log_per_iter=1").train()
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
-    assert said.startswith("tried one step on 2 training images of 8x8 (height x width) (loss "
+    assert said.startswith("tried one step on a batch of 2 images (8x8, height x width; loss "
                            f"{first['loss' if 'loss' in first else 'train/loss']:.4g}) and one "
-                           "validation image of 8x8 (loss ")
+                           "validation image (8x8; loss ")
+
+
+def test_a_rehearsal_on_a_cpu_says_that_it_takes_a_part_of_a_batch_of_large_images(
+        tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.REHEARSED_PIXELS", 1)
+    trainer = make(tmp_path)
+    trainer.train_loader.batch_size = 4
+    assert trainer.rehearse().startswith(
+        "tried one step on 2 of the 4 images of a batch (8x8, height x width; ")
 
 
 def test_a_rehearsal_of_a_finished_run_says_so(tmp_path):
@@ -484,7 +493,7 @@ def test_a_rehearsal_at_the_end_of_an_epoch_or_without_a_validation_batch_works(
     trainer.progress.batches_done = 4
     trainer.val_loader.batch_size = 5           # as on a rank that gets no batch
     assert len(trainer.val_loader) == 0
-    assert "tried one step on 2 training images" in trainer.rehearse()
+    assert "tried one step on a batch of 2 images" in trainer.rehearse()
 
 
 def test_a_rehearsal_finds_what_the_validation_would_refuse(tmp_path):

@@ -1,5 +1,6 @@
 """start_file: what trainer.finetune_from means, and which runs are finished."""
 import json
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from tests.programs.test_train_py import COMMON, run
 from tests.programs.test_trainer import make
 from utils.checkpoint.read import read_checkpoint
+from utils.config.load import load_config
+from utils.config.schema import resolve_config
 from utils.errors import CheckpointError
 from utils.images.normalize import Normalize
 from utils.machine import distributed
@@ -96,8 +99,11 @@ def test_only_rank_0_reads_the_files_of_an_earlier_run(monkeypatch):
 def test_a_start_file_with_other_input_is_told_with_the_numbers(capfd):
     saved = {"mean": [0.485, 0.456, 0.406], "std": [0.25] * 3, "order": "BGR", "scale": 255.0}
     warn_of_other_input(saved, Normalize([0.5, 0.456, 0.406], [0.25] * 3))
-    line, = capfd.readouterr().err.splitlines()
+    line, override = capfd.readouterr().err.splitlines()
     assert "mean was [0.485, 0.456, 0.406], is [0.5, 0.456, 0.406]; order was BGR, is RGB" in line
+    argument, = shlex.split(override)
+    config = resolve_config(load_config("config.json", [argument]))
+    assert config["normalize"] == saved
     warn_of_other_input({**saved, "order": "RGB"}, Normalize([0.485, 0.456, 0.406], [0.25] * 3))
     warn_of_other_input(None, Normalize([0.5] * 3, [0.25] * 3))
     assert not capfd.readouterr().err

@@ -108,7 +108,8 @@ def report(error: BaseException, argv: list[str] | None = None) -> int | None:
             and error.name.partition(".")[0] not in _OUR_PACKAGES:
         package = error.name.partition(".")[0]
         fail(f"this needs the package {package}, which is not installed\n"
-             f"  fix: pip install {package}")
+             "  fix: activate the environment that has it (. .venv/bin/activate), or "
+             "pip install -r requirements.txt")
         return 2
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         _print_labeled("interrupted", str(error) or "at once; nothing more was saved", "33")

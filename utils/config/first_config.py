@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.config.pair_search import find_pairs, place_of
-from utils.errors import ConfigError, DataError, listed, shown, size_text
+from utils.errors import ConfigError, DataError, counted, listed, shown, size_text
 from utils.files.whole_file import write_bytes
 from utils.images.headers import pillow_open
 from utils.images.image_io import read_image, read_stored, stored_codes
@@ -90,8 +90,8 @@ def make_config(images: str, labels: str, out: str):
                 _config_text(places, pairing.rule, files, split, sizes, rarest).encode())
 
     left_out = pairing.images_left_out
-    print(f"{len(pairs)} pairs of image and label"
-          + (f" ({left_out} images without a usable label are left out)" if left_out else ""))
+    print(f"{len(pairs)} pairs of image and label" + (
+        f"; left out: {counted(left_out, 'image')} without a usable label" if left_out else ""))
     for remark in pairing.remarks:
         print(f"  {remark}")
     if pairing.rule != ("*", "*"):
@@ -237,8 +237,8 @@ def _classes_of_values(contents, pairs):
     if ignored:
         remark += f"; {IGNORED} is ignored (\"label_ids\" can make it a class)"
     elif IGNORED in values:
-        remark += (f"; {IGNORED} is a class (if it means \"no class\", move it from \"label_ids\" "
-                   "to \"ignore_ids\", and remove its name and color)")
+        remark += (f"\n  {IGNORED} is a class: if it means \"no class\", move it from "
+                   "\"label_ids\" to \"ignore_ids\", and remove its name and color")
     count = kept[-1] + 1 if are_ids else len(kept)
     named = list(range(count)) if are_ids else kept
     palette = _stored_palette(pairs[0].label, named)
@@ -246,8 +246,8 @@ def _classes_of_values(contents, pairs):
     label_ids = None if are_ids and not contents.equal_channels else named
     names = [f"class {value}" for value in named]
     if palette is None and background_of(names) is not None:
-        remark += ("; class 0 is black, which pictures leave unpainted: give it a color if it is "
-                   "not the background")
+        remark += ("\n  class 0 is black, and pictures leave it unpainted: give it a color in the "
+                   "class file if it is not the background")
     return Classes(names, palette or class_palette(names), label_ids,
                    ignored if label_ids else [], [], remark)
 
@@ -259,8 +259,8 @@ def _classes_of_colors(contents):
     shares = listed(range(len(kept)), 20, text=lambda i: (
         f"{tuple(colors[i])} ({100 * contents.pixels[kept[i]] / total:.2g} %)"))
     return Classes(["color {} {} {}".format(*color) for color in colors], colors, None, [], [],
-                   f"color labels: {shares}; move a color that "
-                   "means \"no class\" from \"palette\" (and its name) to \"ignore_colors\"")
+                   f"color labels: {shares}\n  if a color means \"no class\", move it from "
+                   "\"palette\" to \"ignore_colors\", and remove its name")
 
 
 def _stored_palette(path, values):
@@ -322,7 +322,7 @@ def _config_text(places, rule, files, split, sizes, rarest):
                "weights help:\n"
                f"  // python -m tools.class_statistics -c {files['config'].as_posix()} prints them."
                "\n" if rarest < RARE else "")
-    shared = "".join(f'      {json.dumps(key)}: {json.dumps(value)},\n'
+    shared = "".join(f'      {json.dumps(key)}: {_json(value)},\n'
                      for key, value in common.items())
     # If all images have one size and are trained at it, validation needs no resizing.
     resized = f'"base_size": {base}, ' if zoom < 1 or len(sizes) > 1 else ""
@@ -332,7 +332,7 @@ def _config_text(places, rule, files, split, sizes, rarest):
   "{name}_loader": {{
     "type": "Folder",
     "args": {{
-{shared}      "split": "{name}", "list_file": {json.dumps(files[name].name)},
+{shared}      "split": "{name}", "list_file": {_json(files[name].name)},
       // Whole images, at the size used for training.
       "batch_size": {batch}, "num_workers": 1{val_resize}
     }}
@@ -342,13 +342,13 @@ def _config_text(places, rule, files, split, sizes, rarest):
 // Written by train.py --init. Run: python train.py --config {files['config'].as_posix()}
 // Paths are relative to this file; sizes are [height, width].
 {{
-  "name": {json.dumps(files['config'].stem)},
+  "name": {_json(files['config'].stem)},
   // Small enough for a CPU. python train.py --list models shows the others.
   "arch": {{"type": "ENet"}},
   "train_loader": {{
     "type": "Folder",
     "args": {{
-{shared}      "split": "train", "list_file": {json.dumps(files['train'].name)},
+{shared}      "split": "train", "list_file": {_json(files['train'].name)},
       "batch_size": {batch}, "shuffle": true, "num_workers": 2,
       // Random scale 0.5 to 2 of {scaled}, a crop of crop_size, mirroring.
       "augment": true, {resized}"crop_size": {crop}, "scale": true, "flip": true
@@ -367,6 +367,12 @@ def _config_text(places, rule, files, split, sizes, rarest):
   }}
 }}
 """
+
+
+def _json(value):
+    """JSON with letters of all alphabets; a name that is not UTF-8 is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value)
 
 
 def _beside(config, folder):

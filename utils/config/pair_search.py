@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.config.name_rules import Rule, guessed_rules
-from utils.errors import DataError, listed, shown, size_text
+from utils.errors import DataError, counted, listed, shown, size_text
 from utils.images.headers import read_header
 from utils.images.image_io import read_stored, stored_codes
 from utils.images.label_kind import busyness
@@ -365,13 +365,15 @@ def _remarks(files, used, unusable):
             if labels.pop(key)]
     lines = []
     if unusable:
-        lines.append(f"{len(unusable)} pairs cannot be used: "
+        lines.append(f"{counted(len(unusable), 'pair')} cannot be used: "
                      + listed(unusable, _SHOWN, "; ", lambda entry: entry[0]))
-    for paths, text in ((images.values(), "images have no label"),
-                        (labels.values(), "label files are not used"),
-                        (both, "other pictures are not used")):
+    for paths, noun, one, more in (
+            (images.values(), "image", "has no label", "have no label"),
+            (labels.values(), "label file", "is not used", "are not used"),
+            (both, "other picture", "is not used", "are not used")):
         if paths:
-            lines.append(f"{len(paths)} {text}: {_names(*paths)}")
+            lines.append(f"{counted(len(paths), noun)} {one if len(paths) == 1 else more}: "
+                         f"{_names(*paths)}")
     return lines, len(images) + len(unusable)
 
 

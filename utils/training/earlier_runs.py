@@ -1,4 +1,5 @@
 """What earlier runs have left: whether one is finished, and its checkpoint to start from."""
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,7 +66,14 @@ def warn_of_other_input(saved: Mapping[str, Any] | None, normalize: Normalize):
                    if saved and key in saved and not _alike(saved[key], now[key])]
     if differences and distributed.is_main():
         warn("trainer.finetune_from: its network was trained on images that were normalized "
-             f"otherwise: {'; '.join(differences)}; to keep its input, set the section normalize")
+             f"otherwise: {'; '.join(differences)}; to keep its input, add\n"
+             f"  {_override(saved or {}, now)}")
+
+
+def _override(saved, now):
+    """The argument of the command line that sets the normalization of a start file."""
+    section = {key: saved.get(key, now[key]) for key in ("mean", "std", "order", "scale")}
+    return f"'normalize={json.dumps(section)}'"
 
 
 def _alike(one, other):
