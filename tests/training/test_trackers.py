@@ -410,7 +410,7 @@ def test_a_tracker_is_a_name_or_a_section():
 
 
 @pytest.mark.parametrize("value, text", [
-    (["csv", "CSV"], "names CSV twice"), (["wandbb"], "Did you mean 'wandb'"),
+    (["csv", "CSV"], "names CSV twice"), (["wandbb"], "Did you mean 'WandB' or 'wandb'"),
     ("csv", "expected a list of names or of"), ([{"type": "csv", "args": {"a": 1}}], "unknown key"),
     ([{"type": "mlflow", "args": {"tracking_uri": 5}}], "expected string or null, found 5")])
 def test_a_wrong_log_to_is_refused(value, text):
