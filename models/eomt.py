@@ -7,8 +7,6 @@ Published checkpoints (of tue-mps, also in the form of Hugging Face): EoMT-L on 
 The form of Hugging Face takes images of the trained size only; this one takes any. Differs from
 tue-mps: validation during a training runs without masked attention, as the finished network does.
 """
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -49,7 +47,7 @@ class EoMT(StartsFromFiles):
     In training a query sees in these blocks only patches where its mask, predicted before the
     block, is positive, with the chance `attn_mask_probs` (one for each block). The chance falls
     from 1 to 0, block after block, the first one first (`at_progress`): the finished network does
-    not mask. The draws are those of torch's generator.
+    not mask, nor does one that is not told of a training. The draws are those of torch's generator.
     """
 
     output_weights = {"masks": 1.0, "classes": 1.0}
@@ -80,7 +78,8 @@ class EoMT(StartsFromFiles):
                                        nn.GELU(), nn.Linear(width, width))
         steps = max(1, encoder.patch.bit_length() - 3)          # to about a quarter of the image
         self.upscale = nn.Sequential(*(Upscale(width) for _ in range(steps)))
-        self.register_buffer("attn_mask_probs", torch.ones(blocks))
+        # In no file: it follows from the progress of the training alone.
+        self.register_buffer("attn_mask_probs", torch.zeros(blocks), persistent=False)
 
     def forward(self, x: ImageBatch) -> torch.Tensor | dict[str, torch.Tensor]:
         encoder = self.backbone
@@ -106,9 +105,9 @@ class EoMT(StartsFromFiles):
 
     def predict(self, tokens: torch.Tensor, grid: tuple[int, int]) \
             -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (N, Q + prefix + h w, D) -> logits: masks (N, Q, 4 h, 4 w), classes (N, Q, C + 1).
+        """Tokens (N, Q + prefix + h w, D) -> logits of masks (N, Q, 4 h, 4 w) and classes.
 
-        grid: (h, w). 4 is that of a patch of 16.
+        grid: (h, w). 4 is that of a patch of 16. Classes are (N, Q, C + 1).
         """
         tokens, count = self.backbone.norm(tokens), len(self.queries)
         queries, patches = tokens[:, :count], tokens[:, count + self.backbone.prefix:]
@@ -121,11 +120,10 @@ class EoMT(StartsFromFiles):
 
         Of `blocks` + 2 equal parts of the training the first and the last belong to no block.
         """
-        part = 1 / (self.query_blocks + 2)
-        chances = []
-        for number in range(self.query_blocks):
-            done = (progress - (number + 1) * part) / part
-            chances.append((1 - min(max(done, 0.0), 1.0)) ** POWER)
+        turn, chances = progress * (self.query_blocks + 2), []
+        for number in range(1, self.query_blocks + 1):
+            done = min(max(turn - number, 0.0), 1.0)            # of the turn of this block
+            chances.append((1 - done) ** POWER)
         self.attn_mask_probs.copy_(torch.tensor(chances))
 
     def rename_foreign(self, state: State) -> State:
@@ -133,7 +131,7 @@ class EoMT(StartsFromFiles):
 
         Patches and positions of other sizes are resampled (VisionTransformer.fitted).
         """
-        state = eomt_keys(rename(state, PREFIXES), self.query_blocks)
+        state = eomt_keys(rename(state, PREFIXES))
         if "queries" not in state:
             state = super().rename_foreign(state)
         front = "backbone."
@@ -220,11 +218,10 @@ _LEFT_OUT = ("criterion.empty_weight", "network.attn_mask_probs", "attn_mask_pro
              "network.encoder.pixel_mean", "network.encoder.pixel_std")
 
 
-def eomt_keys(state: State, blocks: int) -> State:
+def eomt_keys(state: State) -> State:
     """Rename the tensors of EoMT's files, of Hugging Face and of tue-mps, to ours.
 
-    Keys that belong to neither stay. What is not part of a finished network is left out; the chance
-    of masking in each of the `blocks` becomes 0.
+    Keys that belong to neither stay. What is not part of a finished network is left out.
     """
     if "query.weight" not in state and "network.q.weight" not in state:
         return state
@@ -232,7 +229,6 @@ def eomt_keys(state: State, blocks: int) -> State:
     state = rename(_joined(state), (*TUE_MPS_KEYS, *HUGGING_FACE_KEYS))
     if "backbone.pos_embed" in state:       # Hugging Face has no dimension of images
         state["backbone.pos_embed"] = state["backbone.pos_embed"].flatten(0, -2).unsqueeze(0)
-    state["attn_mask_probs"] = torch.zeros(blocks)
     return state
 
 
@@ -253,7 +249,7 @@ def _entry(size: str, image_size: int, queries: int, blocks: int, files: tuple[s
     return Published(
         network=EoMT, args={"backbone": f"dinov2_vit{size}14_reg", "image_size": image_size,
                             "queries": queries, "blocks": blocks},
-        convert=functools.partial(eomt_keys, blocks=blocks),
+        convert=eomt_keys,
         classes=("class_predictor.weight", "network.class_head.weight"), no_object=True,
         files=files, score=score)
 

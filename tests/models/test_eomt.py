@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dataloader.shapes import Shapes
 from models.backbones.vit import VisionTransformer
 from models.eomt import EoMT, class_scores
 from models.layers.positions import resize_patches
@@ -14,6 +15,7 @@ from tests.support.start_values import no_start_values
 from utils.checkpoint.load import load_foreign
 from utils.errors import ConfigError
 from utils.losses.mask_classification import MaskClassificationLoss
+from utils.training.criterion import Criterion
 
 NAME = "eomt_small"
 SMALL = {"backbone": "dinov2_vits14_reg", "image_size": 64, "queries": 6, "blocks": 3}
@@ -31,6 +33,7 @@ def golden_network(weights):
 
 
 @needs_goldens
+@pytest.mark.slow      # makes up the weights of a whole network
 def test_with_masked_attention_it_gives_the_numbers_of_the_original():
     weights, image = published_weights(NAME)
     network = golden_network(weights)
@@ -48,19 +51,16 @@ def test_with_masked_attention_it_gives_the_numbers_of_the_original():
 
 
 @needs_goldens
-@pytest.mark.parametrize("masks", [None, 0.0, 1.0])
-def test_both_dialects_are_the_same_network_whatever_the_file_says_of_masking(masks):
+@pytest.mark.slow      # makes up the weights of a whole network
+def test_both_dialects_are_the_same_network_whatever_the_file_says_of_masking():
     weights, image = published_weights(NAME)
     other = in_dialect(NAME, "tue_mps", weights)
-    other["network.encoder.backbone.pos_embed"] = other[
-        "network.encoder.backbone.pos_embed"].unsqueeze(0)
-    extra = {"criterion.empty_weight": torch.ones(151),
-             "network.encoder.pixel_mean": torch.zeros(1, 3, 1, 1),
-             "network.encoder.pixel_std": torch.ones(1, 3, 1, 1)}
-    other |= extra
-    if masks is not None:
-        weights["attn_mask_probs"] = torch.full((3,), masks)
-        other["network.attn_mask_probs"] = torch.full((3,), masks)
+    table = "network.encoder.backbone.pos_embed"
+    other |= {table: other[table].unsqueeze(0), "network.attn_mask_probs": torch.zeros(3),
+              "criterion.empty_weight": torch.ones(151),
+              "network.encoder.pixel_mean": torch.zeros(1, 3, 1, 1),
+              "network.encoder.pixel_std": torch.ones(1, 3, 1, 1)}
+    weights["attn_mask_probs"] = torch.ones(3)
     with torch.no_grad():
         first, second = golden_network(weights)(image), golden_network(other)(image)
     assert torch.equal(first, second)
@@ -68,6 +68,7 @@ def test_both_dialects_are_the_same_network_whatever_the_file_says_of_masking(ma
 
 
 @needs_goldens
+@pytest.mark.slow      # makes up the weights of a whole network
 def test_training_starts_from_published_files_of_another_size(tmp_path):
     weights, image = published_weights(NAME)
     torch.save(weights, tmp_path / "file.pth")
@@ -115,7 +116,7 @@ def test_masking_ends_block_after_block(net):
     assert at(0.3) == pytest.approx([0.5 ** 0.9, 1, 1])
     assert at(0.4) == pytest.approx([0, 1, 1], abs=1e-6)
     assert at(0.7) == pytest.approx([0, 0, 0.5 ** 0.9], abs=1e-6)
-    assert at(0.8) == pytest.approx([0, 0, 0], abs=1e-6) and at(0.999) == [0, 0, 0]
+    assert at(0.8) == at(0.999) == pytest.approx([0, 0, 0], abs=1e-6)
 
 
 @pytest.mark.parametrize("size", [(70, 91), (16, 33)])
@@ -174,3 +175,28 @@ def _ranks_train(rank, world):
 @pytest.mark.slow      # starts two processes
 def test_two_ranks_train_also_where_one_has_no_mask():
     on_ranks(_ranks_train, 2)
+
+
+@pytest.mark.slow      # twenty steps of a network of twelve blocks
+def test_twenty_steps_on_shapes_reduce_every_part_of_the_loss():
+    torch.manual_seed(0)
+    data = Shapes(size=(96, 128), length=4)
+    pairs = [data.load(i) for i in range(4)]
+    images = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image, _ in pairs])
+    images = (images / 255 - torch.tensor(data.mean).view(3, 1, 1)) / 0.2
+    labels = torch.stack([torch.from_numpy(np.array(label)).long() for _, label in pairs])
+    network = EoMT(9, **{**SMALL, "queries": 20}).train()
+    criterion = Criterion({"type": "MaskClassificationLoss", "args": {"points": 1000}},
+                          network.output_weights, num_classes=9)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05)
+    history = []
+    for step in range(20):
+        network.at_progress(step / 20)
+        total, parts = criterion(network(images), {"label": labels})
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append({key: part.item() for key, part in parts.items()} | {"total": total.item()})
+    first, last = history[0], history[-1]
+    assert len(first) == 5 and all(last[key] < first[key] for key in first)
+    assert last["total"] < 0.8 * first["total"]

@@ -160,8 +160,7 @@ def test_a_published_network_without_reference_outputs_is_a_size_of_one_that_has
 
     def code(name):
         entry = published()[name]
-        convert = getattr(entry.convert, "func", entry.convert)     # of a functools.partial
-        return entry.network, entry.rename, entry.drop, convert, entry.classes
+        return entry.network, entry.rename, entry.drop, entry.convert, entry.classes
 
     compared = {code(name) for name in FOLDERS}
     assert {code(name) for name in published()} == compared
