@@ -108,7 +108,8 @@ class TrainerSettings:
         lengths = [settings[k] for k in ("epochs", "iterations") if settings[k] is not None]
         if len(lengths) != 1:
             problems.append("trainer: expected exactly one of epochs and iterations, got " + (
-                "both; set one of them to null" if lengths else "neither"))
+                f"both, {lengths[0]} and {lengths[1]}; set one of them to null, for example "
+                "trainer.iterations=null" if lengths else "neither"))
         for key, bound in _SMALLEST.items():
             if settings[key] is not None and settings[key] < bound:
                 problems.append(f"trainer.{key}: expected at least {bound}, got {settings[key]}")
