@@ -3,10 +3,10 @@
     python -m benchmarks.models [NAME ...] [--size 256x256] [--batch 2] [--repeats 7]
     python -m benchmarks.models --small [--size 512x1024]
 
-Some of the same networks are in torchvision, others in benchmarks/plain_models.py ("plain"); with
-our weights, the plain ones must compute our logits. segmentation_models_pytorch ("smp") has
-different networks under the same names; times against those are per FLOP. A package that is not
-installed is reported and left out.
+Some of the same networks are in torchvision and timm, others in benchmarks/plain_models.py
+("plain"); with our weights, the plain ones must compute our logits. segmentation_models_pytorch
+("smp") has different networks under the same names; times against those are per FLOP. A package
+that is not installed is reported and left out.
 
 Each pair runs in turns in one process: forward in eval mode, then forward and backward. Printed
 are the median over the turns of the ratio of CPU times (ours / theirs), and the ratio of the peak
@@ -41,6 +41,10 @@ PAIRS = [
     *((name, arguments, "plain", lambda name=name: getattr(plain_models, name)(CLASSES), True)
       for name, arguments in (("DeepLab", RESNET), ("PSPNet", RESNET), ("UNet", {}),
                               ("UperNet", RESNET))),
+    ("ViTLinear", {"backbone": "dinov2_vits14"}, "timm DINOv2",
+     lambda: _TimmLinear("vit_small_patch14_dinov2", img_size=518, dynamic_img_pad=True), True),
+    ("ViTLinear", {"backbone": "dinov3_vits16"}, "timm DINOv3",
+     lambda: _TimmLinear("vit_small_patch16_dinov3"), True),
     ("DeepLab", RESNET, "smp", lambda: _smp("DeepLabV3Plus"), False),
     # The encoders of smp's PSPNet and UPerNet are not dilated.
     ("PSPNet", {**RESNET, "use_aux": False, "output_stride": 32}, "smp",
@@ -273,6 +277,26 @@ class _OnlyLogits(nn.Module):
         out = self.network(x)["out"]
         self.network.aux_classifier = aux
         return out
+
+
+class _TimmLinear(nn.Module):
+    """A vision transformer of timm under batch norm and a 1x1 convolution.
+
+    The resize of DINOv2's positions gives other numbers than ours, with the same arithmetic.
+    """
+
+    def __init__(self, name, **options):
+        super().__init__()
+        import timm
+        self.encoder = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+        self.last = len(self.encoder.blocks) - 1
+        channels = self.encoder.embed_dim
+        self.head = nn.Sequential(nn.BatchNorm2d(channels), nn.Conv2d(channels, CLASSES, 1))
+
+    def forward(self, x):
+        maps = self.encoder.forward_intermediates(x, indices=[self.last], norm=True,
+                                                  intermediates_only=True)
+        return nn.functional.interpolate(self.head(maps[0]), x.shape[2:], mode="bilinear")
 
 
 if __name__ == "__main__":

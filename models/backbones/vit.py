@@ -257,11 +257,9 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.fc1(x)
-        if self.gated:
-            gate, x = x.chunk(2, dim=-1)
-            return self.fc2(F.silu(gate) * x)
-        return self.fc2(F.gelu(x))
+        x = self.fc1(x)         # one call a line: a nested call would keep its input alive
+        x = _swiglu(x) if self.gated else F.gelu(x)
+        return self.fc2(x)
 
 
 class LayerScale(nn.Module):
@@ -274,6 +272,11 @@ class LayerScale(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.gamma
+
+
+def _swiglu(x: torch.Tensor) -> torch.Tensor:
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
