@@ -9,6 +9,7 @@ from models.enet import ENet
 from models.layers.heads import RegionMeans
 from tests.support.graphs import NAMES, TinyNet, needs_onnx, write_tiny_checkpoint
 from utils.checkpoint.read import read_checkpoint
+from utils.decision.posterior import Posterior
 from utils.export.graph import (
     Graph,
     allowed,
@@ -100,3 +101,24 @@ def test_region_means_equal_adaptive_pooling_at_any_size():
         for size in ((1, 4, 5, 23), (3, 4, 12, 6), (2, 4, 7, 3)):
             x = torch.randn(size)
             assert torch.allclose(graph(x), module(x), atol=1e-6)
+
+
+def test_a_graph_of_scores_gives_the_logarithms_of_their_shares(tmp_path, monkeypatch):
+    class Scores(TinyNet):
+        activation = "scores"
+
+        def forward(self, x):
+            return 3 * super().forward(x).sigmoid()
+    network = Scores()
+    opened = open_model(read_checkpoint(write_tiny_checkpoint(
+        tmp_path / "model.pth", monkeypatch, network)), "cpu")
+    image, posterior = made_up_image(1, 33, 48), Posterior("scores")
+    with torch.no_grad():
+        scores = network(opened.normalize(torch.from_numpy(image)))
+        graph = Graph(network, opened.normalize, posterior=posterior).eval()
+        found = graph(torch.from_numpy(image))
+    shares = scores / scores.sum(1, keepdim=True)
+    assert torch.allclose(found.softmax(1), shares, atol=1e-6)
+    options = dict(uint8_input=True, argmax=False, posterior=posterior)
+    assert check_image(lambda _: found.numpy(), opened, image, "same", **options).passed()
+    assert not check_image(lambda _: 2 * found.numpy(), opened, image, "off", **options).passed()

@@ -111,3 +111,24 @@ def test_k17_k19_a_signal_saves_says_how_to_go_on_and_loses_nothing(warm, undist
     last, = tmp_path.glob("shapes/*/last.pth")
     assert warm.wait(warm.start(log, "-r", last)) == 0, log.read_text()
     assert digest(last) == undisturbed("plain")[0]
+
+
+MASKS = ["arch.type=EoMT", 'arch.args={"backbone": "dinov2_vits14_reg", "image_size": 32, '
+         '"queries": 6, "blocks": 3}',
+         'loss={"type": "MaskClassificationLoss", "args": {"points": 60}}',
+         "trainer.average=ranks", "trainer.save_every=1"]
+
+
+@pytest.mark.slow      # three starts of a network of full size
+def test_a_network_that_depends_on_the_progress_resumes_to_the_last_bit(warm, tmp_path):
+    """EoMT anneals its masked attention, with random draws, in steps 2 to 6 of 8."""
+    ends = []
+    for name, faults in (("whole", [""]), ("killed", [KILLED_AFTER.format(4, 0), ""])):
+        folder, log = tmp_path / name, tmp_path / f"{name}.log"
+        folder.mkdir()
+        for fault in faults:
+            process = warm.start(log, *train(folder, "-r", "auto", *MASKS), fault=fault)
+            assert warm.wait(process) == (-signal.SIGKILL if fault else 0), log.read_text()
+        last, = folder.glob("shapes/*/last.pth")
+        ends.append(digest(last))
+    assert ends[0] == ends[1]
