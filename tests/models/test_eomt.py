@@ -1,4 +1,7 @@
 """EoMT: goldens in other modes and dialects, masked attention, and any size of image."""
+import contextlib
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +12,13 @@ from models.backbones.vit import VisionTransformer
 from models.eomt import EoMT, class_scores
 from models.layers.positions import resize_patches
 from models.weights.published import identify, load_published
+from tests.programs.test_trainer import make, same, signal_at, weights
 from tests.support.made_up import PARITY, in_dialect, needs_goldens, published_weights, waves
 from tests.support.ranks import on_ranks
 from tests.support.start_values import no_start_values
 from utils.checkpoint.load import load_foreign
+from utils.checkpoint.read import read_checkpoint
+from utils.cli.console import Interrupted
 from utils.errors import ConfigError
 from utils.losses.mask_classification import MaskClassificationLoss
 from utils.training.criterion import Criterion
@@ -27,16 +33,16 @@ def net():
     return waves(EoMT(4, **SMALL))
 
 
-def golden_network(weights):
+def golden_network(state):
     with no_start_values():
-        return load_published(NAME, weights)
+        return load_published(NAME, state)
 
 
 @needs_goldens
 @pytest.mark.slow      # makes up the weights of a whole network
 def test_with_masked_attention_it_gives_the_numbers_of_the_original():
-    weights, image = published_weights(NAME)
-    network = golden_network(weights)
+    file, image = published_weights(NAME)
+    network = golden_network(file)
     network.attn_mask_probs.fill_(1)
     with torch.no_grad():
         outputs = network.train()(image)
@@ -53,25 +59,25 @@ def test_with_masked_attention_it_gives_the_numbers_of_the_original():
 @needs_goldens
 @pytest.mark.slow      # makes up the weights of a whole network
 def test_both_dialects_are_the_same_network_whatever_the_file_says_of_masking():
-    weights, image = published_weights(NAME)
-    other = in_dialect(NAME, "tue_mps", weights)
+    file, image = published_weights(NAME)
+    other = in_dialect(NAME, "tue_mps", file)
     table = "network.encoder.backbone.pos_embed"
     other |= {table: other[table].unsqueeze(0), "network.attn_mask_probs": torch.zeros(3),
               "criterion.empty_weight": torch.ones(151),
               "network.encoder.pixel_mean": torch.zeros(1, 3, 1, 1),
               "network.encoder.pixel_std": torch.ones(1, 3, 1, 1)}
-    weights["attn_mask_probs"] = torch.ones(3)
+    file["attn_mask_probs"] = torch.ones(3)
     with torch.no_grad():
-        first, second = golden_network(weights)(image), golden_network(other)(image)
+        first, second = golden_network(file)(image), golden_network(other)(image)
     assert torch.equal(first, second)
-    assert identify(weights) == identify(other) == [NAME]
+    assert identify(file) == identify(other) == [NAME]
 
 
 @needs_goldens
 @pytest.mark.slow      # makes up the weights of a whole network
 def test_training_starts_from_published_files_of_another_size(tmp_path):
-    weights, image = published_weights(NAME)
-    torch.save(weights, tmp_path / "file.pth")
+    file, image = published_weights(NAME)
+    torch.save(file, tmp_path / "file.pth")
     network = EoMT(5, **{**SMALL, "queries": 20})
     report = load_foreign(network, str(tmp_path / "file.pth"))
     assert report.mismatched and all("class_head" in str(one) for one in report.mismatched)
@@ -200,3 +206,22 @@ def test_twenty_steps_on_shapes_reduce_every_part_of_the_loss():
     first, last = history[0], history[-1]
     assert len(first) == 5 and all(last[key] < first[key] for key in first)
     assert last["total"] < 0.8 * first["total"]
+
+
+@pytest.mark.slow      # two trainings of a network of twelve blocks
+@pytest.mark.parametrize("stop", [5, 8])       # while the chance of a block falls
+def test_a_training_that_was_stopped_masks_as_the_uninterrupted_one(tmp_path, stop):
+    def run(folder, stop=None, checkpoint=None):
+        folder.mkdir(exist_ok=True)
+        trainer = make(folder, 'loss={"type": "MaskClassificationLoss", "args": {"points": 20}}',
+                       'optimizer.args={"lr": 1e-3}', model=lambda: EoMT(3, **SMALL),
+                       checkpoint=checkpoint)
+        if stop:
+            signal_at(trainer, stop - 1, signal.SIGTERM)
+        with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
+            trainer.train()
+        return trainer
+    whole = run(tmp_path / "a")
+    run(tmp_path / "b", stop=stop)
+    resumed = run(tmp_path / "b", checkpoint=read_checkpoint(tmp_path / "b" / "last.pth"))
+    assert same(weights(whole), weights(resumed))
