@@ -50,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         "--dry-run": args.dry_run},
                {"-c": args.config, "-r": args.resume, "-d": args.device,
                 "KEY=VALUE": args.overrides}, ("--list", "--schema", "--init"))
-    if args.list and len(args.list) > 2:
+    if args.list and len(args.list) > 3:
         parser.error(f"--list takes a KIND and a NAME, found {' '.join(args.list)}")
     if len({bool(option) for option in (args.init, args.images, args.labels)}) > 1:
         parser.error("--init, --images and --labels belong together: give all three")

@@ -227,13 +227,6 @@ class Trainer(BaseTrainer):
     # Before the first epoch
 
     def _check(self):
-        self._check_settings()
-        if self.val_loader is not None and any(getattr(part, "fixed_size", None)
-                                               for part in self.model.modules()):
-            # Whole images may not have that size, and the first epoch may take hours.
-            self._rehearse_validation()
-
-    def _check_settings(self):
         if self.val_loader is not None:
             _check_same_label_colors(self.train_loader.dataset, self.val_loader.dataset)
         checked_classes(self.config["predict"]["CoI"], self.num_classes)
@@ -283,7 +276,7 @@ class Trainer(BaseTrainer):
             return "the run is finished: there is no step to try (raise trainer.epochs to go on)"
         started = time.monotonic()
         with self._explained_errors():
-            self._check_settings()
+            self._check()
             if self.progress.batches_done >= len(self.train_loader):
                 self.progress.batches_done = 0      # stopped in a validation: no step is left
             self._begin_epoch(self.progress.epoch)

@@ -1,5 +1,6 @@
 """The base class of every network and the rules that all networks follow."""
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,6 +59,11 @@ class BaseModel(nn.Module, ABC):
             return []
         # Only some parts of an encoder may be pretrained.
         return getattr(backbone, "encoder_modules", lambda: [backbone])()
+
+    def input_of_weights(self) -> Mapping[str, Any] | None:
+        """The normalization that the encoder's pretrained weights need, if it is stated."""
+        needed = (getattr(module, "normalization", None) for module in self.backbone_modules())
+        return next(filter(None, needed), None)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters of the encoder, each once."""

@@ -95,7 +95,10 @@ class BaseTrainer(ABC):
         elif settings.finetune_from:
             report = load_foreign(self.model, settings.finetune_from, settings.finetune_exclude)
             notice(f"fine-tuning from {settings.finetune_from}\n{report}")
-            warn_of_other_input(report.normalization, self.normalize)
+            warn_of_other_input("trainer.finetune_from", report.normalization, self.normalize)
+        else:
+            warn_of_other_input("arch.args.pretrained", self.model.input_of_weights(),
+                                self.normalize)
 
         self.train_model: Any = self._wrapped(self.model)       # called in training
         # Several ranks must first agree to stop; a single process can stop at once.

@@ -29,15 +29,18 @@ class Backbone(nn.Module):
 
     The maps go from high to low resolution. `channels` and `strides` are lists
     of equal length, set by the constructor. `aux_level` is the index of the map
-    that an auxiliary head uses. An encoder with `layer_norms` has LayerNorms, as published;
-    the option norm of a network is then for its head alone.
+    that an auxiliary head uses. An encoder that needs sides divisible by a number pads the image
+    with zeros at the right and the bottom, and crops the maps to the sizes above. An encoder with
+    `layer_norms` has LayerNorms, as published; the option norm of a network is then for its head
+    alone. `normalization` is set if pretrained weights were loaded that may need another
+    input than ImageNet's: mean, std, order and scale, as in the section normalize of a config.
     """
 
     aliases: tuple[str, ...] = ()
     aux_level: int = -2
     unused: frozenset[int] = frozenset()
     layer_norms = False
-    fixed_size: tuple[int, int] | None = None    # (H, W), if it was made for images of one size
+    normalization: Mapping[str, Any] | None = None
     channels: list[int]
     strides: list[int]
 

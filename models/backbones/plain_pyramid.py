@@ -35,7 +35,6 @@ class PlainPyramid(Backbone):
         self.channels = self.pyramid.channels
         self.strides = [max(round(patch / factor + 0.01), 1) for factor in self.pyramid.factors]
         self.patch = patch
-        self.fixed_size = encoder.fixed_size
 
     def keep(self, *levels: int) -> None:
         """Set which maps are used; the layers of the others are removed."""

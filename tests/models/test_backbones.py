@@ -1,7 +1,4 @@
 """Encoders: same numbers as torchvision, sizes, dilation, errors for wrong names and options."""
-import sys
-import types
-
 import pytest
 import torch
 from torch import nn
@@ -213,84 +210,6 @@ def test_a_pretrained_tensor_of_no_norm_that_does_not_fit_is_an_error():
 def test_pretrained_is_a_config_error_for_encoders_without_a_download(name):
     with pytest.raises(ConfigError, match="pretrained to false"):
         build_backbone(name, pretrained=True)
-
-
-def test_the_error_without_timm_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match="needs timm(.|\n)*pip install timm"):
-        build_backbone("timm/resnet18")
-
-
-def test_a_timm_encoder_works_as_backbone():
-    pytest.importorskip("timm")
-    network = build_backbone("timm/resnet18", output_stride=16).eval()
-    with torch.no_grad():
-        maps = network(torch.randn(1, 3, 64, 64))
-    assert network.strides == [4, 8, 16, 16] and [m.shape[1] for m in maps] == network.channels
-
-
-class FakeInfo:
-    def reduction(self):
-        return [2, 4]
-
-    def channels(self):
-        return [8, 16]
-
-
-class FakeEncoder(nn.Module):
-    """An encoder as timm builds it, which takes 32x32 images, and 64x64 like maxvit does."""
-
-    feature_info = FakeInfo()
-
-    def __init__(self, fixed, error):
-        super().__init__()
-        self.pretrained_cfg = {"fixed_input_size": fixed, "input_size": (3, 32, 32)}
-        self.error = error
-
-    def forward(self, x):
-        if x.shape[2] not in (32, 64):
-            raise self.error
-        return [x.new_zeros(1, 8, 16, 16), x.new_zeros(1, 16, 8, 8)]
-
-
-def timm_with(monkeypatch, create):
-    timm = types.ModuleType("timm")
-    timm.create_model = create
-    monkeypatch.setitem(sys.modules, "timm", timm)
-    return build_backbone("timm/fixed")
-
-
-@pytest.mark.parametrize("error", [
-    AssertionError("Input height (48) doesn't match"), RuntimeError("The size of tensor a"),
-    IndexError("index 111 is out of bounds")])
-def test_an_encoder_of_one_image_size_names_it_and_says_what_to_do(monkeypatch, error):
-    network = timm_with(monkeypatch, lambda *_, **__: FakeEncoder(True, error))
-    assert network.fixed_size == (32, 32)
-    assert network(torch.zeros(1, 3, 32, 32))[0].shape == (1, 16, 8, 8)
-    assert network(torch.zeros(1, 3, 64, 64))[0].shape == (1, 16, 8, 8)
-    with pytest.raises(ConfigError, match="timm/fixed takes images of 32x32 only, found 48x64"
-                       r"(.|\n)*crop_size \[32, 32\] and set predict.mode to sliding"):
-        network(torch.zeros(1, 3, 48, 64))
-
-
-def test_an_encoder_for_any_size_keeps_errors_that_are_not_about_the_size(monkeypatch):
-    for error, seen in ((RuntimeError("CUDA error"), RuntimeError), (IndexError("x"), IndexError),
-                        (AssertionError("must be divisible by 7"), ConfigError),
-                        (torch.OutOfMemoryError("full"), torch.OutOfMemoryError)):
-        network = timm_with(monkeypatch, lambda *_, error=error, **__: FakeEncoder(False, error))
-        assert network.fixed_size is None
-        with pytest.raises(seen):
-            network(torch.zeros(1, 3, 48, 64))
-
-
-def test_an_encoder_that_cannot_be_dilated_says_which_output_stride_it_takes(monkeypatch):
-    def refuse(*_, output_stride=None, **__):
-        raise TypeError("__init__() got an unexpected keyword argument 'output_stride'")
-    timm = types.ModuleType("timm")
-    timm.create_model = refuse
-    monkeypatch.setitem(sys.modules, "timm", timm)
-    with pytest.raises(ConfigError, match="set arch.args.output_stride to 32"):
-        build_backbone("timm/swin", output_stride=16)
 
 
 def test_constructing_an_encoder_does_not_import_torchvision():

@@ -131,7 +131,7 @@ def test_a_dry_run_says_what_it_tried(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments, words", [
     (["--resume-allow-changes"], "--resume-allow-changes has an effect only with -r"),
-    (["--list", "models", "ENet", "extra"], "--list takes a KIND and a NAME"),
+    (["--list", "models", "ENet", "one", "two"], "--list takes a KIND and a NAME"),
     (["--schema", "--dry-run"], "--schema and --dry-run: give only one of them"),
     (["--schema", "-c", "config.json"], "-c has no effect with --schema"),
 ])
@@ -139,6 +139,11 @@ def test_options_without_effect_are_usage_errors(capsys, arguments, words):
     with pytest.raises(SystemExit) as ended:
         train.parse(arguments)
     assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_third_word_of_list_is_refused_where_it_means_nothing(capsys):
+    assert run("--list", "models", "ENet", "extra") == 2
+    assert "takes a KIND and a NAME, found models ENet extra" in capsys.readouterr().err
 
 
 def test_settings_without_effect_are_said_at_the_start(tmp_path, capsys):

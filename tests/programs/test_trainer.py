@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import threading
 import warnings
@@ -503,25 +504,18 @@ def test_a_rehearsal_finds_what_the_validation_would_refuse(tmp_path):
         trainer.rehearse()
 
 
-class FixedNet(Net):
-    """A network whose encoder takes images of 8x8 only."""
+class PretrainedNet(Net):
+    """A network whose encoder has pretrained weights for another input than that of Data."""
 
     def __init__(self):
         super().__init__()
-        self.backbone.fixed_size = (8, 8)
-
-    def forward(self, x):
-        if x.shape[2:] != (8, 8):
-            raise ConfigError("images of 8x8 only")
-        return super().forward(x)
+        self.backbone.normalization = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
-def test_a_size_that_the_network_cannot_validate_is_found_before_the_first_epoch(tmp_path):
-    trainer = make(tmp_path, model=FixedNet)
-    trainer.val_loader.dataset.images = trainer.val_loader.dataset.images[:, :, :6]
-    trainer._train_epoch = lambda epoch: pytest.fail("an epoch was trained")
-    with pytest.raises(ConfigError, match="8x8 only"):
-        trainer.train()
+def test_pretrained_weights_that_need_another_input_are_told_with_the_numbers(tmp_path, capfd):
+    make(tmp_path, model=PretrainedNet)
+    assert re.search(r"arch.args.pretrained: .* std was \[0.5.*\], is \[0.25",
+                     capfd.readouterr().err)
 
 
 @pytest.mark.parametrize("act", ["rehearse", "train"])

@@ -98,14 +98,16 @@ def test_only_rank_0_reads_the_files_of_an_earlier_run(monkeypatch):
 
 def test_a_start_file_with_other_input_is_told_with_the_numbers(capfd):
     saved = {"mean": [0.485, 0.456, 0.406], "std": [0.25] * 3, "order": "BGR", "scale": 255.0}
-    warn_of_other_input(saved, Normalize([0.5, 0.456, 0.406], [0.25] * 3))
+    warn_of_other_input("pretrained", saved, Normalize([0.5, 0.456, 0.406], [0.25] * 3))
     line, override = capfd.readouterr().err.splitlines()
     assert "mean was [0.485, 0.456, 0.406], is [0.5, 0.456, 0.406]; order was BGR, is RGB" in line
+    assert "pretrained: its network" in line
     argument, = shlex.split(override)
     config = resolve_config(load_config("config.json", [argument]))
     assert config["normalize"] == saved
-    warn_of_other_input({**saved, "order": "RGB"}, Normalize([0.485, 0.456, 0.406], [0.25] * 3))
-    warn_of_other_input(None, Normalize([0.5] * 3, [0.25] * 3))
+    warn_of_other_input("pretrained", {**saved, "order": "RGB"},
+                        Normalize([0.485, 0.456, 0.406], [0.25] * 3))
+    warn_of_other_input("pretrained", None, Normalize([0.5] * 3, [0.25] * 3))
     assert not capfd.readouterr().err
 
 

@@ -43,11 +43,12 @@ from utils.errors import ConfigError, nearest, unknown
 _SECTIONS = ("config", "trainer", "predict", "normalize")
 RECIPES = "recipes"     # the kind that lists the files in configs/
 PROTOCOLS = "protocols"     # the kind that lists values of predict.protocol
+_TIMM = "Any encoder of timm, if it is installed: --list backbones timm [WORD]."
 _COLUMN = 30            # where the descriptions of --list begin
 
 
-def list_text(kind: str | None = None, name: str | None = None) -> str:
-    """Returns the text of `--list [KIND [NAME]]`.
+def list_text(kind: str | None = None, name: str | None = None, word: str | None = None) -> str:
+    """Returns the text of `--list [KIND [NAME]]`, or of `--list backbones timm [WORD]`.
 
     Without a kind: a line for each component. With a kind: the first docstring line of each
     component and its arguments with types and defaults. With a name: the whole docstring of that
@@ -61,7 +62,12 @@ def list_text(kind: str | None = None, name: str | None = None) -> str:
             + ("\n\n--list KIND [NAME] prints details; KIND may also be "
                f"{', '.join(_SECTIONS)}\n--list WORD, --list KIND WORD: the lines with that word\n"
                f"--list {RECIPES} [WORD] prints the configs of configs/\n"
-               f"--list {PROTOCOLS} [WORD] prints the published ways of predicting")
+               f"--list {PROTOCOLS} [WORD] prints the published ways of predicting\n"
+               "--list backbones timm [WORD] prints the encoders of timm")
+    if kind == "backbones" and name == "timm":
+        return load("models.backbones.timm_list:timm_text")(word)
+    if word is not None:
+        raise ConfigError(f"--list takes a KIND and a NAME, found {kind} {name} {word}")
     if kind == RECIPES:
         return _recipes(name or "")
     if kind == PROTOCOLS:
@@ -82,7 +88,7 @@ def list_text(kind: str | None = None, name: str | None = None) -> str:
     blocks = [_block(_title(kind, names, cls), cls, _own_fields(kind, cls))
               for names, cls in _grouped(_classes(kind))]
     if kind == "backbones":
-        blocks.append("timm/NAME\n  Any encoder of timm, where timm is installed.")
+        blocks.append(f"timm/NAME\n  {_TIMM}")
     return "\n\n".join(blocks + _shared_blocks(kind) + _beside(kind))
 
 
@@ -113,7 +119,7 @@ def _lines(kind: str, word: str = "") -> str:
     """A line for each component of a kind that contains `word`, below the kind; "" if none does."""
     rows = [(_title(kind, names, cls), _first_line(cls)) for names, cls in _grouped(_classes(kind))]
     if kind == "backbones":
-        rows.append(("timm/NAME", "Any encoder of timm, where timm is installed."))
+        rows.append(("timm/NAME", _TIMM))
     lines = []
     for title, text in rows:
         if word.lower() not in f"{title} {text}".lower():
@@ -168,7 +174,7 @@ def side_command(args: argparse.Namespace):
     elif args.schema:
         print(json.dumps(json_schema(), indent=2))
     else:
-        print(list_text(*args.list[:2]))
+        print(list_text(*args.list))
 
 
 def _recipes(word: str) -> str:

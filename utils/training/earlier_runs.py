@@ -55,23 +55,24 @@ def require_start(trainer: Mapping[str, Any]):
                               "train the stage before it first, or download the file")
 
 
-def warn_of_other_input(saved: Mapping[str, Any] | None, normalize: Normalize):
-    """Warn, with the numbers, if the network of a start file read images normalized otherwise.
+def warn_of_other_input(key: str, saved: Mapping[str, Any] | None, normalize: Normalize):
+    """Warn, with the numbers, if the weights to start from need images normalized otherwise.
 
-    saved: the entry "normalization" of its checkpoint; None: the file states none. Rank 0 warns.
+    key: the config key that names the weights. saved: their normalization, as in the entry
+    "normalization" of a checkpoint; None: it is not known. Rank 0 warns.
     """
     now = normalize.state()
     differences = [f"{key} was {_numbers(saved[key])}, is {_numbers(now[key])}"
                    for key in ("mean", "std", "order", "scale")
                    if saved and key in saved and not _alike(saved[key], now[key])]
     if differences and distributed.is_main():
-        warn("trainer.finetune_from: its network was trained on images that were normalized "
+        warn(f"{key}: its network was trained on images that were normalized "
              f"otherwise: {'; '.join(differences)}; to keep its input, add\n"
              f"  {_override(saved or {}, now)}")
 
 
 def _override(saved, now):
-    """The argument of the command line that sets the normalization of a start file."""
+    """The argument of the command line that sets the normalization of the weights."""
     section = {key: saved.get(key, now[key]) for key in ("mean", "std", "order", "scale")}
     return f"'normalize={json.dumps(section)}'"
 
