@@ -229,6 +229,7 @@ class Trainer(BaseTrainer):
     def _check(self):
         if self.val_loader is not None:
             _check_same_label_colors(self.train_loader.dataset, self.val_loader.dataset)
+        self.criterion.require_average(self.settings.average, distributed.world_size())
         checked_classes(self.config["predict"]["CoI"], self.num_classes)
         for phase in ("train", "val", "test"):
             self._decision(phase)(torch.zeros(1, self.num_classes, 1, 1))

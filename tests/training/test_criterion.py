@@ -324,3 +324,13 @@ def test_the_document_names_every_loss():
     text = DOCUMENT.read_text(encoding="utf-8")
     assert [name for name, cls in components("losses").items()
             if name == cls.__name__ and f"`{name}`" not in text] == []
+
+
+def test_a_loss_that_counts_over_all_processes_needs_their_plain_mean():
+    criterion = Criterion("MaskClassificationLoss", {"masks": 1.0, "classes": 1.0})
+    criterion.require_average("pixels", processes=1)
+    criterion.require_average("ranks", processes=2)
+    with pytest.raises(ConfigError, match="on all 2 processes") as error:
+        criterion.require_average("pixels", processes=2)
+    assert 'set it to "ranks"' in str(error.value)
+    Criterion("CE", {"out": 1.0}).require_average("pixels", processes=2)

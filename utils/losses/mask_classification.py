@@ -44,6 +44,7 @@ class MaskClassificationLoss(nn.Module):
     inputs = ("masks", "classes")
     resize = None
     reads_values = True
+    over_processes = True
 
     def __init__(self, class_weight: float = 2.0, mask_weight: float = 5.0,
                  dice_weight: float = 5.0, no_object: float = 0.1, points: int = 12544,

@@ -138,6 +138,18 @@ class Criterion(nn.Module):
             return NoInverse('the output "out" has several losses')
         return inverse_of(loss)
 
+    def require_average(self, average: str, processes: int):
+        """Raise ConfigError if trainer.average would weight the processes once more than a loss.
+
+        A loss that itself divides by a count over all processes states `over_processes` = True.
+        """
+        own = [type(loss).__name__ for loss in self.losses
+               if getattr(loss, "over_processes", False)]
+        if own and processes > 1 and average != "ranks":
+            raise ConfigError(f"{own[0]} divides by what it counts on all {processes} processes, "
+                              f'and "{average}" would weight them again', "trainer.average",
+                              'set it to "ranks"')
+
     def valid_pixels(self, batch: dict) -> torch.Tensor:
         """The number of labelled pixels of `batch["label"]`, a scalar on its device."""
         return (batch["label"] != self.ignore_index).sum()
