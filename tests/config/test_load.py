@@ -233,7 +233,7 @@ def test_iterations_replace_epochs_and_the_other_way_round(write):
         trainer = resolve_config(config)["trainer"]
         assert (trainer["epochs"], trainer["iterations"]) == length
     both = load_config(path, ["trainer.iterations=7", "trainer.epochs=3"])
-    assert "got both; set one of them to null" in only_mistake(both)
+    assert "got both, 3 and 7; set one of them to null" in only_mistake(both)
 
 
 def data_dir_of(config):
