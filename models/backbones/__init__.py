@@ -6,6 +6,7 @@ file. Its `aliases` are the names that a config can give as `backbone`. If a cla
 """
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,6 +89,18 @@ class Backbone(nn.Module):
             notice(f"pretrained {name}: {len(taken)} of {len(state)} tensors are taken, those of "
                    f"the convolutions; the {len(state) - len(taken)} of the batch norms are left "
                    f"out, because the {len(others)} norms here are {norms}")
+
+    def load_classifier(self, state: Mapping[str, torch.Tensor]):
+        """Load an ImageNet classifier into an encoder with a norm at each map, norm0, norm1, …
+
+        state: with the keys of its source, which `rename_foreign` knows. A classifier has no such
+        norms, so they keep their start values. Every other tensor of the encoder must be there.
+        """
+        renamed = self.rename_foreign(dict(state))
+        taken = {key.removeprefix("backbone."): value for key, value in renamed.items()
+                 if key.startswith("backbone.")}
+        own = {key: value for key, value in self.state_dict().items() if re.match(r"norm\d", key)}
+        self.load_state_dict({**own, **taken})
 
 
 def build_backbone(name: str, levels: int = 1, if_known: Mapping[str, object] | None = None,

@@ -81,12 +81,7 @@ class ConvNeXt(Backbone):
     def _load_pretrained(self, name):
         if name == "convnext_xlarge":
             raise no_download(name)
-        state = to_our_keys(torchvision_state(name))
-        state = {key.removeprefix("backbone."): value for key, value in state.items()
-                 if key.startswith("backbone.")}
-        # A classifier has no norms at its maps.
-        own = {key: value for key, value in self.state_dict().items() if re.match(r"norm\d", key)}
-        self.load_state_dict({**own, **state})
+        self.load_classifier(torchvision_state(name))
 
 
 class Stage(nn.Module):
