@@ -17,11 +17,11 @@ from utils.predict.predictor import Predictor
 WEIGHTED = Inverse(weight=[1.0, 8.0, 1.0, 0.2, 1.0])
 
 
-def networks(count=2):
+def networks(count=2, cls=Net):
     nets = []
     for seed in range(count):
         torch.manual_seed(seed)
-        nets.append(Net().eval())
+        nets.append(cls().eval())
     return nets
 
 

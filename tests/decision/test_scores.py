@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from tests.decision.test_ensemble import mean
+from tests.decision.test_ensemble import mean, networks
 from tests.predict.test_predictor import Net, normalize, picture
 from utils.decision.calibration import fit_temperature, reliability
 from utils.decision.ensemble import Ensemble, Member
@@ -25,14 +25,6 @@ class ScoreNet(Net):
 def scores():
     generator = torch.Generator().manual_seed(0)
     return 3 * torch.rand(2, 5, 12, 9, generator=generator) ** 4
-
-
-def score_nets(count=2):
-    nets = []
-    for seed in range(count):
-        torch.manual_seed(seed)
-        nets.append(ScoreNet().eval())
-    return nets
 
 
 def shares(scores):
@@ -95,7 +87,7 @@ def test_what_cannot_be_undone_of_the_loss_is_said(capsys):
     "mode": "sliding", "crop_size": 24, "flip": True}, {"mode": "multiscale", "scales": (0.5, 1)}])
 @pytest.mark.parametrize("others", [[], ["softmax"]])
 def test_an_ensemble_averages_probabilities_also_with_a_softmax_network(options, others):
-    nets = [(net, "scores") for net in score_nets()]
+    nets = [(net, "scores") for net in networks(cls=ScoreNet)]
     torch.manual_seed(9)
     nets += [(Net().eval(), kind) for kind in others]
     predictors = [Predictor(net, normalize, activation=kind, **options) for net, kind in nets]

@@ -5,18 +5,17 @@
 import functools
 import re
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dataloader.shapes import Shapes
 from models.ddrnet import DDRNet
 from models.layers.outputs import as_outputs
 from models.pidnet import PIDNet
 from models.weights.published import load_published, published
 from models.weights.rename_keys import rename
 from tests.support.made_up import (
+    batch_of_shapes,
     needs_goldens,
     picture,
     published_keys,
@@ -274,11 +273,7 @@ def test_one_logit_for_two_classes_leaves_the_boundary_output_alone():
 @pytest.mark.parametrize("cls, loss", [(PIDNet, LOSS), (DDRNet, {"out": LOSS["out"], "aux": "CE"})])
 def test_twenty_steps_on_shapes_reduce_every_published_loss(cls, loss):
     torch.manual_seed(0)
-    data = Shapes(size=(96, 128), length=4)
-    pairs = [data.load(i) for i in range(4)]
-    images = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image, _ in pairs])
-    images = (images / 255 - torch.tensor(data.mean).view(3, 1, 1)) / 0.2
-    labels = torch.stack([torch.from_numpy(np.array(label)).long() for _, label in pairs])
+    images, labels = batch_of_shapes()
     network = cls(num_classes=9).train()
     criterion = Criterion(loss, network.output_weights, num_classes=9)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)

@@ -1,24 +1,27 @@
 """EoMT: goldens in other modes and dialects, masked attention, and any size of image."""
-import contextlib
-import signal
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dataloader.shapes import Shapes
 from models.backbones.vit import VisionTransformer
 from models.eomt import EoMT, class_scores
 from models.layers.positions import resize_patches
 from models.weights.published import identify, load_published
-from tests.programs.test_trainer import make, same, signal_at, weights
-from tests.support.made_up import PARITY, in_dialect, needs_goldens, published_weights, waves
+from tests.programs.test_trainer import make, same, train_until, weights
+from tests.support.made_up import (
+    PARITY,
+    batch_of_shapes,
+    in_dialect,
+    needs_goldens,
+    published_weights,
+    waves,
+)
 from tests.support.ranks import on_ranks
 from tests.support.start_values import no_start_values
 from utils.checkpoint.load import load_foreign
 from utils.checkpoint.read import read_checkpoint
-from utils.cli.console import Interrupted
 from utils.errors import ConfigError
 from utils.losses.mask_classification import MaskClassificationLoss
 from utils.training.criterion import Criterion
@@ -186,11 +189,7 @@ def test_two_ranks_train_also_where_one_has_no_mask():
 @pytest.mark.slow      # twenty steps of a network of twelve blocks
 def test_twenty_steps_on_shapes_reduce_every_part_of_the_loss():
     torch.manual_seed(0)
-    data = Shapes(size=(96, 128), length=4)
-    pairs = [data.load(i) for i in range(4)]
-    images = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image, _ in pairs])
-    images = (images / 255 - torch.tensor(data.mean).view(3, 1, 1)) / 0.2
-    labels = torch.stack([torch.from_numpy(np.array(label)).long() for _, label in pairs])
+    images, labels = batch_of_shapes()
     network = EoMT(9, **{**SMALL, "queries": 20}).train()
     criterion = Criterion({"type": "MaskClassificationLoss", "args": {"points": 1000}},
                           network.output_weights, num_classes=9)
@@ -216,11 +215,7 @@ def test_a_training_that_was_stopped_masks_as_the_uninterrupted_one(tmp_path, st
         trainer = make(folder, 'loss={"type": "MaskClassificationLoss", "args": {"points": 20}}',
                        'optimizer.args={"lr": 1e-3}', model=lambda: EoMT(3, **SMALL),
                        checkpoint=checkpoint)
-        if stop:
-            signal_at(trainer, stop - 1, signal.SIGTERM)
-        with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
-            trainer.train()
-        return trainer
+        return train_until(trainer, stop)
     whole = run(tmp_path / "a")
     run(tmp_path / "b", stop=stop)
     resumed = run(tmp_path / "b", checkpoint=read_checkpoint(tmp_path / "b" / "last.pth"))

@@ -123,6 +123,15 @@ def signal_at(trainer, step, *signums):
     return trainer
 
 
+def train_until(trainer, stop=None):
+    """Train, to the end or until SIGTERM comes in the step before `stop`; return the trainer."""
+    if stop:
+        signal_at(trainer, stop - 1, signal.SIGTERM)
+    with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
+        trainer.train()
+    return trainer
+
+
 def test_training_equals_a_plain_loop(tmp_path):
     trainer = make(tmp_path, "lr_scheduler=null")
     trainer.train()
@@ -166,11 +175,7 @@ def test_a_resumed_run_mixes_its_batches_as_the_uninterrupted_one(tmp_path):
         folder.mkdir(exist_ok=True)
         trainer = make(folder, model=lambda: Net(dropout=0.5), checkpoint=checkpoint)
         trainer.train_loader.batch_transforms = [CutMix(), CopyBlob(((1, 0),))]
-        if stop:
-            signal_at(trainer, stop - 1, signal.SIGTERM)
-        with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
-            trainer.train()
-        return trainer
+        return train_until(trainer, stop)
     whole = run(tmp_path / "a")
     run(tmp_path / "b", stop=5)
     resumed = run(tmp_path / "b", checkpoint=read_checkpoint(tmp_path / "b" / "last.pth"))

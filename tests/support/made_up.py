@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from dataloader.shapes import Shapes
 from tests.support.places import SHARED
-from utils.machine.tensors import ImageBatch
+from utils.machine.tensors import ImageBatch, LabelBatch
 
 PARITY = SHARED / "parity"
 needs_goldens = pytest.mark.skipif(not PARITY.is_dir(), reason="../shared/parity is missing")
@@ -46,6 +47,16 @@ def picture(height: int, width: int, images: int = 1) -> ImageBatch:
     """A float32 image batch (images, 3, height, width), the same at every call."""
     wave = torch.sin(torch.arange(images * 3 * height * width, dtype=torch.float64) ** 1.3)
     return (1.4 * wave).float().reshape(images, 3, height, width)
+
+
+def batch_of_shapes() -> tuple[ImageBatch, LabelBatch]:
+    """Four scenes of Shapes: normalized images (4, 3, 96, 128), labels (4, 96, 128)."""
+    data = Shapes(size=(96, 128), length=4)
+    pairs = [data.load(i) for i in range(4)]
+    images = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image, _ in pairs])
+    images = (images / 255 - torch.tensor(data.mean).view(3, 1, 1)) / 0.2
+    labels = torch.stack([torch.from_numpy(np.array(label)).long() for _, label in pairs])
+    return images, labels
 
 
 def published_weights(name: str, change: Callable[[dict], dict] = lambda weights: weights) \
