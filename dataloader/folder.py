@@ -50,8 +50,9 @@ class Folder(BaseDataset):
     image_ending, label_ending: different ends of the names of image and label before
         the extension, such as "_mask".
     image_pattern, label_pattern: instead of the endings, patterns of the names: "*" is what
-        image and label share, as in "*_mask.png", "mask_*", "images/**". If both
-        folders are one, a file is an image unless it fits label_pattern.
+        image and label share, as in "*_mask.png", "mask_*", "images/**". With {stem} only that is
+        shared, as in "{stem}/mask_by_*.png". If both folders are one, a file is an image unless
+        it fits label_pattern.
     label_threshold: labels are masks of two classes, also as JPEG or in color: a pixel whose
         gray value, 0 to 255, is at least this number is class 1, and no pixel is ignored.
     list_file: the list of the split; tried like classes. null: SPLIT.txt in data_dir.

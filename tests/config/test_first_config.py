@@ -132,6 +132,17 @@ def test_image_and_label_names_can_have_different_endings(tmp_path, monkeypatch)
     assert len(train.dataset) == 10
 
 
+@pytest.mark.parametrize("label, pattern", [
+    ("{0}_mask.png", "masks/{stem}_mask.png"), ("{0}/{0}_m.png", "masks/{stem}/{stem}_m.png"),
+    ("{0}/by_ann_7.png", "masks/{stem}/by_ann_*.png")])
+def test_labels_can_be_named_by_the_stem_of_the_image(tmp_path, monkeypatch, label, pattern):
+    data(tmp_path, indices, label=label, folders=("im", "masks"))
+    data(tmp_path, indices, label="other/{0}.png", folders=("im", "masks"))
+    config, _, (train, _) = made(tmp_path, monkeypatch, "im", pattern)
+    assert len(train.dataset) == 10
+    assert config["train_loader"]["args"]["label_pattern"] == pattern.removeprefix("masks/")
+
+
 def test_images_without_a_usable_label_are_left_out(tmp_path, monkeypatch, capsys):
     data(tmp_path, indices)
     (tmp_path / "lab" / "frame3.png").unlink()

@@ -17,6 +17,10 @@ from utils.images.name_pattern import NamePattern, find_files, matching, separat
     ("masks/**_m", "a/masks/b/1_m.png", "a/b/1"), ("*/mask_1", "a/7/mask_1.png", "a/7"),
     ("masks/**/m_*", "masks/c/m_1.png", "c/1"), ("*(0)[x]", "a(0)[x].png", "a"),
     ("*.jpg.png", "a.jpg.png", "a"), ("*", "a\nb.png", "a\nb"),
+    ("{stem}_mask.png", "x/a_mask.png", "x/a"), ("{stem}_mask.png", "a_mask.tif", None),
+    ("{stem}/{stem}_m.png", "x/a/a_m.png", "x/a"), ("{stem}/{stem}_m.png", "x/a/b_m.png", None),
+    ("{stem}/m", "007/m.tif", "007"), ("{stem}_by_*.png", "a_by_ann.png", "a"),
+    ("masks/*/{stem}.png", "masks/7/a.png", "a"), ("masks/**/{stem}", "s/masks/c/d/a.png", "s/a"),
 ])
 def test_a_stem_is_the_path_without_the_text_of_the_pattern(pattern, path, stem):
     assert NamePattern(pattern).stem(path) == stem
@@ -27,7 +31,7 @@ def test_an_ending_may_look_like_an_extension():
     assert NamePattern("*.jpg").stem("a.jpg.png") is None
 
 
-@pytest.mark.parametrize("text", ["mask", "", "/abs/*"])
+@pytest.mark.parametrize("text", ["mask", "", "/abs/*", "{name}.png", "/{stem}"])
 def test_what_is_no_pattern_is_refused(text):
     with pytest.raises(ConfigError, match="is not a pattern"):
         NamePattern(text, "label_pattern")

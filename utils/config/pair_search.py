@@ -16,7 +16,14 @@ from utils.errors import DataError, counted, listed, shown, size_text
 from utils.images.headers import read_header
 from utils.images.image_io import read_stored, stored_codes
 from utils.images.label_kind import busyness
-from utils.images.name_pattern import FoundFile, NamePattern, find_files, matching, separate
+from utils.images.name_pattern import (
+    FoundFile,
+    NamePattern,
+    find_files,
+    is_pattern,
+    matching,
+    separate,
+)
 from utils.images.picture_files import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
@@ -95,7 +102,7 @@ def place_of(text: str, flag: str) -> Place:
     if path.is_dir():
         return Place(flag, path, None)
     parts = path.parts
-    stars = [i for i, part in enumerate(parts) if "*" in part]
+    stars = [i for i, part in enumerate(parts) if is_pattern(part)]
     if stars and Path(*parts[:stars[0]]).is_dir():
         return Place(flag, Path(*parts[:stars[0]]),
                      NamePattern("/".join(parts[stars[0]:]), flag))

@@ -5,8 +5,13 @@
     images/**        files below a folder "images", wherever that folder is
     *annot/**        files below a folder whose name ends with "annot"
 
-`*` is any text without a slash, `**` any text. A pattern describes the end of a path: any folders
-may precede it. Without an extension it fits every extension.
+    {stem}_mask.png  the same as *_mask.png
+    {stem}/{stem}_by_*.png   what {stem} stands for is what a pair shares, and * is any other text
+
+`*` is any text without a slash, `**` any text. They are what image and label share, unless the
+pattern has a `{stem}`: then only that is shared, and it stands for the same text, without a slash,
+wherever it is written. A pattern describes the end of a path: any folders may precede it. Without
+an extension it fits every extension.
 """
 import os
 import re
@@ -18,6 +23,14 @@ from utils.errors import ConfigError
 from utils.images.picture_files import IMAGE_SUFFIXES, picture_files
 
 
+_STEM = "{stem}"
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a text can be a NamePattern: it says what image and label share."""
+    return "*" in text or _STEM in text
+
+
 class NamePattern:
     """A pattern of file names. Raises ConfigError, with the place `key`, if `text` is none.
 
@@ -26,18 +39,23 @@ class NamePattern:
     """
 
     def __init__(self, text: str, key: str = "", any_suffix: bool = False):
-        if "*" not in text or text.startswith("/"):
+        if not is_pattern(text) or text.startswith("/"):
             raise ConfigError(f"{text!r} is not a pattern of file names", key,
-                              "write * for what the names of image and label share, such as "
-                              "\"*_mask.png\" or \"masks/**\"")
+                              "write * or {stem} for what the names of image and label share, such "
+                              "as \"*_mask.png\", \"{stem}_mask.png\" or \"masks/**\"")
         self.text = text
         stem, suffix = os.path.splitext(text)
         is_suffix = suffix.lower() in IMAGE_SUFFIXES and not any_suffix
         self.suffix = suffix.lower() if is_suffix else None
-        self._parts = re.split(r"(\*\*|\*)", text if self.suffix is None else stem)
+        self._parts = re.split(r"(\*\*|\*|\{stem\})", text if self.suffix is None else stem)
         self.literals = sum(map(len, self._parts[::2])) + len(self.suffix or "")
+        named = _STEM in self._parts
         self._regex = re.compile("((?:.*/)?)" + "".join(
-            re.escape(part) if i % 2 == 0 else "(.+)" if part == "**" else "([^/]+)"
+            re.escape(part) if i % 2 == 0 else
+            "(?P=stem)" if part == _STEM and _STEM in self._parts[:i] else
+            "(?P<stem>[^/]+)" if part == _STEM else
+            ("(?:.+)" if named else "(.+)") if part == "**" else
+            "(?:[^/]+)" if named else "([^/]+)"
             for i, part in enumerate(self._parts)), re.DOTALL)
 
     def stem(self, path: str) -> str | None:
@@ -50,6 +68,8 @@ class NamePattern:
         if not found or self.suffix not in (None, suffix.lower()):
             return None
         folders, *stars = found.groups()
+        if _STEM in self._parts:
+            return folders + found["stem"]
         text = folders + self._kept(0) + "".join(
             star + self._kept(i) for i, star in enumerate(stars, 1))
         return "/".join(part for part in text.split("/") if part)
