@@ -22,7 +22,6 @@ from typing import NamedTuple
 from utils.errors import ConfigError
 from utils.images.picture_files import IMAGE_SUFFIXES, picture_files
 
-
 _STEM = "{stem}"
 
 
