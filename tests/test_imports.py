@@ -18,9 +18,9 @@ ALLOWED = {
     "trainer.py": {"base", "utils"},
 }
 # Of utils/: a room imports only itself and those before it (docs/architecture.md).
-ROOMS = ("errors", "cli", "machine", "files", "images", "config", "losses", "metrics", "checkpoint",
-         "training", "predict", "decision", "segfix", "evaluation", "inference", "export",
-         "study")
+ROOMS = ("errors", "cli", "machine", "files", "images", "annotations", "config", "losses",
+         "metrics", "checkpoint", "training", "predict", "decision", "segfix", "evaluation",
+         "inference", "export", "study")
 PACKAGES = {"utils", "base", "models", "dataloader", "tools", "benchmarks", "trainer", "train",
             "test", "inference"}
 

@@ -1,0 +1,38 @@
+"""The formats of annotation tools: recognizes which one a file or folder has, and reads it.
+
+A format is a file of this folder, listed in FORMATS, that defines
+
+    TITLE                       its name in messages, "COCO JSON"
+    recognizes(path) -> bool    whether a file or folder has this format; it looks at little, and
+                                no file of another kind makes it raise or run long
+    read(path, findings) -> AnnotationSet
+                                what it contains; single mistakes go to `findings`, and a DataError
+                                says that nothing can be read
+"""
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from utils.annotations.annotation_set import AnnotationSet, Findings
+from utils.errors import DataError, shown
+
+FORMATS: tuple[str, ...] = ()       # in the order in which they are tried
+
+
+def format_of(path: Path) -> ModuleType | None:
+    """The module of the first format that recognizes a file or folder; None: no format does."""
+    return next((module for module in map(_module, FORMATS) if module.recognizes(path)), None)
+
+
+def read_annotations(path: Path, findings: Findings) -> AnnotationSet:
+    """What a file or folder of annotations contains. Raises DataError if no format fits it."""
+    module = format_of(path)
+    if module is None:
+        raise DataError("these are no annotations of a known tool", shown(path),
+                        f"known are {', '.join(_module(name).TITLE for name in FORMATS)}"
+                        if path.exists() else "there is no such file or folder")
+    return module.read(path, findings)
+
+
+def _module(name):
+    return importlib.import_module(f"utils.annotations.{name}")

@@ -1,0 +1,45 @@
+"""Reads JSON that another tool wrote, which may be large or hostile."""
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from utils.errors import DataError, shown
+
+MOST_BYTES = 2 << 30        # of one file; instances of COCO train2017 take 0.45 GB
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a file. Raises DataError if it cannot be read or is larger than `most`."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the file cannot be read: {error}", shown(path)) from None
+    if len(data) > most:
+        raise DataError(f"the file is larger than {most >> 20} MiB", shown(path),
+                        "split it into several files")
+    return data
+
+
+def read_json(path: Path, most: int = MOST_BYTES) -> Any:
+    """The value in a JSON file of at most `most` bytes. Raises DataError."""
+    return parse_json(read_bytes(path, most), shown(path))
+
+
+def parse_json(data: bytes, place: str) -> Any:
+    """The value of JSON text in UTF-8. Raises DataError, also for NaN and infinity."""
+    try:
+        return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise DataError(f"byte {error.start} is not UTF-8 text", place) from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"this is not JSON: {error.msg} (line {error.lineno}, column "
+                        f"{error.colno})", place) from None
+    except RecursionError:
+        raise DataError("the JSON is nested too deep", place) from None
+    except ValueError as error:         # a number of more than 4300 digits, or a constant
+        raise DataError(f"this is not JSON: {str(error)[:100]}", place) from None
+
+
+def _refuse_constant(name) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
