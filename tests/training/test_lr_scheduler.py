@@ -97,7 +97,9 @@ def test_the_curve_equals_the_golden_one(golden, name):
     ({"type": "OneCycle", "args": {"start_div": 5, "end_div": 2}}, {29: 0.01, 99: 0.005}),
     ({"type": "Cosine", "args": {"end_lr": 0.001}}, {0: 0.01, 50: 0.0055}),
     ({"type": "Cosine", "args": {"warmup_epochs": 0.5}}, {0: 0.001, 9: 0.01, 55: 0.005}),
+    ({"type": "Cosine", "args": {"warmup_steps": 10}}, {0: 0.001, 9: 0.01, 55: 0.005}),
     ({"type": "Step", "args": {"milestones": [1, 3.5]}}, {19: 0.01, 20: 0.001, 70: 0.0001}),
+    ({"type": "Step", "args": {"milestones": [1], "warmup_steps": 10}}, {0: 0.001, 9: 0.01}),
     ("CosineAnnealingLR", {19: 0.01, 20: 0.005 * (1 + math.cos(math.pi / 5))}),
     ({"type": "StepLR", "args": {"step_size": 2}}, {39: 0.01, 40: 0.001}),
 ])
@@ -105,6 +107,45 @@ def test_single_values_of_the_curves_are_right(section, probes):
     found = curve(section)[0]
     for step, rate in probes.items():
         assert found[step] == pytest.approx(rate, rel=1e-9, abs=1e-12), step
+
+
+def test_the_backbone_waits_warms_up_and_decays_over_its_own_rest():
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": weights[:1], "name": "head"},
+                                 {"params": weights[1:], "name": "backbone_layer_0", "lr": 0.001}],
+                                lr=0.01, momentum=0.9)
+    args = {"warmup": "restart", "warmup_steps": 10, "backbone_wait": 10,
+            "backbone_warmup_steps": 20}
+    scheduler = build_scheduler({"type": "Poly", "args": args}, optimizer, 100, 20)
+    head, backbone, _ = stepped(scheduler, optimizer, 0, 100)
+    assert [head[step] for step in (0, 5, 10, 55)] == pytest.approx(
+        [0, 0.005, 0.01, 0.01 * 0.5 ** 0.9])
+    assert [backbone[step] for step in (0, 9, 10, 20, 30, 65)] == pytest.approx(
+        [0, 0, 0, 0.0005, 0.001, 0.001 * 0.5 ** 0.9])
+
+
+def test_a_backbone_that_cannot_wait_is_refused():
+    args = {"warmup": "restart", "backbone_wait": 10}
+    with pytest.raises(ConfigError, match="need groups of the backbone"):
+        build_scheduler({"type": "Poly", "args": args}, optimizer_of(), 100, 20)
+    with pytest.raises(ConfigError, match='with warmup "restart" only'):
+        build_scheduler({"type": "Poly", "args": {"backbone_wait": 1}}, optimizer_of(), 100, 20)
+    optimizer = optimizer_of()
+    optimizer.param_groups[0]["name"] = "backbone"
+    with pytest.raises(ConfigError, match="waits 90 steps and warms up over 20 does not fit"):
+        build_scheduler({"type": "Poly", "args": args | {
+            "backbone_wait": 90, "backbone_warmup_steps": 20}}, optimizer, 100, 20)
+
+
+@pytest.mark.parametrize("name", ["Cosine", "Step", "Poly"])
+def test_a_warm_up_is_given_in_steps_or_in_epochs_and_fits_into_the_run(name):
+    args = {"milestones": [1]} if name == "Step" else {}
+    with pytest.raises(ConfigError, match="give warmup_epochs or warmup_steps, not both"):
+        build_scheduler({"type": name, "args": args | {"warmup_epochs": 1, "warmup_steps": 5}},
+                        optimizer_of(), 100, 20)
+    with pytest.raises(ConfigError, match="a warm-up of 101 steps does not fit into 100 steps"):
+        build_scheduler({"type": name, "args": args | {"warmup_steps": 101}}, optimizer_of(), 100,
+                        20)
 
 
 def test_cosine_per_epoch_equals_torchs():

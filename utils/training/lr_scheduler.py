@@ -89,7 +89,8 @@ def build_scheduler(section: str | dict, optimizer: torch.optim.Optimizer, total
                           "lr_scheduler.args", f"list {len(rates)} rates, or remove them from "
                                                "optimizer")
     if not built.per_validation:
-        _check_rates(name, args, over(_scratch(rates)), total_steps, steps_per_epoch)
+        names = [group.get("name", "") for group in optimizer.param_groups]
+        _check_rates(name, args, over(_scratch(rates, names)), total_steps, steps_per_epoch)
     return built
 
 
@@ -121,10 +122,11 @@ def _filled_in(name, args, rates, total_steps, epochs):
     return args
 
 
-def _scratch(rates):
-    """An optimizer with these rates that trains nothing."""
-    return torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate}
-                            for rate in rates], momentum=0.9)
+def _scratch(rates, names):
+    """An optimizer with groups of these rates and names that trains nothing."""
+    return torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate,
+                             "name": name} for rate, name in zip(rates, names, strict=True)],
+                           momentum=0.9)
 
 
 def _check_rates(name, args, scheduler, total_steps, steps_per_epoch):
@@ -216,23 +218,21 @@ class Poly(_StepSchedule):
     has no jump (openseg: warmup_power 4); implies from_zero.
     "restart": from warmup_start_lr linearly to lr, then the decay over the
     remaining N − W steps (PaddleSeg); implies from_zero.
+    backbone_wait, with "restart": the backbone's rate is 0 for so many steps, then it
+    warms up over backbone_warmup_steps and decays over the rest (EoMT).
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int,
                  power: float = 0.9, warmup_epochs: float = 0, warmup_steps: int = 0,
                  warmup: Literal["jump", "scale", "restart"] = "jump", warmup_power: float = 1.0,
                  warmup_start_lr: float = 0.0, end_lr: float = 0.0, from_zero: bool = False,
-                 per_epoch: bool = False):
+                 per_epoch: bool = False, backbone_wait: int = 0, backbone_warmup_steps: int = 0):
         if power <= 0:
             raise ValueError(f"power must be positive, found {power}")
         if warmup not in ("jump", "scale", "restart"):
             raise ValueError(f'warmup must be "jump", "scale" or "restart", found {warmup!r}')
-        if warmup_epochs and warmup_steps:
-            raise ValueError("give warmup_epochs or warmup_steps, not both")
-        self.warmup_steps = warmup_steps or round(warmup_epochs * steps_per_epoch)
-        if not 0 <= self.warmup_steps <= total_steps:
-            raise ValueError(f"a warm-up of {self.warmup_steps} steps does not fit into "
-                             f"{total_steps} steps")
+        self.warmup_steps = _warmup_steps(warmup_epochs, warmup_steps, steps_per_epoch,
+                                          total_steps)
         if warmup_power != 1 and warmup != "scale":
             raise ValueError('warmup_power has an effect with warmup "scale" only')
         if warmup_start_lr and warmup != "restart":
@@ -241,20 +241,53 @@ class Poly(_StepSchedule):
         self.warmup_start_lr, self.end_lr = warmup_start_lr, end_lr
         self.per_epoch = per_epoch
         self.first = 0 if from_zero or per_epoch or warmup != "jump" else 1
+        self.wait, self.late_warmup = backbone_wait, backbone_warmup_steps
+        self.late = [group.get("name", "").startswith("backbone")
+                     for group in optimizer.param_groups]
+        if backbone_wait or backbone_warmup_steps:
+            self._check_wait(total_steps)
         super().__init__(optimizer, total_steps, steps_per_epoch)
+
+    def get_lr(self):
+        rates = super().get_lr()
+        if self.wait or self.late_warmup:
+            factor = self.backbone_factor(min(self.last_epoch, self.total_steps - 1))
+            rates = [base * factor if late else rate
+                     for base, rate, late in zip(self.base_lrs, rates, self.late, strict=True)]
+        return rates
+
+    def backbone_factor(self, step: int) -> float:
+        """As `factor`, of the groups of the backbone."""
+        return 0.0 if step < self.wait else self._restarted(
+            step - self.wait, self.late_warmup, self.total_steps - self.wait)
 
     def factor(self, step: int) -> float:
         """The rate of optimizer step `step` (from 0) as a share of the initial rate."""
         done, warm = step + self.first, self.warmup_steps
         if self.warmup == "restart":
-            if step < warm:
-                start = self._of_largest_rate(self.warmup_start_lr)
-                return start + (1 - start) * step / warm
-            return self._decay(done - warm, self.total_steps - warm)
+            return self._restarted(step, warm, self.total_steps)
         if self.warmup == "scale":
             rise = min(1.0, (step + 1) / warm) ** self.warmup_power if warm else 1.0
             return rise * self._decay(done, self.total_steps)
         return done / warm if done < warm else self._decay(done, self.total_steps)
+
+    def _restarted(self, step, warm, total):
+        """A rise over `warm` steps from warmup_start_lr, then the decay to the last of `total`."""
+        if step < warm:
+            start = self._of_largest_rate(self.warmup_start_lr)
+            return start + (1 - start) * step / warm
+        return self._decay(step - warm, total - warm)
+
+    def _check_wait(self, total_steps):
+        if self.warmup != "restart":
+            raise ValueError('backbone_wait and backbone_warmup_steps have an effect with warmup '
+                             '"restart" only')
+        if min(self.wait, self.late_warmup) < 0 or self.wait + self.late_warmup > total_steps:
+            raise ValueError(f"a backbone that waits {self.wait} steps and warms up over "
+                             f"{self.late_warmup} does not fit into {total_steps} steps")
+        if not any(self.late):
+            raise ValueError("backbone_wait and backbone_warmup_steps need groups of the backbone: "
+                             "set layer_decay or differential_lr of the optimizer")
 
     def _decay(self, done, total):
         if self.per_epoch:
@@ -327,17 +360,15 @@ class OneCycle(_StepSchedule):
 class Cosine(_StepSchedule):
     """Half a cosine from lr down to end_lr. Loshchilov & Hutter, 2017, arXiv:1608.03983.
 
-    After a linear warm-up of warmup_epochs. per_epoch: constant inside an epoch,
-    equal to torch's CosineAnnealingLR over all epochs.
+    After a linear warm-up of warmup_epochs, or warmup_steps. per_epoch: constant inside an
+    epoch, equal to torch's CosineAnnealingLR over all epochs.
     end_lr: of the group with the largest rate.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int,
-                 end_lr: float = 0.0, warmup_epochs: float = 0, per_epoch: bool = False):
-        self.warmup_steps = round(warmup_epochs * steps_per_epoch)
-        if not 0 <= self.warmup_steps < total_steps:
-            raise ValueError(f"a warm-up of {self.warmup_steps} steps does not fit into "
-                             f"{total_steps} steps")
+                 end_lr: float = 0.0, warmup_epochs: float = 0, warmup_steps: int = 0,
+                 per_epoch: bool = False):
+        self.warmup_steps = _warmup_steps(warmup_epochs, warmup_steps, steps_per_epoch, total_steps)
         self.end_lr, self.per_epoch = end_lr, per_epoch
         super().__init__(optimizer, total_steps, steps_per_epoch)
 
@@ -358,15 +389,28 @@ class Step(_StepSchedule):
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int,
-                 milestones: list, gamma: float = 0.1, warmup_epochs: float = 0):
+                 milestones: list, gamma: float = 0.1, warmup_epochs: float = 0,
+                 warmup_steps: int = 0):
         self.milestones = [round(epoch * steps_per_epoch) for epoch in milestones]
-        self.gamma, self.warmup_steps = gamma, round(warmup_epochs * steps_per_epoch)
+        self.gamma = gamma
+        self.warmup_steps = _warmup_steps(warmup_epochs, warmup_steps, steps_per_epoch,
+                                          total_steps)
         super().__init__(optimizer, total_steps, steps_per_epoch)
 
     def factor(self, step: int) -> float:
         """The rate of optimizer step `step` (from 0) as a share of the initial rate."""
         rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         return rise * self.gamma ** sum(step >= milestone for milestone in self.milestones)
+
+
+def _warmup_steps(epochs, steps, steps_per_epoch, total_steps):
+    """The length of a warm-up in steps; it is given in epochs or in steps."""
+    if epochs and steps:
+        raise ValueError("give warmup_epochs or warmup_steps, not both")
+    length = steps or round(epochs * steps_per_epoch)
+    if not 0 <= length <= total_steps:
+        raise ValueError(f"a warm-up of {length} steps does not fit into {total_steps} steps")
+    return length
 
 
 class SWAPoly(_StepSchedule):
