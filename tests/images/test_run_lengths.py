@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from utils.images.run_lengths import compressed_runs, run_lengths
+from utils.images.run_lengths import compressed_runs, run_lengths, runs_of_text
 
 
 def decoded(text, size):
@@ -53,3 +53,21 @@ def test_the_text_is_that_of_cocos_own_code():
         mask = rng.random((120, 90)) < share
         expected = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
         assert compressed_runs(mask) == expected
+
+
+@pytest.mark.parametrize("mask", [np.ones((4, 5), bool), np.zeros((4, 8), bool),
+                                  np.random.default_rng(0).random((70, 90)) < 0.02,
+                                  np.random.default_rng(1).random((70, 90)) < 0.5])
+def test_the_runs_of_a_text_are_those_it_was_written_from(mask):
+    assert np.array_equal(runs_of_text(compressed_runs(mask)), run_lengths(mask))
+
+
+@pytest.mark.parametrize("text,said", [("0 ", "a character"), ("0\u00e9", "a character"),
+                                       ("0oooooooooo0", "too large"), ("0P", "within a number"),
+                                       ("0O", "negative"), ("PPPP0", None)])
+def test_damaged_text_is_refused(text, said):
+    if said is None:
+        assert runs_of_text(text).tolist() == [0]
+        return
+    with pytest.raises(ValueError, match=said):
+        runs_of_text(text)
