@@ -5,6 +5,7 @@ of each problem; the dataset collects the problems and raises them in one DataEr
 """
 import codecs
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,19 +17,29 @@ from utils.images.name_pattern import NamePattern, find_files, matching, separat
 from utils.images.picture_files import IMAGE_SUFFIXES, NO_LABELS
 
 SHOWN_FIXES = 3
+_COUNT = re.compile(r"\(\d+ pixels\)")
 _WRONG_NAMES = ("give image and label the same name, or say how they differ (Folder: label_ending, "
                 "image_pattern, label_pattern)")
 
 
 class Problem(str):
-    """One line on what is wrong. fix: what to do about it."""
+    """One line on what is wrong. fix: what to do about it.
+
+    kind: problems of one kind are listed together; by default what follows the last ": ".
+    """
 
     fix: str
+    kind: str
 
-    def __new__(cls, text: str, fix: str):
+    def __new__(cls, text: str, fix: str, kind: str = ""):
         problem = super().__new__(cls, text)
-        problem.fix = fix
+        problem.fix, problem.kind = fix, kind or kind_of(text)
         return problem
+
+
+def kind_of(problem: str) -> str:
+    """What a problem shares with others of its kind."""
+    return getattr(problem, "kind", "") or _COUNT.sub("", problem.rpartition(": ")[2])
 
 
 def fix_of(problems: list[str]) -> str:
@@ -102,7 +113,7 @@ def listed_file(root: Path, name: str, list_path: Path, number: int,
         if candidate.is_file():
             return candidate
     report(Problem(f"{shown(list_path)}:{number}: no such file: {shown(name)}",
-                   "correct the list, or copy the missing files"))
+                   "correct the list, or copy the missing files", "no such file"))
     return None
 
 
@@ -124,7 +135,7 @@ class StemFiles(NamedTuple):
         """The image and label of a stem; what is missing is reported, with the place."""
         if stem not in self.images:
             report(Problem(f"{place}: no image {shown(stem)} in {shown(self.image_dir)}",
-                           "correct the list, or copy the missing files"))
+                           "correct the list, or copy the missing files", "no image"))
         elif stem not in self.labels:
             report(self._missing_label(place, stem))
         else:
@@ -141,7 +152,8 @@ class StemFiles(NamedTuple):
         return Problem(f"{place}: no label {shown(expected)}"
                        f"{self.label_pattern.suffix or self.label_suffixes[0]}"
                        + (f", only {shown(other.name)}" if other else ""),
-                       NO_LABELS[other.suffix.lower()] if other else f"{fix}; or {_WRONG_NAMES}")
+                       NO_LABELS[other.suffix.lower()] if other else f"{fix}; or {_WRONG_NAMES}",
+                       f"no label, only {other.suffix.lower()}" if other else "no label")
 
 
 def stem_files(image_dir: Path, label_dir: Path, report: Callable[[str], None],
@@ -220,7 +232,7 @@ def images_only(folder: Path, report: Callable[[str], None], ending: str = "",
             yield Sample(stem, images[stem], None)
         else:
             report(Problem(f"{place}: no image {shown(stem)} in {shown(folder)}",
-                           "correct the list, or copy the missing files"))
+                           "correct the list, or copy the missing files", "no image"))
 
 
 def header_problem(image: Path, label: Path | None, label_header: Callable[[Path], Header],
@@ -252,7 +264,7 @@ def header_problem(image: Path, label: Path | None, label_header: Callable[[Path
         return None, False
     return Problem(f"{shown(image)} is {size_text(of_image.size)} (height x width) but its label "
                    f"{shown(label)} is {size_text(of_label.size)}",
-                   "give image and label the same size"), False
+                   "give image and label the same size", "other size"), False
 
 
 def _by_stem(files, without, report):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from base.base_dataset import BINARY_FIX, LOST_FOREGROUND, BaseDataset
-from base.dataset_files import Problem
+from base.dataset_files import Problem, kind_of
 from utils.config.build import split_args
 from utils.config.registry import components, lookup
 from utils.config.schema import section_callables
@@ -121,13 +121,10 @@ def files_of(dataset: BaseDataset) -> frozenset[Path]:
 
 
 def _by_kind(problems: list[str]) -> Iterator[str]:
-    """The lines of problems: of each kind the first ones, the number of the others, and what to do.
-
-    Problems "place: text" with one text are one kind.
-    """
+    """The lines of problems: of each kind the first ones, the number of the others, what to do."""
     kinds: dict[str, list[str]] = {}
     for problem in problems:
-        kinds.setdefault(problem.rpartition(": ")[2], []).append(problem)
+        kinds.setdefault(kind_of(problem), []).append(problem)
     for same in kinds.values():
         shown_ones = SHOWN_OF_KIND if len(same) > SHOWN_OF_KIND + 1 else len(same)
         yield from (f"problem: {problem}" for problem in same[:shown_ones])
@@ -152,6 +149,14 @@ class _Finding(NamedTuple):
     mixed: bool
 
 
+def _problem(error, sample):
+    """What is wrong with a sample, of the kind of all problems that differ in the files only."""
+    kind = error.what
+    for path in filter(None, (sample.image, sample.label)):
+        kind = kind.replace(shown(path), "")
+    return Problem(error.in_one_line, error.fix or "", kind_of(kind))
+
+
 def _examine(dataset, index):
     """Read one sample as training would, without augmentation."""
     sample, problems, entry, mixed = dataset.samples[index], [], None, False
@@ -165,13 +170,13 @@ def _examine(dataset, index):
                  "label": _absolute(sample.label), "size": list(label.shape[::-1]),
                  "hist": _histograms(dataset, label) if sample.label or not sample.image else {}}
     except DataError as error:
-        problems.append(Problem(error.in_one_line, error.fix or ""))
+        problems.append(_problem(error, sample))
         if isinstance(error, UnreadableFile) and sample.label \
                 and error.where != shown(sample.label):
             try:
                 dataset.read_label(sample.label)
             except DataError as second:
-                problems.append(Problem(second.in_one_line, second.fix or ""))
+                problems.append(_problem(second, sample))
     return _Finding(entry, problems, _file_facts(sample.image, read_header),
                     matlab or _file_facts(sample.label, dataset.label_header), mixed)
 

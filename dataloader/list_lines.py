@@ -53,7 +53,7 @@ class ListLines:
                        "must follow in the same line")
         self.report(Problem(
             f"{place}: {problem or f'no image {shown(line)} in {shown(self.files.image_dir)}'}",
-            _FIX))
+            _FIX, "no files of a line"))
         return None
 
     def _stem(self, line):
@@ -95,7 +95,8 @@ class ListLines:
         """The sample of an image and a label that a line names."""
         if label.suffix.lower() not in self.files.label_suffixes:
             self.report(Problem(f"{place}: {shown(label)} is not a label",
-                                NO_LABELS.get(label.suffix.lower(), "store labels as PNG")))
+                                NO_LABELS.get(label.suffix.lower(), "store labels as PNG"),
+                                "not a label"))
             return None
         stem = self._stem_of(image)
         if stem is None:

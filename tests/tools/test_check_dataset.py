@@ -10,7 +10,7 @@ from tests.dataloader.test_dataset_report import make
 from tests.support.places import ROOT
 from tools.check_dataset import main
 from utils.cli.console import run
-from utils.images.image_io import write_label
+from utils.images.image_io import write_image, write_label
 
 
 def checked(args, *argv, name="ADE20K"):
@@ -114,6 +114,41 @@ def test_a_problem_of_many_files_is_printed_for_three_with_its_fix(tmp_path, cap
     out = capsys.readouterr().out
     assert out.count("the file is empty") == 3 and "and 3 more files with the same problem" in out
     assert out.count("  fix: ") == 1 and "6 problems" in out
+
+
+def test_problems_of_one_kind_are_one_list_also_if_each_names_a_file(tmp_path, capsys):
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    labels.mkdir()
+    for name in "abcdef":
+        write_image(images / f"{name}.png", np.zeros((6, 8, 3), np.uint8))
+        write_label(labels / f"{name}_mask.png", np.zeros((6, 8), np.uint8), [])
+    args = ["--type", "Folder", "--args", json.dumps({"data_dir": str(tmp_path), "num_classes": 2})]
+    assert run(main, args) == 3
+    out = capsys.readouterr().out
+    assert out.count(": no label ") == 3 and out.count(": a label without an image") == 3
+    assert out.count("and 3 more files with the same problem") == 2 and out.count("  fix: ") == 2
+
+    (tmp_path / "all.txt").write_text("x\ny\nz\nu\nv\n")
+    assert run(main, args) == 3
+    out = capsys.readouterr().out
+    assert out.count(": no image ") == 3 and "and 2 more files" in out and out.count("fix: ") == 1
+
+    (tmp_path / "all.txt").unlink()
+    for name in "abcdef":
+        (labels / f"{name}_mask.png").unlink()
+        write_label(labels / f"{name}.png", np.zeros((6, 9), np.uint8), [])
+    assert run(main, args) == 3
+    out = capsys.readouterr().out
+    assert out.count("but its label") == 3 and "and 3 more files with the same problem" in out
+
+    for number, name in enumerate("abcdef"):
+        label = np.zeros((6, 8), np.uint8)
+        label[:number + 1, 0] = 7
+        write_label(labels / f"{name}.png", label, [])
+    assert run(main, args) == 3
+    out = capsys.readouterr().out
+    assert out.count("7 (") == 3 and "and 3 more files with the same problem" in out
 
 
 def test_arguments_that_are_not_json_have_status_2():
