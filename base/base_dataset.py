@@ -439,7 +439,7 @@ class BaseDataset(Dataset, ABC):
 
     def _check_files(self):
         """Raise one DataError for all problems that names and headers show."""
-        name, place = f"{type(self).__name__} {self.split}", shown(self.root)
+        name, place = self.title, shown(self.root)
         if not self.samples and not self.problems:
             raise DataError(f"{type(self).__name__} found no images of split {self.split!r}"
                             + ("" if self.root.is_dir() else ": the folder does not exist"), place,
@@ -500,7 +500,7 @@ class BaseDataset(Dataset, ABC):
         if self.white is not None and len(images) == len(self.samples) \
                 and all(header.bits <= 8 for _, header in images):
             raise ConfigError(f"white has no effect: none of the {len(images)} images of "
-                              f"{type(self).__name__} {self.split} has more than 8 bits", "white",
+                              f"{self.title} has more than 8 bits", "white",
                               "remove it")
         return [*partly_used(images, white=self.white), *partly_used(labels, "labels")]
 
@@ -519,13 +519,13 @@ class BaseDataset(Dataset, ABC):
             if found := mixing(stored):
                 mixed.append((path, found))
         if ignored_labels and all(ignored_labels):
-            warn(f"{type(self).__name__} {self.split}: none of the {len(ignored_labels)} labels "
+            warn(f"{self.title}: none of the {len(ignored_labels)} labels "
                  f"that were read has a pixel of a class; all are ignored ({shown(self.root)})")
         if values == {0, 255} and self.loses_foreground():
             raise DataError(LOST_FOREGROUND, shown(self.root), BINARY_FIX)
         if mixed and len(mixed) >= min(2, len(ignored_labels)):
             path, found = max(mixed, key=lambda entry: entry[1].share)
-            warn(f"{type(self).__name__} {self.split}: {len(mixed)} of {len(ignored_labels)} "
+            warn(f"{self.title}: {len(mixed)} of {len(ignored_labels)} "
                  f"labels look smoothed or stored as JPEG: {shown(path)} has {found.count} values "
                  f"along borders only, on {100 * found.share:.2g} % of its pixels; store labels as "
                  "PNG without smoothing")

@@ -10,6 +10,7 @@ or absolute, with or without the extension, with / or \\.
 """
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,6 +72,8 @@ class Folder(BaseDataset):
                  white: float | None = None, label_threshold: int | None = None,
                  ignore_index: int = 255, seed: int = 0, augmentation: Callable | None = None):
         root = Path(os.path.expanduser(data_dir))
+        named = re.fullmatch(r"(.+)\.classes\.json", os.path.basename(classes or ""))
+        self._name = named[1] if named else os.path.basename(os.path.abspath(root))
         class_file = read_classes(classes, root) if classes else {}
         self.class_names = class_names or class_file.get("names") or \
             [f"class {i}" for i in range(num_classes or 0)]
@@ -111,8 +114,11 @@ class Folder(BaseDataset):
 
     @property
     def title(self) -> str:
-        """The folder of the data and the split: "leaves val"."""
-        return shown(f"{os.path.basename(os.path.abspath(self.root))} {self.split}")
+        """The name of the data and the split: "leaves val".
+
+        The name is that of a class file leaves.classes.json, or of the folder of the data.
+        """
+        return shown(f"{self._name} {self.split}")
 
     def find_samples(self) -> Iterator[Sample]:
         if self.list_file.is_file():

@@ -98,6 +98,15 @@ def test_classes_are_read_from_a_json_file(tmp_path):
     assert dataset[0]["label"].tolist() == [[0, 1, 1, 255, 255]]
 
 
+def test_data_is_called_like_its_class_file_of_init_or_its_folder(tmp_path):
+    put(tmp_path / "data", "a")
+    for name in ("leaves.classes.json", "classes.json"):
+        (tmp_path / name).write_text('{"names": ["x", "y"]}')
+    title = {name: Folder(str(tmp_path / "data"), classes=str(tmp_path / name)).title
+             for name in ("leaves.classes.json", "classes.json")}
+    assert title == {"leaves.classes.json": "leaves all", "classes.json": "data all"}
+
+
 def test_stored_values_that_the_class_file_does_not_name_are_errors(tmp_path):
     put(tmp_path, "a", [[7, 8, 1]])
     (tmp_path / "classes.json").write_text('{"names": ["a", "b"], "label_ids": [7, 8]}')
@@ -201,7 +210,8 @@ def test_a_range_that_is_not_used_is_one_notice_and_white_uses_it(tmp_path, caps
     values = deep(tmp_path)
     dark = Folder(str(tmp_path), num_classes=2)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("Folder all: 3 images have more than 8 bits")
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{tmp_path.name} all: 3 images have more than 8 bits")
     assert "reach only 4095 of 65535, which gives 17 of 256 gray levels" in lines[0]
     bright = Folder(str(tmp_path), num_classes=2, white=4095)
     assert capsys.readouterr().err == ""
