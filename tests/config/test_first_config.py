@@ -191,6 +191,15 @@ def test_photographs_instead_of_labels_are_an_error(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("my*"))
 
 
+def test_a_damaged_label_is_named_with_what_to_do(tmp_path, monkeypatch):
+    data(tmp_path, lambda path, ids: write_label(path, ids, []))
+    monkeypatch.chdir(tmp_path)
+    path = sorted((tmp_path / "lab").glob("*"))[0]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=f"truncated PNG(.|\n)*{path.name}(.|\n)*or remove it"):
+        make_config("im", "lab", "my.json")
+
+
 def smoothed(path, values):
     write_image(path, cv2.GaussianBlur(values, (0, 0), 1))
 

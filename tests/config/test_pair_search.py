@@ -10,6 +10,7 @@ from PIL import Image
 from dataloader.loader import make_loader
 from utils.config.first_config import make_config
 from utils.config.load import load_config
+from utils.config.pair_search import place_of
 from utils.config.schema import resolve_config
 from utils.errors import DataError
 from utils.files.jsonc import read_jsonc
@@ -300,6 +301,15 @@ def test_one_pair_alone_is_named(tmp_path, monkeypatch):
     write(tmp_path, "im/{i}.jpg", "lab/{i}.png", count=1)
     with pytest.raises(DataError, match="only one pair of image and label: im/0.jpg, lab/0.png"):
         loaders("im", "lab")
+
+
+def test_a_mistyped_folder_gets_the_nearest_name(tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match=f"did you mean {tmp_path / 'photos'}") as caught:
+        place_of(str(tmp_path / "photo"), "--images")
+    assert caught.value.where == "--images"
+    with pytest.raises(DataError, match="give a folder, or a pattern"):
+        place_of(str(tmp_path / "none" / "masks"), "--labels")
 
 
 def test_exchanged_folders_are_named(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.config.name_rules import Rule, guessed_rules
-from utils.errors import DataError, counted, listed, shown, size_text
+from utils.errors import DataError, counted, listed, nearest, shown, size_text
 from utils.images.headers import read_header
 from utils.images.image_io import read_stored, stored_codes
 from utils.images.label_kind import busyness
@@ -109,7 +109,10 @@ def place_of(text: str, flag: str) -> Place:
     if path.exists():
         raise DataError(f"{shown(path)} is a file, not a folder", flag,
                         NO_LABELS.get(path.suffix.lower(), "give the folder that contains it"))
-    raise DataError(f"no such folder: {shown(path)}", flag)
+    near = nearest(path.name, (one.name for one in path.parent.glob("*") if one.is_dir()))
+    raise DataError(f"no such folder: {shown(path)}", flag,
+                    f"did you mean {shown(path.with_name(near))}?" if near else
+                    "give a folder, or a pattern of files in quotes ('masks/*_box.png')")
 
 
 def find_pairs(images: Place, labels: Place) -> Pairing:

@@ -23,6 +23,7 @@ _USUAL_MAX_PIXELS = 178_956_970
 _HEAD_BYTES = 65536
 _TAIL_BYTES = 4096
 _EXIF_ORIENTATION = 0x0112
+COPY_AGAIN = "copy or download the file again, or remove it"    # of a damaged file
 
 
 def max_pixels() -> int:
@@ -204,7 +205,7 @@ def pillow_open(source: str | os.PathLike | BinaryIO, path: str | os.PathLike) -
                             "write the bands to use as a gray or RGB picture of 8 or 16 bits, "
                             "pixel by pixel") from None
         raise UnreadableFile(reason, shown(path),
-                             "copy or download the file again, or remove it") from None
+                             COPY_AGAIN) from None
     try:
         _refuse_bomb(image.width, image.height, path)
     except DataError:
@@ -331,7 +332,7 @@ def _require_complete(data, probe, path):
         complete = len(data) >= 8 + int.from_bytes(data[4:8], "little")
     if not complete:
         raise UnreadableFile(f"truncated {probe.kind.upper()} ({len(data)} bytes): its end is "
-                             "missing", shown(path), "copy or download the file again")
+                             "missing", shown(path), COPY_AGAIN)
 
 
 def _reaches_end(data):

@@ -25,6 +25,7 @@ import numpy as np
 from utils.errors import DataError, listed, shown, size_text
 from utils.files.whole_file import write_bytes
 from utils.images.headers import (
+    COPY_AGAIN,
     Probe,
     UnreadableFile,
     orientation_of,
@@ -225,7 +226,7 @@ def _decoded(path, deep=False):
             return _oriented(image, turn), turn, 65535 if probe.bits == 16 else 255
     if probe and probe.bits == 16:
         raise UnreadableFile(f"damaged PNG ({len(data)} bytes)", shown(path),
-                             "copy or download the file again")
+                             COPY_AGAIN)
     values, turn, top = _pillow_image(data, path, deep)
     return np.ascontiguousarray(values), turn, top
 
@@ -414,7 +415,7 @@ def _whole_pnm(data, path):
     values = _cv2_decode(data, _unchanged())
     if values is None:
         raise UnreadableFile(f"damaged PGM or PPM ({len(data)} bytes)", shown(path),
-                             "copy or download the file again")
+                             COPY_AGAIN)
     return values if values.ndim == 2 else values[..., ::-1]
 
 
@@ -465,7 +466,7 @@ def _pillow_load(data, path):
         raise
     except Exception as error:                  # of any type: the file is damaged
         raise UnreadableFile(f"damaged {image.format} ({len(data)} bytes): {error}", shown(path),
-                             "copy or download the file again") from None
+                             COPY_AGAIN) from None
     return image, turn if image.format == "TIFF" else orientation_of(image)
 
 
