@@ -5,6 +5,7 @@ must define. Coordinates are in pixels of the image, x to the right and y down; 
 left corner of the first pixel.
 """
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -66,12 +67,15 @@ class AnnotatedImage(NamedTuple):
     size: as the annotation states it. place: for messages. regions: (size of the image) -> its
     regions in painting order, the top one last; it is pickled for workers, so it is a
     functools.partial of a function, or a method, and not a lambda. Raises DataError.
+    other_names: looked up in this order if there is no file `image`, such as the name before a tool
+    put characters before it.
     """
 
     image: str
     size: Size | None
     place: str
     regions: Callable[[Size], Sequence[Region]]
+    other_names: tuple[str, ...] = ()
 
 
 class AnnotationSet(NamedTuple):
@@ -184,3 +188,10 @@ def shortly(value: Any) -> str:
     else:
         text = shown(repr(value[:60] if isinstance(value, str) else value))
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def hex_color(text: Any) -> list[int] | None:
+    """[r, g, b] of a color as tools write it, "#c06060"; None for anything else."""
+    if not isinstance(text, str) or not re.fullmatch(r"#[0-9a-fA-F]{6}", text.strip()):
+        return None
+    return list(bytes.fromhex(text.strip()[1:]))

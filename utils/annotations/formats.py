@@ -16,7 +16,8 @@ from types import ModuleType
 from utils.annotations.annotation_set import AnnotationSet, Findings
 from utils.errors import DataError, shown
 
-FORMATS: tuple[str, ...] = ()       # in the order in which they are tried
+FORMATS: tuple[str, ...] = (          # in the order in which they are tried
+    "cvat", "cvat_masks", "label_studio", "supervisely", "yolo", "class_masks")
 
 
 def format_of(path: Path) -> ModuleType | None:

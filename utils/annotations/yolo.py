@@ -1,0 +1,234 @@
+"""YOLO segmentation: a text file for each image, and data.yaml with the names of the classes.
+
+    data.yaml             names: [cat, dog], or a line "0: cat" for each
+    labels/train/a.txt    0 0.1 0.2 0.5 0.2 0.5 0.7      class, then x y x y … of an outline
+    images/train/a.jpg
+
+Coordinates are parts of the width and height of the image. The folder or zip with data.yaml, that
+file itself, or a folder of text files may be given; data.yaml is also looked for in the two folders
+above. Without names the classes are called "class 0", … The smaller of two outlines lies above the
+larger one, as in the training of Ultralytics. A line of five numbers is a box: it has no outline
+and is left out. Layout: docs.ultralytics.com/datasets/segment, docs.cvat.ai.
+"""
+import functools
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from utils.annotations.annotation_set import (
+    AnnotatedImage,
+    AnnotationSet,
+    Category,
+    Findings,
+    Region,
+    check_near,
+    image_name,
+    shortly,
+)
+from utils.annotations.file_tree import FileTree, file_tree, place_of, read_member, tree_if_zip
+from utils.annotations.yaml_names import yaml_names
+from utils.errors import DataError, shown
+
+TITLE = "YOLO segmentation"
+
+_MOST_BYTES = 1 << 26       # of the text of one image
+_MOST_YAML = 1 << 20
+_LOOKED_AT = 200            # files of a folder, until it is recognized
+_FIRST_LINE = re.compile(rb"\s*\d{1,5}(?:[ \t]+[-+.\deE]+){4,}[ \t]*(?:[\r\n]|$)")
+_OTHER_TEXTS = {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "requirements.txt",
+                "notes.txt", "readme.txt", "obj_train_data.txt"}
+_HEAD = 4096
+
+
+def recognizes(path: Path) -> bool:
+    """Whether this is a data.yaml with names, or a folder or zip with one, or with such texts."""
+    try:
+        if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
+            return _has_names(path.parent, path.name)
+        if path.is_dir():
+            return _recognizes_folder(path)
+        tree = tree_if_zip(path)
+        return tree is not None and _yaml_of(tree) is not None
+    except (DataError, OSError, ValueError):
+        return False
+
+
+def read(path: Path, findings: Findings) -> AnnotationSet:
+    """The classes and texts of a folder or zip. Raises DataError if there are none."""
+    given = path.name if path.is_file() and path.suffix.lower() in (".yaml", ".yml") else None
+    tree = file_tree(path.parent if given else path)
+    yaml = given or _yaml_of(tree)
+    names = _names(tree.root, yaml)
+    texts = _texts(tree, yaml)
+    if not texts:
+        raise DataError("no text files with labels in it", shown(tree.root),
+                        "give the folder that contains labels/")
+    used, boxes, outlines = set(), 0, 0
+    images = []
+    for name, image in texts:
+        place = place_of(tree.root, name)
+        try:
+            lines = _lines(tree.root, name)
+            images.append(AnnotatedImage(image_name(image, place), None, place, _no_regions))
+        except DataError as error:
+            findings.refuse(error.where or place, error.what)
+            continue
+        for number, parts in lines:
+            at = f"{place}:{number}"
+            wrong = _wrong(parts, names)
+            if wrong:
+                findings.refuse(at, wrong)
+            elif len(parts) == 5:
+                boxes += 1
+                findings.leave_out(at, "a box, which has no outline")
+            else:
+                outlines += 1
+                used.add(int(parts[0]))
+    if boxes and not outlines:
+        raise DataError(f"all {boxes} lines are boxes (class, x, y, width, height): these are "
+                        "labels of detection", shown(tree.root), "export outlines instead, as YOLO "
+                        "segmentation")
+    if names is None:
+        names = {number: f"class {number}" for number in range(max(used, default=-1) + 1)}
+    ids = {number: index for index, number in enumerate(sorted(names))}
+    return AnnotationSet(TITLE, [Category(names[number]) for number in sorted(names)], [
+        image._replace(regions=functools.partial(_regions, tree.root, name, ids))
+        for image, (name, _) in zip(images, _read(texts, images, tree.root), strict=True)],
+        overlap="area")
+
+
+def _read(texts, images, root):
+    """Those of the texts that have an image."""
+    places = {image.place for image in images}
+    return [(name, image) for name, image in texts if place_of(root, name) in places]
+
+
+def _no_regions(_) -> list[Region]:
+    return []
+
+
+def _regions(root, name, ids, size):
+    """The regions of an image of this size. Raises DataError."""
+    found, place = [], place_of(root, name)
+    for number, parts in _lines(root, name):
+        at = f"{place}:{number}"
+        wrong = _wrong(parts, ids)
+        if wrong:
+            raise DataError(wrong, at)
+        if len(parts) == 5:
+            continue
+        try:
+            points = np.array(parts[1:], np.float64).reshape(-1, 2)
+        except ValueError:
+            raise DataError(f"coordinates are {shortly(' '.join(parts[1:]))}; expected numbers",
+                            at) from None
+        check_near(points, at)
+        points *= (size[1], size[0])
+        check_near(points, at)
+        found.append(Region(ids[int(parts[0])], [points], None, at))
+    return found
+
+
+def _lines(root, name):
+    """(number, words) of each line of a text that is not empty. Raises DataError."""
+    text = read_member(root, name, _MOST_BYTES).decode("utf-8-sig", "replace")
+    lines = ((number, line.split()) for number, line in enumerate(text.splitlines(), 1))
+    return [(number, parts) for number, parts in lines if parts]
+
+
+def _wrong(parts, names):
+    """What is wrong with the words of a line, or None. names: with the known classes as keys."""
+    if not re.fullmatch(r"\d{1,9}", parts[0], re.ASCII):
+        return f"the class is {shortly(parts[0])}; expected a number"
+    if names is not None and int(parts[0]) not in names:
+        return f"class {parts[0]} is not one of the {len(names)} of the names"
+    if len(parts) != 5 and (len(parts) < 7 or len(parts) % 2 == 0):
+        return (f"{len(parts) - 1} numbers follow the class; expected x and y of three points or "
+                "more")
+    return None
+
+
+def _texts(tree, yaml):
+    """(the name of a text, that of its image without extension) for each image."""
+    beside = yaml.rpartition("/")[0] if yaml else None
+    texts = [name for name in tree.names if name.lower().endswith(".txt")]
+    below = [name for name in texts if "labels" in name.split("/")[:-1]]
+    if not below:
+        below = [name for name in texts if name.rpartition("/")[2].lower() not in _OTHER_TEXTS
+                 and name.rpartition("/")[0] != beside]
+    found = []
+    for name in below:
+        *folders, last = name[:-4].split("/")
+        if "labels" in folders:         # labels/train/a and train/labels/a: their last "labels"
+            place = len(folders) - 1 - folders[::-1].index("labels")
+            folders[place] = "images"
+        found.append((name, "/".join((*folders, last))))
+    return found
+
+
+def _names(root, yaml):
+    """{number: name} of the classes; None if no data.yaml is found. Raises DataError."""
+    place = root, yaml
+    if yaml is None:
+        above = [folder for folder in (root.resolve(), *root.resolve().parents[:2])
+                 if folder.is_dir()]
+        place = next(((folder, name) for folder in above for name in _yamls(folder)), None)
+    if place is None:
+        return None
+    data = read_member(*place, most=_MOST_YAML)
+    if re.search(rb"^kpt_shape\s*:", data, re.MULTILINE):
+        raise DataError("kpt_shape: these are labels of keypoints", place_of(*place),
+                        "export outlines instead, as YOLO segmentation")
+    return yaml_names(data, place_of(*place))
+
+
+def _yaml_of(tree: FileTree):
+    """The uppermost YAML file with names of a tree, or None."""
+    found = sorted((name for name in tree.names if name.lower().endswith((".yaml", ".yml"))),
+                   key=lambda name: (name.count("/"), name))
+    return next((name for name in found[:_LOOKED_AT] if _has_names(tree.root, name)), None)
+
+
+def _yamls(folder):
+    """The YAML files with names that lie in a folder itself."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries
+                       if entry.name.lower().endswith((".yaml", ".yml")) and entry.is_file())
+    return [name for name in names[:_LOOKED_AT] if _has_names(folder, name)]
+
+
+def _has_names(root, name):
+    try:
+        data = read_member(root, name, _MOST_YAML)
+    except DataError:
+        return False
+    return bool(re.search(rb"^names\s*:", data, re.MULTILINE)
+                and re.search(rb"^(train|val|test|nc|path|kpt_shape)\s*:", data, re.MULTILINE))
+
+
+def _recognizes_folder(path):
+    """Whether a folder has a data.yaml, or text files of labels in it or in its "labels"."""
+    if _yamls(path):
+        return True
+    for folder in (path, path / "labels", *_subfolders(path), *_subfolders(path / "labels")):
+        if not folder.is_dir():
+            continue
+        with os.scandir(folder) as entries:
+            names = [entry.name for _, entry in zip(range(_LOOKED_AT), entries, strict=False)]
+        texts = [name for name in names if name.lower().endswith(".txt")
+                 and name.lower() not in _OTHER_TEXTS]
+        for name in sorted(texts)[:20]:
+            head = read_member(folder, name, _HEAD, cut=True)
+            if head.strip():        # an outline may have more numbers than the head of the file
+                return bool(_FIRST_LINE.match(head))
+    return False
+
+
+def _subfolders(path):
+    if not path.is_dir():
+        return []
+    with os.scandir(path) as entries:
+        return sorted(Path(entry.path) for entry in entries
+                      if entry.is_dir() and not entry.name.startswith("."))[:20]
