@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from base import dataset_files
@@ -23,7 +22,7 @@ from dataloader.list_lines import ListLines
 from utils.cli.console import notice
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.files.jsonc import read_jsonc
-from utils.images.image_io import read_image, read_pair
+from utils.images.image_io import read_mask, read_pair
 from utils.images.name_pattern import NamePattern
 from utils.images.palette import class_palette
 from utils.images.picture_files import LABEL_SUFFIXES
@@ -153,8 +152,7 @@ class Folder(BaseDataset):
     def read_label(self, path: Path) -> Labels:
         if self.label_threshold is None:
             return super().read_label(path)
-        gray = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY)
-        return (gray >= self.label_threshold).astype(np.uint8)
+        return read_mask(path, self.label_threshold)
 
     def load(self, index: int) -> tuple[Image, Labels]:
         sample = self.samples[index]

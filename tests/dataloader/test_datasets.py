@@ -1,7 +1,9 @@
 """Every dataset against the official layouts."""
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from PIL import Image
 
 from dataloader.augmentation.transforms import Augmentation
+from dataloader.class_tables.mapillary import CLASSES_1_2, CLASSES_2_0
+from dataloader.dataset_report import check_dataset
 from tests.config.samples import small
 from tests.support.places import ROOT, SHARED
 from utils.config.registry import components
@@ -258,6 +262,30 @@ LAYOUTS = [
      {"TrainVal_images/train_id.txt": "1_2\n"}, {0: 0, 19: 19}),
     ("LIP", {"split": "val"}, "val_images/1_2.jpg", "val_segmentations/1_2.png", {},
      {0: 0, 14: 14}),
+    ("Mapillary", {"split": "training"}, "training/images/a-B_c.jpg",
+     "training/v1.2/labels/a-B_c.png", {}, {0: 0, 64: 64, 65: 255}),
+    ("MapillaryVistas", {"split": "validation"}, "validation/images/a.jpg",
+     "validation/labels/a.png", {}, {0: 0, 64: 64, 65: 255}),
+    ("Mapillary", {"split": "training", "version": "2.0"}, "training/images/a.jpg",
+     "training/v2.0/labels/a.png", {}, {0: 0, 122: 122, 123: 255}),
+    ("Mapillary", {"split": "training", "mapping": "cityscapes"}, "training/images/a.jpg",
+     "training/v1.2/labels/a.png", {}, {13: 0, 2: 1, 55: 13, 58: 16, 10: 255, 41: 255, 65: 255}),
+    ("Mapillary", {"split": "validation", "version": "2.0", "mapping": "cityscapes"},
+     "validation/images/a.jpg", "validation/v2.0/labels/a.png", {},
+     {21: 0, 25: 1, 108: 13, 95: 6, 103: 7, 17: 255, 123: 255}),
+    ("BDD100K", {"split": "train"}, "images/10k/train/0a-1b.jpg",
+     "labels/sem_seg/masks/train/0a-1b.png", {}, {0: 0, 18: 18, 255: 255}),
+    ("BDD100K", {"split": "val"}, "bdd100k/seg/images/val/0a-1b.jpg",
+     "bdd100k/seg/labels/val/0a-1b_train_id.png", {}, {0: 0, 18: 18, 255: 255}),
+    ("ACDC", {"split": "train", "condition": "fog"},
+     "rgb_anon/fog/train/GOPR0475/GOPR0475_frame_000041_rgb_anon.png",
+     "gt/fog/train/GOPR0475/GOPR0475_frame_000041_gt_labelTrainIds.png", {},
+     {0: 0, 18: 18, 255: 255}),
+    ("ACDC", {"split": "val", "condition": "night", "labels": "labelIds"},
+     "rgb_anon_trainvaltest/rgb_anon/night/val/GOPR0/GOPR0_frame_000001_rgb_anon.png",
+     "gt_trainval/gt/night/val/GOPR0/GOPR0_frame_000001_gt_labelIds.png", {}, CITY),
+    ("ISBI_EM", {"split": "train"}, "train/images/00.png", "train/labels/00.png", {},
+     {0: 0, 255: 1}),
 ]
 MEANT = [layout for layout in LAYOUTS if layout[-1]]
 
@@ -314,8 +342,9 @@ def test_a_missing_partner_is_named(layout, gone, tmp_path):
     path.unlink()
     with pytest.raises(DataError) as caught:
         open_layout(root, layout)
-    stem = path.stem.removesuffix("_leftImg8bit").removesuffix("_gtFine_labelIds")
-    assert stem.removesuffix("_gtCoarse_labelIds") in str(caught.value)
+    stem = re.sub("_(leftImg8bit|gtFine_labelIds|gtCoarse_labelIds|rgb_anon|gt_label.*|train_id)$",
+                  "", path.stem)
+    assert stem in str(caught.value)
 
 
 @pytest.mark.parametrize("layout", MEANT, ids=lambda layout: f"{layout[0]}-{layout[2]}")
@@ -329,8 +358,9 @@ def test_a_value_that_is_not_a_class_is_an_error_with_its_pixel_count(layout, tm
 @pytest.mark.parametrize("layout", [one for one in MEANT if {0, 255} <= one[-1].keys()],
                          ids=lambda layout: f"{layout[0]}-{layout[2]}")
 def test_labels_of_one_class_and_void_are_not_binary_masks(layout, tmp_path):
-    layout = (*layout[:-1], {0: None, 255: None})
-    assert open_layout(write_layout(tmp_path, layout), layout)[0]["label"][0].tolist() == [0, 255]
+    layout = (*layout[:-1], {key: layout[-1][key] for key in (0, 255)})
+    assert open_layout(write_layout(tmp_path, layout), layout)[0]["label"][0].tolist() == \
+        list(layout[-1].values())
 
 
 def test_a_missing_label_does_not_shift_other_pairs(tmp_path):
@@ -455,6 +485,119 @@ def test_a_wrong_data_dir_is_one_error_for_every_dataset(tmp_path):
         for place in (tmp_path, tmp_path / "missing"):
             with pytest.raises(DataError, match=str(tmp_path)):
                 components("datasets")[name](data_dir=str(place), **args)
+
+
+def test_every_version_of_mapillary_maps_to_classes_of_cityscapes():
+    city = components("datasets")["CityScapes"].class_names
+    for table, count in ((CLASSES_1_2, 65), (CLASSES_2_0, 123)):
+        assert len(table) == len({name for name, _, _ in table}) == count
+        assert {target for _, _, target in table} == {*city, None}
+        # A class that exists under its own name in both is not given to another one.
+        alike = {name.lower(): target for name, _, target in table if name.lower() in city}
+        assert all(name == target for name, target in alike.items()) and len(alike) >= 13
+    shared = {name: target for name, _, target in CLASSES_1_2}
+    assert all(shared[name] == target for name, _, target in CLASSES_2_0 if name in shared)
+
+
+def test_another_order_in_the_config_file_of_mapillary_is_a_warning(tmp_path, capsys):
+    one = layout("Mapillary", "v1.2")
+    root, names = write_layout(tmp_path, one), [name for name, _, _ in CLASSES_1_2]
+    for labels, text in (([*names, "Unlabeled"], ""), (names, "lists 65 labels"),
+                         ([*names[::-1], "Unlabeled"], "the first is 0: 'Ego Vehicle' there"),
+                         (None, "cannot be compared")):
+        entries = labels and [{"readable": name} for name in labels]
+        write_file(tmp_path / "config_v1.2.json", json.dumps({"labels": entries}))
+        open_layout(root, one)
+        printed = [line for line in capsys.readouterr().err.splitlines() if "config_v" in line]
+        assert (text in printed[0]) if text else not printed
+
+
+def test_masks_of_kvasir_are_jpegs_read_with_a_threshold(tmp_path):
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:45] = 255
+    for stem in ("a", "b", "c"):
+        write_file(tmp_path / f"images/{stem}.jpg", RNG.integers(0, 256, (40, 60, 3), np.uint8))
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / f"masks/{stem}.jpg", quality=75)
+    dataset = components("datasets")["KvasirSEG"]
+    with pytest.raises(DataError, match=r"train.txt.*images/train|images/train.*train.txt"):
+        dataset(data_dir=str(tmp_path), split="train")
+    write_file(tmp_path / "val.txt", "c\n")
+    assert [one.id for one in dataset(data_dir=str(tmp_path), split="val").samples] == ["c"]
+    everything = dataset(data_dir=str(tmp_path), split="all")
+    assert len(everything) == 3
+    np.testing.assert_array_equal(everything[0]["label"].numpy(), mask > 0)
+    for folder in ("images", "masks"):      # a split of one's own, by sub-folders
+        (tmp_path / folder / "train").mkdir()
+        (tmp_path / folder / "a.jpg").rename(tmp_path / folder / "train" / "a.jpg")
+    assert [one.id for one in dataset(data_dir=str(tmp_path), split="train").samples] == ["a"]
+
+
+def test_the_conditions_of_acdc_are_one_split(tmp_path):
+    for condition in ("fog", "night", "rain", "snow"):
+        one = ("ACDC", {"split": "train"},
+               f"rgb_anon/{condition}/train/G/G_{condition}_frame_000001_rgb_anon.png",
+               f"gt/{condition}/train/G/G_{condition}_frame_000001_gt_labelTrainIds.png", {},
+               {0: None, 255: None})
+        root = write_layout(tmp_path, one)
+    assert [sample.id for sample in open_layout(root, one).samples] == [
+        f"G_{condition}_frame_000001" for condition in ("fog", "night", "rain", "snow")]
+    dataset = components("datasets")["ACDC"]
+    assert dataset.split_sizes == {"train": 1600, "val": 406, "test": 2000}
+    assert open_layout(root, one, condition="night").split_sizes["val"] == 106
+
+
+def test_good_weather_of_acdc_needs_no_labels_and_uses_those_that_exist(tmp_path):
+    for number in range(3):
+        write_file(tmp_path / f"rgb_anon/fog/val_ref/G/G_frame_{number}_rgb_ref_anon.png",
+                   np.zeros((2, 3, 3), np.uint8))
+    dataset = components("datasets")["ACDC"]
+    found = dataset(data_dir=str(tmp_path), split="val_ref", condition="fog")
+    assert len(found) == 3 and found.samples[0].label is None
+    write_file(tmp_path / "gt/fog/val_ref/G/G_frame_1_gt_ref_labelTrainIds.png",
+               np.zeros((2, 3), np.uint8))
+    found = dataset(data_dir=str(tmp_path), split="val_ref", condition="fog")
+    assert [sample.id for sample in found.samples] == ["G_frame_1"]
+
+
+def stack(path, pages):
+    first, *others = [Image.fromarray(page) for page in pages]
+    first.save(path, save_all=True, append_images=others)
+
+
+def test_stacks_of_isbi_em_are_read_page_by_page(tmp_path):
+    images = RNG.integers(0, 256, (5, 20, 30), dtype=np.uint8)
+    labels = RNG.integers(0, 2, (5, 20, 30), dtype=np.uint8) * 255
+    stack(tmp_path / "train-volume.tif", images)
+    stack(tmp_path / "train-labels.tif", labels)
+    stack(tmp_path / "test-volume.tif", images)
+    dataset = components("datasets")["ISBI_EM"]
+    train = dataset(data_dir=str(tmp_path), split="train", slices=[1, 4])
+    assert [sample.id for sample in train.samples] == [f"train-volume_0{i}" for i in (1, 2, 3)]
+    np.testing.assert_array_equal(train[2]["label"].numpy(), labels[3] > 0)
+    np.testing.assert_array_equal(train[2]["image"].numpy(), np.stack([images[3]] * 3))
+    test = dataset(data_dir=str(tmp_path), split="test")
+    assert len(test) == 5 and test[0]["label"].unique().tolist() == [255]
+    for slices in ([1, 6], [3, 3], [-1, 2], [1]):
+        with pytest.raises(ConfigError, match="slices"):
+            dataset(data_dir=str(tmp_path), split="train", slices=slices)
+    stack(tmp_path / "train-labels.tif", labels[:4])
+    with pytest.raises(DataError, match="has 5 pages of 30x20, its labels .* have 4"):
+        dataset(data_dir=str(tmp_path), split="train")
+    (tmp_path / "train-labels.tif").unlink()
+    with pytest.raises(DataError, match="train-labels.tif: no such file"):
+        dataset(data_dir=str(tmp_path), split="train")
+
+
+@pytest.mark.parametrize("one", [one for one in MEANT if one[0] in (
+    "Mapillary", "BDD100K", "ACDC", "ISBI_EM")], ids=lambda layout: f"{layout[0]}-{layout[2]}")
+def test_the_report_counts_the_pixels_of_each_class(one, tmp_path):
+    root = write_layout(tmp_path, one)
+    report = check_dataset(one[0], {"data_dir": root, **one[1]})
+    assert not report.problems
+    counted = report.samples[0]["hist"][str(open_layout(root, one).num_classes)]
+    expected = Counter("ignore" if value == 255 else str(value) for value in one[-1].values())
+    assert {key: count // 2 for key, count in counted.items()} == dict(expected)
 
 
 def test_the_config_lines_of_the_documentation_are_accepted():

@@ -97,6 +97,16 @@ def read_label(path: str | os.PathLike, palette: Palette | None = None) -> Label
     return _read_label(path, palette)[0]
 
 
+def read_mask(path: str | os.PathLike, threshold: int) -> Labels:
+    """A mask of two classes from any picture, uint8 (H, W): 1 where its gray is >= threshold.
+
+    threshold: of the gray value, 0 to 255. For masks that were stored as JPEG or in color. Raises
+    DataError as `read_image`.
+    """
+    import cv2
+    return (cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY) >= threshold).astype(np.uint8)
+
+
 def read_label_and_palette(path: str | os.PathLike) -> tuple[Labels, list[list[int]] | None]:
     """(the stored values of a gray or palette file, (H, W), the [r, g, b] of its palette, if any).
 
