@@ -3,7 +3,9 @@ import argparse
 
 from utils.cli import console
 from utils.cli.arguments import (
+    add_init,
     add_overrides,
+    check_init,
     command_parser,
     one_action,
     parse_with_overrides,
@@ -34,9 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="components and their arguments (models …); a word searches; recipes: the configs")
     add("--schema", action="store_true", help="print a JSON Schema of the config and stop")
     add("--print-config", action="store_true", help="print the complete config and stop")
-    add("--init", metavar="FILE", help="write a config for --images and --labels and stop")
-    add("--images", metavar="DIR", help="with --init: the folder of images, or 'DIR/*_rgb.png'")
-    add("--labels", metavar="DIR", help="with --init: that of labels, or 'DIR/*_mask.png'")
+    add_init(parser)
     add("--version", action=console.ShowVersion)
     add_overrides(parser, "trainer.epochs=5")
     args = parse_with_overrides(parser, argv)
@@ -52,8 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                 "KEY=VALUE": args.overrides}, ("--list", "--schema", "--init"))
     if args.list and len(args.list) > 3:
         parser.error(f"--list takes a KIND and a NAME, found {' '.join(args.list)}")
-    if len({bool(option) for option in (args.init, args.images, args.labels)}) > 1:
-        parser.error("--init, --images and --labels belong together: give all three")
+    check_init(parser, args)
     return args
 
 

@@ -278,3 +278,26 @@ def test_label_maps_of_many_classes_are_accepted(tmp_path, monkeypatch):
         draw.permutation(160)[:40].reshape(5, 8), np.ones((8, 8), int)).astype(np.uint8)))
     _, classes, _ = made(tmp_path, monkeypatch, "im", "lab")
     assert len(classes["names"]) > 150
+
+
+def test_folds_give_lists_for_each_of_them_and_a_study(tmp_path, monkeypatch, capsys):
+    data(tmp_path, indices, image="v{}.jpg", label="v{}.png")
+    monkeypatch.chdir(tmp_path)
+    make_config("im", "lab", "my.json", r"(\d)$", 3)
+    study = read_jsonc("my.folds.json")
+    held_out = []
+    for number in "123":
+        config = resolve_config(load_config("my.json", study["folds"][number]))
+        train, val = (make_loader(config[key], ignore_index=255, training=key == "train_loader")
+                      .dataset for key in ("train_loader", "val_loader"))
+        ids = [{sample.id for sample in dataset.samples} for dataset in (train, val)]
+        assert len(ids[0] | ids[1]) == 12 and not ids[0] & ids[1]
+        groups = [{name[-1] for name in side} for side in ids]      # frame1 and frame11 are one
+        assert not groups[0] & groups[1]
+        held_out += ids[1]
+    assert len(held_out) == len(set(held_out)) == 12
+    printed = capsys.readouterr().out
+    assert "3 folds of 4, 4, 4 images; 10 groups" in printed
+    assert "python -m tools.study my.folds.json" in printed
+    with pytest.raises(ConfigError, match="exists"):
+        make_config("im", "lab", "my.json", folds=2)

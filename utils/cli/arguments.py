@@ -41,6 +41,28 @@ def add_overrides(parser: argparse.ArgumentParser, example: str):
                         help=f"config keys, e.g. {example}")
 
 
+def add_init(parser: argparse.ArgumentParser):
+    """Add --init of train.py and what belongs to it."""
+    add = parser.add_argument
+    add("--init", metavar="FILE", help="write a config for --images and --labels and stop")
+    add("--images", metavar="DIR", help="with --init: the folder of images, or 'DIR/*_rgb.png'")
+    add("--labels", metavar="DIR", help="with --init: that of labels, or 'DIR/*_mask.png'")
+    add("--group-by", metavar="REGEX",
+        help="with --init: images in whose names the expression has the same text (in its "
+             "parentheses) stay on one side of the split, such as '^(.+)_' for video1_0001")
+    add("--folds", type=at_least(2), metavar="N",
+        help="with --init: cross-validation, N lists and a study that trains on each of them")
+
+
+def check_init(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """End with a usage error unless the arguments of `add_init` fit together."""
+    if len({bool(option) for option in (args.init, args.images, args.labels)}) > 1:
+        parser.error("--init, --images and --labels belong together: give all three")
+    for option, value in (("--group-by", args.group_by), ("--folds", args.folds)):
+        if value is not None and not args.init:
+            parser.error(f"{option} has an effect only with --init")
+
+
 def parse_with_overrides(parser: argparse.ArgumentParser, argv: list[str] | None) \
         -> argparse.Namespace:
     """Returns the arguments of `argv`; KEY=VALUE can stand anywhere among the options."""

@@ -170,7 +170,7 @@ def side_command(args: argparse.Namespace):
     """Run --list, --schema or --init of train.py; the result goes to stdout."""
     if args.init:
         from utils.config.first_config import make_config
-        make_config(args.images, args.labels, args.init)
+        make_config(args.images, args.labels, args.init, args.group_by, args.folds)
     elif args.schema:
         print(json.dumps(json_schema(), indent=2))
     else:

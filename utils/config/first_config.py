@@ -1,8 +1,8 @@
 """Writes a first config for a folder of images and a folder of labels.
 
-Writes four or five files, all meant to be edited: the config, a class file (names, colors, and the
-class of each stored value) and the image names of each split. utils/config/pair_search.py finds the
-pairs.
+Writes files that are all meant to be edited: the config, a class file (names, colors, and the class
+of each stored value) and the image names of each split; with folds, lists for each of them and a
+study of all. utils/config/pair_search.py finds the pairs, utils/config/data_split.py divides them.
 """
 import json
 import math
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.config.data_split import PARTS, DataSplit, split_data
 from utils.config.pair_search import find_pairs, place_of
 from utils.errors import ConfigError, DataError, counted, listed, shown, size_text
 from utils.files.whole_file import write_bytes
@@ -28,15 +29,11 @@ IMAGES_READ = 60            # at most, evenly spaced; for mean and standard devi
 MAX_COLORS = 256
 LABELS_JUDGED = 60          # of these, at most: whether they were smoothed
 SMOOTHED_FROM = 0.2         # share of the judged labels
-VAL_EVERY = 5               # one pair in five is for validation
 LONG_SIDE = 512             # larger images are trained at this size, so that a CPU is fast enough
 IGNORED = 255
 MOST_EPOCHS, MOST_STEPS = 60, 2000      # of the training: a small set ends at the first
 RARE = 0.02                 # share of the pixels of a class that may need a weight in the loss
 GRAY_GAPS = 3               # of the others, at most, lie between them and 255 if it is a class
-# Names of folders, without numbers at their end.
-_SPLITS = {"train": {"train", "training"}, "val": {"val", "valid", "validation"},
-           "test": {"test", "testing"}}
 
 
 class Classes(NamedTuple):
@@ -53,41 +50,52 @@ class Classes(NamedTuple):
 class _Contents(NamedTuple):
     """What labels contain. pixels: of each value, or of each color as 0xRRGGBB.
 
-    equal_channels: some of them store ids in three equal channels.
+    equal_channels: some of them store ids in three equal channels. present: stem -> the values or
+    colors of its label, of the labels that were read.
     """
 
     pixels: dict[int, int]
     in_color: bool
     equal_channels: bool
+    present: dict[str, frozenset[int]]
 
 
-def make_config(images: str, labels: str, out: str):
+def make_config(images: str, labels: str, out: str, group_by: str | None = None,
+                folds: int | None = None):
     """Write the config `out` (JSON) and the files it needs; print a summary.
 
     images, labels: folders, which may be the same, or patterns of files ("masks/*_box.png"). A name
-    `out` without the ending .json gets it, and missing folders above it are made. Raises
-    ConfigError if one of the files exists, DataError if there are no pairs, if it is unclear
+    `out` without the ending .json gets it, and missing folders above it are made. group_by, folds:
+    see `split_data`; with folds a study is written as well. Raises ConfigError if one of the files
+    exists or an option does not fit the names, DataError if there are no pairs, if it is unclear
     which files belong together, or if the labels are not label maps.
     """
-    files = _output_files(Path(out if out.lower().endswith(".json") else f"{out}.json"))
+    files = _output_files(Path(out if out.lower().endswith(".json") else f"{out}.json"), folds)
     places = place_of(images, "--images"), place_of(labels, "--labels")
     pairing = find_pairs(*places)
     pairs = pairing.pairs
-    split, origin = _split(pairs)
+    stems = [pair.stem for pair in pairs]
+    if group_by is not None or folds:       # before the labels are read: options may not fit
+        split_data(stems, {}, group_by, folds)
     contents = _label_contents(pairs)
     classes = _classes_of_colors(contents) if contents.in_color else \
         _classes_of_values(contents, pairs)
+    divided = split_data(stems, _shown_classes(contents, classes), group_by, folds)
+    split = divided.parts
     sizes = Counter(pair.size for pair in pairs)
     mean, std = _pixel_statistics(pairs)
 
     files["config"].parent.mkdir(parents=True, exist_ok=True)
     write_bytes(files["classes"], _class_file(classes, mean, std).encode())
-    for name, stems in split.items():
-        write_bytes(files[name], "".join(f"{stem}\n" for stem in stems)
+    lists = _lists(divided, stems, files)
+    for path, names in lists.items():
+        write_bytes(path, "".join(f"{name}\n" for name in names)
                     .encode("utf-8", "surrogateescape"))
     rarest = _rarest_share(contents, classes)
     write_bytes(files["config"],
                 _config_text(places, pairing.rule, files, split, sizes, rarest).encode())
+    if folds:
+        write_bytes(files["study"], _study_text(files, folds, "test" in split).encode())
 
     left_out = pairing.images_left_out
     print(f"{len(pairs)} pairs of image and label" + (
@@ -97,24 +105,36 @@ def make_config(images: str, labels: str, out: str):
     if pairing.rule != ("*", "*"):
         print(f"names: images {pairing.rule.image}, labels {pairing.rule.label}")
     print(f"sizes (height x width): {_sizes_text(sizes)}")
-    print("split: " + ", ".join(f"{len(stems)} {name}" for name, stems in split.items())
-          + f", {origin}")
+    print("split: " + ("" if folds else ", ".join(
+        f"{len(names)} {part}" for part, names in split.items()) + ", ") + divided.origin)
+    for remark in divided.remarks:
+        print(f"  {remark}")
     print(f"classes: {len(classes.names)}; {classes.remark}")
     if rarest < RARE:
         print(f"  the rarest class covers {100 * rarest:.2g} % of the pixels: if the training does "
               f"not find it, weights help: python -m tools.class_statistics -c "
               f"{shown(files['config'])}")
-    for name in ("config", "classes", *split):
-        print(f"wrote {shown(files[name])}")
+    for path in (files["config"], files["classes"], *lists, *([files["study"]] if folds else [])):
+        print(f"wrote {shown(path)}")
     print(f"Edit the class names in {shown(files['classes'])}, then:\n"
-          f"  python train.py --config {shown(files['config'])}")
+          + (f"  python -m tools.study {shown(files['study'])}" if folds else
+             f"  python train.py --config {shown(files['config'])}"))
 
 
-def _output_files(config):
-    """{"config", "classes", "train", "val", "test"} -> path. ConfigError if one of them exists."""
+def _output_files(config, folds):
+    """Paths by name: "config", "classes", "train", "val", "test"; with folds also "study",
+    ("train", 1), …, and "train" and "val" are those of the first fold.
+
+    Raises ConfigError if one of them exists.
+    """
     base = config.with_suffix("")
-    files = {"config": config, "classes": Path(f"{base}.classes.json"),
-             **{name: Path(f"{base}.{name}.txt") for name in _SPLITS}}
+    files: dict = {"config": config, "classes": Path(f"{base}.classes.json"),
+                   **{name: Path(f"{base}.{name}.txt") for name in PARTS}}
+    if folds:
+        files["study"] = Path(f"{base}.folds.json")
+        files |= {(name, number): Path(f"{base}.fold{number}.{name}.txt")
+                  for number in range(1, folds + 1) for name in PARTS[:2]}
+        files |= {name: files[name, 1] for name in PARTS[:2]}
     for path in files.values():
         if path.exists():
             raise ConfigError(f"{path} exists and would be overwritten", "--init",
@@ -125,57 +145,31 @@ def _output_files(config):
     return files
 
 
-def _split(pairs):
-    """({"train": stems, "val": stems, perhaps "test": stems}, a text about their origin).
-
-    Sub-folders of these names are used if they exist. Without one for validation, one name in five
-    of the rest is drawn, the same ones each time.
-    """
-    split: dict[str, list[str]] = {name: [] for name in _SPLITS}
-    rest = []
-    for pair in pairs:
-        split.get(_split_of(pair.stem), rest).append(pair.stem)
-    if not split["train"]:      # names such as val/1 alone do not make a split
-        rest = [pair.stem for pair in pairs if pair.stem not in set(split["test"])]
-        split["val"] = []
-    elif rest:
-        folders = sorted({stem.rpartition("/")[0] or "." for stem in rest})
-        raise DataError(f"{len(rest)} of {len(pairs)} pairs are in no folder train, val or test: "
-                        f"{listed(rest, 3, text=shown)} in {listed(folders, 3, text=shown)}",
-                        "--images", "move them into one of these folders, or out of the data")
-    origin = "by the sub-folders of the data"
-    if not split["val"]:
-        stems = split["train"] or rest
-        if len(stems) < 2:
-            raise DataError(f"{len(stems)} pairs besides {len(split['test'])} for test: training "
-                            "and validation each need at least one", "--images", "add more")
-        order = np.random.default_rng(0).permutation(len(stems))
-        drawn = set(order[:max(1, len(stems) // VAL_EVERY)].tolist())
-        split["train"] = [stem for i, stem in enumerate(stems) if i not in drawn]
-        split["val"] = [stem for i, stem in enumerate(stems) if i in drawn]
-        origin = ("test by the sub-folder, val " if split["test"] else "") + \
-            "drawn at random (do not split the frames of one video like this: edit the lists)"
-    return {name: stems for name, stems in split.items() if stems}, origin
-
-
-def _split_of(stem):
-    """The split whose name is one of the folders of a stem ("val2017/x", "a/Train/x"), or ""."""
-    for folder in stem.lower().split("/")[:-1]:
-        for name, spellings in _SPLITS.items():
-            if re.sub(r"[\d_-]+$", "", folder) in spellings:
-                return name
-    return ""
+def _lists(divided: DataSplit, stems, files) -> dict[Path, list[str]]:
+    """path -> its names, for each list that is written."""
+    if not divided.folds:
+        return {files[name]: names for name, names in divided.parts.items()}
+    lists, fold_of = {}, {name: number for number, names in enumerate(divided.folds, 1)
+                          for name in names}
+    for number, held_out in enumerate(divided.folds, 1):
+        lists[files["train", number]] = [name for name in stems
+                                         if fold_of.get(name, number) != number]
+        lists[files["val", number]] = held_out
+    if "test" in divided.parts:
+        lists[files["test"]] = divided.parts["test"]
+    return lists
 
 
 def _label_contents(pairs):
     """The values or colors of the labels. Raises DataError if they are not label maps."""
-    counts, colors = Counter(), Counter()
+    counts, colors, present = Counter(), Counter(), {}
     read = evenly_spaced(pairs, LABELS_READ)
     judged = set(evenly_spaced(range(len(read)), LABELS_JUDGED))
     mixed = []
     for index, pair in enumerate(read):
         stored = read_stored(pair.label)
         values, pixels = np.unique(stored_codes(stored), return_counts=True)
+        present[read[index].stem] = frozenset(values.tolist())
         (colors if stored.ndim == 3 else counts).update(
             dict(zip(values.tolist(), pixels.tolist(), strict=True)))
         if index in judged and (found := mixing(stored)):
@@ -184,7 +178,7 @@ def _label_contents(pairs):
     gray = [color for color in colors if color == (color & 255) * 0x010101]
     if len(gray) == len(colors):            # three equal channels hold the ids
         counts.update({color & 255: colors[color] for color in gray})
-        return _Contents(dict(counts), False, bool(colors))
+        return _Contents(dict(counts), False, bool(colors), present)
     for found, what in ((colors, "colors"), (counts, "values")):
         if len(found) > MAX_COLORS:
             raise DataError(f"more than {MAX_COLORS} {what}: this is not a label map",
@@ -193,7 +187,7 @@ def _label_contents(pairs):
     if counts and colors:
         raise DataError("some labels are color pictures, others contain class ids",
                         shown(pairs[0].label.parent), "store all labels in the same way")
-    return _Contents(dict(colors), True, False)
+    return _Contents(dict(colors), True, False, present)
 
 
 def _refuse_smoothed(mixed, judged, in_color):
@@ -261,6 +255,19 @@ def _classes_of_colors(contents):
     return Classes(["color {} {} {}".format(*color) for color in colors], colors, None, [], [],
                    f"color labels: {shares}\n  if a color means \"no class\", move it from "
                    "\"palette\" to \"ignore_colors\", and remove its name")
+
+
+def _shown_classes(contents, classes) -> dict[str, frozenset[str]]:
+    """stem -> the names of the classes in its label, of the labels that were read."""
+    if contents.in_color:
+        names = {(r << 16) + (g << 8) + b: name
+                 for (r, g, b), name in zip(classes.palette, classes.names, strict=True)}
+    else:
+        names = dict(zip(classes.label_ids or range(len(classes.names)), classes.names,
+                         strict=True))
+        names |= {value * 0x010101: name for value, name in names.items() if value < 256}
+    return {stem: frozenset(names[value] for value in values if value in names)
+            for stem, values in contents.present.items()}
 
 
 def _stored_palette(path, values):
@@ -364,6 +371,32 @@ def _config_text(places, rule, files, split, sizes, rarest):
     // Steps of {batch} images, {length}. More of them score higher.
     "iterations": {steps}, "save_dir": "saved", "monitor": "max Mean_IoU",
     "val_per_epochs": {max(1, epochs // 10)}, "log_per_iter": 10
+  }}
+}}
+"""
+
+
+def _study_text(files, folds, with_test):
+    """The study that trains on each fold and scores all held-out images in one table."""
+    lines = ",\n".join(
+        f"    \"{number}\": " + json.dumps([
+            f"{loader}.args.list_file={files[name, number].name}"
+            for loader, name in (("train_loader", "train"), ("val_loader", "val"))],
+            ensure_ascii=False) for number in range(1, folds + 1))
+    tested = '  "test": ["--split", "val"],     // not the test_loader of the config\n' \
+        if with_test else ""
+    return f"""\
+// Written by train.py --init. Run: python -m tools.study {files['study'].as_posix()}
+// Each image is scored once, by the network that was not trained on it.
+{{
+  "config": {_json(files['config'].name)},
+  // A network is tested as it is after the last step: the best one on the held-out images would
+  // be chosen by what it is scored on.
+  "overrides": ["trainer.monitor=off"],
+{tested}\
+  "seeds": 1,
+  "folds": {{
+{lines}
   }}
 }}
 """
