@@ -109,6 +109,10 @@ def main(argv: list[str] | None = None) -> int:
         reader.num_classes, reader.class_names = dataset.num_classes, dataset.class_names
     report = InferenceReport()
     jobs = _plan(args, reader, dataset, report)
+    if args.key and jobs and not any(
+            job.source.path.lower().endswith(".npz") for job in jobs):
+        raise ConfigError("--key has no effect on .npy files, which hold one array each", "--key",
+                          "leave it out")
     prepare_folder(args.output)
     if args.labels:
         check_results(Path(args.output))
@@ -120,6 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     report.done = outcome.done
     for error in outcome.failed:
         report.fail(error.where or "", error)
+    for fix in dict.fromkeys(error.fix for error in outcome.failed if error.fix):
+        console.notice(f"fix: {fix}")
     if args.labels and decider.digests:
         _deliver(args, decider, dataset)
     elif args.json:

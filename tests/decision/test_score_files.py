@@ -62,6 +62,18 @@ def cut(path):
     os.truncate(path, 300)
 
 
+def encrypted(path):
+    """A password flag in both headers of the archive; the content does not matter."""
+    FORMS["ours.npz"](path)
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = content.find(signature)
+        while at >= 0:
+            content[at + flags] |= 1
+            at = content.find(signature, at + 1)
+    path.write_bytes(bytes(content))
+
+
 BAD = {
     "object.npz": (lambda path: np.savez(path, probabilities=np.array([{}], object)),
                    "never unpickled"),
@@ -82,6 +94,11 @@ BAD = {
         "its header claims"),
     "deep.npy": (lambda path: path.write_bytes(npy("(" * 5000, version=b"\x02\x00")), "damaged"),
     "pickle.npy": (lambda path: path.write_bytes(b"\x80\x04cos\nsystem\n."), "damaged"),
+    "pipe.npy": (os.mkfifo, "is not a regular file"),
+    "pipe.npz": (os.mkfifo, "is not a regular file"),
+    "encrypted.npz": (encrypted, "is encrypted"),
+    "names.npz": (lambda path: np.savez(path, class_names=list("abc"), probabilities=PROBS.numpy()),
+                  "has 3 class names and scores of 4 classes"),
     "none.npz": (lambda path: path.write_bytes(b""), "damaged"),
     "order.npz": (lambda path: write_probabilities(path, PROBS.half().numpy(), list("acbd"),
                                                    [[0, 0, 0]] * 4, "softmax"), "order")}
@@ -123,6 +140,7 @@ def test_what_cannot_be_used_is_one_line_with_the_file(tmp_path, name):
     write, text = BAD[name]
     write(tmp_path / name)
     reader = ScoreReader(4, class_names=list("abcd"))
+    reader.holds_volume(tmp_path / name)        # no error, and no waiting
     with pytest.raises(DataError, match=text) as raised:
         reader.read(tmp_path / name)
     assert raised.value.where == str(tmp_path / name)

@@ -116,9 +116,28 @@ def test_what_has_no_partner_or_is_wrong_is_one_line_and_the_others_are_done(fol
     assert (folder / "out" / "a.png").exists() and not (folder / "out" / "b.png").exists()
 
 
+def test_a_folder_with_the_name_of_a_score_file_leaves_its_label_without_scores(folder, capsys):
+    (folder / "scores" / "b.npy").unlink()
+    (folder / "scores" / "b.npz").mkdir()
+    assert decided(folder / "scores", "-o", folder / "out", *with_labels(folder)) == 3
+    assert "b.png: no score file begins with its name" in capsys.readouterr().err
+
+
+def test_the_remedies_of_wrong_files_are_said_once(folder, capsys):
+    scores = np.load(folder / "scores" / "a.npy")
+    for name in "cd":
+        np.save(folder / "scores" / f"{name}.npy", 3 * scores)
+    np.savez(folder / "scores" / "e.npz", x=scores, y=scores)
+    assert decided(folder / "scores", "-o", folder / "out") == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" (")[0] for line in lines if line.startswith("fix: ")] == [
+        "fix: say it with --values logits, with --values probabilities",
+        "fix: name the one with the scores: --key NAME"]
+
+
 @pytest.mark.parametrize("options", [
     ("--threshold", "0.3"), ("--temperature", "2"), ("--pruning", "0.1"), ("--args", "{}x"),
-    ("--labels", "labels"), ("--ignore-index", "0"), ("-p", "all"), ("-p", "best")])
+    ("--labels", "labels"), ("--ignore-index", "0"), ("-p", "all"), ("-p", "best"), ("--key", "x")])
 def test_an_option_without_effect_is_refused(folder, options):
     assert decided(folder / "scores", "-o", folder / "out", *options) == 2
     assert not list(folder.glob("out/*.png"))

@@ -13,6 +13,7 @@ are divided by their sum; or logits, if any lies below 0 or above 1.
 """
 import math
 import os
+import stat
 import struct
 import threading
 import tokenize
@@ -107,6 +108,7 @@ class ScoreReader:
     def holds_volume(self, path: str | os.PathLike) -> bool:
         """Whether the scores in a file are a volume, by its header; False if it is unusable."""
         try:
+            _require_file(path)
             if str(path).lower().endswith(".npy"):
                 with open(path, "rb") as stream:
                     shape, _ = _read_header(stream)
@@ -131,6 +133,9 @@ class ScoreReader:
                             "is a single class or a single image", None,
                             "name the classes with --classes or --dataset")
         array = _classes_first(_scores_of(content.array, classes, self.axes), classes, self.axes)
+        if names and len(names) != len(array):
+            raise DataError(f"has {len(names)} class names and scores of {len(array)} classes: "
+                            f"{_text(content.array)}")
         if classes and len(array) != classes:
             raise DataError(f"has {len(array)} classes, expected {classes}: its scores are "
                             f"{_text(content.array)}")
@@ -244,6 +249,7 @@ def read_label_array(path: str | os.PathLike) -> np.ndarray:
 def _readable(path, read):
     """What `read` returns; every error of a file that is no such array becomes a DataError."""
     try:
+        _require_file(path)
         return read()
     except DataError as error:
         raise DataError(error.what, shown(path), error.fix) from None
@@ -251,6 +257,12 @@ def _readable(path, read):
         reason = shown(getattr(error, "strerror", None) or first_line(error))
         raise DataError(f"cannot be read, or is damaged or truncated: {reason[:120]}",
                         shown(path)) from None
+
+
+def _require_file(path):
+    """Raise DataError for a pipe or a device, on which a reader would wait without end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise DataError("is not a regular file")
 
 
 class _Content(NamedTuple):
@@ -282,6 +294,8 @@ def _read_npz(path, key):
 
         def array(name, *check):
             info = members[name]
+            if info.flag_bits & 1:
+                raise DataError("is encrypted", None, "store the array without a password")
             return _read_array(lambda: archive.open(info), info.file_size, *check)
         scores = array(_chosen(members, key))
         small = {name: array(name, _check_text) for name in _DESCRIPTIONS if name in members}

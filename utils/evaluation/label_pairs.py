@@ -47,7 +47,8 @@ def pair_files(truths: dict[str, Path], folder: Path, suffixes: tuple[str, ...],
     formats: the suffixes of files that may have been meant where a prediction is missing.
     """
     found, problems, strangers, extra = {}, [], [], []
-    for name, paths in files_by_name(truths, folder, suffixes, problems, strangers).items():
+    files = picture_files(folder, suffixes)
+    for name, paths in files_by_name(truths, folder, files, problems, strangers).items():
         stems = [os.path.splitext(path)[0] for path in paths]
         stem_of_first, first = min(zip(stems, paths, strict=True), key=_shortest)
         found[name] = first
@@ -77,9 +78,9 @@ def _shortest(pair):
     return len(pair[0]), pair
 
 
-def files_by_name(truths: Mapping[str, Path | None], folder: Path, suffixes: tuple[str, ...],
+def files_by_name(truths: Mapping[str, Path | None], folder: Path, files: Iterable[Path],
                   problems: list[str], strangers: list[Path]) -> dict[str, list[Path]]:
-    """name of `truths` -> the files that begin with it; see `pair_files`.
+    """name of `truths` -> those of the files below a folder that begin with it; see `pair_files`.
 
     Files that begin with several names are added to `problems`, those with none to `strangers`.
     """
@@ -87,7 +88,7 @@ def files_by_name(truths: Mapping[str, Path | None], folder: Path, suffixes: tup
     by_last_part = {}
     for name in truths:
         by_last_part.setdefault(name.rpartition("/")[2], []).append(name)
-    for path in picture_files(folder, suffixes):
+    for path in files:
         relative = os.path.splitext(path.relative_to(folder).as_posix())[0]
         name = next((start for start in _prefixes(relative) if start in truths), None)
         if name is None:

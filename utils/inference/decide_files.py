@@ -109,7 +109,8 @@ def pair_with_labels(sources: list[Source], labels: dict[str, Path], folder: str
     failed, problems, strangers = [], [], []
     numbers = {name: number for number, name in enumerate(labels)}
     paired = {}
-    found = files_by_name(labels, Path(os.path.normpath(folder)), SUFFIXES, problems, strangers)
+    found = files_by_name(labels, Path(os.path.normpath(folder)),
+                          [Path(source.path) for source in sources], problems, strangers)
     for name, paths in found.items():
         first, *more = sorted(paths, key=lambda path: (len(path.name), path.name))
         paired[str(first)] = numbers[name]
