@@ -205,11 +205,11 @@ class _Reader:
     def _add_shape(self, kind, attributes):
         here = self._here()
         if kind in _WITHOUT_AREA:
-            self.findings.leave_out(here, f"a {kind}, which has no area")
+            self.findings.leave_out(here, f"<{kind}>, which has no area")
         elif kind not in _WITH_AREA:
-            self.findings.leave_out(here, f"an unknown element <{shown(kind)[:30]}>")
+            self.findings.leave_out(here, f"<{shown(kind)[:30]}>, which is unknown")
         elif attributes.get("label") not in self._ids:
-            self.findings.refuse(here, unknown("label", shortly(attributes.get("label")),
+            self.findings.refuse(here, unknown("label", attributes.get("label", "")[:40],
                                                list(self._ids)[:20]))
         else:
             try:
