@@ -3,7 +3,17 @@ import pickle
 
 import pytest
 
-from utils.errors import DataError, counted, first_line, listed, nearest, shown, unknown
+from utils.errors import (
+    DataError,
+    counted,
+    files_text,
+    first_line,
+    listed,
+    nearest,
+    short_path,
+    shown,
+    unknown,
+)
 
 
 @pytest.mark.parametrize("error, line", [
@@ -67,3 +77,10 @@ def test_a_number_agrees_with_its_noun():
 def test_a_path_is_shown_with_its_odd_characters_escaped():
     assert shown(b"a\xff.png") == r"a\udcff.png"
     assert shown("a\nb") == r"a\nb"
+
+
+def test_a_path_is_relative_if_it_is_below_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert short_path(tmp_path / "a" / "b.png") == "a/b.png"
+    assert short_path("../x/") == "../x" and short_path("/other/x.png") == "/other/x.png"
+    assert files_text(tmp_path / "saved", ["a.json", "b\n.png"]) == r"saved: a.json, b\n.png"

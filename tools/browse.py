@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None):
     args = parse(argv)
     require_folder(args.output)
     from dataloader.loader import make_loader
-    from utils.errors import ConfigError
+    from utils.errors import ConfigError, shown
     from utils.images.image_io import write_image
     section, config = dataset_config(args)
     # A dataset without a config is read as in training if it is augmented, else as whole images.
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None):
     write_image(args.output, contact_sheet(samples, dataset.palette, dataset.class_names,
                                            args.columns, args.width, args.opacity))
     for sample in samples:
-        print(f"batch {sample['batch']}: {_printable(sample['id'])}")
+        print(f"batch {sample['batch']}: {shown(sample['id'])}")
     console.notice(f"{len(samples)} samples in {args.output}")
 
 
@@ -138,11 +138,6 @@ def _fitted(picture, side):
         return np.ascontiguousarray(picture)
     size = (max(1, round(width * share)), max(1, round(height * share)))
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-
-
-def _printable(name):
-    from utils.errors import shown
-    return shown(name).encode("ascii", "backslashreplace").decode()
 
 
 if __name__ == "__main__":

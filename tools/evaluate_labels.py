@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.cli import console
 from utils.cli.arguments import DEFAULT_WORKERS, at_least, command_parser, require_folder
-from utils.errors import ConfigError, DataError, shown
+from utils.errors import ConfigError, DataError, files_text, shown
 
 if TYPE_CHECKING:
     from base.base_dataset import BaseDataset
@@ -120,7 +120,7 @@ def _score_labels(args) -> tuple[dict[str, Any], str, str]:
                                  if key != "confusion_34x34"}
         written = write_scores(args.output, {entry["procedure"]: found.measured}, [entry],
                                found.class_names, found.names)
-        console.notice("written: " + ", ".join(written))
+        console.notice("written in " + files_text(args.output, written))
     return scores, text, summary
 
 

@@ -118,6 +118,17 @@ def shown(path: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def short_path(path: str | os.PathLike[str]) -> str:
+    """A path as one types it: relative, if it is below the current folder."""
+    relative = os.path.relpath(path)
+    return os.path.normpath(path) if relative.startswith(os.pardir) else relative
+
+
+def files_text(folder: str | os.PathLike[str], names: Iterable[str]) -> str:
+    """The files of a folder: "saved/a: results.json, results.txt"."""
+    return f"{shown(short_path(folder))}: {', '.join(map(shown, names))}"
+
+
 def expression_problem(pattern: str) -> str | None:
     """What is wrong with a regular expression, as text; None: nothing."""
     try:

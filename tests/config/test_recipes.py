@@ -11,7 +11,7 @@ from utils.config.recipes import (
     result_text,
 )
 from utils.config.schema import resolve_config
-from utils.errors import ConfigError
+from utils.errors import ConfigError, short_path
 
 SECTION = {"source": "A paper", "gpus": 2, "results": [
     {"mIoU": 81.13, "runs": [81.0, 81.26]}, {"name": "3s", "mIoU": 82, "test": "--flip"}]}
@@ -109,7 +109,7 @@ def test_a_wrong_path_of_a_config_suggests_the_nearest_recipe(path):
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert caught.value.where == path
-    assert str(recipes.file_of(recipes.FOLDER / "cityscapes/mic_hrnet_wrmi.json")) in \
+    assert str(short_path(recipes.FOLDER / "cityscapes/mic_hrnet_wrmi.json")) in \
         str(caught.value.fix)
 
 

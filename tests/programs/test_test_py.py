@@ -82,8 +82,10 @@ def test_the_score_equals_that_of_the_training_to_the_last_bit(checkpoint, capsy
 def test_the_table_is_printed_and_four_files_are_written_next_to_the_checkpoint(checkpoint, capsys):
     assert run(checkpoint) == 0
     out, err = capsys.readouterr()
-    assert "pavement" in out and "mean IoU" in out and "written" in err
+    assert "pavement" in out and "mean IoU" in out
     results = json.loads((checkpoint.parent / "results.json").read_text())
+    assert f"written in {checkpoint.parent}: results.json, results.txt, " \
+        f"{results['image_scores']}, confusion_matrix.png\n" in err
     assert sorted(os.listdir(checkpoint.parent)) == [
         "confusion_matrix.png", results["image_scores"], "model_best.pth", "results.json",
         "results.txt"]

@@ -14,7 +14,6 @@ from utils.config.load import load_stages
 from utils.config.recipes import (
     FOLDER,
     SECTION,
-    file_of,
     published_section,
     recipe_files,
     result_text,
@@ -37,7 +36,7 @@ from utils.config.schema import (
     section_of,
 )
 from utils.config.signature import Field, annotation_schema, fields, json_default
-from utils.errors import ConfigError, nearest, unknown
+from utils.errors import ConfigError, nearest, short_path, unknown
 
 # Sections of the config itself that can be listed like the kinds of components.
 _SECTIONS = ("config", "trainer", "predict", "normalize")
@@ -188,7 +187,7 @@ def _recipes(word: str) -> str:
         published = stages.published
         arch = stages[-1].get("arch", {})
         data = " -> ".join(_data(stage.get("train_loader", {})) for stage in stages)
-        row = [file_of(path), published.score if published else "-", data,
+        row = [short_path(path), published.score if published else "-", data,
                f"{arch.get('type')} {arch.get('args', {}).get('backbone', '')}".rstrip()]
         names = [str(stage.get("name")) for stage in stages]
         words = [str(path.relative_to(FOLDER)), *row[1:], published.source if published else "",

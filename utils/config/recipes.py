@@ -4,14 +4,13 @@ A recipe is a config. Its section "published" states the scores that a document 
 section belongs to its file alone: a config that extends the file does not inherit the scores, and
 no program uses them in a training, a prediction or a checkpoint.
 """
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.config.schema import Mistakes
 from utils.config.signature import Field, fields
-from utils.errors import ConfigError, nearest
+from utils.errors import ConfigError, nearest, short_path
 from utils.files.jsonc import Lines
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
@@ -92,17 +91,11 @@ def result_text(result: dict[str, Any]) -> str:
     return text + "".join(f" ({note})" for note in notes if note)
 
 
-def file_of(path: str | os.PathLike[str]) -> str:
-    """A path as one types it: relative, if it is below the current folder."""
-    relative = os.path.relpath(path)
-    return os.fspath(path) if relative.startswith("..") else relative
-
-
 def no_such_config(path: str) -> ConfigError:
     """The error for a config file that does not exist; it names the recipe most likely meant."""
     stems = {recipe.stem: recipe for recipe in recipe_files()}
     near = nearest(Path(path).stem, stems)
-    hint = f"did you mean {file_of(stems[near])}? " if near else ""
+    hint = f"did you mean {short_path(stems[near])}? " if near else ""
     return ConfigError("the file does not exist", path,
                        f"{hint}python train.py --list recipes prints all recipes")
 

@@ -25,7 +25,7 @@ from utils.config.signature import (
     provided_by,
     value_name,
 )
-from utils.errors import ConfigError, listed, nearest, unknown
+from utils.errors import ConfigError, listed, nearest, short_path, unknown
 from utils.files.jsonc import unusable_character
 
 # kind -> parameters that come from the program and must not occur in a config.
@@ -417,7 +417,7 @@ class Mistakes:
             if not folder or not isinstance(text, str) or not text or os.path.isabs(text) \
                     or text.startswith("run:"):
                 continue
-            beside = _seen_from_here(os.path.join(folder, text))
+            beside = short_path(os.path.join(folder, text))
             here = os.path.exists(text)
             if name in _WRITTEN and not here and not os.path.exists(beside):
                 # It will be written: its folder decides.
@@ -531,12 +531,6 @@ class Mistakes:
 def _is_another(path, beside):
     """Whether a file exists that is not the one at the path `beside`."""
     return os.path.exists(path) and os.path.exists(beside) and not os.path.samefile(path, beside)
-
-
-def _seen_from_here(path):
-    """A path in its shortest form; below the current folder it is relative to it."""
-    relative = os.path.relpath(path)
-    return os.path.normpath(path) if relative.startswith("..") else relative
 
 
 def _common(path, other):

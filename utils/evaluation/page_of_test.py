@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.cli.console import notice
-from utils.errors import counted, shown
+from utils.errors import counted, short_path, shown
 from utils.evaluation.result_page import RuleResult, ShownImages, result_page
 from utils.evaluation.results_file import Entry
 from utils.evaluation.worst_and_best import WorstAndBest
@@ -58,4 +58,5 @@ class PageOfTest:
         path = folder / NAME
         data = result_page(self.results, self.command, self.pictures).encode()
         write_bytes(path, data)
-        notice(f"the page is {shown(path)} ({len(data) / 1e6:.1f} MB): open it in a browser")
+        notice(f"the page is {shown(short_path(path))} ({len(data) / 1e6:.1f} MB): open it in a "
+               "browser")

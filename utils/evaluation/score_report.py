@@ -15,7 +15,7 @@ import torch
 from utils.cli import console
 from utils.decision.ensemble import Ensemble, MeanPosterior
 from utils.decision.rules import Decision
-from utils.errors import DataError, UserError
+from utils.errors import DataError, UserError, files_text
 from utils.evaluation.evaluate import REFINED
 from utils.evaluation.label_pairs import LabelFileScores
 from utils.evaluation.regret import PARTS
@@ -243,13 +243,13 @@ def deliver(folder: str | os.PathLike, results: dict[str, Scores], entries: list
     except UserError:
         console.output(text)
         raise
-    console.notice("written: " + ", ".join(written))
+    console.notice("written in " + files_text(folder, written))
     console.output(text)
 
 
 def write_scores(folder: str | os.PathLike, results: dict[str, Scores], entries: list[Entry],
                  class_names: list[str], ids: list[str]) -> list[str]:
-    """Add the scores to the files in `folder`; returns the paths of the files that were written.
+    """Add the scores to the files in `folder`; returns the names of the files that were written.
 
     entries: of `score_entries`. ids: of all images, by position in the dataset.
     Raises DataError if a file cannot be read or written.
@@ -275,4 +275,4 @@ def write_scores(folder: str | os.PathLike, results: dict[str, Scores], entries:
     if confusion:
         written.append(folder / "confusion_matrix.png")
         write_image(written[-1], confusion_picture(confusion, class_names))
-    return list(map(str, written))
+    return [path.name for path in written]
