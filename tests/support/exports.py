@@ -19,6 +19,7 @@ from dataloader.shapes import Shapes
 from utils.annotations.annotation_set import Cutout, Region
 from utils.annotations.rasterize import draw, region_masks
 from utils.images.image_io import write_image
+from utils.images.run_lengths import compressed_runs, run_lengths
 
 NAMES = ["cat", "dog", "tree"]
 COLORS = [[200, 30, 40], [20, 160, 60], [10, 70, 220]]
@@ -271,6 +272,58 @@ def supervisely(folder, some):
     return folder
 
 
+def coco(folder, some):
+    """Outlines, run lengths as text and as numbers in turn; category ids with gaps."""
+    annotations = []
+    for number, scene in enumerate(some):
+        masks = region_masks([Region(0, [points], None, "") for _, points in scene.outlines],
+                             scene.size)
+        for place, ((label, points), mask) in enumerate(zip(scene.outlines, masks, strict=True)):
+            counts = compressed_runs(mask) if place % 3 == 1 else run_lengths(mask).tolist()
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": 100 + 7 * number, "iscrowd": place % 3 // 2,
+                "category_id": 3 + 5 * label, "segmentation": [points.ravel().tolist()]
+                if place % 3 == 0 else {"size": list(scene.size), "counts": counts}})
+    put(folder / "instances.json", coco_text(
+        annotations, [{"id": 100 + 7 * number, "file_name": f"{scene.name}.jpg",
+                       "height": scene.size[0], "width": scene.size[1]}
+                      for number, scene in enumerate(some)]))
+    return folder / "instances.json"
+
+
+def coco_text(annotations, images=({"id": 1, "file_name": "a.jpg", "height": 20, "width": 30},),
+              categories=None):
+    return json.dumps({"info": {}, "images": list(images), "annotations": list(annotations),
+                       "categories": categories or [{"id": 3 + 5 * number, "name": name}
+                                                    for number, name in enumerate(NAMES)]})
+
+
+def labelme_text(shapes, image="a.jpg", size=(20, 30), **more):
+    return json.dumps({"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": image,
+                       "imageData": None, "imageHeight": size[0], "imageWidth": size[1], **more})
+
+
+def labelme_mask(mask, label="cat", left=0, top=0):
+    height, width = mask.shape
+    return {"label": label, "shape_type": "mask", "points": [
+        [left, top], [left + width - 1, top + height - 1]],
+        "mask": base64.b64encode(png_bytes(np.uint8(mask))).decode()}
+
+
+def labelme(folder, some):
+    """Outlines and masks in turn."""
+    for scene in some:
+        masks = region_masks([Region(0, [points], None, "") for _, points in scene.outlines],
+                             scene.size)
+        shapes = [labelme_mask(mask, NAMES[label]) if place % 2 else
+                  {"label": NAMES[label], "shape_type": "polygon", "points": points.tolist()}
+                  for place, ((label, points), mask) in
+                  enumerate(zip(scene.outlines, masks, strict=True))]
+        put(folder / f"{scene.name}.json", labelme_text(
+            shapes, f"..\\images\\{scene.name}.jpg", scene.size, imageData="QUJD" * 99))
+    return folder
+
+
 def class_masks(folder, some):
     for scene in some:
         for number, mask in class_maps(scene).items():
@@ -279,6 +332,6 @@ def class_masks(folder, some):
     return folder / "masks" / "{stem}_{class}.png"
 
 
-WRITERS = {"cvat": cvat, "cvat.zip": cvat_zip, "cvat_masks": cvat_masks,
+WRITERS = {"coco": coco, "labelme": labelme, "cvat": cvat, "cvat.zip": cvat_zip, "cvat_masks": cvat_masks,
            "cvat_masks.zip": cvat_masks_zip, "label_studio": label_studio, "yolo": yolo,
            "supervisely": supervisely, "class_masks": class_masks}

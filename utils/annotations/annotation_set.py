@@ -7,11 +7,12 @@ left corner of the first pixel.
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.errors import DataError, shown
+from utils.errors import DataError, listed, shown
 from utils.files.jsonc import unusable_character
 
 Size = tuple[int, int]              # (height, width)
@@ -68,7 +69,8 @@ class AnnotatedImage(NamedTuple):
     regions in painting order, the top one last; it is pickled for workers, so it is a
     functools.partial of a function, or a method, and not a lambda. Raises DataError.
     other_names: looked up in this order if there is no file `image`, such as the name before a tool
-    put characters before it.
+    put characters before it. file: of this image's annotation, where each has its own: a pixel
+    cache is valid until it changes.
     """
 
     image: str
@@ -76,6 +78,7 @@ class AnnotatedImage(NamedTuple):
     place: str
     regions: Callable[[Size], Sequence[Region]]
     other_names: tuple[str, ...] = ()
+    file: Path | None = None
 
 
 class AnnotationSet(NamedTuple):
@@ -94,12 +97,14 @@ class AnnotationSet(NamedTuple):
 class Findings:
     """What reading annotations has found, by kind, with the places where.
 
-    wrong: the annotations cannot be used before it is mended. left_out: the rest can.
+    wrong: the annotations cannot be used before it is mended. left_out: the rest can be used
+    without these. remarks: what is used, and may be a mistake.
     """
 
     def __init__(self):
         self.wrong: list[str] = []
         self.left_out: dict[str, list[str]] = {}
+        self.remarks: dict[str, list[str]] = {}
 
     def refuse(self, place: str, what: str) -> None:
         """Note an item that must be mended: "instances.json: annotations[3]", "no category 7"."""
@@ -108,6 +113,19 @@ class Findings:
     def leave_out(self, place: str, what: str) -> None:
         """Note an item that is not used. what: the same text for every item of a kind."""
         self.left_out.setdefault(what, []).append(place)
+
+    def remark(self, place: str, what: str) -> None:
+        """Note an item that is used but looks wrong. what: as for leave_out."""
+        self.remarks.setdefault(what, []).append(place)
+
+    def lines(self) -> list[str]:
+        """One line for each kind of what was left out and of what looks wrong, with a few places.
+
+        "3 left out: outlines of fewer than three points (a.json: annotations[17], ...)"
+        """
+        return [f"{len(places)} {verb}: {what} ({listed(places, 3)})"
+                for verb, kinds in (("left out", self.left_out), ("used", self.remarks))
+                for what, places in kinds.items()]
 
 
 def image_name(text: Any, place: str) -> str:

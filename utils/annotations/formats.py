@@ -17,7 +17,7 @@ from utils.annotations.annotation_set import AnnotationSet, Findings
 from utils.errors import DataError, shown
 
 FORMATS: tuple[str, ...] = (          # in the order in which they are tried
-    "cvat", "cvat_masks", "label_studio", "supervisely", "yolo", "class_masks")
+    "coco", "labelme", "cvat", "cvat_masks", "label_studio", "supervisely", "yolo", "class_masks")
 
 
 def format_of(path: Path) -> ModuleType | None:
