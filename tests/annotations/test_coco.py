@@ -38,7 +38,8 @@ def pixels(found, image=0):
 
 
 def test_several_outlines_of_one_object_and_several_objects_of_several_images(tmp_path):
-    images = [{"id": key, "file_name": f"{key}.jpg", "height": 20, "width": 30} for key in (9, 4, 7)]
+    images = [{"id": key, "file_name": f"{key}.jpg", "height": 20, "width": 30}
+              for key in (9, 4, 7)]
     found, findings = opened(tmp_path, coco_text(
         [item([BOX, [12, 2, 14, 2, 14, 4, 12, 4]], image=9), item([BOX], 8, image=7),
          item([[10, 10, 12, 10, 12, 12, 10, 12]], 13, image=9)], images))

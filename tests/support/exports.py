@@ -332,6 +332,7 @@ def class_masks(folder, some):
     return folder / "masks" / "{stem}_{class}.png"
 
 
-WRITERS = {"coco": coco, "labelme": labelme, "cvat": cvat, "cvat.zip": cvat_zip, "cvat_masks": cvat_masks,
-           "cvat_masks.zip": cvat_masks_zip, "label_studio": label_studio, "yolo": yolo,
-           "supervisely": supervisely, "class_masks": class_masks}
+WRITERS = {"coco": coco, "labelme": labelme, "cvat": cvat, "cvat.zip": cvat_zip,
+           "cvat_masks": cvat_masks, "cvat_masks.zip": cvat_masks_zip,
+           "label_studio": label_studio, "yolo": yolo, "supervisely": supervisely,
+           "class_masks": class_masks}
