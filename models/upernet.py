@@ -4,7 +4,7 @@ Perceptual Parsing for Scene Understanding, ECCV 2018, arXiv:1807.10221.
 Swin (arXiv:2103.14030) and ConvNeXt (arXiv:2201.03545) are published with this network. Their
 checkpoints load as `upernet_*`, whether they come from Hugging Face (openmmlab/upernet-*, also its
 first conversions), mmsegmentation or the authors. ADE20K val mIoU, single scale: Swin-T 44.41, S
-47.72, B 47.99 (windows of 12: 48.35) on whole images with a short side of 512; ConvNeXt-T 46.0 on
+47.72, B 47.99 (windows of 12: 48.35) on whole images with a short side of 512; ConvNeXt-T 46.11 on
 windows of 512. Code and weights of Swin and ConvNeXt are MIT, mmsegmentation is Apache-2.0.
 
 The network of models/upernet_yassouali.py, `UperNet`, is another one.
@@ -122,9 +122,12 @@ PUBLISHED = {f"upernet_{backbone}": entry for backbone, entry in (
     ("swin_small", _entry("swin_small", _WHOLE.format("47.72"))),
     ("swin_base", _entry("swin_base", _WHOLE.format("47.99, 50.31 after ImageNet-22k"))),
     ("swin_base_384", _entry("swin_base_384", _WHOLE.format("48.35, 50.76 after ImageNet-22k"))),
-    ("convnext_tiny", _entry("convnext_tiny", _ADE20K.format("46.0") + "windows of 512", (
+    ("convnext_tiny", _entry("convnext_tiny", _ADE20K.format("46.11") + "windows of 512", (
         "openmmlab/upernet-convnext-tiny",
         "upernet_convnext_tiny_fp16_512x512_160k_ade20k_20220227_124553-cad485de.pth"))),
-    *((name, _entry(name)) for name in (
-        "swin_large", "swin_large_384", "convnext_small", "convnext_base", "convnext_large",
-        "convnext_xlarge")))}
+    ("convnext_small", _entry("convnext_small", _ADE20K.format("48.56") + "windows of 512")),
+    ("convnext_base", _entry("convnext_base", _ADE20K.format("48.71") + "windows of 512; 52.13 "
+                             "after ImageNet-22k, windows of 640")),
+    *((name, _entry(name, _ADE20K.format(score) + "windows of 640")) for name, score in (
+        ("convnext_large", "53.16"), ("convnext_xlarge", "53.58"))),
+    *((name, _entry(name)) for name in ("swin_large", "swin_large_384")))}

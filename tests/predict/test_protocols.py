@@ -359,7 +359,13 @@ REDUCED = {
     "mmseg-ade20k-ms": (mmseg_scales(64, 256, 32), (45, 60), (64, 96), EIGHTH),
     "mmseg-ade20k-slide": (mmseg_slide(64, 256, 64, 43), (45, 170), (64, 64),
                            {**EIGHTH, "crop_size": [64, 64], "stride": 43}),
+    "mmseg-ade20k-slide-ms": (mmseg_scales(64, 256, 1, ((64, 64), (43, 43))), (45, 106), (64, 64),
+                              {**EIGHTH, "crop_size": [64, 64], "stride": 43}),
+    "mmseg-ade20k-slide-640": (mmseg_slide(80, 320, 80, 53), (45, 170), (80, 80), {
+        "input_size": 80, "long_side": 320, "crop_size": [80, 80], "stride": 53}),
     "mmseg-cityscapes-slide": (mmseg_slide(None, None, 64, 48), (64, 128), (64, 64), WINDOWS),
+    "mmseg-cityscapes-ms": (mmseg_scales(64, 128), (64, 128), (64, 128), {
+        "input_size": 64, "long_side": 128}),
     "mmseg-cityscapes-slide-ms": (mmseg_scales(64, 128, 1, ((64, 64), (48, 48))), (64, 128),
                                   (64, 64), {**WINDOWS, "input_size": 64, "long_side": 128}),
     "hrnet-ms": (hrnet_scales, (48, 96), (48, 96), {"crop_size": [48, 96],

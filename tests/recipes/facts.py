@@ -32,7 +32,7 @@ def facts(config: dict) -> dict[str, str]:
     loader, arch, trainer = config["train_loader"]["args"], config["arch"], config["trainer"]
     optimizer, augment = config["optimizer"], config["train_loader"]["args"]["augment"]
     gpus = config["n_gpu"]
-    backbone = arch["args"].get("backbone")
+    backbone = arch["args"].get("backbone") or arch["args"].get("variant")
     lr = optimizer["args"]["lr"]
     amp = trainer["amp"]
     crop = loader["crop_size"]
@@ -46,8 +46,8 @@ def facts(config: dict) -> dict[str, str]:
         "network": arch["type"] + (f" {backbone}" if backbone else ""),
         "loss": losses(config),
         "lr": f"{lr}" + (f", backbone {lr / 10:.10g}" if optimizer["differential_lr"] else "")
-              + "".join(f", {one['match']} x{one['lr_factor']:g}" for one in
-                        optimizer["groups"] or () if one["lr_factor"] is not None)
+              + factors([one for one in optimizer["groups"] or ()
+                         if one["lr_factor"] is not None])
               + (f", layers x{optimizer['layer_decay']}" if optimizer["layer_decay"] != 1 else ""),
         "decay": f"{optimizer['args']['weight_decay']:.10g}"
                  + "".join(f", not {kind}" for kind in optimizer["no_decay"] or ()),
@@ -60,6 +60,13 @@ def facts(config: dict) -> dict[str, str]:
         "seed": str(config["seed"]),
         "input": pixels(config.get("normalize")),
     }
+
+
+def factors(groups: list[dict]) -> str:
+    """The factors of the rates of groups; of more than two, without what they match."""
+    if len(groups) > 2:
+        return ", groups" + "".join(f" x{one['lr_factor']:g}" for one in groups)
+    return "".join(f", {one['match']} x{one['lr_factor']:g}" for one in groups)
 
 
 def pixels(normalize: dict | None) -> str:
@@ -100,4 +107,9 @@ def schedule(section: dict) -> str:
     text = section["type"]
     if "power" in args:
         text += f" {args['power']:g} from {0 if args['from_zero'] else 1}"
-    return text + (f", warm-up {args['warmup_steps']}" if args.get("warmup_steps") else "")
+    below = section.get("warmup") or {}
+    steps = args.get("warmup_steps") or below.get("steps")
+    text += f", warm-up {steps}" + (" below it" if below else "") if steps else ""
+    if args.get("backbone_wait"):
+        text += f", backbone {args['backbone_warmup_steps']} after {args['backbone_wait']}"
+    return text

@@ -31,6 +31,7 @@ CLASSES = {"CityScapes": 19, "Cityscapes": 19, "MiniCity": 19, "VOC": 21, "VOC20
 STEPS = 1000
 PIXELS = 64 * 128      # of a crop of a step on a CPU; RMI and pyramid pooling need as many
 WHOLE_CROPS = os.environ.get("SEGWRIGHT_WHOLE_CROPS") == "1"
+LARGE = 150e6           # parameters of a network that takes a step on whole crops only
 IN_MEMORY = 2 ** 20     # pixels of a step whose activations fit into the memory of a usual machine
 
 
@@ -112,11 +113,7 @@ def test_the_head_of_rankdice_learns_ten_times_as_fast_as_its_backbone():
 
 
 def test_the_head_of_segformer_learns_ten_times_as_fast_and_its_norms_decay():
-    model, _ = network_of(resolved("segformer_b0"))
-    optimizer = build_optimizer(resolved("segformer_b0")["optimizer"], model)
-    names = {id(p): name for name, p in model.named_parameters()}
-    groups = {names[id(p)]: (group["lr"], group["weight_decay"])
-              for group in optimizer.param_groups for p in group["params"]}
+    groups = groups_of("segformer_b0")
     head, = {groups[name] for name in groups if name.startswith("head.")}
     assert head == pytest.approx((6e-4, 0.01))
     assert groups["backbone.stages.0.blocks.0.norm1.weight"] == (6e-5, 0.0)
@@ -133,9 +130,67 @@ def test_the_rate_of_segformer_rises_from_a_millionth_for_1500_steps_and_falls_t
         [1e-6, 0.5, 1.0, 0.5, 0.0], abs=1e-6)
 
 
+def groups_of(name):
+    """(rate, weight decay) of each parameter of a recipe's network, by name."""
+    model, _ = network_of(resolved(name))
+    optimizer = build_optimizer(resolved(name)["optimizer"], model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)]: (group["lr"], group["weight_decay"])
+            for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_the_norms_and_tables_of_swin_do_not_decay_and_the_norms_of_its_heads_do():
+    groups = groups_of("upernet_swin_tiny")
+    assert {rate for rate, _ in groups.values()} == {6e-5}
+    kept = {name for name, (_, decay) in groups.items() if decay == 0}
+    assert kept == {name for name in groups if name.startswith("backbone.") and (
+        "norm" in name or "position_bias_table" in name)}
+    assert groups["ppm.bottleneck.1.weight"] == groups["head.1.bias"] == (6e-5, 0.01)
+
+
+@pytest.mark.parametrize("name, layers", [("upernet_convnext_tiny", 6),
+                                          ("upernet_convnext_base", 12)])
+def test_the_stages_of_convnext_learn_more_slowly_from_the_head_to_the_image(name, layers):
+    groups, (model, _) = groups_of(name), network_of(resolved(name))
+    for key, (rate, decay) in groups.items():
+        stage = key.split(".")[2] if key.startswith("backbone.stages.") else None
+        away = 0 if stage is None else layers + 1 if ".downsample." in key else layers - int(stage)
+        assert rate == pytest.approx(1e-4 * 0.9 ** away, rel=2e-6), key
+        assert decay == (0.0 if model.get_parameter(key).ndim == 1 else 0.05), key
+
+
+def test_the_blocks_of_eomt_learn_as_published_and_everything_decays():
+    groups, depth = groups_of("eomt_large_ade20k"), 24
+    assert {decay for _, decay in groups.values()} == {0.05}
+    for key, (rate, _) in groups.items():
+        away = 0
+        if key.startswith("backbone.blocks."):
+            away = depth - 1 - int(key.split(".")[2])
+        elif key.startswith("backbone.") and not key.startswith("backbone.norm."):
+            away = depth - 1
+        assert rate == pytest.approx(1e-4 * 0.8 ** away), key
+
+
+def test_the_encoder_of_eomt_waits_for_the_new_layers():
+    config = resolved("eomt_large_cityscapes")
+    optimizer = build_optimizer(config["optimizer"], network_of(config)[0])
+    scheduler: Any = build_scheduler(config["lr_scheduler"], optimizer, 19795, 185)
+    assert [scheduler.factor(step) for step in (0, 250, 500)] == [0, 0.5, 1]
+    assert [scheduler.backbone_factor(step) for step in (499, 500, 1000, 1500)] == [0, 0, 0.5, 1]
+    assert all(late == group["name"].startswith("backbone") for late, group in
+               zip(scheduler.late, optimizer.param_groups, strict=True))
+
+
+@pytest.mark.parametrize("name", ["dinov2_vits14_linear", "dinov3_vits16_linear"])
+def test_a_linear_head_learns_alone(name):
+    model, _ = network_of(resolved(name))
+    assert {key.split(".")[0] for key, p in model.named_parameters() if p.requires_grad} == {"head"}
+
+
 @pytest.mark.parametrize("name, output", [
     ("mic_hrnet_wce", "out"), ("mic_ms_wrmi", "out"), ("mic_ocr_wce", "aux"),
-    ("openseg_baseoc_r101", "aux"), ("hoya012_r50_wce", "out")])
+    ("openseg_baseoc_r101", "aux"), ("hoya012_r50_wce", "out"), ("pidnet_s", "p"),
+    ("ddrnet_23", "aux")])
 def test_weighted_losses_have_the_class_weights_of_the_cityscapes_table(name, output):
     config = resolved(name)
     criterion = criterion_of(config, *network_of(config))
@@ -175,6 +230,9 @@ def losses_of_networks():
 @pytest.mark.slow
 @pytest.mark.parametrize("names", losses_of_networks(), ids=lambda names: names[0])
 def test_every_network_takes_a_step_and_all_of_its_losses_have_a_gradient(names):
+    network, _ = network_of(resolved(names[0]))
+    if sum(p.numel() for p in network.parameters()) > LARGE and not WHOLE_CROPS:
+        pytest.skip("needs gigabytes: set SEGWRIGHT_WHOLE_CROPS=1")
     model, outputs, batch = take_step(resolved(names[0]), "cpu")
     for name in names[1:]:      # what follows the gradient of the outputs is the same
         leaves = {key: value.detach().requires_grad_() for key, value in outputs.items()}
@@ -222,15 +280,15 @@ def take_step(config, device, images=None):
     batch = made_up_batch(args, classes, config["ignore_index"], images)
     batch = {key: value.to(device) for key, value in batch.items()}
     normalize = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).to(device)
-    before = [p.detach().clone() for p in model.parameters()]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
     outputs = model.train()(normalize(batch["image"]))
     loss, _ = criterion(outputs, batch)
     loss.backward()
     optimizer.step()
     assert math.isfinite(loss.item()) and loss.item() > 0
-    assert all(p.isfinite().all() for p in model.parameters())
-    changed = sum(not torch.equal(old, p) for old, p in
-                  zip(before, model.parameters(), strict=True))
+    assert all(p.isfinite().all() for p in trained)
+    changed = sum(not torch.equal(old, p) for old, p in zip(before, trained, strict=True))
     assert changed > 0.5 * len(before)
     return model, outputs, batch
 

@@ -6,6 +6,7 @@ import pytest
 
 import test as test_py
 import train
+from models.weights.published import published as entries
 from tests.recipes.facts import PUBLISHED, RECIPES
 from tests.support.places import ROOT
 from tools import convert_checkpoint
@@ -45,6 +46,8 @@ def test_command(name, place, config, published, options):
         run = "OUT.pth"
         convert = (f"python -m tools.convert_checkpoint {published.loader} {published.checkpoint} "
                    f"OUT.pth --dataset {section['type']}")
+        encoder = entries()[published.loader].encoder
+        convert += f" --encoder {encoder}" if encoder else ""
         return f"`{convert}; python test.py -r OUT.pth -c {place} {options}".rstrip() + "`"
     return f"`python test.py -r {run} {options}".rstrip() + "`"
 

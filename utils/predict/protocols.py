@@ -77,8 +77,17 @@ PROTOCOLS: dict[str, Protocol] = {
                 average="probs")),
     "mmseg-ade20k-slide": Protocol(
         "Windows of 512 every 341 pixels over an image of short side 512: mmsegmentation's "
-        "ConvNeXt, and linear heads on DINOv2 and DINOv3.", ("ADE20K",),
+        "ConvNeXt (T 46.11), and linear heads on DINOv2 and DINOv3.", ("ADE20K",),
         {**_windows(512, 341), **_ADE}),
+    "mmseg-ade20k-slide-ms": Protocol(
+        "As mmseg-ade20k-slide, at scales 0.5 to 1.75 and mirrored: logits averaged over windows, "
+        "probabilities over scales. ConvNeXt-T UPerNet 46.62.", ("ADE20K",),
+        {**_windows(512, 341, scales=_MMSEG_SCALES, flip=True, scale_from="image",
+                    average="view_probs"), **_ADE}),
+    "mmseg-ade20k-slide-640": Protocol(
+        "mmsegmentation's large ConvNeXts on ADE20K: windows of 640 every 426 pixels over an image "
+        "of short side 640, long side at most 2560. ConvNeXt-B UPerNet 52.13.", ("ADE20K",),
+        {**_windows(640, 426), "input_size": 640, "long_side": 2560}),
     "mmseg-cityscapes-slide": Protocol(
         "mmsegmentation's SegFormer on Cityscapes: windows of 1024 every 768 pixels. B0 76.54.",
         ("CityScapes",), _windows(1024, 768)),
@@ -87,6 +96,11 @@ PROTOCOLS: dict[str, Protocol] = {
         "windows, probabilities over scales. SegFormer-B0 78.22.", ("CityScapes",),
         _windows(1024, 768, scales=_MMSEG_SCALES, flip=True, scale_from="image",
                  input_size=1024, long_side=2048, average="view_probs")),
+    "mmseg-cityscapes-ms": Protocol(
+        "mmsegmentation's aug_test of whole images on Cityscapes: scales 0.5 to 1.75 and mirror "
+        "images, mean of the probabilities. DDRNet-23-slim 80.15.", ("CityScapes",),
+        _scaled(_MMSEG_SCALES, flip=True, scale_from="image", input_size=1024, long_side=2048,
+                average="probs")),
     "eomt-ade20k": Protocol(
         "EoMT, ADE20K: short side 512 (averaging resize), square windows spread evenly along the "
         "long side, mean of their scores. EoMT-L 58.4.", ("ADE20K",),
