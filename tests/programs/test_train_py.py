@@ -53,6 +53,15 @@ def test_the_config_of_a_run_has_numbers_for_rules_of_class_weights(tmp_path, ca
     assert sum(args["weight"]) == pytest.approx(9)
 
 
+def test_a_printed_config_shows_no_password(tmp_path, capsys):
+    for uri, text in (("http://me:p:q@host:5000", "http://me:***@host:5000"),
+                      ("pg://host/db?password=pq&x=1", "pg://host/db?password=***&x=1")):
+        tracker = {"type": "mlflow", "args": {"tracking_uri": uri}}
+        assert run(*COMMON, "--print-config", f"trainer.log_to={json.dumps([tracker])}") == 0
+        shown = json.loads(capsys.readouterr().out)["trainer"]["log_to"][0]["args"]
+        assert shown["tracking_uri"] == text
+
+
 def test_test_py_on_the_validation_split_reproduces_the_logged_number(trained, tmp_path, capsys):
     logged = [json.loads(line) for line in (trained / "metrics.jsonl").open()][-1]
     capsys.readouterr()

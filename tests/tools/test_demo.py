@@ -4,8 +4,11 @@ import dataclasses
 import http.client
 import io
 import json
+import re
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 import zlib
@@ -413,6 +416,24 @@ def test_ctrl_c_closes_the_page_without_a_traceback(tmp_path, signum, status):
     assert "Traceback" not in error
 
 
+def test_every_element_that_the_script_asks_for_is_on_the_page():
+    page = demo.PAGE.read_text(encoding="utf-8")
+    body, script = page.split("<script>")
+    ids = re.findall(r'\bid="([\w-]+)"', body)
+    assert len(ids) == len(set(ids))
+    asked = set(re.findall(r'by\("([\w-]+)"\)', script))
+    assert len(asked) > 10 and asked <= set(ids)
+    assert {place for place in re.findall(r'\bfor="([\w-]+)"', body)} <= set(ids)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not on PATH")
+def test_the_script_of_the_page_is_javascript(tmp_path):
+    page = demo.PAGE.read_text(encoding="utf-8")
+    path = tmp_path / "page.js"
+    path.write_text(page.partition("<script>")[2].partition("</script>")[0], encoding="utf-8")
+    subprocess.run(["node", "--check", path], check=True)
+
+
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium or Chrome is on PATH")
 def test_the_whole_flow_in_a_browser(server, tmp_path):
     """Takes about five seconds: a browser starts."""
@@ -431,6 +452,9 @@ def test_the_whole_flow_in_a_browser(server, tmp_path):
         shown = browser.run("document.querySelector('#legend').innerText").split("\n")
         assert shown[:2] == [expected[0]["name"], f"{100 * expected[0]['share']:.1f} %"]
         assert set(NAMES) <= set(shown)
+        # A pale color on a white page has an outline.
+        assert browser.run("getComputedStyle(document.querySelector('#legend rect')).stroke") \
+            not in ("none", "rgb(255, 255, 255)")
         with Image.open(io.BytesIO(browser.screenshot())) as screen:
             # The overlay is visible: an empty page has only a few grays in the middle.
             pixels = np.array(screen.convert("RGB"))[200:450, 100:600].reshape(-1, 3)
@@ -454,7 +478,7 @@ def test_the_whole_flow_in_a_browser(server, tmp_path):
             "page.html: not a PNG")
         browser.run("document.querySelector('#examples button').click()")
         browser.wait_for(f"{finished} && !document.querySelector('#save').hidden")
-        assert browser.run("document.querySelector('#save-labels').download") == "scene_0.png.png"
+        assert browser.run("document.querySelector('#save-labels').download") == "scene_0.png"
         browser.run("HTMLAnchorElement.prototype.click = function() { saved = this; }; "
                     "document.querySelector('#save-overlay').click(); 0")
         browser.wait_for("window.saved?.href.startsWith('blob:')")

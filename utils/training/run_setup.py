@@ -28,6 +28,7 @@ from utils.training.run_folder import (
 )
 from utils.training.run_log import require_trackers, training_facts
 from utils.training.tensorboard_events import NO_TENSORBOARD
+from utils.training.trackers.tracker import masked
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +131,7 @@ class Run:
 
     def print_config(self):
         """Print the resolved config (--print-config)."""
-        print(json.dumps(self.config, indent=2))
+        print(json.dumps(masked(self.config), indent=2))
 
     def report(self, trainer: Any, tried: str):
         """Print what a training would use, and what was tried (--dry-run). trainer: a Trainer."""

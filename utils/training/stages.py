@@ -25,6 +25,7 @@ from utils.training.run_setup import (
     read_resumed,
     resolved,
 )
+from utils.training.trackers.tracker import masked
 
 
 def open_runs(args: argparse.Namespace) -> Iterator[Run]:
@@ -72,7 +73,7 @@ def print_configs(args: argparse.Namespace):
     configs = _configs(args)
     if configs is None:
         return open_run(args).print_config()
-    print(json.dumps({"stages": configs}, indent=2))
+    print(json.dumps(masked({"stages": configs}), indent=2))
 
 
 def _configs(args) -> list[dict[str, Any]] | None:

@@ -121,6 +121,15 @@ def without_passwords(text: str) -> str:
     return _PASSWORD.sub(lambda found: f"{found[1] or found[2]}***", text)
 
 
+def masked(value: Any) -> Any:
+    """A config, or a part of it, in which passwords of addresses are ***."""
+    if isinstance(value, dict):
+        return {key: masked(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [masked(inner) for inner in value]
+    return without_passwords(value) if isinstance(value, str) else value
+
+
 def flat(config: Any, name: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; lists and the values in them keep their form."""
     if not isinstance(config, dict) or not config:
