@@ -122,6 +122,8 @@ def _split(path):
     parts = path.parts
     first = next(i for i, part in enumerate(parts) if _TOKEN.search(part))
     text, seen = "", set()
+    # Of the names that end with the "_" and the name of a class, the longest class counts.
+    stem = "[^/]+?" if "{class:" in path.as_posix() else "[^/]+"
     for part in _TOKEN.split("/".join(parts[first:])):
         if not _TOKEN.fullmatch(part):
             text += re.escape(part)
@@ -136,7 +138,7 @@ def _split(path):
             names = None if name == "stem" else _CLASS.fullmatch(part)
             listed_names = names[1] if names and names[1] else None
             text += f"(?P<{name}>" + (
-                "[^/]+" if name == "stem" else
+                stem if name == "stem" else
                 "|".join(map(re.escape, sorted(listed_names.split("|"), key=len, reverse=True)))
                 if listed_names else "[^/]+?") + ")"
     return Path(*parts[:first]) if first else Path(), \

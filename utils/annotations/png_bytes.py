@@ -1,5 +1,6 @@
 """Reads PNG pictures that stand inside other files: in a zip, or as text in JSON."""
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -20,17 +21,18 @@ def read_png(data: bytes, place: str, most: Size | None = None,
     not a whole PNG.
     """
     from PIL import Image
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
+        width, height = size = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
+        if most and (height > most[0] or width > most[1]):
+            raise DataError(f"a mask of {size_text(size[::-1])} pixels (height x width) in an "
+                            f"image of {size_text(most)}", place)
+        if height * width > MOST_PIXELS:
+            raise DataError(f"a picture of {size_text(size[::-1])} pixels; the limit is "
+                            f"{MOST_PIXELS}", place)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # of pictures that are larger than usual
             with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                height, width = size = image.size[::-1]
-                if most and (height > most[0] or width > most[1]):
-                    raise DataError(f"a mask of {size_text(size)} pixels (height x width) in an "
-                                    f"image of {size_text(most)}", place)
-                if height * width > MOST_PIXELS:
-                    raise DataError(f"a picture of {size_text(size)} pixels; the limit is "
-                                    f"{MOST_PIXELS}", place)
                 if "transparency" in image.info and not colors:
                     return np.array(image.convert("RGBA"))
                 if image.mode.startswith("I"):
@@ -42,8 +44,6 @@ def read_png(data: bytes, place: str, most: Size | None = None,
                 else:
                     wanted = "P" if image.mode == "P" else "RGBA"
                 return np.array(image if image.mode == wanted else image.convert(wanted))
-    except DataError:
-        raise
     except MemoryError:
         raise
     except Exception as error:      # Pillow's parsers raise many types on bad bytes
