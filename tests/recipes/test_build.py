@@ -27,7 +27,9 @@ from utils.training.optimizer import build_optimizer
 
 CLASSES = {"CityScapes": 19, "Cityscapes": 19, "MiniCity": 19, "VOC": 21, "VOC2010_Context": 59,
            "LIP": 20, "ADE20K": 150, "COCO": 171, "Folder": 2, "CamVid": 11, "Shapes": 9,
-           "SegFixTargets": 10, "Cityscapes_coarse": 19, "Cityscapes_fine_coarse": 19}
+           "KvasirSEG": 2, "SegFixTargets": 10, "Cityscapes_coarse": 19,
+           "Cityscapes_fine_coarse": 19}
+OTHER_STATISTICS = ("KvasirSEG",)      # RankDice trained on it with ADE20K's mean; no file exists
 STEPS = 1000
 PIXELS = 64 * 128      # of a crop of a step on a CPU; RMI and pyramid pooling need as many
 WHOLE_CROPS = os.environ.get("SEGWRIGHT_WHOLE_CROPS") == "1"
@@ -362,7 +364,7 @@ def test_a_published_file_fits_the_networks_of_its_recipes(loader):
         mine = {key: value.shape for key, value in network.state_dict().items()}
         assert mine == shapes[classes], name
         normalize = config["normalize"]
-        if normalize:
+        if normalize and config["train_loader"]["type"] not in OTHER_STATISTICS:
             assert (normalize["order"], normalize["scale"]) == (entry.order, entry.scale), name
             assert normalize["mean"] == pytest.approx(entry.mean, abs=0.01), name
             assert normalize["std"] == pytest.approx(entry.std), name
