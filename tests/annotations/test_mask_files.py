@@ -122,8 +122,8 @@ def test_the_names_of_the_files_say_image_and_class(tmp_path, pattern, names):
     expected = np.zeros(SIZE, int)
     expected[TOP], expected[CORNER] = 1, 2
     np.testing.assert_array_equal(label_of(found), expected)
-    (what, places), = findings.left_out.items()
-    assert what.startswith("pixels of several masks") and ": 9 of 192 pixels" in places[0]
+    (what, places), = findings.remarks.items()
+    assert what.startswith("images whose masks overlap") and ": 9 of 192 pixels" in places[0]
 
 
 def test_classes_whose_names_contain_the_sign_are_listed(tmp_path):

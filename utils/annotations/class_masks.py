@@ -68,7 +68,8 @@ def read(path: Path, findings: Findings) -> AnnotationSet:
     ids = {name: number for number, name in enumerate(names)}
     images = [AnnotatedImage(image_name(stem, shown(root)), None, shown(next(iter(files.values()))),
                              functools.partial(_regions, sorted(
-                                 (ids[name], file) for name, file in files.items())))
+                                 (ids[name], file) for name, file in files.items())),
+                             file=max(files.values(), key=_changed))
               for stem, files in masks.items()]
     for files in evenly_spaced(list(masks.values()), _LOOKED_AT):
         _say_overlaps(files, min(len(masks), _LOOKED_AT), findings)
@@ -150,6 +151,14 @@ def _any_suffix(path):
     return os.path.splitext(path.name)[1].lower() not in _SUFFIXES
 
 
+def _changed(file):
+    """When a file was changed last."""
+    try:
+        return os.stat(file).st_mtime_ns
+    except OSError:
+        return 0            # reported where it is read
+
+
 def _regions(files, size):
     """The regions of an image: one for each mask. Raises DataError."""
     found = []
@@ -189,6 +198,6 @@ def _say_overlaps(files, looked_at, findings):
     count = np.sum(masks, 0, dtype=np.uint16)
     several = int((count > 1).sum())
     if several:
-        findings.leave_out(f"{shown(next(iter(files.values())))}: {several} of {count.size} pixels",
-                           f"pixels of several masks, which get the class of the smallest (in "
-                           f"{looked_at} images looked at)")
+        findings.remark(f"{shown(next(iter(files.values())))}: {several} of {count.size} pixels",
+                        "images whose masks overlap, where the smallest is on top (of "
+                        f"{looked_at} images looked at)")

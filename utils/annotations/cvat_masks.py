@@ -23,7 +23,7 @@ from utils.annotations.annotation_set import (
     image_name,
     shortly,
 )
-from utils.annotations.file_tree import file_tree, place_of, read_member, tree_if_zip
+from utils.annotations.file_tree import file_of, file_tree, place_of, read_member, tree_if_zip
 from utils.annotations.png_bytes import MOST_BYTES, read_png
 from utils.errors import DataError, counted, listed, shown
 
@@ -75,7 +75,8 @@ def read(path: Path, findings: Findings) -> AnnotationSet:
     return AnnotationSet(TITLE, categories, [
         AnnotatedImage(image_name(stem, place_of(tree.root, name)), None,
                        place_of(tree.root, name),
-                       functools.partial(_regions, tree.root, name, codes))
+                       functools.partial(_regions, tree.root, name, codes),
+                       file=file_of(tree.root, name))
         for stem, name in masks.items()])
 
 

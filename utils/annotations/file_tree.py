@@ -92,6 +92,11 @@ def place_of(root: Path, name: str) -> str:
     return shown(f"{root}/{name}" if name else root)
 
 
+def file_of(root: Path, name: str) -> Path | None:
+    """The file `name` of a folder; None for that of a zip."""
+    return root / name if root.is_dir() else None
+
+
 def _members(path):
     """The names of the files of a zip. Raises DataError for one that leaves the folder."""
     archive, infos = _opened(path, os.getpid(), *_version(path))

@@ -33,7 +33,7 @@ from utils.annotations.annotation_set import (
     ring,
     shortly,
 )
-from utils.annotations.file_tree import file_tree, place_of, read_member, tree_if_zip
+from utils.annotations.file_tree import file_of, file_tree, place_of, read_member, tree_if_zip
 from utils.annotations.json_file import parse_json
 from utils.annotations.outlines import rectangle
 from utils.annotations.png_bytes import read_png
@@ -124,7 +124,8 @@ def _image(root, name, ids, findings):
             findings.leave_out(at, f"geometry {shortly(kind)}, which has no area")
         elif _title(one) not in ids:
             findings.refuse(at, f"the class {shortly(one.get('classTitle'))} is not in {_META}")
-    return AnnotatedImage(image, size, place, functools.partial(_regions, root, name, ids))
+    return AnnotatedImage(image, size, place, functools.partial(_regions, root, name, ids),
+                          file=file_of(root, name))
 
 
 def _objects(root, name):

@@ -27,7 +27,14 @@ from utils.annotations.annotation_set import (
     image_name,
     shortly,
 )
-from utils.annotations.file_tree import FileTree, file_tree, place_of, read_member, tree_if_zip
+from utils.annotations.file_tree import (
+    FileTree,
+    file_of,
+    file_tree,
+    place_of,
+    read_member,
+    tree_if_zip,
+)
 from utils.annotations.yaml_names import yaml_names
 from utils.errors import DataError, shown
 
@@ -71,7 +78,8 @@ def read(path: Path, findings: Findings) -> AnnotationSet:
         place = place_of(tree.root, name)
         try:
             lines = _lines(tree.root, name)
-            images.append(AnnotatedImage(image_name(image, place), None, place, _no_regions))
+            images.append(AnnotatedImage(image_name(image, place), None, place, _no_regions,
+                                         file=file_of(tree.root, name)))
         except DataError as error:
             findings.refuse(error.where or place, error.what)
             continue
