@@ -54,6 +54,19 @@ def test_a_film_is_read_as_it_was_written(tmp_path):
         assert np.abs(frame.astype(int) - expected).mean() < 8        # MPEG-4 loses a little
 
 
+def test_a_film_of_an_odd_size_keeps_its_last_row_and_column(tmp_path):
+    frame = np.full((49, 65, 3), 60, np.uint8)
+    frame[-9:, :], frame[:, -9:] = (250, 200, 40), (40, 90, 250)
+    with VideoWriter(f"{tmp_path}/a.mp4", 10) as writer:
+        writer.write(frame)
+    with VideoReader(f"{tmp_path}/a.mp4") as reader:
+        assert reader.size == [50, 66]
+        found, = reader
+    for edge in (slice(0, 49), slice(1, 50)):       # the last row is there twice
+        assert np.abs(found[edge, :65].astype(int) - frame).mean() < 8
+    assert np.abs(found[:49, 1:].astype(int) - frame).mean() < 8
+
+
 @pytest.mark.parametrize("options,size", [
     (("--no-legend",), [48, 64]), (("--side-by-side", "--batch", 4, "--no-legend"), [48, 132]),
     ((), [102, 240])])

@@ -51,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="also write the image and its overlay side by side")
     add("--no-legend", action="store_true",
         help="no legend below overlays, side-by-side pictures and films: they have exactly the "
-             "size of the image, or twice its width (a film loses the last row or column of an "
+             "size of the image, or twice its width (a film repeats the last row or column of an "
              "odd size)")
     add("--probabilities", nargs="?", const="float16", choices=("float16", "uint8"),
         help="also write .npz files of probabilities (C, H, W): float16 (default), or uint8, where "

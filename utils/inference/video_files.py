@@ -100,7 +100,8 @@ class VideoReader:
 class VideoWriter:
     """Writes an MPEG-4 file of frames that all have the size of the first one.
 
-    The codec has even sizes only: OpenCV leaves out the last row or column of odd ones.
+    The codec has even sizes only: of an odd size, the last row or column is written twice. (OpenCV
+    would leave it out.)
 
     The file appears when the `with` block ends, and it is complete and playable, even if a signal
     ended the block after some of the frames. If an exception ends the block, or no frame was
@@ -117,6 +118,9 @@ class VideoWriter:
     def write(self, frame: Image):
         """Append a frame, uint8 (H, W, 3), RGB. Raises DataError if the file cannot be opened."""
         import cv2
+        height, width = frame.shape[:2]
+        if height % 2 or width % 2:
+            frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._encoder is None:
             self._encoder = self._open(*frame.shape[:2])
         elif self.frames % ROOM_EVERY == 0:
