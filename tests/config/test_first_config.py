@@ -13,8 +13,9 @@ from utils.errors import ConfigError, DataError
 from utils.files.jsonc import read_jsonc
 from utils.files.whole_file import write_bytes
 from utils.images.image_io import write_image, write_label
-from utils.images.palette import colorize
+from utils.images.palette import colorize, voc_palette
 
+VOC_RED = [[0, 0, 0], [129, 0, 0], *voc_palette(21)[2:]]
 SCENES = Shapes(size=(40, 64), length=12)
 
 
@@ -91,6 +92,38 @@ def test_index_labels_give_a_config_that_loads_the_data(tmp_path, monkeypatch, c
     printed = capsys.readouterr().out
     assert "12 pairs" in printed and "40x64 (12)" in printed and "255 is ignored" in printed
     assert "python train.py --config my.json" in printed
+
+
+def voc(path, ids, palette=None):
+    write_label(path, np.where(ids == 8, 255, ids).astype(np.uint8), palette or voc_palette(21))
+
+
+def test_labels_with_the_folder_and_palette_of_voc_get_its_names(tmp_path, monkeypatch, capsys):
+    folders = "VOC2012/JPEGImages", "VOC2012/SegmentationClass"
+    data(tmp_path, voc, folders=folders)
+    _, classes, (train, _) = made(tmp_path, monkeypatch, *folders)
+    assert classes["names"][:3] == ["background", "aeroplane", "bicycle"]
+    assert classes["palette"] == voc_palette(21) and train.dataset.num_classes == 21
+    assert "the names of its 21 classes are proposed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder, palette", [("labels", None), ("SegmentationClass", VOC_RED)])
+def test_the_palette_of_voc_alone_gives_no_names(tmp_path, monkeypatch, folder, palette):
+    data(tmp_path, lambda path, ids: voc(path, ids, palette), folders=("im", folder))
+    assert made(tmp_path, monkeypatch, "im", folder)[1]["names"][1] == "class 1"
+
+
+def test_names_in_class_names_txt_are_taken(tmp_path, monkeypatch, capsys):
+    data(tmp_path, voc, folders=("v/JPEGImages", "v/SegmentationClass"))
+    names = ["_background_", *"abcdefgh"]
+    (tmp_path / "v" / "class_names.txt").write_text("\n".join(names))
+    _, classes, _ = made(tmp_path, monkeypatch, "v/JPEGImages", "v/SegmentationClass")
+    assert classes["names"] == names
+    assert "the names are those of v/class_names.txt" in capsys.readouterr().out
+    (tmp_path / "v" / "class_names.txt").write_text("too\nfew")
+    for path in tmp_path.glob("my.*"):
+        path.unlink()
+    assert made(tmp_path, monkeypatch, "v/JPEGImages", "v/SegmentationClass")[1]["names"] != names
 
 
 def test_binary_masks_of_0_and_255_get_two_classes(tmp_path, monkeypatch, capsys):

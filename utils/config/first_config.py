@@ -16,12 +16,14 @@ import numpy as np
 
 from utils.config.data_split import PARTS, DataSplit, split_data
 from utils.config.pair_search import find_pairs, place_of
+from utils.config.registry import load
 from utils.errors import ConfigError, DataError, counted, listed, shown, size_text
 from utils.files.whole_file import write_bytes
+from utils.images.class_names import mistake_in
 from utils.images.headers import pillow_open
 from utils.images.image_io import read_image, read_stored, stored_codes
 from utils.images.label_kind import mixing
-from utils.images.palette import background_of, class_palette
+from utils.images.palette import background_of, class_palette, voc_palette
 from utils.images.picture_files import IMAGE_SUFFIXES, evenly_spaced
 
 LABELS_READ = 400           # at most, evenly spaced; small datasets are read completely
@@ -32,6 +34,9 @@ SMOOTHED_FROM = 0.2         # share of the judged labels
 LONG_SIDE = 512             # larger images are trained at this size, so that a CPU is fast enough
 IGNORED = 255
 MOST_EPOCHS, MOST_STEPS = 60, 2000      # of the training: a small set ends at the first
+_NAMES_FILE = "class_names.txt"     # labelme writes it beside the folder of its VOC labels
+_MOST_NAMES_BYTES = 1 << 20
+_VOC_CLASSES = 21
 RARE = 0.02                 # share of the pixels of a class that may need a weight in the loss
 GRAY_GAPS = 3               # of the others, at most, lie between them and 255 if it is a class
 
@@ -45,6 +50,13 @@ class Classes(NamedTuple):
     ignore_ids: list[int]
     ignore_colors: list[list[int]]
     remark: str
+
+
+class _Names(NamedTuple):
+    """Names of class ids, and a line about where they come from."""
+
+    names: list[str]
+    origin: str
 
 
 class _Contents(NamedTuple):
@@ -233,12 +245,15 @@ def _classes_of_values(contents, pairs):
     elif IGNORED in values:
         remark += (f"\n  {IGNORED} is a class: if it means \"no class\", move it from "
                    "\"label_ids\" to \"ignore_ids\", and remove its name and color")
-    count = kept[-1] + 1 if are_ids else len(kept)
+    known = _known_names(pairs[0].label, kept[-1]) if are_ids else None
+    count = len(known.names) if known else kept[-1] + 1
     named = list(range(count)) if are_ids else kept
     palette = _stored_palette(pairs[0].label, named)
     # A palette without label_ids would be taken for the colors of labels stored in color.
     label_ids = None if are_ids and not contents.equal_channels else named
-    names = [f"class {value}" for value in named]
+    names = known.names if known else [f"class {value}" for value in named]
+    if known:
+        remark += f"\n  {known.origin}"
     if palette is None and background_of(names) is not None:
         remark += ("\n  class 0 is black, and pictures leave it unpainted: give it a color in the "
                    "class file if it is not the background")
@@ -268,6 +283,27 @@ def _shown_classes(contents, classes) -> dict[str, frozenset[str]]:
         names |= {value * 0x010101: name for value, name in names.items() if value < 256}
     return {stem: frozenset(names[value] for value in values if value in names)
             for stem, values in contents.present.items()}
+
+
+def _known_names(label, highest) -> _Names | None:
+    """The names that files beside the labels, or VOC's own folder and palette, give to class ids.
+
+    label: one of the files. highest: the largest id in them.
+    """
+    for folder in label.parents[:2]:
+        try:
+            with open(folder / _NAMES_FILE, encoding="utf-8") as file:
+                names = [line.strip() for line in file.read(_MOST_NAMES_BYTES).splitlines()]
+        except (OSError, ValueError):
+            continue
+        if len(names) > highest and mistake_in(names) is None:
+            return _Names(names, f"the names are those of {shown(folder / _NAMES_FILE)}")
+    if "SegmentationClass" in label.parts and highest < _VOC_CLASSES and \
+            _stored_palette(label, range(_VOC_CLASSES)) == voc_palette(_VOC_CLASSES):
+        return _Names(load("dataloader.voc:CLASS_NAMES"),
+                      "the folder SegmentationClass and the palette are those of PASCAL VOC: the "
+                      "names of its 21 classes are proposed")
+    return None
 
 
 def _stored_palette(path, values):
