@@ -199,6 +199,8 @@ def _made_from(dataset, tile_size):
                                                  digest_size=16).hexdigest()
                                  for kind in (np.uint8, np.uint16)]
             digest.update(json.dumps([type(owner).__name__, *tables[id(owner)]]).encode())
+            if getattr(owner, "drawing", None):     # how outlines become labels
+                digest.update(json.dumps(owner.drawing).encode())
         sample = owner.samples[index_there]
         digest.update(json.dumps([name_below(sample.label, owner.root), stamp(sample.label),
                                   sample.id]).encode())

@@ -90,10 +90,10 @@ class Folder(BaseDataset):
             raise ConfigError(f"the palette has {len(self.palette)} colors for "
                               f"{self.num_classes} classes", "palette")
         if palette:
-            _check_colors(palette, self.class_names)
+            check_colors(palette, self.class_names)
         self.mean = mean or class_file.get("mean") or self.mean
         self.std = std or class_file.get("std") or self.std
-        _check_pixels(self.mean, self.std)
+        check_pixels(self.mean, self.std)
         self.white = class_file.get("white") if white is None else white
         if self.white is not None and not (type(self.white) in (int, float)
                                            and 0 < self.white < float("inf")):
@@ -107,7 +107,7 @@ class Folder(BaseDataset):
         self.image_dir, self.label_dir = root / image_dir, root / label_dir
         self.patterns = (_pattern(image_pattern, image_ending, "image"),
                          _pattern(label_pattern, label_ending, "label"))
-        self.list_file = _existing(list_file, root, "list_file") if list_file else \
+        self.list_file = existing_file(list_file, root, "list_file") if list_file else \
             root / f"{split}.txt"
         super().__init__(data_dir, split, ignore_index, seed, augmentation)
 
@@ -184,7 +184,7 @@ class Folder(BaseDataset):
         files = dataset_files.stem_files(image_dir, label_dir, self.problem, self.label_suffixes,
                                          *self.patterns)
         if files.unused:
-            _say_once(f"{len(files.unused)} pictures below {shown(image_dir)} and "
+            say_once(f"{len(files.unused)} pictures below {shown(image_dir)} and "
                       f"{shown(label_dir)} are not used, because their names fit neither "
                       f"{self.patterns[0].text} nor {self.patterns[1].text}: "
                       f"{listed(files.unused, 3, text=shown)}")
@@ -233,7 +233,7 @@ class Folder(BaseDataset):
         self.label_map |= {str(first + i): "ignore" for i in range(len(colors))}
 
 
-def _check_colors(palette, names):
+def check_colors(palette, names):
     """Raise ConfigError for a color that is none; print a notice if two classes share one."""
     by_color = {}
     for name, color in zip(names, palette, strict=True):
@@ -247,7 +247,7 @@ def _check_colors(palette, names):
                    "do not tell them apart")
 
 
-def _check_pixels(mean, std):
+def check_pixels(mean, std):
     """Raise ConfigError unless mean and std are those of three channels in 0..1."""
     for key, values, least in (("mean", mean, 0), ("std", std, SMALLEST_STD)):
         if not isinstance(values, list) or len(values) != 3 or not all(
@@ -267,12 +267,12 @@ def _pattern(pattern, ending, kind):
 
 
 @functools.cache
-def _say_once(text):
+def say_once(text):
     """A notice that several loaders of one program would repeat."""
     notice(text)
 
 
-def _existing(path, root, key):
+def existing_file(path, root, key):
     """The file at `path`, as given or relative to data_dir. Raises ConfigError if missing."""
     for candidate in (Path(os.path.expanduser(path)), root / path):
         if candidate.is_file():
@@ -281,19 +281,26 @@ def _existing(path, root, key):
                                                     f"current folder, and below {root}")
 
 
-def read_classes(path: str, root: Path) -> dict:
+def read_classes(path: str, root: Path, more: tuple[str, ...] = ()) -> dict:
     """The content of a class file, checked.
 
-    path: as given, or relative to `root`, the folder of the data. Raises ConfigError.
+    path: as given, or relative to `root`, the folder of the data. more: further keys that it may
+    have, with lists of names. Raises ConfigError.
     """
-    place = _existing(path, root, "classes")
+    place = existing_file(path, root, "classes")
     content = read_jsonc(place)
     if not isinstance(content, dict) or not isinstance(content.get("names"), list):
         raise ConfigError("a class file is an object with a list \"names\"", str(place))
-    unknown = content.keys() - _CLASS_KEYS
+    unknown = content.keys() - _CLASS_KEYS - {*more}
     if unknown:
         raise ConfigError(f"unknown key {sorted(unknown)[0]!r}; known: "
-                          f"{', '.join(sorted(_CLASS_KEYS))}", str(place))
+                          f"{', '.join(sorted(_CLASS_KEYS | {*more}))}", str(place))
+    for key in more:
+        value = content.get(key) or []
+        if not isinstance(value, list) or not all(
+                isinstance(name, str) for one in value
+                for name in (one if isinstance(one, list) else [one] if one is not None else [])):
+            raise ConfigError(f"{key} must be a list of names", str(place))
     for key in ("palette", "ignore_colors"):
         if not all(_is_color(color) for color in content.get(key) or ()):
             raise ConfigError(f"{key} must be a list of [r, g, b] in 0..255", str(place))
@@ -311,7 +318,7 @@ def _label_map(given, class_file, num_classes):
     for value in class_file.get("ignore_ids") or ():
         index = label_map.get(str(value), None if label_map else value)
         if type(index) is int and 0 <= index < len(class_file["names"]):
-            _say_once(f"the value {value} is ignored, so class {index} "
+            say_once(f"the value {value} is ignored, so class {index} "
                       f"({shown(class_file['names'][index])}) cannot occur: if it is not a class, "
                       "remove its name and color from the class file")
     label_map |= {str(value): "ignore" for value in class_file.get("ignore_ids") or ()}

@@ -386,7 +386,7 @@ def _reading(dataset):
             "palette": None if palette is None else
             [None if color is None else list(map(int, color)) for color in palette],
             "variable": getattr(dataset, "mat_variable", None),
-            **{key: getattr(dataset, key) for key in ("label_threshold",)
+            **{key: getattr(dataset, key) for key in ("label_threshold", "drawing")
                if getattr(dataset, key, None) is not None},
             **({} if dataset.white is None else {"white": dataset.white})}
 

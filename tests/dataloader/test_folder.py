@@ -350,7 +350,7 @@ def test_a_file_is_never_its_own_label(link, tmp_path):
 
 def test_pictures_that_fit_no_pattern_are_counted_once(tmp_path, capsys):
     from dataloader import folder
-    folder._say_once.cache_clear()
+    folder.say_once.cache_clear()
     flat(tmp_path, "{}.jpg", "{}_box.png")
     flat(tmp_path, "{}.jpg", "{}_ball.png")
     for _ in range(2):

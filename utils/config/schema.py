@@ -52,10 +52,10 @@ SHARED = {
               "dataloader.augmentation.transforms:Augmentation"),
 }
 # kind or section -> arguments that name a file or folder to read: see Mistakes.find_files.
-PATHS = {"datasets": ("data_dir", "classes", "list_file", "cache", "targets"),
+PATHS = {"datasets": ("data_dir", "classes", "list_file", "annotations", "cache", "targets"),
          "samplers": ("centroids",), "losses": ("class_pixels",), "trainer": ("finetune_from",)}
 # Of these, arguments that the dataset also looks for below its data_dir.
-_BELOW_DATA_DIR = ("classes", "list_file")
+_BELOW_DATA_DIR = ("classes", "list_file", "annotations")
 _WRITTEN = ("centroids",)       # of PATHS, those that are written if they are missing
 # The meaning of "lr_scheduler": null.
 CONSTANT = {"type": "ConstantLR", "args": {"factor": 1.0, "total_iters": 0}}
