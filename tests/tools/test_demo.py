@@ -445,7 +445,8 @@ def test_the_whole_flow_in_a_browser(server, tmp_path):
         browser.wait_for(f"document.querySelectorAll('#legend li').length == {len(NAMES)}")
         assert browser.run("document.querySelector('#status').textContent") == "no image yet"
         browser.drop("#drop", tmp_path / "scene.png")
-        finished = "/^60 × 40, [0-9.]+ s$/.test(document.querySelector('#status').textContent)"
+        finished = "/^40 × 60 .height × width., [0-9.]+ s$/.test(" \
+            "document.querySelector('#status').textContent)"
         browser.wait_for(finished)
         browser.wait_for("document.querySelector('#labels').naturalWidth == 60")
         expected = ask(server, body=image_bytes())[1]["classes"]

@@ -153,8 +153,8 @@ def build_posterior(options: Mapping[str, Any], activation: str = "softmax",
                           "predict.posterior")
     found = inverse() if inverse and setting != "raw" else None
     if isinstance(found, NoInverse):
-        notice_once("the probabilities are those of the network as it is; what the loss did to "
-                    f"them cannot be undone: {found.reason}")
+        notice_once("probabilities are used as the network gives them; what its loss did to them "
+                    f"cannot be undone: {found.reason} (docs/rankdice.md)")
         found = None
     if found and found.reorders and found.unknown:
         classes = ", ".join(map(str, found.unknown))
