@@ -108,9 +108,12 @@ def test_models_never_import_losses():
 def test_entry_points_and_contracts_name_no_component(kind):
     places = [*ENTRY_POINTS, "trainer.py", *(f"base/{p.name}" for p in sources("base"))]
     for place in places:
-        words = {node.id for node in ast.walk(ast.parse((ROOT / place).read_text()))
-                 if isinstance(node, ast.Name)}
-        words |= {node.value for node in ast.walk(ast.parse((ROOT / place).read_text()))
+        nodes = list(ast.walk(ast.parse((ROOT / place).read_text())))
+        # typing.Annotated is not the dataset of this name.
+        typing = {alias.name for node in nodes if isinstance(node, ast.ImportFrom)
+                  and node.module == "typing" for alias in node.names}
+        words = {node.id for node in nodes if isinstance(node, ast.Name)} - typing
+        words |= {node.value for node in nodes
                   if isinstance(node, ast.Constant) and isinstance(node.value, str)}
         assert not words & set(components(kind)), place
 
