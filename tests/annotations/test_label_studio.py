@@ -175,7 +175,7 @@ FULL = exports.brush_value(np.ones(SIZE, bool))["rle"]
 
 
 @pytest.mark.parametrize("value, message", [
-    ({"rle": FULL[:-3]}, "ends too early"), ({"rle": []}, "ends too early"),
+    ({"rle": FULL[:-3]}, "ends too early"), ({"rle": []}, "a brush mask of 0 values"),
     ({"rle": [0, 0, 1, 0, *FULL[4:]]}, "a brush mask of 256 values"),
     ({"rle": [255] * 4 + FULL[4:]}, "a brush mask of 4294967295 values"),
     ({"rle": [*FULL[:4], 255, *FULL[5:]]}, "values of 32 bits"),

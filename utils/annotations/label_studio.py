@@ -47,8 +47,10 @@ from utils.images.picture_files import IMAGE_SUFFIXES
 
 TITLE = "Label Studio JSON"
 
-_HEAD = 1 << 16
+_LOOKED_AT = 1 << 16        # bytes of a file, until it is recognized
 _OPAQUE = 128               # alpha from which a pixel belongs to a brush mask
+_HEAD_BITS = 32 + 5 + 4 * 4  # of a brush mask
+_64_BITS = (1 << 64) - 1
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")
 _LABELS = ("polygonlabels", "rectanglelabels", "ellipselabels", "brushlabels", "bitmasklabels",
            "labels")
@@ -69,7 +71,7 @@ def recognizes(path: Path) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            head = file.read(_HEAD).decode("utf-8-sig", "replace")
+            head = file.read(_LOOKED_AT).decode("utf-8-sig", "replace")
     except (OSError, ValueError):
         return False
     return bool(re.match(r"\s*\[\s*\{", head)) and (
@@ -295,55 +297,42 @@ def _unpacked(data, size, place):
     number of values less 1; the value, or all of them. (@thi.ng/rle-pack, README.)
     """
     count, pixels = 4 * size[0] * size[1], np.zeros(size[0] * size[1], bool)
-    stream = _Bits(data, place)
-    stated, bits = stream.take(32), stream.take(5) + 1
-    lengths = [stream.take(4) + 1 for _ in range(4)]
-    if stated != count or bits != 8:
+    head = int.from_bytes(data[:7].ljust(7, b"\0"), "big")
+    stated, bits = head >> 24, (head >> 19 & 31) + 1
+    lengths = [(head >> shift & 15) + 1 for shift in (15, 11, 7, 3)]
+    if stated != count or bits != 8 or len(data) < 7:
         raise DataError(f"a brush mask of {stated} values of {bits} bits; an image of {size[1]} x "
                         f"{size[0]} has {count} of 8 bits", place)
-    start = 0
+    start, at, padded = 0, _HEAD_BITS, data + bytes(8)
     while start < count:
-        repeated = stream.take(1)
-        end = start + stream.take(lengths[stream.take(2)]) + 1
+        # 64 bits from the byte at this position on, of which at most 7 lie before it: a block
+        # begins with at most 27 bits.
+        word = int.from_bytes(padded[at >> 3:(at >> 3) + 8], "big") << (at & 7) & _64_BITS
+        length = lengths[word >> 61 & 3]
+        end = start + (word >> 61 - length & (1 << length) - 1) + 1
+        repeated, behind = word >> 63, at + 3 + length
+        at = behind + 8 * (1 if repeated else end - start)
+        if at > 8 * len(data):
+            raise DataError(f"a brush mask ends too early, after {len(data)} bytes", place)
         if end > count:
             raise DataError(f"a brush mask runs over the {count} values of its image", place)
-        if repeated:
-            if stream.take(8) >= _OPAQUE:
-                pixels[start // 4:end // 4] = True      # alpha is the last of four values
-        else:
-            alpha = stream.bytes(end - start)[3 - start % 4::4]
+        if not repeated:
+            alpha = _bytes_from(data, behind, end - start)[3 - start % 4::4]
             pixels[start // 4:end // 4] = alpha >= _OPAQUE
+        elif word >> 53 - length & 255 >= _OPAQUE:
+            pixels[start // 4:end // 4] = True      # alpha is the last of four values
         start = end
     return pixels.reshape(size)
 
 
-class _Bits:
-    """Reads numbers of a few bits from bytes."""
-
-    def __init__(self, data: bytes, place: str):
-        self.data, self.place, self.at = data, place, 0
-
-    def take(self, bits: int) -> int:
-        """The number in the next bits, at most 32. Raises DataError behind the end."""
-        first, self.at = self.at, self.at + bits
-        if self.at > 8 * len(self.data):
-            raise DataError(f"a brush mask ends too early, after {len(self.data)} bytes",
-                            self.place)
-        window = int.from_bytes(self.data[first >> 3:(self.at + 7) >> 3], "big")
-        return window >> (-self.at & 7) & ((1 << bits) - 1)
-
-    def bytes(self, count: int) -> np.ndarray:
-        """The next numbers of 8 bits, uint8 (count,). Raises DataError behind the end."""
-        first, shift = self.at >> 3, self.at & 7
-        self.at += 8 * count
-        if self.at > 8 * len(self.data):
-            raise DataError(f"a brush mask ends too early, after {len(self.data)} bytes",
-                            self.place)
-        found = np.frombuffer(self.data, np.uint8, (self.at + 7 >> 3) - first, first)
-        if not shift:
-            return found
-        wide = found.astype(np.uint16)
-        return ((wide[:-1] << shift | wide[1:] >> 8 - shift) & 255).astype(np.uint8)
+def _bytes_from(data, first_bit, count):
+    """The values of 8 bits from a position on, uint8 (count,)."""
+    first, shift = first_bit >> 3, first_bit & 7
+    found = np.frombuffer(data, np.uint8, count + bool(shift), first)
+    if not shift:
+        return found
+    wide = found.astype(np.uint16)
+    return ((wide[:-1] << shift | wide[1:] >> 8 - shift) & 255).astype(np.uint8)
 
 
 def _bitmask(text, size, place) -> np.ndarray:
