@@ -77,7 +77,7 @@ def test_resuming_a_finished_run_changes_nothing(trained, capsys):
     before = digest(trained / "last.pth")
     assert run("-r", trained / "last.pth") == 0
     assert digest(trained / "last.pth") == before
-    assert "resuming at epoch 3 step 16" in capsys.readouterr().err
+    assert "resuming at the end of epoch 2, step 16" in capsys.readouterr().err
 
 
 def test_a_network_that_unpools_trains_deterministically(tmp_path):

@@ -265,6 +265,7 @@ def test_a_run_that_has_its_length_already_says_so(tmp_path, capsys):
     before = (tmp_path / "last.pth").read_bytes()
     trained(tmp_path, "trainer.epochs=1", checkpoint=last(tmp_path))
     said = capsys.readouterr().err
+    assert "resuming at the end of epoch 2, step " in said
     assert "is finished, nothing is left to train: trainer.epochs is reached" in said
     assert f"python train.py -r {tmp_path} trainer.epochs=2" in said
     assert (tmp_path / "last.pth").read_bytes() == before

@@ -107,7 +107,9 @@ def restore(trainer: Resumable, saved: Checkpoint):
         progress.lineage = _lineage(trainer, checkpoint)
     monitor = trainer.monitor
     best = "none yet" if monitor.best is None else score_text(monitor.metric, monitor.best)
-    notice(f"resuming at {progress}, lr {trainer.optimizer.param_groups[0]['lr']:.3g}, best "
+    place = progress if progress.epoch <= progress.epochs else \
+        f"the end of epoch {progress.epoch - 1}, step {progress.step}"
+    notice(f"resuming at {place}, lr {trainer.optimizer.param_groups[0]['lr']:.3g}, best "
            f"{monitor.metric or ''} {best}")
 
 
