@@ -159,8 +159,8 @@ def matrix_rate(device: str, rows: int = MATRIX) -> float:
 
 def flops_of(step: Callable) -> int:
     """FLOPs of the matrix products and convolutions of one step, forward and backward."""
-    from torch.utils.flop_counter import FlopCounterMode
-    with FlopCounterMode(display=False) as counter:
+    from utils.evaluation.model_costs import flop_counter
+    with flop_counter() as counter:
         step()
     return counter.get_total_flops()
 

@@ -3,10 +3,11 @@
     python -m benchmarks.models [NAME ...] [--size 256x256] [--batch 2] [--repeats 7]
     python -m benchmarks.models --small [--size 512x1024]
 
-Some of the same networks are in torchvision and timm, others in benchmarks/plain_models.py
-("plain"); with our weights, the plain ones must compute our logits. segmentation_models_pytorch
-("smp") has different networks under the same names; times against those are per FLOP. A package
-that is not installed is reported and left out.
+Some of the same networks are in torchvision, timm and transformers, others in
+benchmarks/plain_models.py ("plain"); with the same weights, the plain ones and those of
+transformers must compute our logits. segmentation_models_pytorch ("smp") has different networks
+under the same names; times against those are per FLOP. A package that is not installed is reported
+and left out.
 
 Each pair runs in turns in one process: forward in eval mode, then forward and backward. Printed
 are the median over the turns of the ratio of CPU times (ours / theirs), and the ratio of the peak
@@ -26,12 +27,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import plain_models
+from models.weights.published import load_strictly, published, translate
 from utils.cli.arguments import at_least, size
 from utils.config.registry import components
+from utils.evaluation.model_costs import flop_counter
 from utils.machine.tensors import ImageBatch
 
 CLASSES = 21
 RESNET = {"backbone": "resnet50"}
+EOMT_SIDE = 256         # of the only images that the EoMT of transformers takes
 # (name, arguments of our network, other package, function that builds the other network,
 # whether the two networks are the same)
 PAIRS = [
@@ -53,7 +57,10 @@ PAIRS = [
                                      decoder_channels=(512, 256, 128, 64)), False),
     ("UperNet", {**RESNET, "output_stride": 32}, "smp", lambda: _smp("UPerNet"), False),
     *(("UPerNet", {"backbone": f"{kind}_tiny", "use_aux": False, "drop_path": 0.0}, "transformers",
-       lambda kind=kind: _TransformersUPerNet(kind), True) for kind in ("swin", "convnext")),
+       lambda kind=kind: _transformers_upernet(kind), True) for kind in ("swin", "convnext")),
+    ("SegFormer", {"drop_path": 0.0}, "transformers", lambda: _transformers_segformer(), True),
+    ("EoMT", {"backbone": "dinov2_vits14_reg", "image_size": EOMT_SIDE}, "transformers",
+     lambda: _TransformersEoMT(), True),
 ]
 # (title, network, its arguments): what is run where speed counts.
 SMALL = [("ENet", "ENet", {}), ("PIDNet-S", "PIDNet", {"variant": "s"}),
@@ -96,19 +103,29 @@ def main(argv: list[str] | None = None):
             print(f"{name:10} {package:12} left out: {error}")
             continue
         ours = components("models")[name](num_classes=CLASSES, **arguments)
-        if same and package == "plain":
+        if name == "EoMT" and (height, width) != (EOMT_SIDE, EOMT_SIDE):
+            print(f"{name:10} {package:12} left out: it needs --size {EOMT_SIDE}")
+            continue
+        if package in ("plain", "transformers"):
             _require_equal_logits(ours, theirs, images)
         compare(f"{name:10} {package:12}", ours, theirs, images, options.repeats, same)
 
 
 def _require_equal_logits(ours, theirs, images):
-    """Copies our weights to theirs in the order of the state dicts and compares the logits.
+    """Gives both networks the same weights and compares what they compute.
 
-    Raises AssertionError if they differ.
+    The weights of a network of transformers become ours as those of its published files do. A
+    plain one gets ours in the order of the state dicts. Raises AssertionError if the greatest
+    difference is more than 1e-4 of the standard deviation.
     """
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    if name := getattr(theirs, "published", None):
+        load_strictly(ours, translate(theirs.network.state_dict(), published()[name]))
+    else:
+        theirs.load_state_dict(
+            dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
     with torch.no_grad():
-        torch.testing.assert_close(theirs.eval()(images), ours.eval()(images))
+        mine, other = ours.eval()(images), theirs.eval()(images)
+    assert (mine - other).abs().max() <= 1e-4 * other.std(), "the networks are not the same"
 
 
 def compare(title: str, ours: nn.Module, theirs: nn.Module, images: ImageBatch, repeats: int,
@@ -214,9 +231,8 @@ class _AliveBytes(TorchDispatchMode):
 
 
 def _flops(network, images):
-    from torch.utils.flop_counter import FlopCounterMode
     network.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         network(images)
     return counter.get_total_flops()
 
@@ -239,25 +255,81 @@ def _smp(name, encoder_name="resnet50", **options):
         encoder_name=encoder_name, encoder_weights=None, classes=CLASSES, **options)
 
 
-class _TransformersUPerNet(nn.Module):
-    """The UPerNet of transformers on its Swin or ConvNeXt, without the auxiliary head."""
+def _transformers_upernet(kind):
+    """On Swin or ConvNeXt (`kind`), without the auxiliary head."""
+    from transformers import (  # pyright: ignore[reportMissingImports]
+        ConvNextConfig,
+        SwinConfig,
+        UperNetConfig,
+        UperNetForSemanticSegmentation,
+    )
+    encoder = {"swin": SwinConfig, "convnext": ConvNextConfig}[kind]
+    maps = ["stage1", "stage2", "stage3", "stage4"]
+    return _Transformers(f"upernet_{kind}_tiny", UperNetForSemanticSegmentation(UperNetConfig(
+        backbone_config=encoder(out_features=maps, drop_path_rate=0.0), num_labels=CLASSES,
+        hidden_size=512, use_auxiliary_head=False)))
 
-    def __init__(self, kind: str):
+
+def _transformers_segformer():
+    from transformers import (  # pyright: ignore[reportMissingImports]
+        SegformerConfig,
+        SegformerForSemanticSegmentation,
+    )
+    return _Transformers("segformer_b0", SegformerForSemanticSegmentation(
+        SegformerConfig(drop_path_rate=0.0, num_labels=CLASSES)))
+
+
+class _Transformers(nn.Module):
+    """A network of transformers with logits at the size of the image.
+
+    published: the name of our description of its checkpoints.
+    """
+
+    def __init__(self, published: str, network: nn.Module):
         super().__init__()
-        from transformers import (  # pyright: ignore[reportMissingImports]
-            ConvNextConfig,
-            SwinConfig,
-            UperNetConfig,
-            UperNetForSemanticSegmentation,
-        )
-        encoder = {"swin": SwinConfig, "convnext": ConvNextConfig}[kind]
-        maps = ["stage1", "stage2", "stage3", "stage4"]
-        self.network = UperNetForSemanticSegmentation(UperNetConfig(
-            backbone_config=encoder(out_features=maps, drop_path_rate=0.0), num_labels=CLASSES,
-            hidden_size=512, use_auxiliary_head=False))
+        self.published, self.network = published, network
 
     def forward(self, x):
-        return self.network(x).logits
+        logits = self.network(x).logits
+        return nn.functional.interpolate(logits, x.shape[2:], mode="bilinear")
+
+
+class _TransformersEoMT(nn.Module):
+    """The EoMT of transformers, without masked attention.
+
+    eval: scores at the size of the image; train: the masks and classes of all predictions, which
+    its own forward gives to its loss alone.
+    """
+
+    published = "eomt_small"
+
+    def __init__(self):
+        super().__init__()
+        from transformers import (  # pyright: ignore[reportMissingImports]
+            EomtConfig,
+            EomtForUniversalSegmentation,
+        )
+        self.network = EomtForUniversalSegmentation(EomtConfig(
+            hidden_size=384, num_attention_heads=6, num_hidden_layers=12, image_size=EOMT_SIDE,
+            num_queries=100, num_labels=CLASSES))
+        self.network.attn_mask_probs.zero_()
+        self.predictions, predict = [], self.network.predict
+
+        def predict_and_keep(tokens):
+            self.predictions.append(predict(tokens))
+            return self.predictions[-1]
+
+        self.network.predict = predict_and_keep
+
+    def forward(self, x):
+        self.network(x)
+        predictions, self.predictions[:] = [*self.predictions], []
+        masks, classes = (torch.stack(part, 1) for part in zip(*predictions, strict=True))
+        if self.training:
+            return {"masks": masks, "classes": classes}
+        masks = nn.functional.interpolate(masks[:, -1], x.shape[2:], mode="bilinear")
+        return torch.einsum("nqc,nqhw->nchw", classes[:, -1].softmax(-1)[..., :-1],
+                            masks.sigmoid())
 
 
 class _OnlyLogits(nn.Module):

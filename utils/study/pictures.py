@@ -67,11 +67,11 @@ def picture_process(job: dict, split_loader: Callable[..., Any],
     Raises DataError if a prediction does not have the score of the result: it shows something else.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from utils.checkpoint.read import read_checkpoint
     from utils.config.load import with_config
     from utils.evaluation.evaluate import REFINED, build_rules
+    from utils.evaluation.model_costs import flop_counter
     from utils.evaluation.repeat_result import options_of, require_score
     from utils.files.whole_file import write_bytes
     from utils.predict.arguments import with_arguments
@@ -100,7 +100,7 @@ def picture_process(job: dict, split_loader: Callable[..., Any],
     for name, score in job["ids"].items():
         sample = loader.dataset[index[name]]
         images = sample["image"][None].to(device)
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        with torch.inference_mode(), flop_counter() as counter:
             scored, labels = _decided(predictor, images, rule)
         if flops is None:
             flops, size = counter.get_total_flops(), list(images.shape[2:])
