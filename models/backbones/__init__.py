@@ -63,6 +63,12 @@ class Backbone(nn.Module):
         """Return the feature maps, finest first."""
         raise NotImplementedError
 
+    def normed_map(self, level: int, x: torch.Tensor) -> torch.Tensor | None:
+        """(N, H, W, C) -> map (N, C, H, W) after the norm "norm{level}"; None if it is not used."""
+        if level in self.unused:
+            return None
+        return self.get_submodule(f"norm{level}")(x).permute(0, 3, 1, 2)
+
     def rename_foreign(self, state: State) -> State:
         """Rename the tensors of this encoder in a file of another source to "backbone.KEY".
 

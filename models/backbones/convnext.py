@@ -69,9 +69,7 @@ class ConvNeXt(Backbone):
         x, maps = x.permute(0, 2, 3, 1), []
         for number, stage in enumerate(self.stages):
             x = stage(x, self.checkpointing)
-            used = number not in self.unused
-            maps.append(self.get_submodule(f"norm{number}")(x).permute(0, 3, 1, 2) if used
-                        else None)
+            maps.append(self.normed_map(number, x))
         return maps
 
     def rename_foreign(self, state: State) -> State:

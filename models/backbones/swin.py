@@ -85,9 +85,7 @@ class Swin(Backbone):
         for number, stage in enumerate(self.stages):
             assert isinstance(stage, Stage)
             x = stage(x, self.checkpointing)
-            used = number not in self.unused
-            maps.append(self.get_submodule(f"norm{number}")(x).permute(0, 3, 1, 2) if used
-                        else None)
+            maps.append(self.normed_map(number, x))
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return maps

@@ -128,7 +128,7 @@ class VisionTransformer(Backbone):
 
     def embed(self, x: ImageBatch) -> tuple[torch.Tensor, tuple[int, int]]:
         """Image (N, 3, H, W) -> tokens (N, prefix + h w, D) with their positions, and (h, w)."""
-        maps = self.patch_embed["proj"](_padded(x, self.patch))
+        maps = self.patch_embed["proj"](F.pad(x, self.padding(x)))
         grid = (maps.shape[2], maps.shape[3])
         patches, first = maps.flatten(2).transpose(1, 2), self.cls_token
         if self.form.image_size:
@@ -139,6 +139,11 @@ class VisionTransformer(Backbone):
                                                  self.form.antialias)
         front = torch.cat([first, self.reg_token], dim=1) if self.form.registers else first
         return torch.cat([front.expand(patches.shape[0], -1, -1), patches], dim=1), grid
+
+    def padding(self, x: ImageBatch) -> tuple[int, int, int, int]:
+        """How many zeros are put at the left, right, top and bottom of the images x, in pixels."""
+        height, width = (-side % self.patch for side in x.shape[2:])
+        return width // 2, width - width // 2, height // 2, height - height // 2
 
     def rope(self, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The rotary embedding of a grid (h, w), or None if the positions are in a table.
@@ -286,12 +291,6 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
     first, second = patches.chunk(2, dim=-1)
     turned = patches * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([front, turned], dim=2)
-
-
-def _padded(x: ImageBatch, patch: int) -> ImageBatch:
-    """The image between zeros, (N, 3, H, W) -> sides that are multiples of `patch`."""
-    height, width = (-side % patch for side in x.shape[2:])
-    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 
 def _changed(name: str, patch: int | None, image_size: int | None) -> ViTForm:
