@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.backbones import build_backbone
-from models.backbones.resnet import YASSOUALI_KEYS
+from models.backbones.resnet import YASSOUALI_KEYS, ResNet
 from models.deeplab import ASPP_KEYS, DECODER_KEYS
 from models.layers.conv_norm_act import conv_norm_act
 from models.layers.heads import ASPP
@@ -22,6 +22,7 @@ from models.layers.norm import activation, norm_layer
 from models.layers.outputs import as_outputs
 from models.weights.published import Published
 from models.weights.start_weights import StartsFromFiles
+from utils.errors import ConfigError
 from utils.machine.tensors import ImageBatch, Logits
 
 RATES3, RATES4 = (1, 2, 3) * 7 + (2, 2), (3, 4, 5)     # the paper's "Dilation-RF"
@@ -39,6 +40,10 @@ class DUC_HDC(StartsFromFiles):
     def __init__(self, num_classes: int, backbone: str = "resnet101", pretrained: bool = False,
                  norm: str = "batch"):
         super().__init__()
+        if backbone not in ResNet.aliases:
+            raise ConfigError(f"DUC_HDC needs a resnet, got {backbone!r}: the dilation of each "
+                              "block belongs to it", "arch.args.backbone",
+                              "use resnet101, or arch DeepLab")
         self.backbone = build_backbone(backbone, levels=2, output_stride=8,
                                        pretrained=pretrained, norm=norm, rates3=RATES3,
                                        rates4=RATES4)

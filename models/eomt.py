@@ -61,8 +61,9 @@ class EoMT(StartsFromFiles):
                  pretrained: bool = False):
         super().__init__()
         if backbone not in FORMS:
-            raise ConfigError(f"EoMT is a plain vision transformer, which {backbone} is not",
-                              "arch.args.backbone", f"choose one of {', '.join(FORMS)}")
+            raise ConfigError("EoMT needs a plain vision transformer of DINOv2 or DINOv3, got "
+                              f"{backbone!r}", "arch.args.backbone",
+                              f"choose one of {', '.join(FORMS)}")
         self.backbone = encoder = _encoder(backbone, patch=patch, image_size=image_size,
                                            drop_path=drop_path, checkpointing=checkpointing,
                                            pretrained=pretrained)
@@ -97,10 +98,10 @@ class EoMT(StartsFromFiles):
         predictions.append(self.predict(tokens, grid))
         if not self.training:
             masks, classes = predictions[0]
-            return class_scores(self._of_image(masks, grid, x), classes)
+            return class_scores(self._of_image(masks, x), classes)
         masks, classes = (torch.stack(each, dim=1) for each in zip(*predictions, strict=True))
-        if any(side % encoder.patch for side in x.shape[2:]):
-            masks = self._of_image(masks.flatten(1, 2), grid, x).unflatten(1, masks.shape[1:3])
+        if any(encoder.padding(x)):
+            masks = self._of_image(masks.flatten(1, 2), x).unflatten(1, masks.shape[1:3])
         return {"masks": masks, "classes": classes}
 
     def predict(self, tokens: torch.Tensor, grid: tuple[int, int]) \
@@ -140,12 +141,11 @@ class EoMT(StartsFromFiles):
         heads = {key: value for key, value in state.items() if not key.startswith(front)}
         return heads | {front + key: value for key, value in self.backbone.fitted(encoder).items()}
 
-    def _of_image(self, masks, grid, x):
+    def _of_image(self, masks, x):
         """Masks (N, K, h, w) of the padded image, enlarged to the image x alone: (N, K, H, W)."""
-        padded = [side * self.backbone.patch for side in grid]
-        masks = F.interpolate(masks, padded, mode="bilinear", align_corners=False)
-        (height, width), patch = x.shape[2:], self.backbone.patch
-        top, left = -height % patch // 2, -width % patch // 2       # as the encoder pads
+        (left, right, top, bottom), (height, width) = self.backbone.padding(x), x.shape[2:]
+        masks = F.interpolate(masks, (top + height + bottom, left + width + right),
+                              mode="bilinear", align_corners=False)
         return masks[:, :, top:top + height, left:left + width]
 
     def _attention_mask(self, masks, grid, number):

@@ -15,16 +15,15 @@ from models.pidnet import PIDNet
 from models.weights.published import load_published, published
 from models.weights.rename_keys import rename
 from tests.support.made_up import (
-    batch_of_shapes,
     needs_goldens,
     picture,
     published_keys,
     published_weights,
+    twenty_steps_on_shapes,
     waves,
 )
 from utils.checkpoint.load import load_foreign
 from utils.errors import ConfigError
-from utils.training.criterion import Criterion
 
 LOSS = {"out": {"type": "OhemCrossEntropy", "args": {"thresh": 0.9, "min_kept": 131072}},
         "p": "CE", "d": "BoundaryBCELoss", "out+d": "BoundaryOhemCrossEntropy"}
@@ -273,17 +272,8 @@ def test_one_logit_for_two_classes_leaves_the_boundary_output_alone():
 @pytest.mark.parametrize("cls, loss", [(PIDNet, LOSS), (DDRNet, {"out": LOSS["out"], "aux": "CE"})])
 def test_twenty_steps_on_shapes_reduce_every_published_loss(cls, loss):
     torch.manual_seed(0)
-    images, labels = batch_of_shapes()
-    network = cls(num_classes=9).train()
-    criterion = Criterion(loss, network.output_weights, num_classes=9)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    history = []
-    for _ in range(20):
-        total, parts = criterion(network(images), {"label": labels})
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        history.append({"total": total.item(), **{key: part.item() for key, part in parts.items()}})
-    first, last = history[0], history[-1]
+    network = cls(num_classes=9)
+    first, last = twenty_steps_on_shapes(network, loss, torch.optim.SGD, lr=0.01, momentum=0.9,
+                                         weight_decay=5e-4)
     assert last["total"] < 0.7 * first["total"]
     assert all(last[key] < first[key] for key in network.output_weights)

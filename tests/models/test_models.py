@@ -1,6 +1,7 @@
 """Rules that every architecture must follow; a new file in models/ is tested automatically."""
 import functools
 import inspect
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from base.base_model import BaseModel
 from models.layers.norm import NORMS
 from models.layers.resize import max_unpool
+from tests.support.made_up import twenty_steps_on_shapes
 from utils.config.registry import components
 from utils.errors import ConfigError
 from utils.training.criterion import Criterion
@@ -24,7 +26,8 @@ BACKBONES = ("resnet34", "resnet50s", "mobilenet_v3_large", "densenet121", "vgg1
              "xception", "hrnet_w18_small_v2", "deepbase_resnet50", "swin_tiny", "convnext_tiny")
 # Options that make a network small enough for tests.
 SMALLER = {"EoMT": {"backbone": "dinov2_vits14_reg", "image_size": 64, "queries": 8, "blocks": 2},
-           "FCN8": {"channels": 64}, "ViTLinear": {"backbone": "dinov2_vits14"},
+           "FCN8": {"channels": 64}, "SegFormer": {"backbone": "mit_b0", "drop_path": 0.0},
+           "ViTLinear": {"backbone": "dinov2_vits14"},
            "ViTMultiLinear": {"backbone": "dinov3_vits16", "layers": "quarters"}}
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -280,6 +283,19 @@ def test_twenty_steps_reduce_the_loss(name):
     assert min(losses[-5:]) < 0.95 * losses[0]
 
 
+@pytest.mark.slow      # twenty steps of networks of full size
+@pytest.mark.parametrize("name, options", [
+    ("SegFormer", {}), *(("UPerNet", {"backbone": backbone, "channels": 64})
+                         for backbone in ("swin_tiny", "convnext_tiny")),
+    ("ViTLinear", {}), ("ViTMultiLinear", {})])
+def test_twenty_steps_on_shapes_reduce_every_loss_of_a_transformer(name, options):
+    torch.manual_seed(0)
+    network = ARCHITECTURES[name](num_classes=9, **options)
+    first, last = twenty_steps_on_shapes(network, "CE", torch.optim.AdamW, lr=1e-4,
+                                         weight_decay=0.01)
+    assert all(last[key] < 0.8 * first[key] for key in (*network.output_weights, "total"))
+
+
 @pytest.mark.slow      # torch's exporter traces networks of full size
 @every_architecture
 def test_torch_can_export_it(name):
@@ -304,6 +320,15 @@ def test_every_architecture_names_a_paper_with_its_year():
         assert issubclass(cls, BaseModel) and cls.__doc__, name
         module = inspect.getmodule(cls)
         assert module.__doc__ and "20" in module.__doc__, f"{name}: no paper with its year"
+
+
+@pytest.mark.parametrize("name, backbone", [
+    ("FCN8", "resnet18"), ("SegNet", "resnet18"), ("SegResNet", "vgg16"), ("DUC_HDC", "mit_b0")])
+def test_an_encoder_of_another_kind_is_refused_in_one_line_that_names_what_fits(name, backbone):
+    with pytest.raises(ConfigError) as error:
+        ARCHITECTURES[name](num_classes=5, backbone=backbone)
+    assert error.value.where == "arch.args.backbone" and error.value.fix
+    assert re.fullmatch(rf"{name} needs a (vgg|resnet).*'{backbone}'.*", error.value.what)
 
 
 def test_a_wrong_argument_is_a_config_error():

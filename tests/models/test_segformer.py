@@ -18,6 +18,7 @@ from tests.support.made_up import (
     published_weights,
     waves,
 )
+from tests.support.ranks import on_ranks
 from utils.checkpoint.load import load_foreign, match_tensors
 from utils.errors import CheckpointError, ConfigError
 
@@ -236,3 +237,38 @@ def test_an_encoder_without_drop_path_serves_if_it_is_switched_off():
     network = SegFormer(3, backbone="resnet18", drop_path=0.0, head_channels=32).eval()
     with torch.no_grad():
         assert network(picture(33, 47)).shape == (1, 3, 33, 47)
+
+
+def _ranks_train(rank, world):
+    """As base_trainer wraps a network: gradients are those of the whole batch, blocks may rest."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 40, 56, generator=generator)
+    labels = torch.randint(0, 4, (2, 40, 56), generator=generator)
+
+    def loss(network, part):
+        return F.cross_entropy(network(images[part])["out"], labels[part])
+
+    networks = []
+    for drop_path in (0.0, 0.9):
+        torch.manual_seed(0)
+        networks.append(SegFormer(4, dropout=0.0, norm="group", drop_path=drop_path).train())
+    plain, resting = networks
+    loss(plain, slice(0, 2)).backward()
+    expected = [p.grad.clone() for p in plain.parameters()]
+    for switches in ({"static_graph": True}, {"find_unused_parameters": True}):
+        for network in networks:
+            network.zero_grad(set_to_none=True)
+            parallel = nn.parallel.DistributedDataParallel(network, broadcast_buffers=False,
+                                                           **switches)
+            torch.manual_seed(rank)
+            for _ in range(2):
+                loss(parallel, slice(rank, rank + 1)).backward()
+            assert all(p.grad is not None and p.grad.isfinite().all()
+                       for p in network.parameters())
+        for p, gradient in zip(plain.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.grad, 2 * gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow      # starts two processes
+def test_two_ranks_give_the_gradient_of_the_whole_batch_and_may_leave_out_blocks():
+    on_ranks(_ranks_train, 2)

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from base.base_model import BaseModel
 from dataloader.shapes import Shapes
 from tests.support.places import SHARED
 from utils.machine.tensors import ImageBatch, LabelBatch
+from utils.training.criterion import Criterion
 
 PARITY = SHARED / "parity"
 needs_goldens = pytest.mark.skipif(not PARITY.is_dir(), reason="../shared/parity is missing")
@@ -47,6 +49,28 @@ def picture(height: int, width: int, images: int = 1) -> ImageBatch:
     """A float32 image batch (images, 3, height, width), the same at every call."""
     wave = torch.sin(torch.arange(images * 3 * height * width, dtype=torch.float64) ** 1.3)
     return (1.4 * wave).float().reshape(images, 3, height, width)
+
+
+def twenty_steps_on_shapes(network: BaseModel, loss: Any, optimizer: type[torch.optim.Optimizer],
+                           **options: Any) -> tuple[dict[str, float], dict[str, float]]:
+    """Train a network of 9 classes on one batch; return the first and the last losses.
+
+    loss: the section of a config. optimizer: a class, whose arguments are the options. The losses
+    are those of the outputs by their names, and "total".
+    """
+    torch.manual_seed(0)
+    images, labels = batch_of_shapes()
+    criterion = Criterion(loss, network.output_weights, num_classes=9)
+    updates = optimizer(network.train().parameters(), **options)
+    history = []
+    for step in range(20):
+        network.at_progress(step / 20)
+        total, parts = criterion(network(images), {"label": labels})
+        updates.zero_grad()
+        total.backward()
+        updates.step()
+        history.append({key: part.item() for key, part in parts.items()} | {"total": total.item()})
+    return history[0], history[-1]
 
 
 def batch_of_shapes() -> tuple[ImageBatch, LabelBatch]:
