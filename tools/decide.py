@@ -242,10 +242,6 @@ def _rules(args, reader: "ScoreReader") -> "list[Decision]":
         rule.void = args.ignore_index if rule.masks and args.unassigned == "void" else None
     names = [rule.name for rule in rules]
     require_rule_arguments(args, names, {})
-    for name in RANK_SETTINGS:
-        if name in given and not any(name in getattr(rule, "options", ()) for rule in rules):
-            raise ConfigError(f"--{name} has no effect on rule {', '.join(names)}", f"--{name}",
-                              "choose rankdice or rankiou with -p, or leave it out")
     return rules
 
 

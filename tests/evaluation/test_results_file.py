@@ -41,6 +41,14 @@ def add(folder, *entries):
     return json.loads((folder / "results.json").read_text())
 
 
+def test_a_title_mentions_a_value_of_0_unless_it_is_the_usual_one():
+    title = title_of(entry(threshold=0, pruning=0.0, amplitude=0.0, smooth=0.0, ignore_index=0,
+                           flip=False, scale=None))
+    assert ", threshold 0, pruning 0.0, amplitude 0.0" in title and "ignore_index 0" in title
+    assert "smooth" not in title and "scale" not in title and "flip" not in title
+
+
+
 @pytest.mark.parametrize("changes", [
     {"loader": "train_loader"}, {"split": "test"}, {"procedure": "T"}, {"flip": True},
     {"scales": [0.5, 1.0]}, {"mode": "sliding"}, {"n_images": 6}, {"ignore_index": 0},

@@ -37,7 +37,7 @@ TOLD = {"checkpoint", "ensemble", "predictions", "dataset", "split", "loader", "
         "procedure", "mode", "crop_size", "overlap", "tiling", "scales", "flip", "average", "amp",
         "segfix", "base_size", "labels_resized_to"}
 # Values that a title does not mention; of other keys False, None and nothing.
-USUAL = {"ignore_index": 255, "threshold": 0.5, "temperature": 1.0, "pruning": 0.5,
+USUAL = {"ignore_index": 255, "threshold": 0.5, "temperature": 1.0, "smooth": 0.0, "pruning": 0.5,
          "solver": "auto"}
 _OF_FILE = ("path", "sha256", "epoch")         # of a network; other keys are settings of its own
 _SHOWN = 3         # differences or earlier results in a message
@@ -89,7 +89,7 @@ def title_of(entry: Entry) -> str:
     if isinstance(epoch, int) and entry.get("schema", 1) == 1:
         epoch -= 1          # it was the epoch in training, or the next
     extra = [f"{key} {_text(value)}" for key, value in entry.items()
-             if key not in OUTCOMES | TOLD and value and value != USUAL.get(key)]
+             if key not in OUTCOMES | TOLD and _is_told(key, value)]
     if networks := _networks(entry):
         name = f"ensemble of {len(networks)} ({listed(_own_paths(networks), _SHOWN)})"
         own = {key for one in networks for key in one if key not in _OF_FILE}
@@ -101,6 +101,12 @@ def title_of(entry: Entry) -> str:
                  + ", ".join([way_of(entry), *([entry["segfix"]] if "segfix" in entry else []),
                               *extra, *([f"epoch {epoch}"] if epoch is not None else [])])
                  + f" [{code_of(entry)}]")
+
+
+def _is_told(key, value):
+    """Whether a title mentions this value; 0 is a value like any other number."""
+    return value != USUAL[key] if key in USUAL else value is not False and value not in (
+        None, "", [], {})
 
 
 def data_of(entry: Entry) -> str:

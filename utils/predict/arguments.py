@@ -15,6 +15,11 @@ if TYPE_CHECKING:       # its module loads OpenCV
 # What stands after "checkpoint to ..." in a help.
 CHECKPOINT_HELP = ", or a folder, for the newest model_best.pth in it; auto: saved/"
 MOST_SCALES, LEAST_SCALE, LARGEST_SCALE = 100, 0.01, 100
+# Settings of decision rules, and the rules that use them; the first one is what a message names.
+_RANKING = ("rankdice", "rankiou", "rankdice_dep", "rankiou_dep")
+_USED_BY = {"threshold": ("T",), "smooth": _RANKING, "pruning": _RANKING, "solver": _RANKING[:2],
+            "theta": _RANKING[2:], "amplitude": _RANKING[2:]}
+_OF_REGRET = ("pruning", "theta", "amplitude")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, *names: str, purpose: str,
@@ -207,8 +212,8 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
     # Whether auto changes the most probable class, also if nothing is to be undone.
     vector = any(one.get("scale") or one.get("bias") or networks and one.get("temperature", 1) != 1
                  for one in networks or (options,))
-    decides = (options.get("posterior") == "auto" or "max_posterior" in rules if networks
-               else vector)
+    posterior = options.get("posterior") == "auto" or "max_posterior" in rules
+    decides = posterior and bool(networks or vector)
     if args.posterior and inverse:
         found = inverse()
         if args.posterior == "raw" or not vector:
@@ -223,18 +228,36 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
     if getattr(args, "unassigned", None) and without_masks:
         raise ConfigError(f"--unassigned has no effect on rule {names}: every pixel has a largest "
                           "logit", "--unassigned", "choose another rule with -p, or leave it out")
-    if args.threshold is not None and "T" not in rules:
-        raise ConfigError(f"--threshold has no effect on rule {names}", "--threshold",
-                          "add -p T, or leave it out")
-    for name in ("theta", "amplitude"):
-        if getattr(args, name) is not None and not dependent \
-                and not any(rule.endswith("_dep") for rule in rules):
-            raise ConfigError(f"--{name} has no effect on rule {names}", f"--{name}",
-                              "add -p rankdice_dep, or leave it out")
-    if args.temperature is not None and only_labels and not decides:
-        raise ConfigError(f"--temperature has no effect on rule {names}: the largest logit stays "
-                          "the largest", "--temperature",
-                          "choose another rule with -p, or leave it out")
+    for name, users in _USED_BY.items():
+        place = _given(args, name)
+        if place and not set(users) & set(rules) and not (dependent and name in _OF_REGRET):
+            raise ConfigError(f"{place} has no effect on rule {names}", place,
+                              f"add -p {users[0]}, or leave it out")
+    place = _given(args, "theta")
+    if place and (args.amplitude if args.amplitude is not None else options.get("amplitude")) == 0:
+        raise ConfigError(f"{place} has no effect with amplitude 0, which makes pixels independent "
+                          "at every distance", place, "leave out one of them")
+    for name in ("temperature", "scale", "bias"):
+        place = _given(args, name)
+        if place and only_labels and not decides:
+            raise ConfigError(f"{place} has no effect on rule {names}: the largest logit stays the "
+                              "largest", place, "choose another rule with -p, or leave it out")
+    if "unassigned" in _overridden(args) and not hasattr(args, "unassigned"):
+        raise ConfigError("predict.unassigned has no effect: it is about label maps, and the masks "
+                          "are scored", "predict.unassigned", "leave it out")
+
+
+def _given(args, name):
+    """What gives a setting of `predict` on the command line: "--NAME", "predict.NAME" or None."""
+    if getattr(args, name, None) is not None:
+        return option_name(name)
+    return f"predict.{name}" if name in _overridden(args) else None
+
+
+def _overridden(args):
+    """The keys of `predict` among the arguments KEY=VALUE."""
+    keys = [text.partition("=")[0].rstrip("+") for text in getattr(args, "overrides", ())]
+    return {key.removeprefix("predict.") for key in keys if key.startswith("predict.")}
 
 
 def require_inverse(inverse: "Inverse | NoInverse"):
