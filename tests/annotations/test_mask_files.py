@@ -7,7 +7,7 @@ import pytest
 from tests.support import exports
 from utils.annotations.annotation_set import Findings
 from utils.annotations.class_masks import pattern_of
-from utils.annotations.formats import format_of, read_annotations
+from utils.annotations.formats import followed_pattern, format_of, read_annotations
 from utils.annotations.rasterize import draw
 from utils.errors import DataError
 
@@ -165,6 +165,13 @@ def test_the_pattern_of_a_folder_is_found_by_the_names_of_the_images(tmp_path, n
                                                                      pattern):
     masks(tmp_path, **dict.fromkeys(names, TOP))
     assert pattern_of(tmp_path, stems) == pattern
+
+
+def test_files_of_several_values_follow_no_pattern(tmp_path):
+    masks(tmp_path, a_left=TOP, a_right=TOP, b_left=TOP)
+    assert followed_pattern(tmp_path, "ab") == tmp_path / "{stem}_{class}"
+    exports.put(tmp_path / "b_left.png", exports.png_bytes(np.uint8(LABEL)))
+    assert followed_pattern(tmp_path, "ab") is None
 
 
 def test_a_pattern_needs_image_and_class(tmp_path):

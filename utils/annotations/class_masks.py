@@ -36,6 +36,7 @@ _SUFFIXES = (*LABEL_SUFFIXES, ".jpg", ".jpeg")
 _CLASS = re.compile(r"\{class(?::([^{}]*))?\}")
 _TOKEN = re.compile(r"(\{class(?::[^{}]*)?\}|\{stem\}|\*\*|\*)")
 _LOOKED_AT = 40             # images whose masks are compared when they are found
+_READ = 8                   # files, until a folder is recognized
 _WHITE = 128                # of a JPEG
 
 
@@ -79,12 +80,11 @@ def read(path: Path, findings: Findings) -> AnnotationSet:
 def pattern_of(folder: Path, stems: Iterable[str]) -> str | None:
     """The pattern that the files of a folder of masks follow, as text below it; None: none.
 
-    stems: the names of the images without extension. Each file must be named after an image, and a
-    class must have masks of several images.
+    stems: the names of the images without extension. Each file must be named after an image, a
+    class must have masks of several images, and the files that are looked at must be masks.
     """
-    known = set(stems)
-    files = [os.path.splitext("/".join(path.parts[len(folder.parts):]))[0]
-             for path in picture_files(folder, _SUFFIXES)]
+    known, paths = set(stems), picture_files(folder, _SUFFIXES)
+    files = [os.path.splitext("/".join(path.parts[len(folder.parts):]))[0] for path in paths]
     if len(known) < 2 or len(files) < 3 or known & set(files):
         return None
     for split, pattern in ((_after_stem, "{stem}%s{class%s}"), (_folder_of_class,
@@ -98,6 +98,8 @@ def pattern_of(folder: Path, stems: Iterable[str]) -> str | None:
         if len(classes) < 2 or len(signs) != 1 or len(set(images)) == len(images) \
                 or len(classes) > len(set(images)):
             continue
+        if not all(map(_is_mask, evenly_spaced(paths, _READ))):
+            return None
         sign = signs.pop()
         listing = ":" + "|".join(classes) if any(sign in name for name in classes) else ""
         return pattern % ((sign, listing) if sign != "/" else listing)
@@ -169,6 +171,13 @@ def _regions(files, size):
                             f"{size_text(size)}", shown(file))
         found.append(Region(category, [], cut_out(pixels), shown(file)))
     return found
+
+
+def _is_mask(file):
+    try:
+        return _mask(file).size > 0
+    except DataError:
+        return False
 
 
 def _mask(file):

@@ -10,6 +10,7 @@ A format is a file of this folder, listed in FORMATS, that defines
                                 says that nothing can be read
 """
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +24,19 @@ FORMATS: tuple[str, ...] = (          # in the order in which they are tried
 def format_of(path: Path) -> ModuleType | None:
     """The module of the first format that recognizes a file or folder; None: no format does."""
     return next((module for module in map(_module, FORMATS) if module.recognizes(path)), None)
+
+
+def followed_pattern(folder: Path, stems: Iterable[str]) -> Path | None:
+    """The pattern of a format that the files of a folder follow, or None.
+
+    stems: the names of the images, without extension. A format whose files only make sense together
+    with the images defines `pattern_of`.
+    """
+    for module in map(_module, FORMATS):
+        pattern = module.pattern_of(folder, stems) if hasattr(module, "pattern_of") else None
+        if pattern is not None:
+            return folder / pattern
+    return None
 
 
 def read_annotations(path: Path, findings: Findings) -> AnnotationSet:
