@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.config.annotated_pairs import annotated_pairs
 from utils.config.data_split import PARTS, DataSplit, split_data
-from utils.config.pair_search import find_pairs, place_of
+from utils.config.pair_search import Pair, find_pairs, place_of
 from utils.config.registry import load
 from utils.errors import ConfigError, DataError, counted, listed, shown, size_text
 from utils.files.whole_file import write_bytes
@@ -72,50 +73,56 @@ class _Contents(NamedTuple):
     present: dict[str, frozenset[int]]
 
 
+class _Source(NamedTuple):
+    """The data: type and arguments of its dataset, its pairs, and what the labels contain.
+
+    shown_classes: stem -> names of the classes in its label, of the labels that were read. rarest:
+    the smallest share of the pixels. lines: what is printed. class_lists: of the class file.
+    """
+
+    type: str
+    arguments: dict
+    pairs: list[Pair]
+    classes: Classes
+    shown_classes: dict[str, frozenset[str]]
+    rarest: float
+    lines: list[str]
+    class_lists: dict[str, list[str]]
+
+
 def make_config(images: str, labels: str, out: str, group_by: str | None = None,
                 folds: int | None = None):
     """Write the config `out` (JSON) and the files it needs; print a summary.
 
-    images, labels: folders, which may be the same, or patterns of files ("masks/*_box.png"). A name
-    `out` without the ending .json gets it, and missing folders above it are made. group_by, folds:
-    see `split_data`; with folds a study is written as well. Raises ConfigError if one of the files
+    images, labels: folders, which may be the same, or patterns of files ("masks/*_box.png"); labels
+    may also be what an annotation tool has exported (utils/annotations/formats.py). A name `out`
+    without the ending .json gets it, and missing folders above it are made. group_by, folds: see
+    `split_data`; with folds a study is written as well. Raises ConfigError if one of the files
     exists or an option does not fit the names, DataError if there are no pairs, if it is unclear
-    which files belong together, or if the labels are not label maps.
+    which files belong together, or if the labels are not label maps or have mistakes.
     """
     files = _output_files(Path(out if out.lower().endswith(".json") else f"{out}.json"), folds)
-    places = place_of(images, "--images"), place_of(labels, "--labels")
-    pairing = find_pairs(*places)
-    pairs = pairing.pairs
+    source = _annotated(images, labels, files) or _paired(images, labels, files, group_by, folds)
+    pairs, classes = source.pairs, source.classes
     stems = [pair.stem for pair in pairs]
-    if group_by is not None or folds:       # before the labels are read: options may not fit
-        split_data(stems, {}, group_by, folds)
-    contents = _label_contents(pairs)
-    classes = _classes_of_colors(contents) if contents.in_color else \
-        _classes_of_values(contents, pairs)
-    divided = split_data(stems, _shown_classes(contents, classes), group_by, folds)
+    divided = split_data(stems, source.shown_classes, group_by, folds)
     split = divided.parts
     sizes = Counter(pair.size for pair in pairs)
     mean, std = _pixel_statistics(pairs)
 
     files["config"].parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(files["classes"], _class_file(classes, mean, std).encode())
+    write_bytes(files["classes"], _class_file(classes, mean, std, source.class_lists).encode())
     lists = _lists(divided, stems, files)
     for path, names in lists.items():
         write_bytes(path, "".join(f"{name}\n" for name in names)
                     .encode("utf-8", "surrogateescape"))
-    rarest = _rarest_share(contents, classes)
-    write_bytes(files["config"],
-                _config_text(places, pairing.rule, files, split, sizes, rarest).encode())
+    rarest = source.rarest
+    write_bytes(files["config"], _config_text(source, files, split, sizes, rarest).encode())
     if folds:
         write_bytes(files["study"], _study_text(files, folds, "test" in split).encode())
 
-    left_out = pairing.images_left_out
-    print(f"{len(pairs)} pairs of image and label" + (
-        f"; left out: {counted(left_out, 'image')} without a usable label" if left_out else ""))
-    for remark in pairing.remarks:
-        print(f"  {remark}")
-    if pairing.rule != ("*", "*"):
-        print(f"names: images {pairing.rule.image}, labels {pairing.rule.label}")
+    for line in source.lines:
+        print(line)
     print(f"sizes (height x width): {_sizes_text(sizes)}")
     print("split: " + ("" if folds else ", ".join(
         f"{len(names)} {part}" for part, names in split.items()) + ", ") + divided.origin)
@@ -131,6 +138,53 @@ def make_config(images: str, labels: str, out: str, group_by: str | None = None,
     print(f"Edit the class names in {shown(files['classes'])}, then:\n"
           + (f"  python -m tools.study {shown(files['study'])}" if folds else
              f"  python train.py --config {shown(files['config'])}"))
+
+
+def _paired(images, labels, files, group_by, folds) -> "_Source":
+    """The Source of images and label maps."""
+    places = place_of(images, "--images"), place_of(labels, "--labels")
+    pairing = find_pairs(*places)
+    pairs = pairing.pairs
+    if group_by is not None or folds:       # before the labels are read: options may not fit
+        split_data([pair.stem for pair in pairs], {}, group_by, folds)
+    contents = _label_contents(pairs)
+    classes = _classes_of_colors(contents) if contents.in_color else \
+        _classes_of_values(contents, pairs)
+    data_dir, image_dir, label_dir = _common_folder(*(place.folder for place in places))
+    arguments = {"data_dir": _beside(files["config"], data_dir), "image_dir": image_dir,
+                 "label_dir": label_dir, **_name_arguments(pairing.rule)}
+    left_out = pairing.images_left_out
+    lines = [f"{len(pairs)} pairs of image and label" + (
+        f"; left out: {counted(left_out, 'image')} without a usable label" if left_out else ""),
+        *(f"  {remark}" for remark in pairing.remarks)]
+    if pairing.rule != ("*", "*"):
+        lines.append(f"names: images {pairing.rule.image}, labels {pairing.rule.label}")
+    return _Source("Folder", arguments, pairs, classes, _shown_classes(contents, classes),
+                   _rarest_share(contents, classes), lines, {})
+
+
+def _annotated(images, labels, files) -> "_Source | None":
+    """The Source of images and exported annotations; None if `labels` are none."""
+    place = place_of(images, "--images")
+    found = annotated_pairs(place, labels, LABELS_READ)
+    if found is None:
+        return None
+    data_dir, image_dir, label_dir = _common_folder(place.folder, Path(labels))
+    arguments: dict[str, str | None] = {"data_dir": _beside(files["config"], data_dir),
+                                        "image_dir": image_dir, "annotations": label_dir}
+    if found.background != "background":
+        arguments["background"] = found.background
+    left_out = found.images_left_out
+    lines = [f"annotations: {found.title}",
+             f"{len(found.pairs)} annotated images" + (
+                 f"; left out: {counted(left_out, 'image')}" if left_out else ""),
+             *(f"  {line}" for line in found.lines)]
+    shown_classes = {stem: frozenset(found.names[number] for number in numbers)
+                     for stem, numbers in found.present.items()}
+    return _Source("Annotated", arguments, found.pairs,
+                   Classes(found.names, found.palette, None, [], [], found.remark), shown_classes,
+                   min(found.pixels.values()) / sum(found.pixels.values()), lines,
+                   found.class_lists)
 
 
 def _output_files(config, folds):
@@ -329,15 +383,17 @@ def _pixel_statistics(pairs):
     return mean.round(4).tolist(), std.round(4).tolist()
 
 
-def _class_file(classes, mean, std):
+def _class_file(classes, mean, std, lists):
     parts = [("names", classes.names), ("palette", classes.palette)]
     parts += [(key, getattr(classes, key)) for key in ("label_ids", "ignore_ids", "ignore_colors")
               if getattr(classes, key)]
-    parts += [("mean", mean), ("std", std)]
+    parts += [*lists.items(), ("mean", mean), ("std", std)]
     body = ",\n".join(f'  "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in parts)
-    return ("// Class i is the i-th of each list. label_ids: the stored value(s) of each class,\n"
-            "// if they are not 0, 1, 2, …; ignore_ids, ignore_colors: pixels without a class.\n"
-            f"{{\n{body}\n}}\n")
+    meaning = ("categories: the category of the\n"
+               "// annotations, or a list; ignore_categories, unused_categories: the others.\n"
+               if lists else "label_ids: the stored value(s) of each class,\n// if they are not "
+               "0, 1, 2, …; ignore_ids, ignore_colors: pixels without a class.\n")
+    return f"// Class i is the i-th of each list. {meaning}{{\n{body}\n}}\n"
 
 
 def _rarest_share(contents, classes):
@@ -348,7 +404,7 @@ def _rarest_share(contents, classes):
     return min(counts) / sum(counts)
 
 
-def _config_text(places, rule, files, split, sizes, rarest):
+def _config_text(source, files, split, sizes, rarest):
     height, width = _typical_size(sizes)
     base = min(LONG_SIDE, max(height, width))
     zoom = base / max(height, width)
@@ -358,9 +414,7 @@ def _config_text(places, rule, files, split, sizes, rarest):
     per_epoch = max(1, len(split["train"]) // batch)    # the loader drops an incomplete batch
     epochs = math.ceil(steps / per_epoch)
     length = f"{epochs} epochs" if steps > per_epoch else f"of {per_epoch} in an epoch"
-    data_dir, image_dir, label_dir = _common_folder(*(place.folder for place in places))
-    common = {"data_dir": _beside(files["config"], data_dir), "image_dir": image_dir,
-              "label_dir": label_dir, **_name_arguments(rule), "classes": files["classes"].name}
+    common = {**source.arguments, "classes": files["classes"].name}
     weights = (f"  // One class covers {100 * rarest:.2g} % of the pixels. If its score stays 0, "
                "weights help:\n"
                f"  // python -m tools.class_statistics -c {files['config'].as_posix()} prints them."
@@ -373,7 +427,7 @@ def _config_text(places, rule, files, split, sizes, rarest):
     scaled = "base_size (the long side)" if resized else "the image"
     evaluated = "".join(f"""\
   "{name}_loader": {{
-    "type": "Folder",
+    "type": "{source.type}",
     "args": {{
 {shared}      "split": "{name}", "list_file": {_json(files[name].name)},
       // Whole images, at the size used for training.
@@ -389,7 +443,7 @@ def _config_text(places, rule, files, split, sizes, rarest):
   // Small enough for a CPU. python train.py --list models shows the others.
   "arch": {{"type": "ENet"}},
   "train_loader": {{
-    "type": "Folder",
+    "type": "{source.type}",
     "args": {{
 {shared}      "split": "train", "list_file": {_json(files['train'].name)},
       "batch_size": {batch}, "shuffle": true, "num_workers": 2,

@@ -15,9 +15,9 @@ NO_LABELS = {
     ".npy": "labels are pictures: store the array of class ids as a gray PNG",
     ".npz": "labels are pictures: store the array of class ids as a gray PNG",
     ".mat": "labels are pictures: store the class ids as a gray PNG",
-    ".json": "labels are pictures: draw the polygons or masks of the JSON file into a PNG",
-    ".xml": "labels are pictures: boxes are no class for every pixel",
-    ".txt": "labels are pictures: draw the polygons of the text file into a PNG",
+    ".json": "labels are pictures, or what a tool of docs/own_data.md exports",
+    ".xml": "labels are pictures, or a CVAT file; boxes are no class for every pixel",
+    ".txt": "labels are pictures, or YOLO segmentation with its data.yaml (docs/own_data.md)",
     ".webp": "store labels as PNG", ".ppm": "store labels as PNG", ".pgm": "store labels as PNG",
 }
 

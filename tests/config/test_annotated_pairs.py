@@ -1,0 +1,106 @@
+"""train.py --init with what annotation tools export."""
+import json
+
+import pytest
+
+from dataloader.annotated import Annotated
+from tests.support import exports
+from utils.config.first_config import make_config
+from utils.config.load import load_config
+from utils.config.schema import resolve_config
+from utils.errors import DataError
+from utils.files.jsonc import read_jsonc
+
+SCENES = exports.scenes()
+
+
+def made(tmp_path, labels):
+    """(the resolved config, the class file) of --init."""
+    make_config(str(tmp_path / "images"), str(labels), str(tmp_path / "my.json"))
+    return (resolve_config(load_config(str(tmp_path / "my.json"))),
+            read_jsonc(tmp_path / "my.classes.json"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    exports.write_images(tmp_path / "images", SCENES)
+    return tmp_path
+
+
+@pytest.mark.parametrize("tool", exports.WRITERS)
+def test_every_format_gives_a_config_whose_data_can_be_opened(data, tool, capsys):
+    path = exports.WRITERS[tool](data / "export", SCENES)
+    config, classes = made(data, path)
+    printed = capsys.readouterr().out
+    assert "4 annotated images" in printed and "split: 3 train, 1 val" in printed
+    assert classes["names"] == ["background", *exports.NAMES]
+    for name, length in (("train", 3), ("val", 1)):
+        section = config[f"{name}_loader"]
+        assert section["type"] == "Annotated"
+        args = {key: section["args"][key] for key in
+                ("data_dir", "annotations", "classes", "split", "background", "image_dir",
+                 "list_file")}
+        assert len(Annotated(**args)) == length
+
+
+def test_the_format_is_named_first(data, capsys):
+    made(data, exports.coco(data, SCENES))
+    assert capsys.readouterr().out.startswith("annotations: COCO JSON\n4 annotated images\n")
+
+
+def test_classes_may_be_renamed_in_the_class_file(data):
+    config, classes = made(data, exports.coco(data, SCENES))
+    assert classes["categories"] == [[], *exports.NAMES]
+    text = (data / "my.classes.json").read_text()
+    (data / "my.classes.json").write_text(text.replace('"names": ["background", "cat"',
+                                                       '"names": ["background", "Katze"'))
+    args = config["val_loader"]["args"]
+    dataset = Annotated(args["data_dir"], args["annotations"], args["classes"], args["split"],
+                        list_file=args["list_file"])
+    assert dataset.class_names[1] == "Katze"
+    assert dataset[0]["label"].tolist() == exports.truth(
+        next(one for one in SCENES if one.name == dataset[0]["id"]), "area").tolist()
+
+
+def test_categories_without_a_pixel_and_missing_images_are_said(data, capsys):
+    path = exports.coco(data, SCENES)
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 90, "name": "unicorn"})
+    content["images"].append({"id": 999, "file_name": "lost.jpg", "height": 5, "width": 5})
+    path.write_text(json.dumps(content))
+    exports.write_images(data / "images", [SCENES[0]._replace(name="more")])
+    _, classes = made(data, path)
+    printed = capsys.readouterr().out
+    assert "categories without a pixel are not used: unicorn" in printed
+    assert classes["unused_categories"] == ["unicorn"]
+    assert "no image lost.jpg" in printed and "more.jpg" in printed
+
+
+def test_labelme_names_of_background_and_ignored_pixels_are_understood(data):
+    for scene in SCENES:
+        box = [[0, 0], [20, 0], [20, 20], [0, 20]]
+        exports.put(data / "labels" / f"{scene.name}.json", exports.labelme_text(
+            [{"label": label, "points": [[x + shift, y] for x, y in box]} for label, shift in
+             (("_background_", 0), ("leaf", 20), ("__ignore__", 40))], f"{scene.name}.jpg",
+            scene.size))
+    config, classes = made(data, data / "labels")
+    assert classes["names"] == ["_background_", "leaf"]
+    assert classes["ignore_categories"] == ["__ignore__"]
+    assert config["train_loader"]["args"]["background"] == "_background_"
+
+
+def test_mistakes_are_listed_and_nothing_is_written(data):
+    path = exports.coco(data, SCENES)
+    content = json.loads(path.read_text())
+    content["annotations"][0]["category_id"] = 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"1 mistake in.*\n.*annotations\[0\]: there is no categ"):
+        made(data, path)
+    assert not (data / "my.json").exists()
+
+
+def test_annotations_of_other_images_are_refused_with_examples(data):
+    for image in (data / "images").iterdir():
+        image.rename(image.with_name(f"x{image.name}"))
+    with pytest.raises(DataError, match="0 of 4 annotated images can be used"):
+        made(data, exports.coco(data, SCENES))
