@@ -418,7 +418,7 @@ def test_what_is_wrong_with_a_line_is_said(line, text, tmp_path):
 @pytest.mark.parametrize("suffix, text", [
     (".jpg", "a.png, only a.jpg\n(.|\n)*fix: JPEG changes label values"),
     (".npy", "a.png, only a.npy\n(.|\n)*fix: labels are pictures: store the array"),
-    (".json", "a.png, only a.json\n(.|\n)*fix: labels are pictures: draw the polygons"),
+    (".json", "a.png, only a.json\n(.|\n)*fix: labels are pictures, or what a tool"),
     (".xcf", "no label .*a.png\n(.|\n)*fix: add the missing labels"),
 ])
 def test_a_label_of_another_kind_is_named(suffix, text, tmp_path):

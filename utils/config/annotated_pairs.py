@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.annotations.annotation_set import AnnotationSet, Findings
-from utils.annotations.formats import format_of
+from utils.annotations.formats import followed_pattern, format_of
 from utils.annotations.image_lookup import ImageLookup
 from utils.annotations.rasterize import draw
 from utils.config.pair_search import Pair, Place
@@ -27,7 +27,7 @@ class AnnotatedPairs(NamedTuple):
     names, palette: of the classes. class_lists: further entries of the class file. background: the
     class of pixels in no region, None if every pixel is in one. pixels: of each class, of the
     labels that were read. present: stem -> the classes in its label. lines, remark: what to print
-    of the files, and of the classes.
+    of the files, and of the classes. path: of the annotations, or the pattern of their files.
     """
 
     pairs: list[Pair]
@@ -41,6 +41,7 @@ class AnnotatedPairs(NamedTuple):
     lines: list[str]
     images_left_out: int
     remark: str
+    path: Path
 
 
 def annotated_pairs(images: Place, labels: str, most_read: int) -> AnnotatedPairs | None:
@@ -51,6 +52,11 @@ def annotated_pairs(images: Place, labels: str, most_read: int) -> AnnotatedPair
     """
     path = Path(os.path.expanduser(labels))
     module = format_of(path)
+    if module is None and path.is_dir():
+        stems = [os.path.splitext(file.name)[0] for file in images.files()]
+        pattern = followed_pattern(path, stems)
+        if pattern is not None:
+            path, module = pattern, format_of(pattern)
     if module is None:
         return None
     findings = Findings()
@@ -69,7 +75,7 @@ def annotated_pairs(images: Place, labels: str, most_read: int) -> AnnotatedPair
     counts, present = _contents(found, usable, most_read)
     complete = len(usable) <= most_read
     lines = [*findings.lines(), *lines]
-    return _classes(found, usable, counts, present, complete, lines, left_out)
+    return _classes(found, usable, counts, present, complete, lines, left_out)._replace(path=path)
 
 
 def _usable(images, found):
@@ -165,4 +171,5 @@ def _classes(found, usable, counts, present, complete, lines, left_out):
     shown_classes = {stem: frozenset(class_of[number] for number in numbers if number in class_of)
                      for stem, numbers in present.items()}
     return AnnotatedPairs([pair for pair, _ in usable], names, palette, class_lists, background,
-                          dict(pixels), shown_classes, found.format, lines, left_out, remark)
+                          dict(pixels), shown_classes, found.format, lines, left_out, remark,
+                          Path())

@@ -169,7 +169,7 @@ def _annotated(images, labels, files) -> "_Source | None":
     found = annotated_pairs(place, labels, LABELS_READ)
     if found is None:
         return None
-    data_dir, image_dir, label_dir = _common_folder(place.folder, Path(labels))
+    data_dir, image_dir, label_dir = _common_folder(place.folder, found.path)
     arguments: dict[str, str | None] = {"data_dir": _beside(files["config"], data_dir),
                                         "image_dir": image_dir, "annotations": label_dir}
     if found.background != "background":
