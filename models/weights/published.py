@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from models.weights.rename_keys import (
     Rule,
@@ -171,7 +172,7 @@ def _left_over(form: Published, state: State) -> int:
     """How many tensors have no counterpart: of the file in the network, and the other way round."""
     if uses_in_place_norm(state) != (form.convert is fold_in_place_norm):
         return len(state)           # names and shapes would fit, but the norms mean another factor
-    with torch.device("meta"):
+    with torch.device("meta"), _NoStartValues():
         shapes = {key: torch.empty(value.shape, dtype=value.dtype) for key, value in state.items()}
         network = form.build(_count_classes(form, state, None, "checkpoint"))
     try:
@@ -179,6 +180,19 @@ def _left_over(form: Published, state: State) -> int:
     except CheckpointError:         # two tensors become the same one
         return len(state)
     return len(report.missing) + len(report.unexpected) + len(report.mismatched)
+
+
+class _NoStartValues(TorchFunctionMode):
+    """In the block tensors are not filled with start values, which takes most of the time."""
+
+    filling = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_,
+               torch.Tensor.zero_, torch.Tensor.erfinv_, torch.Tensor.clamp_}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in self.filling or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def translate(state: Mapping[str, torch.Tensor], entry: Published) -> State:

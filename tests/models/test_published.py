@@ -5,11 +5,19 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from models.enet import ENet
 from models.unet import UNet
 from models.unet_resnet import UNetResnet
-from models.weights.published import Published, form_of, identify, load_published, published
+from models.weights.published import (
+    Published,
+    _NoStartValues,
+    form_of,
+    identify,
+    load_published,
+    published,
+)
 from tests.checkpoint.test_checkpoint import Hostile
 from tests.support.made_up import needs_goldens, published_keys
 from utils.checkpoint.read import read_state
@@ -203,6 +211,19 @@ def test_of_two_forms_with_the_same_classifier_the_one_without_leftovers_counts(
     other = Published(network=ENet, rename=((r"^first\.", "initial."),), classes="fullconv.weight")
     entry = Published(network=ENet, classes="fullconv.weight", forms=(other,))
     assert form_of(entry, weights) is entry and form_of(entry, theirs) is other
+
+
+def test_a_network_that_is_only_compared_gets_no_start_values_and_the_same_tensors():
+    with _NoStartValues():
+        value = torch.zeros(3)
+        for fill in (nn.init.ones_, nn.init.normal_, nn.init.trunc_normal_, torch.Tensor.uniform_):
+            assert fill(value) is value and not value.any()
+        with torch.device("meta"):
+            found = published()["segformer_b0"].build(19).state_dict()
+    with torch.device("meta"):
+        usual = published()["segformer_b0"].build(19).state_dict()
+    assert [(key, one.shape, one.dtype) for key, one in found.items()] == \
+        [(key, one.shape, one.dtype) for key, one in usual.items()]
 
 
 @pytest.mark.slow      # the encoders that have no classes are built to compare their tensors
