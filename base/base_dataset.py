@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from base import dataset_files
 from base.dataset_files import Sample
 from utils.cli.console import notice, warn
-from utils.errors import ConfigError, DataError, listed, shown, unknown
+from utils.errors import ConfigError, DataError, counted, listed, shown, unknown
 from utils.images.class_names import first_difference, mistake_in
 from utils.images.headers import Header, UnreadableFile, read_header
 from utils.images.image_io import read_image, read_label, read_pair
@@ -416,7 +416,8 @@ class BaseDataset(Dataset, ABC):
         table = self._label_table(stored.dtype)
         wrong = table.ids[values] == table.invalid
         pairs = list(zip(values[wrong], counts[wrong], strict=True))
-        counts_text = listed(pairs, SHOWN_VALUES, text=lambda pair: f"{pair[0]} ({pair[1]} pixels)")
+        counts_text = listed(pairs, SHOWN_VALUES,
+                             text=lambda pair: f"{pair[0]} ({counted(pair[1], 'pixel')})")
         fix = (f"map the value (Folder: \"label_map\": {{\"{values[wrong][0]}\": \"ignore\"}}), "
                "or set ignore_index to it if it means \"ignored\"")
         if self.split_sizes:

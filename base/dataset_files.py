@@ -17,7 +17,7 @@ from utils.images.name_pattern import NamePattern, find_files, matching, separat
 from utils.images.picture_files import IMAGE_SUFFIXES, NO_LABELS
 
 SHOWN_FIXES = 3
-_COUNT = re.compile(r"\(\d+ pixels\)")
+_COUNT = re.compile(r"\(\d+ pixels?\)")
 _WRONG_NAMES = ("give image and label the same name, or say how they differ (Folder: label_ending, "
                 "image_pattern, label_pattern)")
 

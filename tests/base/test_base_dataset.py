@@ -187,7 +187,7 @@ def test_a_value_out_of_range_names_file_values_and_counts(tmp_path):
     with pytest.raises(DataError) as caught:
         Plain(root, "train")
     message = str(caught.value)
-    for part in ("77 (1 pixels), 200 (3 pixels)", "num_classes is 5", "ignore_index is 255",
+    for part in ("77 (1 pixel), 200 (3 pixels)", "num_classes is 5", "ignore_index is 255",
                  "b.png", "label_map"):
         assert part in message
 

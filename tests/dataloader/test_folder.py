@@ -110,7 +110,7 @@ def test_data_is_called_like_its_class_file_of_init_or_its_folder(tmp_path):
 def test_stored_values_that_the_class_file_does_not_name_are_errors(tmp_path):
     put(tmp_path, "a", [[7, 8, 1]])
     (tmp_path / "classes.json").write_text('{"names": ["a", "b"], "label_ids": [7, 8]}')
-    with pytest.raises(DataError, match=r"value 1 \(1 pixels\)"):
+    with pytest.raises(DataError, match=r"value 1 \(1 pixel\)"):
         Folder(str(tmp_path), classes="classes.json")
 
 
@@ -126,7 +126,7 @@ def test_a_label_map_maps_stored_values_to_classes(label_map, expected, tmp_path
 
 def test_a_value_whose_id_a_mapped_value_uses_is_an_error(tmp_path):
     put(tmp_path, "a", [[0, 1, 255]])
-    with pytest.raises(DataError, match=r"value 1 \(1 pixels\)"):
+    with pytest.raises(DataError, match=r"value 1 \(1 pixel\)"):
         Folder(str(tmp_path), num_classes=2, label_map={"255": 1})
 
 

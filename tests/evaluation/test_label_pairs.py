@@ -69,5 +69,5 @@ def test_all_problems_are_one_error_with_the_remedies_once():
 def test_values_that_are_too_large_are_listed_as_stored():
     stored = np.array([[3, 3, 7]])
     assert require_below(stored, 8, stored, Path("a"), "less") is stored
-    with pytest.raises(DataError, match=r"holds 7 \(1 pixels\); expected less"):
+    with pytest.raises(DataError, match=r"holds 7 \(1 pixel\); expected less"):
         require_below(stored, 5, stored, Path("a"), "less")

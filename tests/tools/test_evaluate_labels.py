@@ -257,7 +257,7 @@ def test_a_value_that_is_not_a_class_is_an_error_with_its_pixels(tmp_path, capsy
     argv = make_two_folders(tmp_path, {"a": [1, 1, 2, 0]}, {"a": [1, 2, 150, 151]})
     assert scored("--dataset", "ADE20K", *argv) == 3
     err = capsys.readouterr().err
-    assert "a.png: holds 150 (1 pixels), 151 (1 pixels)" in err and "--ids label" in err
+    assert "a.png: holds 150 (1 pixel), 151 (1 pixel)" in err and "--ids label" in err
 
 
 def folder_scored(tmp_path, truth, guess, args, *more):
@@ -318,7 +318,7 @@ def test_one_wrong_pixel_does_not_change_the_reading(tmp_path, capsys):
     """150 is no train id of ADE20K, but its last class in the truth."""
     argv = make_two_folders(tmp_path, {"a": [1, 1, 2, 3]}, {"a": [0, 0, 1, 150]})
     assert scored("--dataset", "ADE20K", *argv) == 3
-    assert "holds 150 (1 pixels)" in capsys.readouterr().err
+    assert "holds 150 (1 pixel)" in capsys.readouterr().err
 
 
 def test_an_explicit_reading_counts_void_pixels_and_says_so(tmp_path, capsys):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.cli.console import notice
-from utils.errors import DataError, listed, shown
+from utils.errors import DataError, counted, listed, shown
 from utils.files.file_jobs import work_through
 from utils.images.image_io import read_label, read_stored
 from utils.images.picture_files import IMAGE_SUFFIXES, picture_files
@@ -154,7 +154,7 @@ def require_below(ids: Labels, end: int, stored: Labels, path: Path, expected: s
     if wrong.any():
         values, counts = np.unique(stored[wrong], return_counts=True)
         found = listed(list(zip(values, counts, strict=True)), SHOWN_VALUES,
-                       text=lambda pair: f"{pair[0]} ({pair[1]} pixels)")
+                       text=lambda pair: f"{pair[0]} ({counted(pair[1], 'pixel')})")
         raise DataError(f"holds {found}; expected {expected}", shown(path), fix)
     return ids
 

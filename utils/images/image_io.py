@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.errors import DataError, listed, shown, size_text
+from utils.errors import DataError, counted, listed, shown, size_text
 from utils.files.whole_file import write_bytes
 from utils.images.headers import (
     COPY_AGAIN,
@@ -316,10 +316,11 @@ def _indices_of_colors(rgb, palette, path):
         unknown, counts = np.unique(codes[wrong], return_counts=True)
         colors = listed(np.argsort(-counts), _SHOWN_COLORS, text=lambda i: (
             f"({unknown[i] >> 16}, {unknown[i] >> 8 & 255}, {unknown[i] & 255}) "
-            f"on {counts[i]} pixels"))
+            f"on {counted(counts[i], 'pixel')}"))
         raise DataError(f"the label has colors that the palette lacks: {colors}",
-                        shown(path), "add them to the palette, or store the label without "
-                        "smoothing (PNG, nearest-neighbor resizing)")
+                        shown(path), "add them to the palette, or to ignore_colors of the class "
+                        "file, or store the label without smoothing (PNG, nearest-neighbor "
+                        "resizing)")
     return values
 
 

@@ -2,7 +2,7 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 
-from utils.errors import shown
+from utils.errors import counted, shown
 from utils.metrics.scores import Scores
 
 LONGEST_NAME = 40       # characters of a class name in a table
@@ -31,11 +31,12 @@ def format_table(scores: Scores, class_names: list[str], title: str | None = Non
     lines += aligned(rows, (1,))
     lines.append(f"All images together: mean IoU {percent(dataset['Mean_IoU'])}, "
                  f"mean Dice {percent(dataset['Mean_Dice'])} "
-                 f"({dataset['Classes_Averaged']} classes), "
+                 f"({counted(dataset['Classes_Averaged'], 'class')}), "
                  f"{_accuracy(dataset)}")
     if image:
         lines.append(f"Mean over images: mIoU_I {percent(image['Mean_IoU'])}, "
-                     f"mDice_I {percent(image['Mean_Dice'])} ({image['Images']} images), "
+                     f"mDice_I {percent(image['Mean_Dice'])} "
+                     f"({counted(image['Images'], 'image')}), "
                      f"over classes mIoU_C {percent(image['Mean_Class_IoU'])}, "
                      f"mDice_C {percent(image['Mean_Class_Dice'])}")
     if scores.boundary:

@@ -206,7 +206,8 @@ def training_facts(trainer: Any) -> list[str]:
              f"them trained, outputs {', '.join(model.output_weights)}"]
     for title, loader in (("train", trainer.train_loader), ("val", trainer.val_loader)):
         if loader is not None:
-            lines.append(f"{title}: {len(loader.dataset)} images of {loader.dataset.title}, "
+            lines.append(f"{title}: {counted(len(loader.dataset), 'image')} of "
+                         f"{loader.dataset.title}, "
                          f"{counted(trainer.num_classes, 'class')}, "
                          f"{counted(len(loader), 'batch')} of {loader.batch_size}")
     groups = trainer.optimizer.param_groups
