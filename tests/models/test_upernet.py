@@ -238,12 +238,17 @@ def test_checkpointing_changes_no_gradient(encoder):
 
 
 @every_encoder
-def test_one_image_of_a_batch_has_its_own_logits_in_any_memory_format(encoder):
+def test_logits_do_not_depend_on_batch_and_memory_format_and_little_on_bf16(encoder):
     network, images = small(encoder), torch.randn(2, 3, 61, 90)
     with torch.no_grad():
         both = network(images)
         one = network(images[1:].to(memory_format=torch.channels_last))
+        part = images[:1, :, :29, :45]
+        exact = network(part)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = network(part).float()
     assert (both[1:] - one).abs().max() <= 1e-4 * both.std()
+    assert (half - exact).abs().mean() <= 0.1 * exact.std()
 
 
 @pytest.mark.slow       # torch's exporter traces networks of full size
