@@ -83,6 +83,7 @@ def test_the_list_shows_score_data_and_network_of_the_recipes_with_a_word():
     assert {line.split("/")[1] for line in list_text("recipes", "Kvasir").splitlines()} == {
         "kvasir"}
     assert "SegFix hrnet_w48" in list_text("recipes", "SEGFIX")
+    assert "PIDNet m" in list_text("recipes", "pidnet")
 
 
 def test_one_recipe_is_listed_with_its_source_runs_and_checkpoint():

@@ -186,9 +186,10 @@ def _recipes(word: str) -> str:
         stages = load_stages(path)
         published = stages.published
         arch = stages[-1].get("arch", {})
+        args = arch.get("args", {})
         data = " -> ".join(_data(stage.get("train_loader", {})) for stage in stages)
         row = [short_path(path), published.score if published else "-", data,
-               f"{arch.get('type')} {arch.get('args', {}).get('backbone', '')}".rstrip()]
+               f"{arch.get('type')} {args.get('backbone') or args.get('variant', '')}".rstrip()]
         names = [str(stage.get("name")) for stage in stages]
         words = [str(path.relative_to(FOLDER)), *row[1:], published.source if published else "",
                  *(name for name in names if name not in recipes)]
