@@ -124,8 +124,7 @@ def _measure(args, stages, labels, result):
                 TITLES[stage].format(**result)
             diagrams[f"{title}, most likely class"] = top
             diagrams[f"{title}, every class"] = every
-    output = args.output or os.path.join(os.path.dirname(os.path.abspath(args.checkpoint)),
-                                         "reliability.png")
+    output = args.output or os.path.join(os.path.dirname(args.checkpoint), "reliability.png")
     write_image(output, reliability_diagram(diagrams, columns=2))
     console.notice(f"the reliability diagram is in {output}"
                    + (f", the calibrated checkpoint in {args.write}" if args.write else ""))

@@ -224,6 +224,19 @@ def test_photographs_instead_of_labels_are_an_error(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("my*"))
 
 
+def test_bits_that_are_not_used_are_told(tmp_path, monkeypatch, capsys):
+    """A microscope's 12 bits in 16: they would become 17 gray levels."""
+    data(tmp_path, lambda path, ids: write_label(path, ids, []))
+    for path in (tmp_path / "im").glob("*"):
+        gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(np.uint16) * 16
+        path.unlink()
+        cv2.imwrite(str(path.with_suffix(".png")), gray)
+    monkeypatch.chdir(tmp_path)
+    make_config("im", "lab", "my.json")
+    out = capsys.readouterr().out
+    assert "have more than 8 bits" in out and '"white": 4095' in out
+
+
 def test_a_damaged_label_is_named_with_what_to_do(tmp_path, monkeypatch):
     data(tmp_path, lambda path, ids: write_label(path, ids, []))
     monkeypatch.chdir(tmp_path)

@@ -25,6 +25,7 @@ from utils.images.headers import pillow_open
 from utils.images.image_io import read_image, read_stored, stored_codes
 from utils.images.label_kind import mixing
 from utils.images.palette import background_of, class_palette, voc_palette
+from utils.images.partly_used import unused_in
 from utils.images.picture_files import IMAGE_SUFFIXES, evenly_spaced
 
 LABELS_READ = 400           # at most, evenly spaced; small datasets are read completely
@@ -124,6 +125,8 @@ def make_config(images: str, labels: str, out: str, group_by: str | None = None,
     for line in source.lines:
         print(line)
     print(f"sizes (height x width): {_sizes_text(sizes)}")
+    for remark in unused_in([pair.image for pair in pairs]):
+        print(f"  {remark}")
     print("split: " + ("" if folds else ", ".join(
         f"{len(names)} {part}" for part, names in split.items()) + ", ") + divided.origin)
     for remark in divided.remarks:
