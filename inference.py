@@ -30,6 +30,8 @@ def segment(args: argparse.Namespace) -> int:
     from utils.inference.segment_videos import segment_videos
     from utils.machine.distributed import is_main
     pipeline = open_pipeline(args)
+    if videos:
+        pipeline.opened.require_rgb("videos are", args.images[0])
     if args.ids == "label":
         from dataloader.label_files import stored_ids
         config = pipeline.opened.config

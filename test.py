@@ -49,14 +49,15 @@ def score(args: argparse.Namespace):
     own_size = not args.as_validation and rule_of(opened.model, "max") == "max"
     key, section, loader = split_loader(config, args.split, distributed.rank(),
                                         distributed.world_size(), own_size=own_size)
-    opened.require_classes(loader.dataset.class_names)
+    opened.require_data(loader.dataset)
     read = None if own_size else read_size(section)
     if args.as_validation and read is None:
         raise ConfigError(f"--as-validation has no effect: {key} reads images and labels at their "
                           "own size", "--as-validation", "leave it out")
     refiner = open_refiner(args.segfix, args.segfix_scale, device) if args.segfix else None
     data = loader.dataset
-    page = PageOfTest(args.command, data.class_names, data.palette) if args.report else None
+    page = PageOfTest(args.command, data.class_names, data.palette,
+                      opened.normalize.shown) if args.report else None
     scores = ProtocolScores(networks, loader, key, section, read, refiner, own_size, page)
     for name, options in zip(names, ways, strict=True):
         scores.add(name, options, args, folder)

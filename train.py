@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int | None:
             dataset = train_loader.dataset
             run.require_same_data(dataset)
             dataset.require_same_classes(val_loader.dataset if val_loader else None)
-            model = run.network(dataset.num_classes)
+            model = run.network(dataset.num_classes, dataset.in_channels)
             criterion = Criterion(config["loss"], model.output_weights, config["ignore_index"],
                                   config["loss_weights"], dataset.num_classes, model.activation)
             parts = model, criterion, dataset.normalization(), train_loader, val_loader, config

@@ -483,10 +483,11 @@ class Trainer(BaseTrainer):
         """Predictions on the first images, and the confusion matrix, for TensorBoard."""
         step, dataset = self.progress.step, self.val_loader.dataset
         samples = [dataset[i] for i in range(min(EXAMPLES, len(dataset)))]
+        pictures = [{**one, "image": self.normalize.shown(one["image"])} for one in samples]
         with torch.inference_mode():
             predictions = [predictor.labels(sample["image"][None].to(self.device), rule)[0].cpu()
                            for sample in samples]
-        self.logger.image("val/examples", example_grid(samples, dataset.palette,
+        self.logger.image("val/examples", example_grid(pictures, dataset.palette,
                                                        dataset.class_names, predictions), step)
         if scores.dataset["confusion"] is not None:
             self.logger.image("val/confusion", confusion_picture(scores.dataset["confusion"],

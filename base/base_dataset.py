@@ -19,12 +19,14 @@ from base import dataset_files
 from base.dataset_files import Sample
 from utils.cli.console import notice, warn
 from utils.errors import ConfigError, DataError, counted, listed, shown, unknown
+from utils.images.band_files import bands_header, read_input, read_input_pair, types_of
+from utils.images.bands import TYPES, Bands
 from utils.images.class_names import first_difference, mistake_in
 from utils.images.headers import Header, UnreadableFile, read_header
-from utils.images.image_io import read_image, read_label, read_pair
+from utils.images.image_io import read_label, read_pair
 from utils.images.label_kind import mixing
 from utils.images.normalize import Normalize
-from utils.images.partly_used import partly_used
+from utils.images.partly_used import USE_ALL, partly_used, unused_bands
 from utils.images.picture_files import LABEL_SUFFIXES, evenly_spaced
 from utils.images.types import IGNORE_INDICES, MOST_CLASSES, Image, Labels, train_id_type
 
@@ -57,7 +59,8 @@ class BaseDataset(Dataset, ABC):
     """Images with a class id for every pixel.
 
     dataset[index] or dataset[epoch, index] -> {"image": uint8 (3, H, W) RGB,
-    "label": uint8 (H, W) train ids, "id": str}. Labels are int16 or int32 where a
+    "label": uint8 (H, W) train ids, "id": str}. With `bands` the image is (C, H, W) of uint8,
+    uint16 or float32, as stored. Labels are int16 or int32 where a
     byte cannot hold them (255 or more classes, or an ignore_index outside 0..255).
 
     A subclass finds the files (`find_samples`), maps stored labels to classes
@@ -84,6 +87,9 @@ class BaseDataset(Dataset, ABC):
     flip_label_pairs: tuple = ()              # train ids that mirroring swaps: (left, right), ...
     label_palette: list | None = None         # colors of labels that are stored in color
     white: float | None = None                # of pictures of more than 8 bits: see image_io
+    bands: Bands | None = None                # of images that are not read as RGB
+    takes_bands: bool = False                 # whether its arguments can ask for them
+    image_folder: Path | None = None          # of which further files of an image are found
     label_suffixes: tuple[str, ...] = LABEL_SUFFIXES    # what pair_by_stem takes for a label
     encodings: int = 1                        # of labels; if several, the folder decides which
     cache: PixelSource | None = None          # replaces the files
@@ -118,9 +124,15 @@ class BaseDataset(Dataset, ABC):
         self.problems: list[str] = []
         self._tables: dict[np.dtype, _LabelTable] = {}
         self.samples = list(self.find_samples())
+        self._settle_bands()
         self.check()
 
     # What a subclass defines or overrides.
+
+    @property
+    def in_channels(self) -> int:
+        """The number of channels of the images."""
+        return len(self.bands.numbers) if self.bands else 3
 
     @property
     def title(self) -> str:
@@ -155,13 +167,26 @@ class BaseDataset(Dataset, ABC):
         return read_header(path)
 
     def load(self, index: int) -> tuple[Image, Labels]:
-        """The image, uint8 (H, W, 3), and its label as stored, (H, W)."""
+        """The image (H, W, C), as `sample` describes it, and its label as stored, (H, W)."""
         sample = self.samples[index]
         assert sample.image is not None, "a dataset of samples without files overrides load"
         if sample.label is None:
-            image = read_image(sample.image, self.white)
+            image = read_input(sample.image, self.white, self.bands, self.image_folder)
             return image, np.full(image.shape[:2], PADDING_16_BITS, np.uint16)
+        if self.bands:
+            return self.read_pair(sample)
         return read_pair(sample.image, sample.label, self.label_palette, white=self.white)
+
+    def read_pair(self, sample: Sample, values: Labels | None = None) -> tuple[Image, Labels]:
+        """What `load` returns, of a sample with both files; values: of its label, already read."""
+        assert sample.image is not None and sample.label is not None
+        return read_input_pair(sample.image, sample.label, self.bands, self.image_folder,
+                               self.label_palette, values, self.white)
+
+    def image_header(self, path: Path) -> Header:
+        """The header of an image, with all its files."""
+        return read_header(path) if self.bands is None else \
+            bands_header(path, self.bands, self.image_folder)
 
     def ignores_on_purpose(self, value: int) -> bool:
         """Whether the config, or the dataset's definition, ignores this stored value."""
@@ -185,6 +210,11 @@ class BaseDataset(Dataset, ABC):
             raise ConfigError(f"the classes of training and validation differ: {difference}",
                               "train_loader, val_loader",
                               "give both the same names and colors in the same order")
+        if self.bands != other.bands:
+            found = [data.bands.text if data.bands else "RGB of 8 bits" for data in (self, other)]
+            raise ConfigError(f"the images of training are {found[0]}, those of validation "
+                              f"{found[1]}", "train_loader, val_loader",
+                              "give both the same bands, of one type")
         if self.white != other.white:
             warn(f"\"white\" is {self.white} in train_loader and {other.white} in val_loader; "
                  "predictions will use the former")
@@ -322,7 +352,7 @@ class BaseDataset(Dataset, ABC):
             return self.cache.load(index)[1]
         if sample.image is not None and sample.label is not None:
             label = self.read_label(sample.label)
-            if label.shape == read_header(sample.image).size:
+            if label.shape == self.image_header(sample.image).size:
                 return label
         return self.load(index)[1]
 
@@ -332,23 +362,56 @@ class BaseDataset(Dataset, ABC):
         return self.label_to_train_ids(stored, stored, path)
 
     @functools.cached_property
-    def border_color(self) -> tuple[int, ...]:
+    def border_color(self) -> tuple[float, ...]:
         """The mean color (r, g, b) in 0..255, which pads images: the network sees it as 0."""
         return self.normalization().zero_color
 
     def normalization(self) -> Normalize:
-        """How images of this dataset become the input of a network."""
-        return Normalize(self.mean, self.std, self.channel_order, self.pixel_scale, self.white)
+        """How images of this dataset become the input of a network.
+
+        Raises ConfigError if mean and std of its bands are not given.
+        """
+        if self.bands and not self.mean:
+            raise ConfigError(f"mean and std of the {self.in_channels} bands are not given", "mean",
+                              "python -m tools.class_statistics prints them for this loader; give "
+                              "them as \"mean\" and \"std\", in stored values")
+        return Normalize(self.mean, self.std, self.channel_order, self.pixel_scale, self.white,
+                         self.bands)
 
     def normalize_by(self, section: Mapping[str, Any] | None) -> None:
         """Replace the dataset's own normalization by the section `normalize` of a config.
 
         What the section leaves out (null) stays the dataset's. Call it before samples are read.
+        Raises ConfigError for a section that says anything of images with bands.
         """
-        if section:
+        if self.bands:
+            if section and (section["mean"] or (section["order"], section["scale"])
+                            != ("RGB", 255)):
+                raise ConfigError("the section is for RGB, and the images are "
+                                  f"{self.bands.text}", "normalize",
+                                  "remove it; give mean and std in the args of the dataset")
+        elif section:
             self.mean = section["mean"] or self.mean
             self.std = section["std"] or self.std
             self.channel_order, self.pixel_scale = section["order"], section["scale"]
+
+    def _settle_bands(self):
+        """Find out the types of the bands from the first readable image; check what uses them."""
+        if not self.bands:
+            return
+        self.pixel_scale = 1.0
+        for sample in self.samples:
+            if self.bands.types or sample.image is None:
+                break
+            try:
+                self.bands = self.bands.typed(types_of(sample.image, self.bands,
+                                                       self.image_folder))
+            except DataError:
+                continue            # reported by `check`, or when it is read
+        if not self.bands.types:
+            self.bands = self.bands.typed([TYPES[0]] * (1 + len(self.bands.files)))
+        if self.augmentation is not None:
+            self.augmentation.require_bands(self.bands.text)
 
     def describe(self, index: int) -> str:
         """The image file of a sample, or the id of a sample without files, for messages."""
@@ -447,7 +510,7 @@ class BaseDataset(Dataset, ABC):
                             "set data_dir to the folder that contains the dataset")
         self._check_ids()
         headers = self._check_headers()
-        if self.white is None:
+        if self.white is None and not self.bands:
             for path, header in headers[0]:
                 if header.bits > 16:
                     self.problem(f"{shown(path)}: {header.bits} bits have no fixed range; say with "
@@ -484,7 +547,7 @@ class BaseDataset(Dataset, ABC):
         replaced, images, labels = [], [], []
         for image, label in evenly_spaced(pairs, count):
             text, unreadable = dataset_files.header_problem(
-                image, label, self.label_header, (images, labels))
+                image, label, self.label_header, (images, labels), self.image_header)
             if text:
                 (replaced if unreadable and SKIP_UNREADABLE.get() else self.problems).append(text)
         if replaced:
@@ -498,12 +561,16 @@ class BaseDataset(Dataset, ABC):
 
         Raises ConfigError if white has no effect.
         """
+        if self.bands:
+            return [*unused_bands(images, self.bands), *partly_used(labels, "labels")]
         if self.white is not None and len(images) == len(self.samples) \
                 and all(header.bits <= 8 for _, header in images):
             raise ConfigError(f"white has no effect: none of the {len(images)} images of "
                               f"{self.title} has more than 8 bits", "white",
                               "remove it")
-        return [*partly_used(images, white=self.white), *partly_used(labels, "labels")]
+        parts = partly_used(images, white=self.white)
+        return [*parts, *([USE_ALL] if parts and self.takes_bands else []),
+                *partly_used(labels, "labels")]
 
     def _check_labels(self):
         """Read a few whole labels: a wrong id map affects nearly all of them."""

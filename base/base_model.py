@@ -14,7 +14,7 @@ from utils.machine.tensors import ImageBatch, Logits
 class BaseModel(nn.Module, ABC):
     """A segmentation network.
 
-    x: float (N, 3, H, W), normalized; any H and W.
+    x: float (N, 3, H, W), normalized; any H and W. After `take_channels` another number than 3.
     eval:  logits (N, C, H, W), at the size of the input; with activation "scores" scores
     train: dict name -> logits (N, C, H, W); the names are those of `output_weights`
 
@@ -90,6 +90,49 @@ class BaseModel(nn.Module, ABC):
             if any(prefix + key in keys for key in state):
                 return {prefix + key: value for key, value in state.items()}
         return state
+
+    def first_convolution(self) -> tuple[str, nn.Conv2d] | None:
+        """(name, module) of the convolution that sees the image; None if there is none."""
+        encoder = {id(module) for part in self.backbone_modules() for module in part.modules()}
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and (not encoder or id(module) in encoder):
+                return name, module
+        return None
+
+    @staticmethod
+    def adapted_weight(weight: torch.Tensor, channels: int) -> torch.Tensor:
+        """The weight of a convolution of RGB, (O, 3, h, w), for bands: (O, channels, h, w).
+
+        The rule of timm (Wightman, PyTorch Image Models, 2019): for one band the sum over R, G and
+        B; for more, R, G, B, R, … in turn, times 3 / channels.
+        """
+        if channels == 1:
+            return weight.sum(1, keepdim=True)
+        repeated = weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels]
+        return repeated.mul(3 / channels).contiguous()
+
+    def take_channels(self, channels: int, pretrained: bool = False) -> "BaseModel":
+        """Let a network that is made for RGB take images of `channels` bands; return the network.
+
+        Its first convolution is replaced (see `adapted_weight`). pretrained: whether its weights
+        are to be kept; random ones are drawn again, with the variance that keeps that of its
+        output. Raises ConfigError if the network does not begin with a convolution of RGB.
+        """
+        if channels == 3:
+            return self
+        found = self.first_convolution()
+        if found is None or found[1].in_channels != 3 or found[1].groups != 1:
+            raise ConfigError(f"{type(self).__name__} takes RGB only; the images have {channels} "
+                              "bands", "arch.type", "choose another network")
+        convolution = found[1]
+        with torch.no_grad():
+            old = convolution.weight
+            backwards = (self.input_of_weights() or {}).get("order") == "BGR"
+            weight = self.adapted_weight(old.flip(1) if backwards else old, channels)
+            if not pretrained and not weight.is_meta:
+                weight.normal_(0, float(old.std()) * (3 / channels) ** 0.5)
+        convolution.weight, convolution.in_channels = nn.Parameter(weight), channels
+        return self
 
     def freeze(self, freeze_bn: bool = False, freeze_backbone: bool = False) -> "BaseModel":
         """Fix parts of the network for fine-tuning and return the network.

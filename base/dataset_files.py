@@ -158,14 +158,15 @@ class StemFiles(NamedTuple):
 
 def stem_files(image_dir: Path, label_dir: Path, report: Callable[[str], None],
                label_suffixes: tuple[str, ...], image_pattern: NamePattern,
-               label_pattern: NamePattern, without: tuple[str, ...] = ()) -> StemFiles:
-    """The files of both folders. without: stems to leave out.
+               label_pattern: NamePattern, without: tuple[str, ...] = (),
+               image_suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> StemFiles:
+    """The files of both folders. without: stems to leave out. image_suffixes: of images.
 
     The folders may be one, or one may contain the other: a file that fits both patterns belongs
     to the one that says more about it. Two files with the same stem are reported. Raises
     DataError if it is unclear which files are labels.
     """
-    found = find_files(image_dir, IMAGE_SUFFIXES), find_files(label_dir, label_suffixes)
+    found = find_files(image_dir, image_suffixes), find_files(label_dir, label_suffixes)
     images, labels = matching(found[0], image_pattern), matching(found[1], label_pattern)
     unclear = separate(images, labels, (image_dir, label_dir), (image_pattern, label_pattern))
     if unclear:
@@ -236,10 +237,13 @@ def images_only(folder: Path, report: Callable[[str], None], ending: str = "",
 
 
 def header_problem(image: Path, label: Path | None, label_header: Callable[[Path], Header],
-                   read: tuple[list, list] | None = None) -> tuple[str | None, bool]:
+                   read: tuple[list, list] | None = None,
+                   image_header: Callable[[Path], Header] = read_header) \
+        -> tuple[str | None, bool]:
     """Check one pair by its headers. Returns (problem or None, whether a file is unreadable).
 
-    read: lists of images and of labels, to which (path, header) is added.
+    read: lists of images and of labels, to which (path, header) is added. image_header,
+    label_header: read the header of a file.
     """
     images, labels = read or ([], [])
     try:
@@ -250,7 +254,7 @@ def header_problem(image: Path, label: Path | None, label_header: Callable[[Path
         if len(facts) == 2 and os.path.samestat(*facts):
             return Problem(f"{shown(image)}: image and label are one file",
                            "the label of an image must be another file"), False
-        of_image = read_header(image)
+        of_image = image_header(image)
         images.append((image, of_image))
         if label is None:
             return None, False

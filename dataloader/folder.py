@@ -22,15 +22,17 @@ from dataloader.list_lines import ListLines
 from utils.cli.console import notice
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.files.jsonc import read_jsonc
-from utils.images.image_io import read_mask, read_pair
+from utils.images.band_files import BAND_SUFFIXES
+from utils.images.bands import chosen_bands
+from utils.images.image_io import read_mask
 from utils.images.name_pattern import NamePattern
 from utils.images.palette import class_palette
-from utils.images.picture_files import LABEL_SUFFIXES
+from utils.images.picture_files import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from utils.images.types import Image, Labels
 
 EVERYTHING = "all"
 _CLASS_KEYS = {"names", "palette", "label_ids", "ignore_ids", "ignore_colors", "mean", "std",
-               "white"}
+               "white", "bands", "band_files"}
 SMALLEST_STD = 1e-4
 _LAST_COLOR_ID = 254      # ignored colors are read as this id and the ones below
 
@@ -57,9 +59,15 @@ class Folder(BaseDataset):
         gray value, 0 to 255, is at least this number is class 1, and no pixel is ignored.
     list_file: the list of the split; tried like classes. null: SPLIT.txt in data_dir.
     mean, std: of the pixels, in 0..1; null uses those of the class file, or ImageNet's.
+    bands: images are not read as RGB of 8 bits, but with all their bits: their number of bands,
+        or a list of those to use, counted from 1. mean and std are then in stored values.
+    band_files: with bands, patterns of further files of each image, relative to image_dir, whose
+        bands follow those of the image: "../depth/*.png".
     white: the value that becomes 255 in images of more than 8 bits, for example 4095 if 12
         of 16 bits are used; null uses that of the class file, or the largest value of the type.
     """
+
+    takes_bands = True
 
     def __init__(self, data_dir: str, split: str = EVERYTHING, classes: str | None = None,
                  num_classes: int | None = None, class_names: list[str] | None = None,
@@ -69,6 +77,7 @@ class Folder(BaseDataset):
                  label_pattern: str | None = None, list_file: str | None = None,
                  mean: list[float] | None = None, std: list[float] | None = None,
                  white: float | None = None, label_threshold: int | None = None,
+                 bands: int | list[int] | None = None, band_files: list[str] | None = None,
                  ignore_index: int = 255, seed: int = 0, augmentation: Callable | None = None):
         root = Path(os.path.expanduser(data_dir))
         named = re.fullmatch(r"(.+)\.classes\.json", os.path.basename(classes or ""))
@@ -91,13 +100,20 @@ class Folder(BaseDataset):
                               f"{self.num_classes} classes", "palette")
         if palette:
             check_colors(palette, self.class_names)
-        self.mean = mean or class_file.get("mean") or self.mean
-        self.std = std or class_file.get("std") or self.std
-        check_pixels(self.mean, self.std)
+        self.bands = chosen_bands(class_file.get("bands") if bands is None else bands,
+                                  class_file.get("band_files") if band_files is None
+                                  else band_files, image_pattern or f"*{image_ending}")
+        own = ([], []) if self.bands else (self.mean, self.std)
+        self.mean = mean or class_file.get("mean") or own[0]
+        self.std = std or class_file.get("std") or own[1]
+        check_pixels(self.mean, self.std, self.bands)
         self.white = class_file.get("white") if white is None else white
         if self.white is not None and not (type(self.white) in (int, float)
                                            and 0 < self.white < float("inf")):
             raise ConfigError(f"expected a number above 0, found {self.white!r}", "white")
+        if self.white is not None and self.bands:
+            raise ConfigError("bands keep their stored values, and white scales to 8 bits",
+                              "white", "remove one of them")
         self.label_map = _label_map(label_map, class_file, self.num_classes)
         self.label_threshold = label_threshold
         if label_threshold is not None:
@@ -105,6 +121,7 @@ class Folder(BaseDataset):
         if self.label_palette and class_file.get("ignore_colors"):
             self._add_ignored_colors(self.label_palette, class_file["ignore_colors"])
         self.image_dir, self.label_dir = root / image_dir, root / label_dir
+        self.image_folder = self.image_dir
         self.patterns = (_pattern(image_pattern, image_ending, "image"),
                          _pattern(label_pattern, label_ending, "label"))
         self.list_file = existing_file(list_file, root, "list_file") if list_file else \
@@ -158,8 +175,7 @@ class Folder(BaseDataset):
         sample = self.samples[index]
         if self.label_threshold is None or sample.image is None or sample.label is None:
             return super().load(index)
-        return read_pair(sample.image, sample.label, label=self.read_label(sample.label),
-                         white=self.white)
+        return self.read_pair(sample, self.read_label(sample.label))
 
     def _require(self, image_dir, label_dir):
         """Raise a DataError if one of the folders does not exist."""
@@ -182,7 +198,8 @@ class Folder(BaseDataset):
     def _files(self, image_dir, label_dir):
         """The files of both folders by stem; a notice about those that fit no pattern."""
         files = dataset_files.stem_files(image_dir, label_dir, self.problem, self.label_suffixes,
-                                         *self.patterns)
+                                         *self.patterns, image_suffixes=BAND_SUFFIXES
+                                         if self.bands else IMAGE_SUFFIXES)
         if files.unused:
             say_once(f"{len(files.unused)} pictures below {shown(image_dir)} and "
                       f"{shown(label_dir)} are not used, because their names fit neither "
@@ -247,8 +264,18 @@ def check_colors(palette, names):
                    "do not tell them apart")
 
 
-def check_pixels(mean, std):
-    """Raise ConfigError unless mean and std are those of three channels in 0..1."""
+def check_pixels(mean, std, bands=None):
+    """Raise ConfigError unless mean and std are those of three channels in 0..1, or of bands."""
+    if bands:
+        count = len(bands.numbers)
+        for key, values in (("mean", mean), ("std", std)):
+            if not isinstance(values, list) or len(values) not in (0, count) or not all(
+                    type(value) in (int, float) and np.isfinite(value) for value in values) or (
+                    key == "std" and values and min(values) <= 0) or len(mean) != len(std):
+                raise ConfigError(f"expected a number for each of {count} bands"
+                                  f"{', above 0' if key == 'std' else ''}, found {values}", key,
+                                  "python -m tools.class_statistics prints them")
+        return
     for key, values, least in (("mean", mean, 0), ("std", std, SMALLEST_STD)):
         if not isinstance(values, list) or len(values) != 3 or not all(
                 isinstance(value, (int, float)) and least <= value <= 1 for value in values):

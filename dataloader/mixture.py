@@ -76,7 +76,7 @@ class Mixture(BaseDataset):
         self._tell_ignored()
         self.num_classes, self.class_names = first.num_classes, first.class_names
         self.palette, self.mean, self.std = first.palette, first.mean, first.std
-        self.white = first.white
+        self.white, self.bands = first.white, first.bands
         for part in self.parts:
             part.mean = self.mean       # pads images; all parts are normalized by this mean
         self._starts = np.cumsum([0, *map(len, self.parts)])
@@ -288,6 +288,9 @@ def _require_same_classes(first, part, number):
         raise ConfigError(f"{_name(part, number)} has {part.num_classes} classes, "
                           f"{_name(first, 0)} has {first.num_classes}", f"parts[{number}]",
                           "mix datasets of the same classes")
+    if part.bands != first.bands:
+        raise ConfigError(f"{_name(part, number)} and {_name(first, 0)} have images of different "
+                          "bands or types", f"parts[{number}]", "mix datasets of the same bands")
     names = zip(part.class_names, first.class_names, strict=True)
     for class_id, (name, expected) in enumerate(names):
         if name != expected:

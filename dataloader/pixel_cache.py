@@ -26,7 +26,6 @@ import numpy as np
 from base.base_dataset import BaseDataset
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.files.whole_file import UNFINISHED, WholeFile, remove_abandoned, write_bytes
-from utils.images.headers import read_header
 from utils.images.picture_files import evenly_spaced
 from utils.images.types import Image, Labels
 
@@ -64,7 +63,8 @@ class PixelCache:
 
     def __init__(self, folder: str | os.PathLike, dataset: BaseDataset):
         self.folder, self.samples = Path(os.path.expanduser(folder)), dataset.samples
-        shards = [_Shard(self.folder / _shard_name(number), size)
+        self._image = _image_of(dataset)
+        shards = [_Shard(self.folder / _shard_name(number), self._image, size)
                   for number, size in enumerate(_read_index(self.folder)["shards"])]
         self._paths = [shard.path for shard in shards]
         self._stamps = [_state(path) for path in self._paths]
@@ -77,7 +77,8 @@ class PixelCache:
     def load(self, index: int) -> tuple[Image, Labels]:
         """The image, uint8 (H, W, 3), and its label as stored, (H, W); both read-only."""
         number, start, height, width, kind, crc = self._places[index].tolist()
-        split, length = _extent((height, width), _LABEL_TYPES[kind])
+        split, length = _extent((height, width), _LABEL_TYPES[kind], self._image)
+        bands, image_type = self._image
         pixels = self._shard(number, start + length)[start:start + length]
         if not self._checked[index]:
             if zlib.crc32(pixels) != crc:
@@ -85,7 +86,8 @@ class PixelCache:
                                f"{shown(self.samples[index].id)} have changed since they were "
                                "written", "delete this file, then " + _remedy())
             self._checked[index] = 1
-        return (pixels[:3 * height * width].reshape(height, width, 3),
+        return (pixels[:bands * image_type.itemsize * height * width].view(image_type)
+                .reshape(height, width, bands),
                 pixels[split:].view(_LABEL_TYPES[kind]).reshape(height, width))
 
     def _shard(self, number, end):
@@ -250,7 +252,7 @@ class CachePlan:
     def _is_written(self, number):
         """Whether a shard exists and contains exactly its samples."""
         try:
-            shard = _Shard(self.folder / _shard_name(number))
+            shard = _Shard(self.folder / _shard_name(number), _image_of(self.dataset))
         except DataError:
             return False
         return shard.reading == self.reading and \
@@ -279,11 +281,11 @@ def verify_cache(folder: str | os.PathLike, dataset: BaseDataset,
 class _Shard:
     """The checked table of one pixels-NNNNN.bin: how its samples were decoded, and their places.
 
-    size: expected size of the file in bytes; None accepts any. Raises DataError if the file is
-    damaged.
+    image: (bands, type) of the images. size: expected size of the file in bytes; None accepts any.
+    Raises DataError if the file is damaged.
     """
 
-    def __init__(self, path, size=None):
+    def __init__(self, path, image, size=None):
         self.path = path
         try:
             with open(path, "rb") as file:
@@ -309,7 +311,7 @@ class _Shard:
             _require_version(table, path)
             self.reading, self.entries = table["reading"], table["samples"]
             sound = all(entry["type"] in _LABEL_TYPES and min(*entry["size"], entry["at"]) >= 0
-                        and entry["at"] + _extent(entry["size"], entry["type"])[1] <= start
+                        and entry["at"] + _extent(entry["size"], entry["type"], image)[1] <= start
                         for entry in self.entries)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, DataError):
@@ -369,9 +371,11 @@ def _mapped(path):
 def _source(dataset, index):
     """The table entries that identify a sample and the state of its files."""
     sample = dataset.samples[index]
+    further = dataset.bands.further_files(sample.image, dataset.image_folder) \
+        if dataset.bands else ()
     return {"id": sample.id, "image": name_below(sample.image, dataset.root),
             "label": name_below(sample.label, dataset.root),
-            "files": [stamp(sample.image), stamp(sample.label)]}
+            "files": [stamp(sample.image), stamp(sample.label), *map(stamp, further)]}
 
 
 def _key(source):
@@ -388,14 +392,16 @@ def _reading(dataset):
             "variable": getattr(dataset, "mat_variable", None),
             **{key: getattr(dataset, key) for key in ("label_threshold", "drawing")
                if getattr(dataset, key, None) is not None},
-            **({} if dataset.white is None else {"white": dataset.white})}
+            **({} if dataset.white is None else {"white": dataset.white}),
+            **({} if dataset.bands is None else {"bands": dataset.bands.state()})}
 
 
 def _append(file, image, label):
     """Write the pixels of one sample; returns its place in the file, size, type and CRC-32."""
     file.write(bytes(-file.tell() % _ALIGNMENT))
     entry = {"at": file.tell(), "size": list(label.shape), "type": str(label.dtype)}
-    gap = bytes(_extent(label.shape, label.dtype)[0] - image.size)
+    kind = image.shape[2], image.dtype
+    gap = bytes(_extent(label.shape, label.dtype, kind)[0] - image.nbytes)
     crc = 0
     for part in (np.ascontiguousarray(image).data.cast("B"), gap,
                  np.ascontiguousarray(label).data.cast("B")):
@@ -404,10 +410,18 @@ def _append(file, image, label):
     return {**entry, "crc": crc}
 
 
-def _extent(size, label_type):
-    """(start of the label, bytes of image and label); the start is even, for 16-bit labels."""
+def _image_of(dataset):
+    """(the number of bands, their type) of the images of a dataset."""
+    return dataset.in_channels, np.dtype(dataset.bands.type if dataset.bands else np.uint8)
+
+
+def _extent(size, label_type, image):
+    """(start of the label, bytes of image and label); the start is even, for 16-bit labels.
+
+    image: as of `_image_of`.
+    """
     height, width = size
-    split = -(-3 * height * width // 2) * 2
+    split = -(-image[0] * image[1].itemsize * height * width // 2) * 2
     return split, split + height * width * np.dtype(label_type).itemsize
 
 
@@ -417,9 +431,11 @@ def _estimate(dataset):
     pixels = []
     for index in evenly_spaced(range(count), _HEADERS_READ):
         image = dataset.samples[index].image
-        height, width = dataset.load(index)[1].shape if image is None else read_header(image).size
+        height, width = dataset.load(index)[1].shape if image is None else \
+            dataset.image_header(image).size
         pixels.append(height * width)
-    return round(4 * count * sum(pixels) / max(len(pixels), 1))
+    bands, kind = _image_of(dataset)
+    return round((bands * kind.itemsize + 1) * count * sum(pixels) / max(len(pixels), 1))
 
 
 class _NotACache(DataError):

@@ -74,6 +74,9 @@ class SegFixTargets(BaseDataset):
         self.palette = offset_colors(directions)
         self.mean, self.std = self.source.mean, self.source.std
         self.white = self.source.white
+        if self.source.bands:
+            raise ConfigError(f"SegFix is for RGB, and the images are {self.source.bands.text}",
+                              "source", "train it on RGB images")
         super().__init__("", self.source.split, ignore_index, seed, augmentation)
         self.root = self.source.root
 

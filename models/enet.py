@@ -84,7 +84,9 @@ class _Initial(nn.Module):
         self.prelu = _activation("prelu", norm, 16)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pooled = F.max_pool2d(x, 2, ceil_mode=True)
+        # Of other images than RGB three bands are passed on, in turn if there are fewer.
+        passed = x if x.shape[1] == 3 else x[:, [band % x.shape[1] for band in range(3)]]
+        pooled = F.max_pool2d(passed, 2, ceil_mode=True)
         return self.prelu(self.bn(torch.cat([pooled, self.conv(x)], dim=1)))
 
 

@@ -40,11 +40,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--columns", type=at_least(1), default=4, help="samples in a row (default 4)")
     add("--width", type=at_least(1), default=320,
         help="largest width and height of a picture (320)")
+    add("--bands", metavar="R,G,B", help="of images with bands: which three, or which one, to "
+                                         "show, from 1 (default: the first three)")
     add("--opacity", type=float, default=0.55, help="of the colors over the image (0.55)")
     add("-o", "--output", default="browse.png", metavar="FILE", help="default: browse.png")
     args = parse_dataset_arguments(parser, argv)
     if not 0 <= args.opacity <= 1:
         parser.error("--opacity is from 0 to 1")
+    try:
+        args.bands = args.bands and tuple(map(int, args.bands.split(",")))
+    except ValueError:
+        parser.error(f"--bands: expected numbers such as 4,3,2, found {args.bands}")
     return args
 
 
@@ -66,11 +72,34 @@ def main(argv: list[str] | None = None):
     samples = list(as_trained(loader, config["seed"], accumulate, args.epoch, args.batch,
                               args.samples))
     dataset = loader.dataset
+    _make_pictures(samples, dataset, args.bands)
     write_image(args.output, contact_sheet(samples, dataset.palette, dataset.class_names,
                                            args.columns, args.width, args.opacity))
     for sample in samples:
         print(f"batch {sample['batch']}: {shown(sample['id'])}")
     console.notice(f"{len(samples)} samples in {args.output}")
+
+
+def _make_pictures(samples, dataset, shown_bands):
+    """Replace images with bands by pictures to look at, and say which bands they show, and how."""
+    from utils.errors import ConfigError
+    from utils.images.bands import as_picture
+    if not dataset.bands:
+        if shown_bands:
+            raise ConfigError("the images are RGB", "--bands", "leave it out")
+        return
+    normalize = dataset.normalization()
+    numbers = dataset.bands.numbers
+    shown = shown_bands or (numbers[:3] if len(numbers) > 2 else numbers[:1])
+    missing = [number for number in shown if number not in numbers]
+    if missing or len(shown) not in (1, 3):
+        raise ConfigError(f"expected one or three of the bands {', '.join(map(str, numbers))}, "
+                          f"found {','.join(map(str, shown))}", "--bands")
+    places = [numbers.index(number) + 1 for number in shown]
+    for sample in samples:
+        sample["image"] = as_picture(sample["image"], normalize.mean, normalize.std, places)
+    console.notice(f"shown: band{'s' * (len(shown) > 1)} {', '.join(map(str, shown))} of "
+                   f"{dataset.bands.text}, from mean - 2 std (black) to mean + 2 std (white)")
 
 
 def as_trained(loader: "Loader", seed: int, accumulate: int, epoch: int, first: int,

@@ -155,7 +155,7 @@ def _sample(args, checkpoint):
     try:
         _, section, loader = split_loader(config, args.split, own_size=True)
         opened = open_model(checkpoint, device, args.checkpoint)
-        opened.require_classes(loader.dataset.class_names)
+        opened.require_data(loader.dataset)
         options = with_arguments(config["predict"], args)
         if args.posterior:
             require_inverse(opened.inverse())

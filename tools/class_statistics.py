@@ -62,7 +62,8 @@ def statistics(dataset: "BaseDataset", workers: int = 0) -> dict[str, Any]:
     """The content of the JSON file, counted over every image of the dataset.
 
     pixels, images_with, pixels_in_images_with: per class (see utils.losses.class_weights).
-    mean, std: of all pixels, RGB in 0..1. weights: per rule; None if the rule does not apply.
+    mean, std: of all pixels, RGB in 0..1; of bands, in stored values. weights: per rule; None if
+    the rule does not apply.
     """
     import numpy as np
     from tqdm import tqdm
@@ -71,6 +72,7 @@ def statistics(dataset: "BaseDataset", workers: int = 0) -> dict[str, Any]:
     classes = dataset.num_classes
     pixels, images_with, pixels_in_images_with = np.zeros((3, classes), np.int64)
     values, ignored = np.zeros((3, 256), np.int64), 0
+    sums = _Sums(dataset.in_channels)
     loader = build_loader(dataset, batch_size=1, num_workers=workers)
     try:
         for batch in tqdm(loader, desc="counting", total=len(loader), unit="image", leave=False,
@@ -81,10 +83,14 @@ def statistics(dataset: "BaseDataset", workers: int = 0) -> dict[str, Any]:
             images_with += counts > 0
             pixels_in_images_with += np.where(counts > 0, counts.sum(), 0)
             ignored += label.size - int(counts.sum())
-            values += _histogram(batch["image"][0].permute(1, 2, 0).numpy())
+            image = batch["image"][0].permute(1, 2, 0).numpy()
+            if dataset.bands:
+                sums.add(image)
+            else:
+                values += _histogram(image)
     finally:
         loader.close()
-    mean, std = _moments(values)
+    mean, std = sums.moments() if dataset.bands else _moments(values)
     total = int(pixels.sum())
     return {"schema": 1, "dataset": type(dataset).__name__, "split": dataset.split,
             "data_title": dataset.title, "images": len(dataset),
@@ -93,7 +99,8 @@ def statistics(dataset: "BaseDataset", workers: int = 0) -> dict[str, Any]:
             "pixels_in_images_with": pixels_in_images_with.tolist(), "ignored_pixels": ignored,
             "share": [n / total if total else 0.0 for n in pixels.tolist()],
             "weights": _weights(dataset, pixels, images_with, pixels_in_images_with),
-            "mean": mean, "std": std}
+            "mean": mean, "std": std,
+            **({"bands": dataset.bands.state()} if dataset.bands else {})}
 
 
 def as_text(result: dict) -> str:
@@ -118,6 +125,15 @@ def as_text(result: dict) -> str:
     lines.append(f"ignored: {result['ignored_pixels']} pixels, {share:.2f}% of all")
     if absent:
         lines.append(f"without a single pixel: {', '.join(absent)}")
+    if "bands" in result:
+        lines += [f"\"{key}\": {json.dumps([float(f'{x:.6g}') for x in result[key]])}"
+                  for key in ("mean", "std")]
+        constant = [number for number, std in zip(result["bands"]["numbers"], result["std"],
+                                                  strict=True) if not std]
+        if constant:
+            lines.append(f"without any difference, so leave out: band "
+                         f"{', '.join(map(str, constant))}")
+        return "\n".join(lines)
     numbers = {key: [round(x, 5) for x in result[key]] for key in ("mean", "std")}
     lines.append(f"\"normalize\": {json.dumps(numbers)}")
     return "\n".join(lines)
@@ -145,6 +161,31 @@ def _histogram(image):
             part = cv2.calcHist([image[top:top + rows]], [channel], None, [256], [0, 256])
             counts[channel] += part.ravel().astype(np.int64)
     return counts
+
+
+class _Sums:
+    """The sum and the sum of squares of every band; of integers exactly."""
+
+    def __init__(self, bands: int):
+        self.pixels, self.first, self.second = 0, [0] * bands, [0] * bands
+
+    def add(self, image):
+        """Add an image (H, W, bands)."""
+        import numpy as np
+        self.pixels += image.shape[0] * image.shape[1]
+        whole = image.dtype.kind == "u"
+        for band in range(image.shape[2]):
+            values = image[..., band].ravel().astype(np.int64 if whole else np.float64)
+            self.first[band] += values.sum().item()
+            self.second[band] += (values * values).sum().item()
+
+    def moments(self) -> tuple[list[float], list[float]]:
+        """(mean, standard deviation) of each band."""
+        number = max(self.pixels, 1)
+        variances = [number * second - first * first
+                     for first, second in zip(self.first, self.second, strict=True)]
+        return ([first / number for first in self.first],
+                [max(variance, 0) ** 0.5 / number for variance in variances])
 
 
 def _moments(values):

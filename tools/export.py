@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None):
     loader = None
     if args.int8:
         *_, loader = split_loader(opened.config, args.split)
-        opened.require_classes(loader.dataset.class_names)
+        opened.require_data(loader.dataset)
     with unfinished(args.output, os.path.splitext(args.output)[1]) as temporary:
         report = _export(args, opened, temporary, opset, base_size, posterior, rule)
         if loader:
@@ -228,12 +228,14 @@ def _export(args, opened, path, opset, base_size, posterior, rule):
     write_graph(graph_of(opened, args.argmax, posterior, rule), path, args.format, metadata,
                 size=args.size, uint8_input=args.uint8_input, opset=opset)
     sizes = [(1, *args.size)] * 3 if args.size else CHECK_SIZES
-    run, jumps, checks, replaced = open_graph(path, args.format), unpools(opened.model), [], 0
+    channels = opened.normalize.channels
+    run, jumps = open_graph(path, args.format), unpools(opened.model, channels)
+    checks, replaced = [], 0
     for number, shape in enumerate(sizes):
-        name = "x".join(map(str, (shape[0], 3, *shape[1:])))
+        name = "x".join(map(str, (shape[0], channels, *shape[1:])))
         # One jump moves too many pixels of a small image for the check: try another image.
         for attempt in range(ATTEMPTS if jumps else 1):
-            image = made_up_image(*shape, seed=number + 1000 * attempt)
+            image = made_up_image(*shape, seed=number + 1000 * attempt, normalize=opened.normalize)
             check = check_image(run, opened, image, name, posterior=posterior, **options)
             if check.passed(jumps):
                 break
@@ -242,7 +244,7 @@ def _export(args, opened, path, opset, base_size, posterior, rule):
         checks.append(check)
     if args.images:
         results = [check_image(run, opened, image, name, posterior=posterior, **options)
-                   for name, image in _given_images(args, base_size, opened.normalize.white)]
+                   for name, image in _given_images(args, base_size, opened.normalize)]
         for check in results if not jumps else ():
             _require_passed(check, jumps, args.output)
         total = functools.reduce(operator.add, results)
@@ -256,15 +258,16 @@ def _export(args, opened, path, opset, base_size, posterior, rule):
             "checks": [vars(check) for check in checks]}
 
 
-def _given_images(args, base_size, white):
-    """Yields (path, uint8 (1, 3, H, W)) of --images. Raises DataError if the graph cannot take one.
+def _given_images(args, base_size, normalize):
+    """Yields (path, image (1, C, H, W)) of --images. Raises DataError if the graph cannot take one.
     """
     from utils.errors import DataError, shown
+    from utils.images.band_files import read_input
     from utils.images.base_size import as_seen
-    from utils.images.image_io import read_image
     from utils.images.image_list import find_images
     for source in find_images(args.images):
-        image = as_seen(read_image(source.path, white), base_size)
+        image = as_seen(read_input(source.path, normalize.white, normalize.bands, source.root),
+                        base_size)
         if args.size and image.shape[:2] != args.size:
             raise DataError(f"the image is {image.shape[0]}x{image.shape[1]}, the graph takes "
                             f"{args.size[0]}x{args.size[1]}", shown(source.path),
@@ -302,7 +305,7 @@ def _quantize(args, opened, loader, path, base_size):
     images = calibration_paths(args.int8, args.calibration_images)
     float_bytes = path.stat().st_size
     before = score(path, opened, loader, args.uint8_input, "float32")
-    quantize(path, images, args.size, args.uint8_input, base_size, opened.normalize.white)
+    quantize(path, images, args.size, args.uint8_input, base_size, opened.normalize)
     after = score(path, opened, loader, args.uint8_input, "int8")
     if not before - after <= args.max_drop:
         raise NumericalError(f"8 bits cost {100 * (before - after):.2f} points of mIoU "

@@ -115,7 +115,7 @@ def differences(args: argparse.Namespace) -> tuple["Case", "Case", list[str]]:
     device = distributed.start(args.device)
     _, section, loader = split_loader(config, args.split, own_size=True)
     opened = open_model(checkpoint, device, args.checkpoint)
-    opened.require_classes(loader.dataset.class_names)
+    opened.require_data(loader.dataset)
     options = with_arguments(config["predict"], args)
     predictor = opened.predictor(options, section)
     require_rule_arguments(args, args.predict.split(","), options, inverse=opened.inverse)

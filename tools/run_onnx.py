@@ -69,8 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     network.base_size = given_base_size(args, network.base_size)
     prepare_folder(args.out, args.images)
     report, start = InferenceReport(), time.perf_counter()
-    for line in unused_in([source.path for source in sources], network.metadata.white):
-        console.notice(line)
+    if network.metadata.bands is None:
+        for line in unused_in([source.path for source in sources], network.metadata.white):
+            console.notice(line)
     _segment(sources, outputs, network, args, report)
     report.seconds = time.perf_counter() - start
     console.notice(f"{report}; results in {args.out}")
@@ -87,23 +88,30 @@ def _segment(sources, outputs, network, args, report):
 
     from tqdm import tqdm
 
-    from utils.images.image_io import read_image
+    from utils.images.band_files import read_input
+    from utils.images.bands import as_picture, bands_of_state
     from utils.inference.prediction_files import write_prediction
     about = network.metadata
+    bands = bands_of_state(about.bands)
+
+    def read_source(source):
+        return read_input(source.path, about.white, bands, source.root)
     with ThreadPoolExecutor(1) as pool:
         # The next image is decoded while the network runs.
-        coming = pool.submit(read_image, sources[0].path, about.white)
+        coming = pool.submit(read_source, sources[0])
         for number, source in enumerate(tqdm(sources, desc="segmenting", unit="image",
                                              leave=False, disable=None)):
             read = coming
             if number + 1 < len(sources):
-                coming = pool.submit(read_image, sources[number + 1].path, about.white)
+                coming = pool.submit(read_source, sources[number + 1])
             try:
                 image = read.result()
                 labels = network.labels(image, args.resize)
             except (DataError, NumericalError) as error:
                 report.fail(source.path, error)
                 continue
+            if bands:
+                image = as_picture(image, about.mean, about.std)
             write_prediction(outputs[number], image, labels, about.class_names, about.palette,
                              legend=not args.no_legend)
             report.done.append({"image": source.path})

@@ -10,6 +10,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from utils.images.base_size import by_bands
 from utils.images.types import Image, Labels
 
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
@@ -22,13 +23,15 @@ class PixelTransform(ABC):
     """
 
     p: float = 1.0      # probability of the operation
+    for_rgb = True      # whether it changes colors: other bands than RGB of 8 bits are refused
 
     def __call__(self, image: Image, label: Labels, rng: np.random.Generator, *,
                  image_border: tuple, label_border: int) -> tuple[Image, Labels]:
         """image uint8 (h, w, 3) RGB, label (h, w) as stored -> both, possibly the same arrays.
 
-        The inputs are not changed. For operations that hide a part of the image:
-        image_border is the mean color, label_border the stored value that means "ignored".
+        The inputs are not changed. Unless it is `for_rgb`, the image may have any bands and type.
+        For operations that hide a part of the image: image_border is the mean color, label_border
+        the stored value that means "ignored".
         """
         if self.p < 1 and rng.random() >= self.p:
             return image, label
@@ -49,6 +52,8 @@ class GaussianBlur(PixelTransform):
     MIC-DKFZ: sigma null, kernel_size [3, 7], p 0.5. NVIDIA: sigma [0.15, 1.3],
     kernel_size [11, 11].
     """
+
+    for_rgb = False
 
     def __init__(self, sigma: float | tuple[float, float] | None = 1.0,
                  kernel_size: tuple[int, int] | None = None, p: float = 1.0):
@@ -73,8 +78,8 @@ class GaussianBlur(PixelTransform):
         else:
             side = int(3.3 * sigma) | 1
         if side > 1:
-            image = cv2.GaussianBlur(image, (side, side), sigma,
-                                     borderType=cv2.BORDER_REFLECT_101)
+            image = by_bands(lambda part: cv2.GaussianBlur(
+                part, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101), image)
         return image, label
 
 
@@ -223,6 +228,34 @@ class RGBShift(PixelTransform):
         return cv2.LUT(image, table[None]), label
 
 
+class BandJitter(PixelTransform):
+    """Multiplies every band by a factor of its own, and adds a number of its own.
+
+    For images with bands of any type; RGBShift and ColorJitter are for RGB. gain: the factor is
+    drawn from 1 ± gain. offset: the number is drawn from ± offset times the standard deviation of
+    the band in the crop. Integers are rounded and clipped to the range of their type.
+    """
+
+    for_rgb = False
+
+    def __init__(self, gain: float = 0.1, offset: float = 0.1, p: float = 0.5):
+        if not 0 <= gain < 1 or not 0 <= offset < 100 or not gain + offset:
+            raise ValueError(f"gain is from 0 to below 1 and offset from 0 to 100, not both 0; got "
+                             f"{gain} and {offset}")
+        self.gain, self.offset, self.p = gain, offset, _probability(p)
+
+    def apply(self, image: Image, label: Labels, rng: np.random.Generator, image_border: tuple,
+              label_border: int) -> tuple[Image, Labels]:
+        bands = image.shape[2]
+        factors = rng.uniform(1 - self.gain, 1 + self.gain, bands)
+        offsets = rng.uniform(-self.offset, self.offset, bands) * image.std(
+            (0, 1), dtype=np.float64)
+        changed = image * factors.astype(np.float32) + offsets.astype(np.float32)
+        if image.dtype != np.float32:
+            changed = np.rint(changed).clip(0, np.iinfo(image.dtype).max)
+        return changed.astype(image.dtype), label
+
+
 class Cutout(PixelTransform):
     """Rectangles of the mean color whose pixels are ignored. DeVries & Taylor, 2017.
 
@@ -233,6 +266,7 @@ class Cutout(PixelTransform):
     """
 
     aliases = ("CutOut",)
+    for_rgb = False
 
     def __init__(self, holes: int | tuple[int, int] = 1,
                  size: tuple[float, float] = (0.1, 0.3), p: float = 0.5):

@@ -21,6 +21,7 @@ from utils.errors import ConfigError
 from utils.images.base_size import (
     OPENCV,
     Span,
+    by_bands,
     halved,
     halvings,
     resized,
@@ -150,10 +151,25 @@ class Augmentation:
         """An Augmentation with some options changed."""
         return Augmentation(**{**self.options, **options})
 
+    def require_bands(self, bands: str) -> None:
+        """Raise ConfigError, by name, if a part is for RGB of 8 bits only.
+
+        bands: the text of those that the images have.
+        """
+        first = len(self.pixel_transforms) - len(self.options["transforms"])
+        for number, transform in enumerate(self.pixel_transforms[first:]):
+            if transform.for_rgb:
+                raise ConfigError(f"{type(transform).__name__} is for RGB of 8 bits; the images "
+                                  f"are {bands}", f"transforms[{number}]", "remove it; "
+                                  "GaussianBlur, Cutout and BandJitter take any bands")
+        if self.border is not None:
+            raise ConfigError(f"border is a color of RGB; the images are {bands}", "border",
+                              "leave it out: the mean of each band pads images")
+
     def __call__(self, image: Image, label: Labels, rng: np.random.Generator, *,
                  image_border: tuple, label_border: int, train_ids: np.ndarray | None = None,
                  center: tuple[int, int] | None = None) -> Crop:
-        """The crop of image uint8 (H, W, 3) and label uint8 or uint16 (H, W), as stored.
+        """The crop of image (H, W, C) and label uint8 or uint16 (H, W), as stored.
 
         The inputs are not changed. image_border, label_border: values outside the image;
         label_border is the stored value of an ignored pixel. train_ids: table from stored
@@ -269,7 +285,7 @@ class View(NamedTuple):
         cut = self._warp if self.angle else self._resize
         image, label = cut(image, label, image_border, label_border)
         if self.vflip:
-            image, label = cv2.flip(image, 0), cv2.flip(label, 0)
+            image, label = _flipped(image, 0), cv2.flip(label, 0)
         if self.turns:
             image, label = (np.ascontiguousarray(np.rot90(each, self.turns))
                             for each in (image, label))
@@ -305,10 +321,10 @@ class View(NamedTuple):
         if (rows, columns) != self.size:
             top, left = self.before
             widths = top, self.size[0] - rows - top, left, self.size[1] - columns - left
-            image = cv2.copyMakeBorder(image, *widths, cv2.BORDER_CONSTANT, value=image_border)
+            image = _padded(image, widths, image_border)
             label = cv2.copyMakeBorder(label, *widths, cv2.BORDER_CONSTANT, value=label_border)
         if self.flip:
-            image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+            image, label = _flipped(image, 1), cv2.flip(label, 1)
         return np.ascontiguousarray(image), np.ascontiguousarray(label)
 
     def _warp(self, image, label, image_border, label_border):
@@ -317,11 +333,18 @@ class View(NamedTuple):
         times = halvings(self.rows.scale, self.columns.scale)
         image, to_image = self._needed_region(image, to_source, times)
         label, to_label = self._needed_region(label, to_source, 0)
-        # OpenCV warps four channels twice as fast as three, with the same values.
-        image = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), to_image, size,
-                               flags=OPENCV[self.interpolation] | cv2.WARP_INVERSE_MAP,
-                               borderMode=cv2.BORDER_CONSTANT, borderValue=(*image_border, 0))
-        image = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
+        flags = OPENCV[self.interpolation] | cv2.WARP_INVERSE_MAP
+        if image.shape[2] == 3 and image.dtype == np.uint8:
+            # OpenCV warps four channels twice as fast as three, with the same values.
+            image = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), to_image, size,
+                                   flags=flags, borderMode=cv2.BORDER_CONSTANT,
+                                   borderValue=(*image_border, 0))
+            image = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
+        else:
+            image = np.stack([cv2.warpAffine(
+                np.ascontiguousarray(image[..., band]), to_image, size, flags=flags,
+                borderMode=cv2.BORDER_CONSTANT, borderValue=value)
+                for band, value in enumerate(image_border)], axis=-1)
         label = cv2.warpAffine(label, to_label, size,
                                flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
                                borderMode=cv2.BORDER_CONSTANT, borderValue=label_border)
@@ -366,14 +389,33 @@ class View(NamedTuple):
         # An incomplete block at the far edge is completed by repeating the edge.
         missing = (-region.shape[0] % step, -region.shape[1] % step)
         if any(missing):
-            region = cv2.copyMakeBorder(region, 0, missing[0], 0, missing[1],
-                                        cv2.BORDER_REPLICATE)
+            def completed(part):
+                return cv2.copyMakeBorder(part, 0, missing[0], 0, missing[1], cv2.BORDER_REPLICATE)
+            region = completed(region) if region.ndim == 2 else by_bands(completed, region)
         for _ in range(times):
             region = halved(region)
         shift = _translation(0.5 - left, 0.5 - top)
         shrink = np.diag([1 / step, 1 / step, 1])
         full = np.vstack([to_source, [0, 0, 1]])
         return region, (_translation(-0.5, -0.5) @ shrink @ shift @ full)[:2]
+
+
+def _padded(image, widths, border):
+    """An image (H, W, C) with a border of these widths: above, below, left, right."""
+    if image.shape[2] == 3:
+        return cv2.copyMakeBorder(image, *widths, cv2.BORDER_CONSTANT, value=border)
+    above, below, left, right = widths
+    height, width, bands = image.shape
+    result = np.empty((above + height + below, left + width + right, bands), image.dtype)
+    result[...] = border
+    result[above:above + height, left:left + width] = image
+    return result
+
+
+def _flipped(image, axis):
+    """An image (H, W, C) mirrored along an axis: 0 top to bottom, 1 left to right."""
+    return cv2.flip(image, axis) if image.shape[2] == 3 else \
+        np.ascontiguousarray(np.flip(image, axis))
 
 
 # Pixels of the halved image on every side of the crop that its edge is interpolated from.

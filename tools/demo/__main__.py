@@ -69,6 +69,8 @@ def main(argv: list[str] | None = None):
     path = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(path), args.config)
     opened = open_model(checkpoint, distributed.start(args.device), path)
+    if opened.normalize.bands and opened.normalize.bands.files:
+        opened.require_rgb("the page takes one file of each image and is", "-r")
     limits = Limits(upload=int(args.upload * 1e6), seconds=args.seconds)
     options = with_arguments(opened.config["predict"], args)
     segmenter = Segmenter(opened, int(args.pixels * 1e6), int(args.work_pixels * 1e6), options)
@@ -96,6 +98,9 @@ def _examples(args, opened: "OpenModel") -> "list[Example]":
     from tools.demo.examples import of_config, of_folder
     pixels = int(min(args.pixels, 4 * args.work_pixels) * 1e6)      # larger ones are kept in memory
     if args.examples == "none":
+        return []
+    if opened.normalize.bands:
+        console.notice(f"no example pictures: the network takes {opened.normalize.bands.text}")
         return []
     if args.examples:
         return of_folder(args.examples, pixels, opened.normalize.white)

@@ -9,9 +9,10 @@ import torch
 from utils.decision.rules import EXPLAINED, RULES, build_decision
 from utils.errors import DataError
 from utils.evaluation.html_page import data_url
-from utils.images.base_size import BaseSize, base_size_text, whole_view
+from utils.images.band_files import bands_header, read_input
+from utils.images.base_size import BaseSize, base_size_text, by_bands, whole_view
 from utils.images.headers import read_header
-from utils.images.image_io import label_png, read_image
+from utils.images.image_io import label_png
 from utils.images.palette import colorize
 from utils.images.types import Image
 from utils.inference.prediction_files import as_stored
@@ -98,26 +99,30 @@ class Segmenter:
         shown_otherwise = len(colors) > 256 or not colored.any(-1).all()
         seen = data_url(_png(_with_alpha(colored)), "png") if shown_otherwise else file
         with open(path, "rb") as opened:
-            hidden = opened.read(2) in _TIFF
+            hidden = opened.read(2) in _TIFF or self.opened.normalize.bands
         return {"height": labels.shape[0], "width": labels.shape[1],
                 "original": [height, width], "labels": seen,
                 **({"file": file} if shown_otherwise else {}),
-                **({"image": data_url(_png(image), "png")} if hidden else {}),
+                **({"image": data_url(_png(self.opened.normalize.picture(image)), "png")}
+                   if hidden else {}),
                 "classes": sorted(shares, key=lambda one: -one["share"])}
 
     def _read(self, path) -> tuple[Image, tuple[int, int]]:
         """Returns the image, reduced if it is too large for the network, and its original size."""
-        height, width = size = read_header(path).size
+        normalize = self.opened.normalize
+        height, width = size = (read_header(path) if normalize.bands is None else
+                                bands_header(path, normalize.bands)).size
         if height * width > self.pixels:
             raise DataError(f"the image has {height}x{width} pixels; at most {self.pixels:,} are "
                             "accepted")
-        image = read_image(path, self.opened.normalize.white)
+        image = read_input(path, normalize.white, normalize.bands)
         view = whole_view(height, width, self.base_size)
         kept = max(self.work_pixels, math.prod(view.size) if view else 0)
         share = (kept / (height * width)) ** 0.5
         if share < 1:
             reduced = (max(1, int(width * share)), max(1, int(height * share)))
-            image = cv2.resize(image, reduced, interpolation=cv2.INTER_AREA)
+            image = by_bands(lambda part: cv2.resize(part, reduced, interpolation=cv2.INTER_AREA),
+                             image)
         return image, size
 
 

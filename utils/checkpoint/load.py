@@ -31,7 +31,8 @@ def model_from_checkpoint(checkpoint: Mapping[str, Any], device: torch.device | 
     from utils.config.build import build
     arch, weights = checkpoint["config"]["arch"], checkpoint.get("ema") or checkpoint["model"]
     with network_within(weights, where):
-        model = build("models", without_download(arch), num_classes=len(checkpoint["class_names"]))
+        model = build("models", without_download(arch), num_classes=len(checkpoint["class_names"]),
+                      in_channels=len(checkpoint["normalization"]["mean"]))
     load_exact(model, weights, arch["type"], where)
     return model.to(device).eval()
 
@@ -149,10 +150,23 @@ def load_foreign(model: Any, path: str | Path, exclude: Sequence[str] = ()) -> "
         rest = {key: value for key, value in state.items() if not key.startswith(ENCODER)}
         forms.append({**rest, **model.rename_foreign(inner)})
     state = max(forms, key=lambda form: len(match_tensors(model, form).loaded))
+    state, adapted = _adapted_to_bands(model, state)
     report = load_partial(model, state, str(path), exclude)
+    report.adapted = adapted
     if isinstance(content, dict) and isinstance(content.get("normalization"), dict):
         report.normalization = content["normalization"]
     return report
+
+
+def _adapted_to_bands(model, state):
+    """(`state` with the first convolution of RGB for the bands of the network, its key or None)."""
+    found = model.first_convolution()
+    key = f"{found[0]}.weight" if found else ""
+    weight = state.get(key)
+    if found is None or weight is None or weight.dim() != 4 or weight.shape[1] != 3 \
+            or found[1].in_channels == 3:
+        return state, None
+    return {**state, key: model.adapted_weight(weight, found[1].in_channels)}, key
 
 
 def load_partial(model: nn.Module, state: Mapping[str, torch.Tensor], where: str,
@@ -260,6 +274,7 @@ class LoadReport:
     # mismatched: (key, shape and dtype in the file, the same in the network)
     other_norms: dict[str, str] = field(default_factory=dict)       # see `_other_norms`
     norm_tensors: int = 0                               # tensors of the file at these places
+    adapted: str | None = None                          # a convolution of RGB, used for other bands
     normalization: dict[str, Any] | None = None         # of the file's training, if it states one
 
     @property
@@ -275,6 +290,8 @@ class LoadReport:
                 groups = Counter(k.split(".")[0] for k in keys)
                 counts = ", ".join(f"{name} {n}" for name, n in groups.most_common(5))
                 lines.append(f"  {title}: {len(keys)} ({counts}): {listed(keys, 5)}")
+        if self.adapted:
+            lines.append(f"  adapted from RGB to other bands: {self.adapted}")
         if self.other_norms:
             names = listed(Counter(self.other_norms.values()), 3)
             kind = "norms without running statistics" if "BatchNorm" in names else "batch norms"

@@ -319,7 +319,8 @@ def _is_normalization(value):
     return isinstance(value, dict) and all(
         isinstance(numbers, list) and all(isinstance(number, (int, float))
                                           and math.isfinite(number) for number in numbers)
-        for numbers in (value.get("mean", []), value.get("std", [])))
+        for numbers in (value.get("mean", []), value.get("std", []))) \
+        and isinstance(value.get("bands") or {}, dict)
 
 
 def _is_monitor(value):

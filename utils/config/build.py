@@ -18,8 +18,9 @@ def build(kind: str, section: dict | str, **provided: Any) -> Any:
 
     kind: a key of utils.config.registry.KINDS. provided: arguments from the program, such as
     num_classes=11; those that the constructor does not declare are ignored. A model's freeze_bn,
-    freeze_backbone and one_logit are applied to the built model. Raises ConfigError for an
-    unknown type, a wrong argument, and a value that the constructor refuses.
+    freeze_backbone and one_logit are applied to the built model, and so is in_channels, the
+    number of bands of the images (3 if it is not provided). Raises ConfigError for an unknown
+    type, a wrong argument, and a value that the constructor refuses.
     """
     section = {"type": section} if isinstance(section, str) else section
     where = _SECTIONS.get(kind, kind)
@@ -31,6 +32,7 @@ def build(kind: str, section: dict | str, **provided: Any) -> Any:
     component = construct(cls, args, f"{where}.args", {
         name: value for name, value in provided.items() if name in declared})
     if kind == "models":
+        component.take_channels(provided.get("in_channels", 3), bool(args.get("pretrained")))
         component.freeze(**shared[0]).two_classes(**shared[1]).set_norms(**shared[2])
     return component
 

@@ -1,5 +1,5 @@
 """Collects what report.html shows while test.py scores, and writes it."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from utils.cli.console import notice
@@ -16,12 +16,13 @@ NAME = "report.html"
 class PageOfTest:
     """The page of one call of test.py, of one protocol or several.
 
-    command: that is shown. class_names, palette: of the data.
+    command: that is shown. class_names, palette: of the data. shown: see WorstAndBest.
     """
 
     def __init__(self, command: str, class_names: Sequence[str],
-                 palette: Sequence[Sequence[int]]):
+                 palette: Sequence[Sequence[int]], shown: Callable | None = None):
         self.command, self.class_names, self.palette = command, class_names, palette
+        self.shown = shown
         self.results: list[RuleResult] = []
         self.protocols: list[str] = []
         self.pictures: ShownImages | None = None
@@ -34,7 +35,7 @@ class PageOfTest:
         if self.protocols:
             return None
         return WorstAndBest(self.palette, len(self.class_names), ignore_index, options["CoI"],
-                            options["published"])
+                            options["published"], shown=self.shown)
 
     def add(self, protocol: str, entries: Sequence[Entry], tables: Mapping[str, ImageScores],
             kept: WorstAndBest | None):

@@ -81,7 +81,7 @@ def pictures_again(results: Sequence[RuleResult], path: Path, device: str | torc
     opened = open_model(checkpoint, device, place)
     _, section, loader = split_loader(config, args.split, own_size=not args.as_validation)
     data, ignore = loader.dataset, config["ignore_index"]
-    opened.require_classes(data.class_names)
+    opened.require_data(data)
     own = options[id(drawn[0])]
     predictor = opened.predictor(own, section) if not args.as_validation else build_predictor(
         opened.model, opened.normalize, own, opened.activation)
@@ -93,7 +93,7 @@ def pictures_again(results: Sequence[RuleResult], path: Path, device: str | torc
     order = sorted(scores, key=lambda name: scores[name])
     chosen = dict.fromkeys([*order[:MOST], *order[-MOST:]])
     kept = WorstAndBest(data.palette, len(opened.class_names), ignore, own["CoI"],
-                        own["published"])
+                        own["published"], shown=opened.normalize.shown)
     evaluate(predictor, _Chosen(data, chosen, path), rules, num_classes=len(opened.class_names),
              ignore_index=ignore, classes_of_interest=own["CoI"], published=own["published"],
              device=opened.device, progress="pictures", kept=kept)

@@ -1,7 +1,7 @@
 """Keeps small pictures of the worst and the best images of an evaluation, in its only pass."""
 import bisect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -27,13 +27,14 @@ class WorstAndBest:
     scores the first in the data count as the worse, so the choice is the same for any number of
     processes, and no image is on both sides while there are others.
 
-    palette: (r, g, b) by class id. The other arguments are those of `ImageMetrics`.
+    palette: (r, g, b) by class id. shown: makes pictures to look at of images that are not RGB.
+    The other arguments are those of `ImageMetrics`.
     """
 
     def __init__(self, palette: Sequence[Sequence[int]], num_classes: int, ignore_index: int = 255,
                  classes_of_interest: list[int] | str | None = None, published: bool = False,
-                 most: int = MOST):
-        self.palette, self.most = palette, most
+                 most: int = MOST, shown: Callable[[ImageBatch], ImageBatch] | None = None):
+        self.palette, self.most, self._shown = palette, most, shown
         self._settings = (num_classes, ignore_index, classes_of_interest)
         self._published, self._first, self._masks = published, "", False
         # Ordered by (score, position), and by (-score, -position).
@@ -69,7 +70,8 @@ class WorstAndBest:
                 continue
             k = places.index(position)
             truth = labels[k].cpu().numpy()
-            photo = images[k].cpu().numpy().transpose(1, 2, 0)
+            photo = images[k] if self._shown is None else self._shown(images[k])
+            photo = photo.cpu().numpy().transpose(1, 2, 0)
             one = ShownImage(ids[k], score,
                              data_url(small_picture(photo, WIDTH, photo=True), "jpeg"),
                              _drawn(truth, self.palette), {}, _classes(truth, self.palette))

@@ -25,9 +25,15 @@ from utils.decision.rankdice import rank_dice
 from utils.decision.rankdice_batched import first_order_growth
 from utils.decision.rules import RankDecision
 from utils.errors import ConfigError, NumericalError, first_line
-from utils.export.metadata import FORMAT, FORMAT_WITH_SIZE, GraphMetadata
+from utils.export.metadata import (
+    FORMAT,
+    FORMAT_WITH_BANDS,
+    FORMAT_WITH_SIZE,
+    GraphMetadata,
+)
 from utils.export.onnx_network import open_session
 from utils.images.base_size import BaseSize
+from utils.images.normalize import Normalize
 from utils.machine.tensors import Logits, label_dtype
 from utils.predict.largest_class import largest_class
 from utils.predict.open_model import OpenModel
@@ -61,7 +67,7 @@ class Graph(nn.Module):
 
     posterior: then applied to the logits, which are those of calibrated probabilities; a rule
         brings its own. A network that gives scores needs one, so that the graph returns logits.
-    images: uint8 or float32 (N, 3, H, W), RGB in 0..255
+    images: uint8 or float32 (N, 3, H, W), RGB in 0..255; or (N, C, H, W) of bands, as stored
     argmax: decide for the largest logit. rule: decide by this rule, in its first-order form.
     returns: float32 logits (N, C, H, W), or labels (N, H, W): uint8 for up to 255 classes,
         int16 for more.
@@ -150,15 +156,17 @@ def allowed(largest_logit: float) -> float:
     return TOLERANCE * max(1.0, largest_logit)
 
 
-def unpools(network: nn.Module) -> bool:
+def unpools(network: nn.Module, channels: int = 3) -> bool:
     """Returns whether a network unpools to the positions of max pooling (ENet, SegNet).
+
+    channels: of its input.
 
     The logits of such a network jump: rounding decides which of two equal values is the maximum,
     and the logits around its position depend on that. PyTorch's float32 and float64 differ there
     too.
     """
     with torch.inference_mode(), _Unpooling() as watch:
-        network(torch.zeros(1, 3, 64, 64))
+        network(torch.zeros(1, channels, 64, 64))
     return watch.seen
 
 
@@ -198,14 +206,18 @@ def graph_metadata(opened: OpenModel, *, size: tuple[int, int] | None, uint8_inp
     the graph does to the logits.
     """
     batch, height, width = (1, *size) if size else ("batch", "height", "width")
-    kind = "uint8" if uint8_input else "float32"
+    kind, bands = "uint8" if uint8_input else "float32", opened.normalize.bands
+    if uint8_input and bands and bands.type != "uint8":
+        raise ConfigError(f"the network takes {bands.text}", "--uint8-input", "leave it out")
+    form = FORMAT_WITH_BANDS if bands else FORMAT if base_size is None else FORMAT_WITH_SIZE
+    text = f"{kind} RGB, 0..255" if bands is None else f"{kind}, {bands.text} as stored"
     return GraphMetadata(class_names=opened.class_names, palette=opened.palette,
                          **opened.normalize.state(), activation=of_logits(opened.activation),
                          architecture=opened.config["arch"]["type"],
-                         image=f"{kind} RGB, 0..255, ({batch}, 3, {height}, {width})",
+                         image=f"{text}, ({batch}, {opened.normalize.channels}, {height}, {width})",
                          output="labels" if argmax or rule else "logits", opset=opset,
                          rule=rule.name if rule else None,
-                         format=FORMAT if base_size is None else FORMAT_WITH_SIZE,
+                         format=form,
                          base_size=list(base_size) if isinstance(base_size, tuple) else base_size,
                          posterior=_told(rule.posterior if rule else posterior))
 
@@ -233,7 +245,8 @@ def write_graph(graph: Graph, path: str | os.PathLike, file_format: str, metadat
     if file_format == "torchscript" and size is None:
         raise ConfigError("TorchScript works only for the size of the image it was traced with",
                           "--format torchscript", "give --size HxW, or use --format torch_export")
-    shape = (1, 3, *size) if size else (EXAMPLE[0], 3, *EXAMPLE[1:])
+    channels = len(metadata.mean)
+    shape = (1, channels, *size) if size else (EXAMPLE[0], channels, *EXAMPLE[1:])
     image = torch.zeros(shape, dtype=torch.uint8 if uint8_input else torch.float32)
     writers = {"onnx": _write_onnx, "torch_export": _write_program, "torchscript": _write_script}
     options = {"opset": opset} if file_format == "onnx" else {}
@@ -273,7 +286,7 @@ def open_graph(path: str | os.PathLike, file_format: str) \
 def check_image(run: Callable[[np.ndarray], np.ndarray], opened: OpenModel, image: np.ndarray,
                 name: str, *, uint8_input: bool, argmax: bool,
                 posterior: Posterior | None = None, rule: RankDecision | None = None) -> Check:
-    """Compare a graph (see `open_graph`) with PyTorch on uint8 images (N, 3, H, W).
+    """Compare a graph (see `open_graph`) with PyTorch on images (N, C, H, W) as they are read.
 
     posterior: part of the graph, which is then compared by probabilities: where these are nearly
         0, their logarithms differ by far more than rounding.
@@ -383,8 +396,23 @@ def _expected(probs, labels, objective):
     return float(np.mean(scores))
 
 
-def made_up_image(n: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Returns uint8 (N, 3, H, W): smooth blobs with noise, the same for the same arguments."""
+def made_up_image(n: int, height: int, width: int, seed: int = 0,
+                  normalize: Normalize | None = None) -> np.ndarray:
+    """Returns uint8 (N, 3, H, W): smooth blobs with noise, the same for the same arguments.
+
+    normalize: of a network for bands; the values are then within 2 deviations of their means.
+    """
+    bands = normalize and normalize.bands
+    if normalize and bands:
+        thirds = [made_up_image(n, height, width, seed + 100 * number)
+                  for number in range(-(-normalize.channels // 3))]
+        share = np.concatenate(thirds, 1)[:, :normalize.channels].astype(np.float32) / 64 - 2
+        mean, std = (np.array(one, np.float32)[:, None, None] * np.float32(normalize.scale)
+                     for one in (normalize.mean, normalize.std))
+        values = mean + std * share
+        if bands.type != "float32":
+            values = np.rint(values).clip(0, np.iinfo(bands.type).max)
+        return values.astype(bands.type)
     generator = np.random.default_rng((seed, n, height, width))
     coarse = generator.uniform(0, 255, (n, 3, 6, 8)).astype(np.float32)
     soft = nn.functional.interpolate(torch.from_numpy(coarse), (height, width),

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from utils.errors import CheckpointError, first_line, shown
+from utils.images.bands import bands_of_state
 
 EXPORT = "export it with python -m tools.export"
 FORMAT = 1
 FORMAT_WITH_SIZE = 2        # of graphs that need their images resized
 SIDE_MOST = 1 << 16         # of a base size
-_OPTIONAL = ("base_size", "white", "posterior", "rule")       # entries that a graph may lack
+FORMAT_WITH_BANDS = 3       # of graphs that do not take RGB
+_OPTIONAL = ("base_size", "white", "bands", "posterior", "rule")    # that a graph may lack
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class GraphMetadata:
     mean, std, order, scale: the normalization inside the graph,
         (x / scale - mean) / std with the channels in `order`.
     white: the value that becomes 255 in images of more than 8 bits; None: that of their type.
+    bands: of the images (utils.images.bands.Bands.state), whose stored values the graph takes; mean
+        and std are then in these values; None: RGB of 8 bits.
     rule: the decision rule inside a graph that returns labels; None: the largest logit.
     activation: "softmax" or "sigmoid", the function from logits to probabilities.
     opset: the opset of an ONNX graph, otherwise None.
@@ -47,6 +51,7 @@ class GraphMetadata:
     image: str
     output: str
     white: float | None = None
+    bands: dict | None = None
     rule: str | None = None
     opset: int | None = None
     format: int = FORMAT
@@ -72,9 +77,9 @@ def read_metadata(strings: Mapping[str, str], where: str) -> GraphMetadata:
     except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the graph has no usable metadata ({type(error).__name__}: "
                               f"{first_line(error)[:80]})", where, EXPORT) from None
-    if values["format"] not in (FORMAT, FORMAT_WITH_SIZE):
+    if values["format"] not in (FORMAT, FORMAT_WITH_SIZE, FORMAT_WITH_BANDS):
         raise CheckpointError(f"the metadata has format {shown(repr(values['format']))[:40]}, this "
-                              f"program reads formats {FORMAT} and {FORMAT_WITH_SIZE}", where,
+                              f"program reads formats {FORMAT} to {FORMAT_WITH_BANDS}", where,
                               "update Segwright")
     problem = next(filter(None, (_problem(key, value) for key, value in values.items())), None)
     if problem:
@@ -95,6 +100,7 @@ def _problem(key, value):
         "scale": lambda: _is_number(value),
         "rule": lambda: value is None or isinstance(value, str),
         "white": lambda: value is None or (_is_number(value) and value > 0),
+        "bands": lambda: value is None or _are_bands(value),
         "output": lambda: value in ("logits", "labels"),
         "activation": lambda: value in ("softmax", "sigmoid"),
         "posterior": lambda: value is None or isinstance(value, str),
@@ -104,6 +110,13 @@ def _problem(key, value):
             _all(value, _is_side) and len(value) == 2),
     }.get(key, lambda: isinstance(value, str))()
     return None if fits else f"{key} is {shown(repr(value))[:60]}"
+
+
+def _are_bands(value):
+    try:
+        return isinstance(value, dict) and bands_of_state(value) is not None
+    except ValueError:
+        return False
 
 
 def _all(value, fits):

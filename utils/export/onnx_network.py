@@ -8,7 +8,7 @@ import numpy as np
 
 from utils.errors import CheckpointError, ConfigError, DataError, NumericalError, first_line
 from utils.export.metadata import EXPORT, read_metadata
-from utils.images.base_size import whole_view
+from utils.images.base_size import by_bands, whole_view
 from utils.images.types import Image, Labels
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class OnnxNetwork:
         self.base_size = _base_size(self.metadata.base_size)
 
     def labels(self, image: Image, resize: bool = False) -> Labels:
-        """Returns the class ids (H, W) of an image, uint8 (H, W, 3), RGB.
+        """Returns the class ids (H, W) of an image, uint8 (H, W, 3), RGB, or (H, W, C) of bands.
 
         The graph sees the image at the base size, as in validation; its logits are resized back.
         resize: resize the image to the size of a fixed graph instead, and the labels back.
@@ -68,7 +68,9 @@ class OnnxNetwork:
                                 f"{self.size[0]}x{self.size[1]} (export with --dynamic, or give "
                                 "--resize)")
             view = None
-            seen = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR)
+            size = self.size[::-1]
+            seen = by_bands(lambda part: cv2.resize(part, size, interpolation=cv2.INTER_LINEAR),
+                            image)
         output = self._output(seen)
         if self.metadata.output == "logits":
             if view is not None:

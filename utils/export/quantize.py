@@ -14,9 +14,10 @@ import torch
 from utils.errors import DataError, NumericalError, first_line
 from utils.evaluation.evaluate import build_rules, evaluate
 from utils.export.graph import open_graph
-from utils.images.base_size import BaseSize, as_seen
-from utils.images.image_io import read_image
+from utils.images.band_files import read_input
+from utils.images.base_size import BaseSize, as_seen, by_bands
 from utils.images.image_list import find_images
+from utils.images.normalize import Normalize
 from utils.images.picture_files import evenly_spaced
 from utils.predict.open_model import OpenModel
 
@@ -29,12 +30,13 @@ def calibration_paths(folder: str, count: int) -> list[str]:
 
 
 def quantize(path: str | os.PathLike, images: list[str], size: tuple[int, int] | None,
-             uint8_input: bool, base_size: BaseSize = None, white: float | None = None):
+             uint8_input: bool, base_size: BaseSize = None,
+             normalize: Normalize | None = None):
     """Replace the ONNX graph in the file `path` by its 8-bit form; the metadata stays.
 
     images: paths of the images on which the ranges are measured. size: (H, W) of a graph for one
     size; images of another size are resized. base_size: to which they are resized otherwise.
-    white: of `read_image`.
+    normalize: of the network, which says how images are read; None: as RGB.
     Raises NumericalError if ONNX Runtime cannot quantize the graph.
     """
     import onnx
@@ -55,7 +57,7 @@ def quantize(path: str | os.PathLike, images: list[str], size: tuple[int, int] |
         def get_next(self):
             image = next(self.remaining, None)
             return None if image is None else {
-                name: _image(image, size, uint8_input, base_size, white)}
+                name: _image(image, size, uint8_input, base_size, normalize)}
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, result = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
@@ -100,10 +102,12 @@ def score(path: str | os.PathLike, opened: OpenModel, loader: Iterable, uint8_in
     return results["max"].dataset["Mean_IoU"]
 
 
-def _image(path, size, uint8_input, base_size, white):
-    """Returns an image file as the input of the graph, (1, 3, H, W)."""
+def _image(path, size, uint8_input, base_size, normalize):
+    """Returns an image file as the input of the graph, (1, C, H, W)."""
     import cv2
-    image = as_seen(read_image(path, white), base_size)
+    white, bands = (normalize.white, normalize.bands) if normalize else (None, None)
+    image = as_seen(read_input(path, white, bands), base_size)
     if size and image.shape[:2] != size:
-        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+        image = by_bands(lambda part: cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA),
+                         image)
     return image.transpose(2, 0, 1)[None].astype(np.uint8 if uint8_input else np.float32)

@@ -10,6 +10,7 @@ None        pictures keep their size
             "crop_size" resizes before it cuts out the center
 """
 import math
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import cv2
@@ -55,7 +56,7 @@ class WholeView(NamedTuple):
         return self.rows.shown, self.columns.shown
 
     def cut(self, image: Image) -> Image:
-        """The view of an image, uint8 (H, W, 3): uint8 (*size, 3)."""
+        """The view of an image (H, W, C): (*size, C) of the same type."""
         return resized(image, self.rows, self.columns)
 
 
@@ -109,7 +110,7 @@ def span(length: int, crop: int, zoom: float, place: float) -> Span:
 
 
 def resized(image: Image, rows: Span, columns: Span, interpolation: str = "linear") -> Image:
-    """The pixels (H, W, 3) of an image that the spans take, at the size that they show.
+    """The pixels (H, W, C) of an image that the spans take, at the size that they show.
 
     interpolation: "linear", "cubic" or "lanczos" (Pillow's, which averages where it reduces).
     """
@@ -119,12 +120,37 @@ def resized(image: Image, rows: Span, columns: Span, interpolation: str = "linea
         return image
     size = columns.shown, rows.shown
     if interpolation == "lanczos":
-        from PIL import Image as Pillow
-        picture = Pillow.fromarray(np.ascontiguousarray(image))
-        return np.array(picture.resize(size, Pillow.Resampling.LANCZOS))
+        return _lanczos(image, size)
     for _ in range(halvings(rows.scale, columns.scale)):
         image = halved(image)
-    return cv2.resize(image, size, interpolation=OPENCV[interpolation])
+    return by_bands(lambda part: cv2.resize(part, size, interpolation=OPENCV[interpolation]), image)
+
+
+def by_bands(function: Callable[[np.ndarray], np.ndarray], image: np.ndarray,
+             most: int = 64) -> np.ndarray:
+    """function(image) of an image (H, W, C), called with at most `most` bands at a time.
+
+    For functions of OpenCV, which take few channels and drop the axis of a single one.
+    """
+    count = image.shape[2]
+    if 1 < count <= most:
+        return function(image)
+    parts = (function(np.ascontiguousarray(image[..., first:first + most]))
+             for first in range(0, count, most))
+    return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
+
+
+def _lanczos(image, size):
+    from PIL import Image as Pillow
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        picture = Pillow.fromarray(np.ascontiguousarray(image))
+        return np.array(picture.resize(size, Pillow.Resampling.LANCZOS))
+    planes = [np.array(Pillow.fromarray(image[..., band].astype(np.float32)).resize(
+        size, Pillow.Resampling.LANCZOS)) for band in range(image.shape[2])]
+    result = np.stack(planes, axis=-1)
+    if image.dtype == np.float32:
+        return result
+    return np.rint(result).clip(0, np.iinfo(image.dtype).max).astype(image.dtype)
 
 
 def halvings(*scales: float) -> int:
@@ -135,4 +161,7 @@ def halvings(*scales: float) -> int:
 def halved(image: Image) -> Image:
     """The image at half size, by averaging."""
     height, width = image.shape[:2]
-    return cv2.resize(image, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
+    size = (width + 1) // 2, (height + 1) // 2
+    if image.ndim == 2:
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return by_bands(lambda part: cv2.resize(part, size, interpolation=cv2.INTER_AREA), image)

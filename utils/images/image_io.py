@@ -70,7 +70,7 @@ def deep_values(path: str | os.PathLike) -> tuple[np.ndarray, float]:
 def alpha_varies(path: str | os.PathLike) -> bool:
     """Whether a pixel of a picture is not opaque."""
     data, _ = read_checked(path)
-    image, _ = _pillow_load(data, path)
+    image, _ = pillow_load(data, path)
     return image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
@@ -124,16 +124,18 @@ def read_label_and_palette(path: str | os.PathLike) -> tuple[Labels, list[list[i
 
 def read_pair(image_path: str | os.PathLike, label_path: str | os.PathLike,
               palette: Palette | None = None, label: Labels | None = None,
-              white: float | None = None) -> tuple[Image, Labels]:
+              white: float | None = None, read: tuple[np.ndarray, int] | None = None) \
+        -> tuple[Image, Labels]:
     """Read an image (H, W, 3) and its label (H, W), both oriented as the module's head describes.
 
     label: the values of a label file that is not a picture, already read. white: see there.
+    read: (the image as displayed, its orientation) if it is already read.
     Raises DataError if the sizes differ, and as `read_image` and `read_label`.
     """
-    image, turn = _read_image(image_path, white)
+    image, turn = read or _read_image(image_path, white)
     values, label_turn = (label, 1) if label is not None else _read_label(label_path, palette)
     if label_turn == 1 and turn >= 5 and values.shape != image.shape[:2]:
-        values = _oriented(values, turn)
+        values = oriented(values, turn)
     if values.shape != image.shape[:2]:
         raise DataError(f"image {shown(image_path)} is {size_text(image.shape)} (height x width) "
                         f"but its label is {size_text(values.shape)}", shown(label_path),
@@ -233,7 +235,7 @@ def _decoded(path, deep=False):
         image = _cv2_decode(data, flags)
         if image is not None:
             turn = orientation_of(pillow_open(io.BytesIO(data), path)) if probe.has_exif else 1
-            return _oriented(image, turn), turn, 65535 if probe.bits == 16 else 255
+            return oriented(image, turn), turn, 65535 if probe.bits == 16 else 255
     if probe and probe.bits == 16:
         raise UnreadableFile(f"damaged PNG ({len(data)} bytes)", shown(path),
                              COPY_AGAIN)
@@ -263,14 +265,14 @@ def _open_label(path: str | os.PathLike) -> "tuple[Labels | PillowImage, Probe |
         values = _cv2_decode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
         if values is not None:
             return values, probe, 1
-    image, turn = _pillow_load(data, path)
+    image, turn = pillow_load(data, path)
     return image, probe, turn
 
 
 def _label_values(image, probe, turn, palette, path):
     """The stored values (H, W) of a loaded Pillow image, as displayed."""
     values = _stored_values(image, probe, palette, path)
-    return values if image.format == "TIFF" else _oriented(values, turn)
+    return values if image.format == "TIFF" else oriented(values, turn)
 
 
 def _stored_values(image, probe, palette, path):
@@ -351,6 +353,15 @@ def _cv2_decode(data: bytes, flags: int) -> np.ndarray | None:
         return None
 
 
+def unchanged_values(data: bytes) -> np.ndarray | None:
+    """OpenCV's (H, W) or (H, W, bands), blue first, of the bytes of a picture; None if it cannot.
+
+    They are not turned, and of the type that is stored.
+    """
+    import cv2
+    return _cv2_decode(data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
 @functools.cache
 def _quiet_opencv():
     """OpenCV without its warnings: the readers here report the same faults, with the file's name.
@@ -365,7 +376,7 @@ def _quiet_opencv():
 
 def _pillow_image(data, path, deep):
     """What `_decoded` returns, for a file that Pillow reads."""
-    image, turn = _pillow_load(data, path)
+    image, turn = pillow_load(data, path)
     if image.format == "TIFF":
         values, top = _tiff_values(image, data, path, deep)
         return values, turn, top                # Pillow has turned it
@@ -376,7 +387,7 @@ def _pillow_image(data, path, deep):
         raise _only_eight_bits("a PGM or PPM written as text", path)
     if image.mode == "I":                       # Pillow has scaled it
         return np.array(image).astype(np.uint16), turn, 65535
-    return _oriented(_rgb(image, path), turn), turn, 255
+    return oriented(_rgb(image, path), turn), turn, 255
 
 
 def _tiff_values(image, data, path, deep):
@@ -467,8 +478,11 @@ def _raw_offset(image):
     return first if row == image.height else None
 
 
-def _pillow_load(data, path):
-    """(the Pillow image in the bytes of the file `path`, decoded, its orientation)."""
+def pillow_load(data: bytes, path: str | os.PathLike) -> "tuple[PillowImage, int]":
+    """(the Pillow image in the bytes of the file `path`, decoded, its orientation).
+
+    Raises UnreadableFile if it is damaged.
+    """
     image = pillow_open(io.BytesIO(data), path)
     turn = orientation_of(image) if image.format == "TIFF" else 1
     try:
@@ -481,7 +495,7 @@ def _pillow_load(data, path):
     return image, turn if image.format == "TIFF" else orientation_of(image)
 
 
-def _oriented(array, turn):
+def oriented(array: np.ndarray, turn: int) -> np.ndarray:
     """An array (H, W, ...) turned from its stored form by an EXIF orientation, contiguous."""
     if turn >= 5:
         array = array.swapaxes(0, 1)

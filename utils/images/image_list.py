@@ -30,6 +30,12 @@ class Source:
     path: str
     relative: str
 
+    @property
+    def root(self) -> str | None:
+        """The root of all inputs; None if the path does not show it."""
+        place = os.path.abspath(self.path)
+        return place.removesuffix(self.relative) if place.endswith(self.relative) else None
+
 
 def find_images(inputs: list[str], suffixes: tuple[str, ...] = (), leave_out: str | None = None) \
         -> list[Source]:

@@ -3,11 +3,15 @@ import os
 from collections.abc import Callable, Sequence
 
 from utils.errors import UserError, shown
+from utils.images.bands import Bands
 from utils.images.headers import Header, read_header
 from utils.images.image_io import alpha_varies, deep_values
 from utils.images.picture_files import evenly_spaced
 
 HEADERS = 500       # pictures of a folder without a dataset whose headers are read
+# What a dataset can do about it, if it takes bands.
+USE_ALL = ("\"bands\" in the args of the loader uses all bands and bits, and the pages of TIFFs "
+           "(docs/own_data.md)")
 DECODED = 8         # pictures that are decoded to see how far their values reach, and their alpha
 
 
@@ -30,6 +34,17 @@ def partly_used(files: Sequence[tuple[str | os.PathLike, Header]], what: str = "
     if what == "images":
         parts.append(_range([file for file in files if file[1].bits > 8], white))
     return [part for part in parts if part]
+
+
+def unused_bands(files: Sequence[tuple[str | os.PathLike, Header]], bands: Bands) -> list[str]:
+    """A sentence with numbers if files have bands that are not used; else nothing.
+
+    files: each with its header, as `utils.images.band_files.bands_header` reads it.
+    """
+    part = _further(files, "images", lambda header: header.unused_bands, lambda header, path:
+                    f"have more bands than those used (up to {header.unused_bands} more, in "
+                    f"{path}): {bands.text} are used")
+    return [part] if part else []
 
 
 def unused_in(paths: Sequence[str | os.PathLike], white: float | None = None) -> list[str]:

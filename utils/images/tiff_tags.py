@@ -39,24 +39,62 @@ class TiffTags(NamedTuple):
         return f"{bands}{apart} of {self.bits} bits, {_FORMATS.get(self.kind, 'of another kind')}"
 
 
+class Tags(NamedTuple):
+    """The tags of one page that are integers, and the byte order of the file, "<" or ">"."""
+
+    values: dict[int, tuple[int, ...]]
+    order: str
+
+
 def tiff_tags(file: BinaryIO) -> TiffTags | None:
     """The tags of an open file; None if it is not a TIFF file, or is damaged."""
     try:
-        file.seek(0)
-        start = file.read(16)
-        order = {b"II": "<", b"MM": ">"}.get(start[:2])
-        if order is None:
+        start = _start(file)
+        if start is None:
             return None
-        number, = struct.unpack(order + "H", start[2:4])
-        if number not in (42, 43):
-            return None
-        big = number == 43
-        place, = struct.unpack(order + "Q", start[8:16]) if big else \
-            struct.unpack(order + "I", start[4:8])
+        place, order, big = start
         first, place = _directory(file, place, order, big)
         return _described(first, 1 + _further_pages(file, place, order, big))
     except (struct.error, ValueError, OSError, OverflowError):
         return None
+
+
+def tiff_pages(file: BinaryIO) -> list[Tags] | None:
+    """All integers of the tags of each page, without smaller copies and masks.
+
+    None if the file is not a TIFF file, or is damaged.
+    """
+    try:
+        start = _start(file)
+        if start is None:
+            return None
+        place, order, big = start
+        file.seek(0, 2)
+        most = file.tell()          # a list has no more values than the file has bytes
+        pages, seen = [], set()
+        while place and place not in seen and len(seen) < _MOST_PAGES:
+            seen.add(place)
+            tags, place = _directory(file, place, order, big, most)
+            if not (pages and tags.get(254, (0,))[0] & _REDUCED_OR_MASK):
+                pages.append(Tags(tags, order))
+        return pages
+    except (struct.error, ValueError, OSError, OverflowError):
+        return None
+
+
+def _start(file):
+    """(place of the first directory, byte order, whether BigTIFF); None: no TIFF file."""
+    file.seek(0)
+    start = file.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(start[:2])
+    if order is None:
+        return None
+    number, = struct.unpack(order + "H", start[2:4])
+    if number not in (42, 43):
+        return None
+    place, = struct.unpack(order + "Q", start[8:16]) if number == 43 else \
+        struct.unpack(order + "I", start[4:8])
+    return place, order, number == 43
 
 
 def _described(tags, pages):
@@ -79,8 +117,8 @@ def _further_pages(file, place, order, big):
     return pages
 
 
-def _directory(file, place, order, big):
-    """({tag: values}, place of the next directory): the short lists of integers."""
+def _directory(file, place, order, big, most=_MOST_VALUES):
+    """({tag: values}, place of the next directory): the lists of up to `most` integers."""
     file.seek(place)
     wide = "Q" if big else "I"
     size, step, room = (8, 20, 8) if big else (2, 12, 4)
@@ -92,7 +130,7 @@ def _directory(file, place, order, big):
     tags = {}
     for start in range(0, len(table), step):
         tag, kind, length = struct.unpack_from(order + "HH" + wide, table, start)
-        if kind not in _TYPES or not 0 < length <= _MOST_VALUES:
+        if kind not in _TYPES or not 0 < length <= most:
             continue
         form = order + str(length) + _TYPES[kind]
         value = table[start + step - room:start + step]

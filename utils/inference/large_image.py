@@ -72,9 +72,9 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
                   maps_of: MapsOf = lambda logits, wanted: {},
                   stored_as: tuple[str, str] = ("softmax", ""),
                   legend: bool = True) -> dict[str, float]:
-    """Segment an image, uint8 (H, W, 3), window by window and write the outputs in `paths`.
+    """Segment an image (H, W, C) window by window and write the outputs in `paths`.
 
-    The labels equal those of the whole image at once.
+    The image is as the network takes it. The labels equal those of the whole image at once.
     paths: suffix -> path, as in `write_prediction`.
     check_stop: called between windows and strips; if it raises, no file is left.
     maps_of: (logits (1, C, h, w), suffixes) -> {suffix: array (1, ..., h, w)} of further outputs.
@@ -175,7 +175,7 @@ def _write(paths, image, labels, opened, check_stop, legend):
             counts += class_counts(strip, len(names))
             parts = [strip == k for k in range(len(masks))]
             if pictures:
-                original = np.asarray(image[top:top + step])
+                original = opened.normalize.picture(np.asarray(image[top:top + step]))
                 mixed = overlay(original, strip, palette)
                 colored = {OVERLAY: mixed}
                 if SIDE_BY_SIDE in pictures:

@@ -165,6 +165,8 @@ def open_pipeline(args: argparse.Namespace) -> Pipeline:
         raise ConfigError(f"{type(opened.model).__name__} does not predict classes, so the rule "
                           f"{args.predict} cannot decide on them", "--predict",
                           "leave the rule out")
+    if args.segfix:
+        opened.require_rgb("--segfix is", "--segfix")
     seen = [network.predictor(own) for network, own in zip(networks, each, strict=True)]
     predictors = [predictor.for_files() for predictor in seen]
     ensemble = build_ensemble(networks, each, predictors) if len(networks) > 1 else None

@@ -14,8 +14,9 @@ from utils.cli.console import Interrupted, notice
 from utils.cli.stop_signal import StopSignal
 from utils.decision.ensemble import Ensemble
 from utils.errors import DataError, NumericalError, UserError, first_line
+from utils.images.band_files import bands_header, read_input
 from utils.images.headers import read_header
-from utils.images.image_io import map_image, read_image
+from utils.images.image_io import map_image
 from utils.images.partly_used import unused_in
 from utils.images.types import Image
 from utils.inference.large_image import is_streamed, segment_large, unstreamable
@@ -46,8 +47,10 @@ def segment_images(jobs: list[Job], pipeline: Pipeline, report: InferenceReport,
         remaining = [job for job in jobs if not all(map(os.path.exists, job[1].values()))]
         report.skipped += len(jobs) - len(remaining)
         jobs = remaining
-    for line in unused_in([source.path for source, _ in jobs], pipeline.opened.normalize.white):
-        notice(line)
+    normalize = pipeline.opened.normalize
+    if normalize.bands is None:
+        for line in unused_in([source.path for source, _ in jobs], normalize.white):
+            notice(line)
 
     def check_stop():
         if stop.signum is not None:
@@ -131,7 +134,9 @@ class _NetworkStage:
         try:
             if self.pipeline.refiner:
                 raise DataError("--segfix does not work on images that are streamed")
-            image = map_image(source.path, self.opened.normalize.white)
+            normalize = self.opened.normalize
+            image = map_image(source.path, normalize.white) if normalize.bands is None else \
+                read_input(source.path, None, normalize.bands, source.root)
             shares = segment_large(image, outputs, self.opened, self.pipeline.predictor,
                                    self.pipeline.decision, self.check_stop, self.pipeline.maps,
                                    self.pipeline.stored_as, self.pipeline.legend)
@@ -184,6 +189,7 @@ class _Writing:
 
     def _write(self, paths, image, prediction):
         names, labels = self.opened.class_names, prediction.labels
+        image = self.opened.normalize.picture(image)
         write_prediction(paths, image, labels, names, self.opened.palette, prediction.maps,
                          self.opened.label_ids, self.stored_as, self.legend)
         return class_shares(class_counts(labels, len(names)), names)
@@ -208,12 +214,14 @@ def _in_order(items: Iterable[Job], work: Callable[[Job], Image | str | None],
 
 def _read(job: Job, pipeline: Pipeline) -> Image | str | None:
     """Returns the image (H, W, 3), None if it is to be streamed, or the reason why it is bad."""
-    path = job[0].path
+    path, normalize = job[0].path, pipeline.opened.normalize
     try:
         possible = not (pipeline.refiner or unstreamable(job[1], pipeline.decision))
-        if is_streamed(*read_header(path).size, pipeline.predictor, possible):
+        header = read_header(path) if normalize.bands is None else \
+            bands_header(path, normalize.bands, job[0].root)
+        if is_streamed(*header.size, pipeline.predictor, possible):
             return None
-        return read_image(path, pipeline.opened.normalize.white)
+        return read_input(path, normalize.white, normalize.bands, job[0].root)
     except DataError as error:
         return error.what
 

@@ -110,6 +110,21 @@ class OpenModel:
         return Criterion(section, output_weights, config["ignore_index"],
                          config.get("loss_weights"), len(self.class_names), self.activation)
 
+    def require_data(self, dataset: Any):
+        """Raises ConfigError unless a dataset has the classes and the bands of the network."""
+        self.require_classes(dataset.class_names)
+        own, bands = self.normalize.bands, dataset.bands
+        if (own and (own.numbers, own.types)) != (bands and (bands.numbers, bands.types)):
+            found = [one.text if one else "RGB of 8 bits" for one in (own, bands)]
+            raise ConfigError(f"the network takes {found[0]}, the dataset gives {found[1]}",
+                              str(self.path), "score it on images like those it was trained on")
+
+    def require_rgb(self, what: str, where: str):
+        """Raises ConfigError for a part of the program that works on RGB images only."""
+        if self.normalize.bands:
+            raise ConfigError(f"{what} for RGB, and the network takes {self.normalize.bands.text}",
+                              where, "leave it out")
+
     def require_classes(self, class_names: list[str]):
         """Raises ConfigError unless a dataset has the classes of the network in their order.
 

@@ -119,6 +119,11 @@ def _require_alike(first: OpenModel, other: OpenModel):
         raise ConfigError(f"an ensemble averages probabilities of one kind, but the networks use "
                           f"{first.activation} and {other.activation} ({pair})", "-r",
                           "give networks that were trained with losses of one kind")
+    if first.normalize.bands != other.normalize.bands:
+        texts = [one.bands.text if one.bands else "RGB"
+                 for one in (first.normalize, other.normalize)]
+        raise ConfigError(f"the networks of an ensemble take different images: {texts[0]} and "
+                          f"{texts[1]} ({pair})", "-r", "give networks of the same bands")
     if first.normalize.white != other.normalize.white:
         raise ConfigError("the networks of an ensemble read pictures of more than 8 bits in "
                           f"different ways: white is {first.normalize.white} and "

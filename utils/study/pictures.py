@@ -111,6 +111,7 @@ def picture_process(job: dict, split_loader: Callable[..., Any],
             scored, labels = (refiner(one, images[0], name) for one in (scored, labels))
         require_score(scored, predictor.as_scored(sample["label"][None])[0], score,
                       len(opened.class_names), config, options, name)
+        sample["image"] = opened.normalize.shown(sample["image"])
         _write(place / _FOLDER, name, sample, labels.numpy(), loader.dataset.palette)
     classes = list(zip(loader.dataset.class_names, loader.dataset.palette, strict=False))
     costs = {"parameters": sum(one.numel() for one in opened.model.parameters()),

@@ -62,6 +62,11 @@ def warn_of_other_input(key: str, saved: Mapping[str, Any] | None, normalize: No
     "normalization" of a checkpoint; None: it is not known. Rank 0 warns.
     """
     now = normalize.state()
+    if normalize.bands and saved and "bands" not in saved:
+        if distributed.is_main():
+            notice(f"{key}: the first convolution, of weights for RGB, is adapted to "
+                   f"{normalize.bands.text} (docs/own_data.md)")
+        return
     differences = [f"{key} was {_numbers(saved[key])}, is {_numbers(now[key])}"
                    for key in ("mean", "std", "order", "scale")
                    if saved and key in saved and not _alike(saved[key], now[key])]

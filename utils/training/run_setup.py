@@ -74,17 +74,18 @@ class Run:
             return self.checkpoint_path.parent
         return runs_folder(self.config["trainer"]["save_dir"], self.config["name"])
 
-    def network(self, num_classes: int) -> Any:
+    def network(self, num_classes: int, in_channels: int = 3) -> Any:
         """Build the network, a BaseModel with new weights.
 
-        Raises CheckpointError if it is far larger than the weights of the checkpoint to resume.
+        in_channels: of the images (BaseDataset.in_channels). Raises CheckpointError if the network
+        is far larger than the weights of the checkpoint to resume.
         """
         from utils.checkpoint.limits import network_within
         from utils.config.build import build
         limit = network_within(self.checkpoint["model"], str(self.checkpoint_path)) \
             if self.checkpoint else contextlib.nullcontext()
         with limit:
-            return build("models", self.arch, num_classes=num_classes)
+            return build("models", self.arch, num_classes=num_classes, in_channels=in_channels)
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:

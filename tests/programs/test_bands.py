@@ -1,0 +1,178 @@
+"""Images with bands go the whole way: training, resume, test, prediction, export."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import inference
+import test as test_program
+import train
+from tests.support.band_images import band_config, band_image, write_band_data
+from tests.support.tiff import tiff
+from tools import browse, class_statistics, export, pack, run_onnx
+from utils.checkpoint.read import read_checkpoint
+from utils.errors import ConfigError, DataError
+from utils.images.image_io import read_label
+
+SMALL = {"type": "UNet", "args": {}}
+
+
+def run_of(config, *more):
+    train.main(["-c", str(config), "-d", "cpu", *more])
+    return max((config.parent / "saved" / "bands").iterdir())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bands")
+    return folder, run_of(band_config(folder))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_states_its_bands(trained):
+    _, run = trained
+    checkpoint = read_checkpoint(run / "last.pth")
+    assert checkpoint["normalization"]["bands"] == {"numbers": [1, 2, 3, 4], "types": ["uint16"]}
+    assert len(checkpoint["normalization"]["mean"]) == 4
+
+
+@pytest.mark.slow
+def test_inference_and_the_exported_graph_give_the_same_labels(trained, tmp_path):
+    folder, run = trained
+    images = str(folder / "data" / "images")
+    assert not inference.main(["-r", str(run / "last.pth"), "-i", images, "-o",
+                               str(tmp_path / "torch"), "--overlay", "-d", "cpu"])
+    export.main(["-r", str(run / "last.pth"), "-o", str(tmp_path / "graph.onnx"), "--images",
+                 images])
+    assert not run_onnx.main([str(tmp_path / "graph.onnx"), "-i", images, "-o",
+                              str(tmp_path / "onnx"), "--overlay"])
+    for number in range(6):
+        one, other = (read_label(tmp_path / name / f"p{number}.png") for name in ("torch", "onnx"))
+        assert np.mean(one != other) < 0.01
+    export.main(["-r", str(run / "last.pth"), "-o", str(tmp_path / "graph.pt2"), "--format",
+                 "torch_export"])
+
+
+@pytest.mark.slow
+def test_large_images_are_streamed_and_arrays_are_read(trained, tmp_path, capsys):
+    _, run = trained
+    np.save(tmp_path / "a.npy", band_image()[0].transpose(2, 0, 1))
+    assert not inference.main(["-r", str(run / "last.pth"), "-i", str(tmp_path / "a.npy"), "-o",
+                               str(tmp_path / "out"), "--mode", "sliding", "--crop-size", "32",
+                               "-d", "cpu"])
+    (tmp_path / "b.tif").write_bytes(tiff(band_image(3)[0]))
+    assert inference.main(["-r", str(run / "last.pth"), "-i", str(tmp_path / "b.tif"), "-o",
+                           str(tmp_path / "out"), "-d", "cpu"]) == 3
+    assert "it has 3 bands, and band 4 is used" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_score_of_test_py_is_that_of_the_validation(trained, capsys):
+    _, run = trained
+    test_program.main(["-r", str(run / "last.pth"), "-d", "cpu", "--json"])
+    assert json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
+    run = run_of(band_config(tmp_path, SMALL, iterations=6), "trainer.save_period=1",
+                 "trainer.ema=0.9")
+    whole = read_checkpoint(run / "last.pth")
+    train.main(["-r", str(run / "checkpoint-epoch1.pth"), "-d", "cpu"])
+    again = read_checkpoint(run / "last.pth")
+    for part in ("model", "ema"):
+        assert all(torch.equal(whole[part][key], again[part][key]) for key in whole[part])
+
+
+@pytest.mark.slow
+def test_a_cache_holds_the_bands(tmp_path):
+    config = band_config(tmp_path, dtype="float32")
+    pack.main(["-c", str(config), "-o", str(tmp_path / "cache"), "--loader", "val"])
+    from dataloader.loader import make_loader
+    section = json.loads(config.read_text())["val_loader"]
+    files = make_loader(section, ignore_index=255).dataset[0]["image"]
+    section["args"]["cache"] = str(tmp_path / "cache")
+    cached = make_loader(section, ignore_index=255).dataset[0]["image"]
+    assert cached.dtype == torch.float32 and torch.equal(files, cached)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_statistics_are_those_of_the_stored_values(tmp_path, capsys, dtype):
+    args = write_band_data(tmp_path, dtype=dtype)
+    mean, std = args.pop("mean"), args.pop("std")
+    class_statistics.main(["--type", "Folder", "--args", json.dumps(args), "--workers", "0",
+                           "--json", str(tmp_path / "numbers.json")])
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-6)
+    np.testing.assert_allclose(found["std"], std, rtol=1e-6)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith('"mean": [') and lines[-1].startswith('"std": [')
+
+
+def test_browse_shows_the_bands_that_are_asked_for(tmp_path, capsys):
+    args = json.dumps(write_band_data(tmp_path))
+    browse.main(["--type", "Folder", "--args", args, "-o", str(tmp_path / "sheet.png"), "-n", "2",
+                 "--bands", "4,3,2"])
+    assert "shown: bands 4, 3, 2 of 4 bands of uint16" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="expected one or three of the bands 1, 2, 3, 4"):
+        browse.main(["--type", "Folder", "--args", args, "-o", str(tmp_path / "sheet.png"),
+                     "--bands", "5"])
+
+
+@pytest.mark.parametrize("more, text", [
+    ({"augment": True, "transforms": ["RGBShift"]}, "RGBShift is for RGB of 8 bits"),
+    ({"augment": True, "border": [1, 2, 3]}, "border is a color of RGB"),
+    ({"mean": [1.0]}, "expected a number for each of 4 bands"),
+    ({"white": 4095}, "white scales to 8 bits"),
+    ({"bands": 600}, "expected 1 to 512 bands")])
+def test_what_is_for_rgb_is_refused_by_name(tmp_path, more, text):
+    from dataloader.loader import make_loader
+    args = {**write_band_data(tmp_path, count=2), **more}
+    with pytest.raises(ConfigError, match=text):
+        make_loader({"type": "Folder", "args": args}, ignore_index=255)
+
+
+def test_images_of_other_bands_or_types_are_reported_together(tmp_path):
+    from dataloader.loader import make_loader
+    args = write_band_data(tmp_path)
+    (tmp_path / "images" / "p3.tif").write_bytes(tiff(band_image(3)[0]))
+    (tmp_path / "images" / "p4.tif").write_bytes(tiff(band_image(dtype="uint8")[0]))
+    with pytest.raises(DataError) as error:
+        make_loader({"type": "Folder", "args": args}, ignore_index=255)
+    assert "it has 3 bands, and band 4 is used" in str(error.value)
+    assert "its values are uint8; those of the others are uint16" in str(error.value)
+
+
+def test_without_mean_and_std_the_remedy_is_named(tmp_path):
+    from dataloader.loader import make_loader
+    args = write_band_data(tmp_path, mean=None, std=None)
+    dataset = make_loader({"type": "Folder", "args": args}, ignore_index=255).dataset
+    with pytest.raises(ConfigError, match="mean and std of the 4 bands are not given"):
+        dataset.normalization()
+
+
+def test_bands_that_are_left_out_are_told(tmp_path, capsys):
+    from dataloader.loader import make_loader
+    args = write_band_data(tmp_path)
+    args |= {"bands": [4, 1], "mean": [1.0, 1.0], "std": [1.0, 1.0]}
+    dataset = make_loader({"type": "Folder", "args": args}, ignore_index=255).dataset
+    assert "6 of 6 images have more bands than those used (up to 2 more" in capsys.readouterr().err
+    values = band_image(seed=0)[0]
+    np.testing.assert_array_equal(dataset[0]["image"].numpy(), values.transpose(2, 0, 1)[[3, 0]])
+
+
+def test_every_geometric_option_keeps_type_and_bands(tmp_path):
+    from dataloader.loader import make_loader
+    for bands, dtype in ((1, "float32"), (4, "uint16"), (70, "uint8")):
+        args = write_band_data(tmp_path / f"{bands}", 2, bands, dtype)
+        for more in ({"interpolation": "cubic"}, {"interpolation": "lanczos"},
+                     {"border_place": "random"}):
+            dataset = make_loader({"type": "Folder", "args": {
+                **args, "augment": True, "crop_size": [60, 50], "scale": [0.2, 1.5], "flip": True,
+                "vflip": True, "rot90": True, "rotate": 45, "blur": True, "aspect": True,
+                "transforms": ["BandJitter", "Cutout"], **more}}, ignore_index=255,
+                training=True).dataset
+            for epoch in range(4):
+                image = dataset[epoch, 0]["image"]
+                assert image.shape == (bands, 60, 50) and str(image.dtype) == f"torch.{dtype}"
