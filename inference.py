@@ -24,7 +24,7 @@ def segment(args: argparse.Namespace) -> int:
     from utils.cli.stop_signal import StopSignal
     from utils.images.image_list import prepare_folder
     from utils.inference.pipeline import open_pipeline
-    from utils.inference.prediction_files import wanted_outputs
+    from utils.inference.prediction_files import GEOTIFF, wanted_outputs
     from utils.inference.report import InferenceReport
     from utils.inference.segment_images import segment_images
     from utils.inference.segment_videos import segment_videos
@@ -43,7 +43,8 @@ def segment(args: argparse.Namespace) -> int:
                        workers=args.workers or WORKERS, skip_existing=args.skip_existing)
         segment_videos(videos, pipeline, report, stop, batch=args.batch,
                        with_original=args.side_by_side, most_frames=args.max_frames,
-                       of_frames=wanted_outputs(args), skip_existing=args.skip_existing)
+                       of_frames=[one for one in wanted_outputs(args) if one != GEOTIFF],
+                       skip_existing=args.skip_existing)
     report.seconds = time.perf_counter() - start
     report = report.merged([source.path for source, _ in [*images, *videos]])
     console.notice(f"{report}; results in {args.output}")

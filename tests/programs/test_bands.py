@@ -176,3 +176,25 @@ def test_every_geometric_option_keeps_type_and_bands(tmp_path):
             for epoch in range(4):
                 image = dataset[epoch, 0]["image"]
                 assert image.shape == (bands, 60, 50) and str(image.dtype) == f"torch.{dtype}"
+
+
+@pytest.mark.parametrize("dtype, kind", [("uint16", "tif"), ("float32", "npy"), ("uint8", "tif")])
+def test_init_measures_bands_and_its_config_gives_them(tmp_path, monkeypatch, capsys, dtype, kind):
+    from dataloader.loader import make_loader
+    from utils.config.load import load_config
+    from utils.config.schema import resolve_config
+    args = write_band_data(tmp_path, dtype=dtype)
+    if kind == "npy":
+        for path in (tmp_path / "images").iterdir():
+            number = int(path.stem[1:])
+            np.save(path.with_suffix(".npy"), band_image(dtype=dtype, seed=number)[0])
+            path.unlink()
+    monkeypatch.chdir(tmp_path)
+    train.main(["--init", "my.json", "--images", "images", "--labels", "labels"])
+    said = capsys.readouterr().out
+    assert f"images: 4 bands of {dtype}, used as stored" in said
+    config = resolve_config(load_config("my.json"), "my.json")
+    dataset = make_loader(config["val_loader"], ignore_index=255).dataset
+    assert dataset.in_channels == 4 and str(dataset[0]["image"].dtype) == f"torch.{dtype}"
+    np.testing.assert_allclose(dataset.mean, args["mean"], rtol=0.1)
+    np.testing.assert_allclose(dataset.std, args["std"], rtol=0.2)

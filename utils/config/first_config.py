@@ -16,6 +16,7 @@ import numpy as np
 
 from utils.config.annotated_pairs import annotated_pairs
 from utils.config.data_split import PARTS, DataSplit, split_data
+from utils.config.measured_bands import bands_in, measured
 from utils.config.pair_search import Pair, find_pairs, place_of
 from utils.config.registry import load
 from utils.errors import ConfigError, DataError, counted, listed, shown, size_text
@@ -109,10 +110,14 @@ def make_config(images: str, labels: str, out: str, group_by: str | None = None,
     divided = split_data(stems, source.shown_classes, group_by, folds)
     split = divided.parts
     sizes = Counter(pair.size for pair in pairs)
-    mean, std = _pixel_statistics(pairs)
+    images_read = [pair.image for pair in pairs]
+    bands = bands_in(images_read)
+    mean, std = measured(images_read, bands) if bands else _pixel_statistics(pairs)
 
     files["config"].parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(files["classes"], _class_file(classes, mean, std, source.class_lists).encode())
+    lists = {**source.class_lists, **({"bands": len(bands.numbers)} if bands else {})}
+    write_bytes(files["classes"], _class_file(classes, mean, std, lists,
+                                              bool(source.class_lists)).encode())
     lists = _lists(divided, stems, files)
     for path, names in lists.items():
         write_bytes(path, "".join(f"{name}\n" for name in names)
@@ -131,6 +136,12 @@ def make_config(images: str, labels: str, out: str, group_by: str | None = None,
         f"{len(names)} {part}" for part, names in split.items()) + ", ") + divided.origin)
     for remark in divided.remarks:
         print(f"  {remark}")
+    if bands:
+        print(f"images: {bands.text}, used as stored (\"bands\", \"mean\" and \"std\" of "
+              f"{shown(files['classes'])}; docs/own_data.md)")
+    else:
+        for line in unused_in(images_read):
+            print(f"images: {line}")
     print(f"classes: {len(classes.names)}; {classes.remark}")
     if rarest < RARE:
         print(f"  the rarest class covers {100 * rarest:.2g} % of the pixels: if the training does "
@@ -386,15 +397,15 @@ def _pixel_statistics(pairs):
     return mean.round(4).tolist(), std.round(4).tolist()
 
 
-def _class_file(classes, mean, std, lists):
+def _class_file(classes, mean, std, more, annotated):
     parts = [("names", classes.names), ("palette", classes.palette)]
     parts += [(key, getattr(classes, key)) for key in ("label_ids", "ignore_ids", "ignore_colors")
               if getattr(classes, key)]
-    parts += [*lists.items(), ("mean", mean), ("std", std)]
+    parts += [*more.items(), ("mean", mean), ("std", std)]
     body = ",\n".join(f'  "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in parts)
     meaning = ("categories: the category of the\n"
                "// annotations, or a list; ignore_categories, unused_categories: the others.\n"
-               if lists else "label_ids: the stored value(s) of each class,\n// if they are not "
+               if annotated else "label_ids: the stored value(s) of each class,\n// if they are not "
                "0, 1, 2, …; ignore_ids, ignore_colors: pixels without a class.\n")
     return f"// Class i is the i-th of each list. {meaning}{{\n{body}\n}}\n"
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from utils.config.name_rules import Rule, guessed_rules
 from utils.errors import DataError, counted, listed, nearest, shown, size_text
+from utils.images.band_files import ARRAY_SUFFIXES, band_form, picture_header
 from utils.images.headers import read_header
 from utils.images.image_io import read_stored, stored_codes
 from utils.images.label_kind import busyness
@@ -33,6 +34,7 @@ from utils.images.picture_files import (
 )
 
 _JUDGED = 8             # files of each kind whose contents are compared
+_PHOTO = 50             # how busy one is, at least
 _CLEARLY = 4            # times busier: then this file is the image and the other one the label
 _SHOWN = 3              # names in one message
 _RIVALS_FROM = 0.05     # of the images: with fewer, further labels are only mentioned
@@ -74,6 +76,8 @@ class Place(NamedTuple):
     def files(self) -> list[FoundFile]:
         """The pictures there. Raises DataError, which names what is there, if there are none."""
         found = find_files(self.folder, IMAGE_SUFFIXES)
+        if not found and self.flag == "--images":
+            found = find_files(self.folder, ARRAY_SUFFIXES)
         if self.pattern:
             fitting = matching(found, self.pattern)
             found = [file for file in found if file.key in fitting]
@@ -220,7 +224,11 @@ def _busyness(path):
     try:
         return busyness(path)
     except DataError:
-        return None
+        try:
+            band_form(path)
+        except DataError:
+            return None
+        return _PHOTO           # bands, floats and arrays are no label
 
 
 def _in_color(tried):
@@ -345,7 +353,7 @@ def _labels_named_after(images, labels, known) -> dict[str, list[Path]]:
 def _common_size(image, label):
     """The size of a pair, (height, width), or the reason why it cannot be used."""
     try:
-        first, second = read_header(image), read_header(label)
+        first, second = picture_header(image), read_header(label)
     except DataError as error:
         return error.in_one_line
     if os.path.samefile(image, label):

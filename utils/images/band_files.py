@@ -99,6 +99,20 @@ def bands_header(path: str | os.PathLike, bands: Bands, folder: str | os.PathLik
     return forms[0].header._replace(unused_bands=unused, alpha=False)
 
 
+def picture_header(path: str | os.PathLike) -> Header:
+    """The header of a picture that `read_image` or `read_bands` reads. Raises DataError."""
+    if _is_array(path):
+        return band_form(path).header
+    try:
+        return read_header(path)
+    except UnreadableFile:
+        raise
+    except DataError:           # a TIFF of a kind that Pillow does not know
+        if not _is_tiff(read_bytes(path, ends_only=True)):
+            raise
+        return band_form(path).header
+
+
 def band_form(path: str | os.PathLike) -> Form:
     """The form of one file, from its beginning. Raises DataError if it cannot be read."""
     if _is_array(path):

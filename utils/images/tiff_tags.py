@@ -4,6 +4,7 @@ Pillow opens a fixed list of kinds and drops bands and bits of some without sayi
 (Adobe, TIFF 6.0, 1992; BigTIFF, 2007) tell before a pixel is decoded.
 """
 import struct
+from collections.abc import Collection
 from typing import BinaryIO, NamedTuple
 
 _TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}      # bytes and unsigned integers
@@ -82,6 +83,41 @@ def tiff_pages(file: BinaryIO) -> list[Tags] | None:
         return None
 
 
+def tag_values(file: BinaryIO, wanted: Collection[int]) -> dict[int, tuple[int, bytes, int]]:
+    """{tag: (type, values in little-endian order, their number)} of the first page.
+
+    wanted: tags of text, integers of 16 bits or floats of 64 bits. Empty if the file is not a TIFF
+    file, or is damaged.
+    """
+    sizes, found = {2: 1, 3: 2, 12: 8}, {}
+    try:
+        start = _start(file)
+        if start is None:
+            return {}
+        place, order, big = start
+        table, wide, room = _table(file, place, order, big)
+        step = 20 if big else 12
+        file.seek(0, 2)
+        length = file.tell()
+        for first in range(0, len(table), step):
+            tag, kind, count = struct.unpack_from(order + "HH" + wide, table, first)
+            if tag not in wanted or kind not in sizes or not 0 < count <= length:
+                continue
+            size = sizes[kind] * count
+            content = table[first + step - room:first + step]
+            if size > room:
+                file.seek(struct.unpack(order + wide, content)[0])
+                content = file.read(size)
+            if len(content) < size:
+                return {}
+            form = {2: "s", 3: "H", 12: "d"}[kind]
+            values = struct.unpack(f"{order}{count}{form}", content[:size])
+            found[tag] = kind, struct.pack(f"<{count}{form}", *values), count
+    except (struct.error, ValueError, OSError, OverflowError):
+        return {}
+    return found
+
+
 def _start(file):
     """(place of the first directory, byte order, whether BigTIFF); None: no TIFF file."""
     file.seek(0)
@@ -119,13 +155,8 @@ def _further_pages(file, place, order, big):
 
 def _directory(file, place, order, big, most=_MOST_VALUES):
     """({tag: values}, place of the next directory): the lists of up to `most` integers."""
-    file.seek(place)
-    wide = "Q" if big else "I"
-    size, step, room = (8, 20, 8) if big else (2, 12, 4)
-    count, = struct.unpack(order + ("Q" if big else "H"), file.read(size))
-    if count > 4096:
-        raise ValueError("not a directory of tags")
-    table = file.read(count * step)
+    table, wide, room = _table(file, place, order, big)
+    step = 20 if big else 12
     following, = struct.unpack(order + wide, file.read(room))
     tags = {}
     for start in range(0, len(table), step):
@@ -139,3 +170,13 @@ def _directory(file, place, order, big, most=_MOST_VALUES):
             value = file.read(struct.calcsize(form))
         tags[tag] = struct.unpack_from(form, value)
     return tags, following
+
+
+def _table(file, place, order, big):
+    """(the entries of the directory at a place, the format of a place, the bytes of its values)."""
+    file.seek(place)
+    wide, size, step, room = ("Q", 8, 20, 8) if big else ("I", 2, 12, 4)
+    count, = struct.unpack(order + ("Q" if big else "H"), file.read(size))
+    if count > 4096:
+        raise ValueError("not a directory of tags")
+    return file.read(count * step), wide, room

@@ -63,6 +63,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
              "one; 255 is 1")
     add("--masks", action="store_true",
         help="also write a folder NAME_masks with a 1-bit PNG per class; masks may overlap")
+    add("--geotiff", action="store_true",
+        help="also write each label map as a TIFF with the georeference of its image")
     add("--segfix", metavar="PATH",
         help="refine the labels with a SegFix checkpoint or a folder of offset files")
     add("--segfix-scale", type=float, metavar="S",
@@ -97,6 +99,8 @@ def require_inputs(args: argparse.Namespace, images: bool, videos: bool, folders
     for name in ("frames", "max_frames"):
         if getattr(args, name) and not videos:
             _refuse(name, "there is no video among the inputs")
+    if args.geotiff and not images:
+        _refuse("geotiff", "the frames of a video have no georeference")
     for name in ("workers", "max_pixels"):
         if getattr(args, name) is not None and not images:
             _refuse(name, "videos are read frame by frame")

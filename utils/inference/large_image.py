@@ -19,12 +19,14 @@ from utils.decision.rules import Decision
 from utils.decision.stored_scores import write_probabilities
 from utils.errors import DataError, shown
 from utils.files.whole_file import UNFINISHED
+from utils.images.georeference import Georeference, write_label_tiff
 from utils.images.png_strips import PngStrips
 from utils.images.types import Image
 from utils.images.visualize import GAP, MOST_LISTED, overlay, side_by_side, widened
 from utils.inference.prediction_files import (
     CONFIDENCE,
     ENTROPY,
+    GEOTIFF,
     LABELS,
     MASKS,
     OVERLAY,
@@ -71,14 +73,15 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
                   check_stop: Callable[[], None] = lambda: None,
                   maps_of: MapsOf = lambda logits, wanted: {},
                   stored_as: tuple[str, str] = ("softmax", ""),
-                  legend: bool = True) -> dict[str, float]:
+                  legend: bool = True, georeference: Georeference | None = None) \
+        -> dict[str, float]:
     """Segment an image (H, W, C) window by window and write the outputs in `paths`.
 
     The image is as the network takes it. The labels equal those of the whole image at once.
     paths: suffix -> path, as in `write_prediction`.
     check_stop: called between windows and strips; if it raises, no file is left.
     maps_of: (logits (1, C, h, w), suffixes) -> {suffix: array (1, ..., h, w)} of further outputs.
-    stored_as, legend: as in `write_prediction`.
+    stored_as, legend, georeference: as in `write_prediction`.
     Returns class name -> share of the pixels. Raises DataError for outputs and rules that need all
     logits at once, and for a file that cannot be written, NumericalError for logits that are not
     finite.
@@ -117,6 +120,9 @@ def segment_large(image: Image, paths: dict[str, str], opened: OpenModel,
                     for top in range(0, height, step):
                         check_stop()
                         png.write(maps[suffix][top:top + step])
+            if GEOTIFF in paths:
+                write_label_tiff(paths[GEOTIFF], labels, opened.palette, georeference,
+                                 opened.label_ids)
             return _write(paths, image, labels, opened, check_stop, legend)
     except OSError as error:
         raise DataError(f"cannot write: {error.strerror or error}", shown(folder or "."),

@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.decision.stored_scores import write_probabilities
 from utils.files.whole_file import make_folder, write_bytes
+from utils.images.georeference import Georeference, write_label_tiff
 from utils.images.image_io import write_image, write_label
 from utils.images.png_strips import PngStrips
 from utils.images.types import Image, Labels
@@ -26,6 +27,7 @@ LABELS, OVERLAY, SIDE_BY_SIDE = ".png", "_overlay.png", "_side_by_side.png"
 PROBABILITIES, MASKS = "_probabilities.npz", "_masks"
 VOLUME, VOLUME_MASKS = ".npy", "_masks.npy"
 CONFIDENCE, ENTROPY = "_confidence.png", "_entropy.png"
+GEOTIFF = ".tif"
 OF_PROBABILITIES = (PROBABILITIES, CONFIDENCE, ENTROPY)
 
 # The text in a file of utils.decision.confidence.
@@ -39,6 +41,7 @@ ENTROPY_TEXT = {
 def wanted_outputs(args: argparse.Namespace) -> list[str]:
     """The suffixes of the output files that the arguments of inference.py ask for."""
     return [LABELS] + [suffix for suffix, wanted in (
+        (GEOTIFF, args.geotiff),
         (OVERLAY, args.overlay), (SIDE_BY_SIDE, args.side_by_side),
         (PROBABILITIES, args.probabilities), (CONFIDENCE, args.confidence),
         (ENTROPY, args.entropy), (MASKS, args.masks)) if wanted]
@@ -48,7 +51,8 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
                      class_names: list[str], palette: list[list[int]],
                      maps: dict[str, np.ndarray] | None = None,
                      label_ids: list[int] | None = None,
-                     stored_as: tuple[str, str] = ("softmax", ""), legend: bool = True):
+                     stored_as: tuple[str, str] = ("softmax", ""), legend: bool = True,
+                     georeference: Georeference | None = None):
     """Write every output that `paths` (suffix -> path) contains.
 
     image: uint8 (H, W, 3), RGB; None without OVERLAY and SIDE_BY_SIDE. labels: class ids (H, W), of
@@ -60,10 +64,11 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
     MASKS         a folder with a 1-bit PNG per class (see `mask_names`); maps: bool
                   (C, H, W), may overlap and may leave pixels without a class
     CONFIDENCE    gray PNG (utils.decision.confidence); maps: uint8 (H, W). ENTROPY: the same
+    GEOTIFF       TIFF of the labels, see utils.images.georeference
     VOLUME        npy: class ids (D, H, W). VOLUME_MASKS: npy; maps: bool (C, D, H, W)
     maps: suffix -> array; required of PROBABILITIES and the rest if `paths` contains them.
     label_ids: what LABELS holds for each class; None: class ids. stored_as: activation and
-    posterior of PROBABILITIES.
+    posterior of PROBABILITIES. georeference: of GEOTIFF, if there is one.
     Raises DataError naming the file that cannot be written.
     """
     make_folders(paths)
@@ -94,6 +99,8 @@ def write_prediction(paths: dict[str, str], image: Image | None, labels: Labels,
             height, width = mask.shape
             with PngStrips(os.path.join(paths[MASKS], name), height, width, "mask") as file:
                 file.write(mask)
+    if GEOTIFF in paths:
+        write_label_tiff(paths[GEOTIFF], labels, palette, georeference, label_ids)
     if VOLUME_MASKS in paths:
         _write_array(paths[VOLUME_MASKS], maps[VOLUME_MASKS])
     if VOLUME in paths:

@@ -13,15 +13,22 @@ from tqdm import tqdm
 from utils.cli.console import Interrupted, notice
 from utils.cli.stop_signal import StopSignal
 from utils.decision.ensemble import Ensemble
-from utils.errors import DataError, NumericalError, UserError, first_line
+from utils.errors import DataError, NumericalError, UserError, first_line, shown
 from utils.images.band_files import bands_header, read_input
+from utils.images.georeference import georeference_of
 from utils.images.headers import read_header
 from utils.images.image_io import map_image
-from utils.images.partly_used import unused_in
+from utils.images.partly_used import HEADERS, unused_in
+from utils.images.picture_files import evenly_spaced
 from utils.images.types import Image
 from utils.inference.large_image import is_streamed, segment_large, unstreamable
 from utils.inference.pipeline import Job, Pipeline, Prediction
-from utils.inference.prediction_files import class_counts, class_shares, write_prediction
+from utils.inference.prediction_files import (
+    GEOTIFF,
+    class_counts,
+    class_shares,
+    write_prediction,
+)
 from utils.inference.report import InferenceReport
 from utils.machine import distributed
 from utils.machine.memory import logits_too_large
@@ -51,6 +58,8 @@ def segment_images(jobs: list[Job], pipeline: Pipeline, report: InferenceReport,
     if normalize.bands is None:
         for line in unused_in([source.path for source, _ in jobs], normalize.white):
             notice(line)
+
+    _tell_georeference(jobs)
 
     def check_stop():
         if stop.signum is not None:
@@ -139,7 +148,8 @@ class _NetworkStage:
                 read_input(source.path, None, normalize.bands, source.root)
             shares = segment_large(image, outputs, self.opened, self.pipeline.predictor,
                                    self.pipeline.decision, self.check_stop, self.pipeline.maps,
-                                   self.pipeline.stored_as, self.pipeline.legend)
+                                   self.pipeline.stored_as, self.pipeline.legend,
+                                   _georeference(job))
         except (DataError, NumericalError) as error:
             self.report.fail(source.path, error)
             return
@@ -179,7 +189,7 @@ class _Writing:
 
     def submit(self, job: Job, image: Image, prediction: Prediction):
         """Begin to write the output files of an image."""
-        self.pending.append((job, image, self.pool.submit(self._write, job[1], image, prediction)))
+        self.pending.append((job, image, self.pool.submit(self._write, job, image, prediction)))
 
     def wait(self, most_pending: int = 0):
         """Wait until at most so many images are unfinished, and report the others as done."""
@@ -187,12 +197,30 @@ class _Writing:
             job, image, shares = self.pending.popleft()
             self.report.done.append(_report_entry(job, image, shares.result()))
 
-    def _write(self, paths, image, prediction):
+    def _write(self, job, image, prediction):
         names, labels = self.opened.class_names, prediction.labels
         image = self.opened.normalize.picture(image)
-        write_prediction(paths, image, labels, names, self.opened.palette, prediction.maps,
-                         self.opened.label_ids, self.stored_as, self.legend)
+        write_prediction(job[1], image, labels, names, self.opened.palette, prediction.maps,
+                         self.opened.label_ids, self.stored_as, self.legend, _georeference(job))
         return class_shares(class_counts(labels, len(names)), names)
+
+
+def _georeference(job):
+    """That of the image, if it is wanted and there is one."""
+    return georeference_of(job[0].path) if GEOTIFF in job[1] else None
+
+
+def _tell_georeference(jobs):
+    """Say what becomes of the georeference of images."""
+    looked_at = evenly_spaced(jobs, HEADERS)
+    placed = [source.path for source, _ in looked_at if georeference_of(source.path)]
+    if any(GEOTIFF in outputs for _, outputs in jobs):
+        if len(placed) < len(looked_at):
+            notice(f"--geotiff: {len(looked_at) - len(placed)} of {len(looked_at)} images have no "
+                   "georeference, and so their label maps have none")
+    elif placed:
+        notice(f"{len(placed)} of {len(looked_at)} images have a georeference, for example "
+               f"{shown(placed[0])}; PNG label maps do not keep it: --geotiff writes TIFFs that do")
 
 
 def _report_entry(job: Job, image: Image, shares: dict[str, float]) -> dict:
