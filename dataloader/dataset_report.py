@@ -16,7 +16,8 @@ from utils.config.schema import section_callables
 from utils.config.signature import fields, value_name
 from utils.errors import ConfigError, DataError, counted, listed, shown
 from utils.files.file_jobs import work_through
-from utils.images.headers import Header, UnreadableFile, pillow_open, read_header
+from utils.images.band_files import band_form
+from utils.images.headers import Header, UnreadableFile, pillow_open
 from utils.images.label_kind import mixing
 from utils.images.types import Labels
 
@@ -177,7 +178,7 @@ def _examine(dataset, index):
                 dataset.read_label(sample.label)
             except DataError as second:
                 problems.append(_problem(second, sample))
-    return _Finding(entry, problems, _file_facts(sample.image, read_header),
+    return _Finding(entry, problems, _file_facts(sample.image, dataset.image_header),
                     matlab or _file_facts(sample.label, dataset.label_header), mixed)
 
 
@@ -203,8 +204,12 @@ def _file_facts(path: Path | None, header: Callable[[Path], Header]) -> tuple[st
             return "MATLAB", header(path)
         with pillow_open(path, path) as image:
             return f"{image.format} {image.mode}", header(path)
-    except DataError:                   # was reported when the sample was read
-        return None
+    except DataError:
+        try:                            # bands that Pillow does not read
+            form = band_form(path)
+            return f"{path.suffix[1:].upper()} {form.bands} bands of {form.type}", header(path)
+        except DataError:               # was reported when the sample was read
+            return None
 
 
 def _same_content(paths: Iterable[Path]) -> list[list[str]]:

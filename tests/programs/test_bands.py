@@ -198,3 +198,46 @@ def test_init_measures_bands_and_its_config_gives_them(tmp_path, monkeypatch, ca
     assert dataset.in_channels == 4 and str(dataset[0]["image"].dtype) == f"torch.{dtype}"
     np.testing.assert_allclose(dataset.mean, args["mean"], rtol=0.1)
     np.testing.assert_allclose(dataset.std, args["std"], rtol=0.2)
+
+
+def test_an_image_of_two_files_is_one_of_four_bands(tmp_path, capsys):
+    import cv2
+
+    from dataloader.dataset_report import check_dataset
+    from dataloader.loader import make_loader
+    args = write_band_data(tmp_path, count=3)
+    (tmp_path / "depth").mkdir()
+    for path in sorted((tmp_path / "images").iterdir()):
+        values = band_image(seed=int(path.stem[1:]))[0]
+        cv2.imwrite(str(path.with_suffix(".png")), (values[..., 2::-1] // 256).astype(np.uint8))
+        cv2.imwrite(str(tmp_path / "depth" / f"{path.stem}.png"), values[..., 3])
+        path.unlink()
+    args["band_files"] = ["../depth/{stem}.png"]
+    dataset = make_loader({"type": "Folder", "args": args}, ignore_index=255).dataset
+    image = dataset[0]["image"].numpy()
+    assert dataset.bands.types == ("uint8", "uint16") and image.dtype == np.uint16
+    np.testing.assert_array_equal(image[3], band_image(seed=0)[0][..., 3])
+    assert check_dataset("Folder", args).as_text().endswith("nothing is wrong")
+    (tmp_path / "depth" / "p1.png").unlink()
+    with pytest.raises(DataError, match="a file of this image is missing"):
+        make_loader({"type": "Folder", "args": args}, ignore_index=255)
+
+
+def test_a_value_for_no_data_is_told(tmp_path, capsys):
+    from PIL import Image
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    from dataloader.loader import make_loader
+    args = write_band_data(tmp_path, count=2, bands=1, dtype="float32")
+    info = ImageFileDirectory_v2()
+    info.tagtype[42113], info[42113] = 2, "-9999"
+    Image.fromarray(band_image(1, "float32")[0][..., 0]).save(tmp_path / "images" / "p0.tif",
+                                                               tiffinfo=info)
+    make_loader({"type": "Folder", "args": args}, ignore_index=255)
+    assert '1 images say which value means "no data" (-9999 in' in capsys.readouterr().err
+
+
+def test_a_report_on_bands_names_their_kind(tmp_path):
+    from dataloader.dataset_report import check_dataset
+    report = check_dataset("Folder", write_band_data(tmp_path, count=2, bands=5))
+    assert "2 TIF 5 bands of uint16" in report.as_text() and not report.problems

@@ -10,6 +10,7 @@ from typing import Any
 
 from utils.errors import counted
 from utils.evaluation.results_file import Entry, data_of, protocol_of, title_of
+from utils.images.bands import bands_of_state
 from utils.metrics.table import bounds_text, percent
 
 FILL_IN = "**FILL IN**"
@@ -141,7 +142,10 @@ def _input(checkpoint, scored_at):
     rows = ["| id | class | color |", "| ---: | --- | --- |"]
     rows += [f"| {number} | {_text(name)} | `#{bytes(color).hex()}` |" for number, (name, color)
              in enumerate(zip(checkpoint["class_names"], checkpoint["palette"], strict=False))]
-    return (f"{norm.get('order', 'RGB')} pictures, `(x / {norm.get('scale', 255):g} - mean) / std` "
+    bands = bands_of_state(norm.get("bands"))
+    pictures = f"{norm.get('order', 'RGB')} pictures" if bands is None else \
+        f"Pictures of {bands.text}, as stored"
+    return (f"{pictures}, `(x / {norm.get('scale', 255):g} - mean) / std` "
             f"with mean {norm['mean']} and std {norm['std']}; size: "
             f"{scored_at or 'any, as they are'}. "
             f"{_OF_PROBABILITIES[checkpoint.get('activation', 'softmax')]}.\n\n" + "\n".join(rows))

@@ -7,11 +7,13 @@ from utils.images.bands import Bands
 from utils.images.headers import Header, read_header
 from utils.images.image_io import alpha_varies, deep_values
 from utils.images.picture_files import evenly_spaced
+from utils.images.tiff_tags import tag_values
 
 HEADERS = 500       # pictures of a folder without a dataset whose headers are read
 # What a dataset can do about it, if it takes bands.
 USE_ALL = ("\"bands\" in the args of the loader uses all bands and bits, and the pages of TIFFs "
            "(docs/own_data.md)")
+_GDAL_NODATA = 42113
 DECODED = 8         # pictures that are decoded to see how far their values reach, and their alpha
 
 
@@ -37,14 +39,31 @@ def partly_used(files: Sequence[tuple[str | os.PathLike, Header]], what: str = "
 
 
 def unused_bands(files: Sequence[tuple[str | os.PathLike, Header]], bands: Bands) -> list[str]:
-    """A sentence with numbers if files have bands that are not used; else nothing.
+    """A sentence with numbers if files have bands that are not used, or mark missing pixels.
 
     files: each with its header, as `utils.images.band_files.bands_header` reads it.
     """
     part = _further(files, "images", lambda header: header.unused_bands, lambda header, path:
                     f"have more bands than those used (up to {header.unused_bands} more, in "
                     f"{path}): {bands.text} are used")
-    return [part] if part else []
+    return [one for one in (part, _missing(files)) if one]
+
+
+def _missing(files):
+    """About TIFF files in which GDAL says which value marks pixels without data."""
+    marked = [(path, text) for path, text in _of_some([path for path, _ in files], _no_data,
+                                                      HEADERS) if text]
+    if not marked:
+        return None
+    path, text = marked[0]
+    return (f"{len(marked)} images say which value means \"no data\" ({text} in {shown(path)}): it "
+            "is used like any other; give pixels without data the label of ignored ones")
+
+
+def _no_data(path):
+    with open(path, "rb") as file:
+        found = tag_values(file, [_GDAL_NODATA]).get(_GDAL_NODATA)
+    return found and shown(found[1].rstrip(b"\0").decode("latin-1"))[:40]
 
 
 def unused_in(paths: Sequence[str | os.PathLike], white: float | None = None) -> list[str]:
@@ -99,6 +118,6 @@ def _of_some(paths: Sequence, question: Callable, most: int = DECODED) -> list[t
     for path in evenly_spaced(paths, most):
         try:
             answers.append((path, question(path)))
-        except UserError:           # reported, or replaced, when it is read
+        except (UserError, OSError):    # reported, or replaced, when it is read
             continue
     return answers
