@@ -569,8 +569,9 @@ class BaseDataset(Dataset, ABC):
                               f"{self.title} has more than 8 bits", "white",
                               "remove it")
         parts = partly_used(images, white=self.white)
-        return [*parts, *([USE_ALL] if parts and self.takes_bands else []),
-                *partly_used(labels, "labels")]
+        if parts and self.takes_bands:
+            parts[-1] += f"; {USE_ALL}"
+        return [*parts, *partly_used(labels, "labels")]
 
     def _check_labels(self):
         """Read a few whole labels: a wrong id map affects nearly all of them."""

@@ -15,8 +15,6 @@ from utils.checkpoint.read import read_checkpoint
 from utils.errors import ConfigError, DataError
 from utils.images.image_io import read_label
 
-SMALL = {"type": "UNet", "args": {}}
-
 
 def run_of(config, *more):
     train.main(["-c", str(config), "-d", "cpu", *more])
@@ -50,8 +48,12 @@ def test_inference_and_the_exported_graph_give_the_same_labels(trained, tmp_path
     for number in range(6):
         one, other = (read_label(tmp_path / name / f"p{number}.png") for name in ("torch", "onnx"))
         assert np.mean(one != other) < 0.01
-    export.main(["-r", str(run / "last.pth"), "-o", str(tmp_path / "graph.pt2"), "--format",
-                 "torch_export"])
+
+
+@pytest.mark.slow
+def test_a_graph_of_torch_export_takes_bands(trained, tmp_path):
+    export.main(["-r", str(trained[1] / "last.pth"), "-o", str(tmp_path / "graph.pt2"), "--format",
+                 "torch_export", "--size", "64"])
 
 
 @pytest.mark.slow
@@ -76,7 +78,7 @@ def test_the_score_of_test_py_is_that_of_the_validation(trained, capsys):
 
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
-    run = run_of(band_config(tmp_path, SMALL, iterations=6), "trainer.save_period=1",
+    run = run_of(band_config(tmp_path, iterations=6), "trainer.save_period=1",
                  "trainer.ema=0.9")
     whole = read_checkpoint(run / "last.pth")
     train.main(["-r", str(run / "checkpoint-epoch1.pth"), "-d", "cpu"])
