@@ -19,18 +19,18 @@ from base.dataset_files import Problem
 from dataloader.folder import (
     EVERYTHING,
     check_colors,
-    check_pixels,
     existing_file,
     read_classes,
     say_once,
+    use_pixels,
 )
 from utils.annotations.annotation_set import AnnotatedImage, AnnotationSet, Findings
 from utils.annotations.formats import read_annotations
 from utils.annotations.image_lookup import ImageLookup
 from utils.annotations.rasterize import draw
 from utils.errors import ConfigError, DataError, listed, shown
-from utils.images.headers import Header, read_header
-from utils.images.image_io import read_pair
+from utils.images.band_files import BAND_SUFFIXES
+from utils.images.headers import Header
 from utils.images.name_pattern import FoundFile, find_files
 from utils.images.palette import class_palette
 from utils.images.picture_files import IMAGE_SUFFIXES, walk_folders
@@ -72,15 +72,19 @@ class Annotated(BaseDataset):
     image_dir: a folder below data_dir, or an absolute path.
     list_file: the list of the split; tried like classes. null: SPLIT.txt in data_dir.
     mean, std: of the pixels, in 0..1; null uses those of the class file, or ImageNet's.
+    bands, band_files: as of Folder, for images that are not read as RGB of 8 bits.
     white: the value that becomes 255 in images of more than 8 bits, for example 4095 if 12
         of 16 bits are used; null uses that of the class file, or the largest value of the type.
     """
+
+    takes_bands = True
 
     def __init__(self, data_dir: str, annotations: str, classes: str, split: str = EVERYTHING,
                  background: str | None = "background",
                  overlap: Literal["order", "area"] | None = None, image_dir: str = "images",
                  list_file: str | None = None, mean: list[float] | None = None,
                  std: list[float] | None = None, white: float | None = None,
+                 bands: int | list[int] | None = None, band_files: list[str] | None = None,
                  ignore_index: int = 255, seed: int = 0, augmentation: Callable | None = None):
         root = Path(os.path.expanduser(data_dir))
         named = re.fullmatch(r"(.+)\.classes\.json", os.path.basename(classes))
@@ -93,10 +97,7 @@ class Annotated(BaseDataset):
             raise ConfigError(f"the palette has {len(self.palette)} colors for "
                               f"{self.num_classes} classes", "palette")
         check_colors(self.palette, self.class_names)
-        self.mean = mean or class_file.get("mean") or self.mean
-        self.std = std or class_file.get("std") or self.std
-        check_pixels(self.mean, self.std)
-        self.white = class_file.get("white") if white is None else white
+        use_pixels(self, class_file, mean, std, white, bands, band_files)
         # Pixels that are ignored get the last value of the label's type.
         self.ignored_value = 255 if self.num_classes < 255 else 65535
         if background is not None and background not in self.class_names:
@@ -105,7 +106,7 @@ class Annotated(BaseDataset):
         self.background = self.ignored_value if background is None else \
             self.class_names.index(background)
         self.annotations, self.overlap = _place(annotations, root), overlap
-        self.image_dir = root / image_dir
+        self.image_dir = self.image_folder = root / image_dir
         self.list_file = existing_file(list_file, root, "list_file") if list_file else \
             root / f"{split}.txt"
         self._class_file, self._findings = class_file, Findings()
@@ -133,7 +134,7 @@ class Annotated(BaseDataset):
         self.drawing = {"values": {category.name: value for category, value in
                                    zip(found.categories, self.values, strict=True)},
                         "background": self.background, "overlap": self.overlap}
-        files = find_files(self.image_dir, IMAGE_SUFFIXES)
+        files = find_files(self.image_dir, BAND_SUFFIXES if self.bands else IMAGE_SUFFIXES)
         return self._samples(found, files)
 
     def _samples(self, found, files):
@@ -188,21 +189,20 @@ class Annotated(BaseDataset):
 
     def read_label(self, path: Path) -> Labels:
         assert isinstance(path, _LabelPlace), "labels of this dataset are not files of their own"
-        size = path.image.size or read_header(path.picture).size
+        size = path.image.size or self.image_header(path.picture).size
         return draw(path.image.regions(size), self.values, size, self.background,
                     self.overlap or "order")
 
     def label_header(self, path: Path) -> Header:
         assert isinstance(path, _LabelPlace), "labels of this dataset are not files of their own"
         if path.image.size is None:
-            return read_header(path.picture)._replace(bits=8)
+            return self.image_header(path.picture)._replace(bits=8)
         return Header(path.image.size[1], path.image.size[0])
 
     def load(self, index: int) -> tuple[Image, Labels]:
         sample = self.samples[index]
         assert sample.image is not None and sample.label is not None
-        return read_pair(sample.image, sample.label, label=self.read_label(sample.label),
-                         white=self.white)
+        return self.read_pair(sample, self.read_label(sample.label))
 
     def train_ids(self, raw: np.ndarray) -> np.ndarray:
         return np.where(raw == self.ignored_value, self.ignore_index, raw)

@@ -100,20 +100,8 @@ class Folder(BaseDataset):
                               f"{self.num_classes} classes", "palette")
         if palette:
             check_colors(palette, self.class_names)
-        self.bands = chosen_bands(class_file.get("bands") if bands is None else bands,
-                                  class_file.get("band_files") if band_files is None
-                                  else band_files, image_pattern or f"*{image_ending}")
-        own = ([], []) if self.bands else (self.mean, self.std)
-        self.mean = mean or class_file.get("mean") or own[0]
-        self.std = std or class_file.get("std") or own[1]
-        check_pixels(self.mean, self.std, self.bands)
-        self.white = class_file.get("white") if white is None else white
-        if self.white is not None and not (type(self.white) in (int, float)
-                                           and 0 < self.white < float("inf")):
-            raise ConfigError(f"expected a number above 0, found {self.white!r}", "white")
-        if self.white is not None and self.bands:
-            raise ConfigError("bands keep their stored values, and white scales to 8 bits",
-                              "white", "remove one of them")
+        use_pixels(self, class_file, mean, std, white, bands, band_files,
+                   image_pattern or f"*{image_ending}")
         self.label_map = _label_map(label_map, class_file, self.num_classes)
         self.label_threshold = label_threshold
         if label_threshold is not None:
@@ -264,7 +252,30 @@ def check_colors(palette, names):
                    "do not tell them apart")
 
 
-def check_pixels(mean, std, bands=None):
+def use_pixels(dataset: BaseDataset, class_file: dict, mean: list[float] | None,
+               std: list[float] | None, white: float | None, bands: int | list[int] | None,
+               band_files: list[str] | None, image: str = "*"):
+    """Set how a dataset reads its images: bands, mean, std and white.
+
+    The arguments are those of `Folder`; null takes what the class file says. image: the pattern of
+    the names of the images. Raises ConfigError.
+    """
+    dataset.bands = chosen_bands(class_file.get("bands") if bands is None else bands,
+                                 class_file.get("band_files") if band_files is None
+                                 else band_files, image)
+    own = ([], []) if dataset.bands else (dataset.mean, dataset.std)
+    dataset.mean = mean or class_file.get("mean") or own[0]
+    dataset.std = std or class_file.get("std") or own[1]
+    _check_pixels(dataset.mean, dataset.std, dataset.bands)
+    dataset.white = white = class_file.get("white") if white is None else white
+    if white is not None and not (type(white) in (int, float) and 0 < white < float("inf")):
+        raise ConfigError(f"expected a number above 0, found {white!r}", "white")
+    if white is not None and dataset.bands:
+        raise ConfigError("bands keep their stored values, and white scales to 8 bits", "white",
+                          "remove one of them")
+
+
+def _check_pixels(mean, std, bands):
     """Raise ConfigError unless mean and std are those of three channels in 0..1, or of bands."""
     if bands:
         count = len(bands.numbers)

@@ -10,7 +10,7 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -244,7 +244,8 @@ def _array_values(path):
     return np.moveaxis(values, 0, 2) if shape[0] < shape[2] else values
 
 
-def _array_form(data, path):
+def _array_form(data: bytes, path: str | os.PathLike) \
+        -> tuple[tuple[int, ...], np.dtype, bool, Callable[[int], bytes]]:
     """(shape, dtype, whether in Fortran's order, a function that reads n bytes of its values)."""
     if data[:4] == b"PK\x03\x04":
         stream = _member(data, path)

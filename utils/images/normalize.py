@@ -128,8 +128,9 @@ class Normalize(nn.Module):
         """The picture, uint8 RGB (H, W, 3), of one image (H, W, C): see `shown`."""
         if not self.bands:
             return image
-        return as_picture(image, *([self.scale * number for number in numbers]
-                                   for numbers in (self.mean, self.std)))
+        mean, std = ([self.scale * number for number in numbers]
+                     for numbers in (self.mean, self.std))
+        return as_picture(image, mean, std)
 
     @property
     def channels(self) -> int:
