@@ -115,8 +115,8 @@ def make_config(images: str, labels: str, out: str, group_by: str | None = None,
     mean, std = measured(images_read, bands) if bands else _pixel_statistics(pairs)
 
     files["config"].parent.mkdir(parents=True, exist_ok=True)
-    lists = {**source.class_lists, **({"bands": len(bands.numbers)} if bands else {})}
-    write_bytes(files["classes"], _class_file(classes, mean, std, lists,
+    more = {**source.class_lists, **({"bands": len(bands.numbers)} if bands else {})}
+    write_bytes(files["classes"], _class_file(classes, mean, std, more,
                                               bool(source.class_lists)).encode())
     lists = _lists(divided, stems, files)
     for path, names in lists.items():
@@ -405,8 +405,8 @@ def _class_file(classes, mean, std, more, annotated):
     body = ",\n".join(f'  "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in parts)
     meaning = ("categories: the category of the\n"
                "// annotations, or a list; ignore_categories, unused_categories: the others.\n"
-               if annotated else "label_ids: the stored value(s) of each class,\n// if they are not "
-               "0, 1, 2, …; ignore_ids, ignore_colors: pixels without a class.\n")
+               if annotated else "label_ids: the stored value(s) of each class,\n"
+               "// if they are not 0, 1, 2, …; ignore_ids, ignore_colors: pixels without a class.\n")
     return f"// Class i is the i-th of each list. {meaning}{{\n{body}\n}}\n"
 
 
