@@ -406,7 +406,8 @@ def _class_file(classes, mean, std, more, annotated):
     meaning = ("categories: the category of the\n"
                "// annotations, or a list; ignore_categories, unused_categories: the others.\n"
                if annotated else "label_ids: the stored value(s) of each class,\n"
-               "// if they are not 0, 1, 2, …; ignore_ids, ignore_colors: pixels without a class.\n")
+               "// if they are not 0, 1, 2, …; ignore_ids, ignore_colors: pixels without a "
+               "class.\n")
     return f"// Class i is the i-th of each list. {meaning}{{\n{body}\n}}\n"
 
 
