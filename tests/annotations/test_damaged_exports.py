@@ -1,7 +1,6 @@
 """Exports with damage in any place: read, or refused by a DataError of one line, never more."""
 import random
 import re
-import shutil
 
 import pytest
 
@@ -59,15 +58,15 @@ def read_all(path):
 def damage_of(name, folder, seeds):
     """(seed, the messages about an export with the damage of this seed)."""
     path = exports.WRITERS[name](folder / "whole", SCENES)
+    files = sorted(file for file in (folder / "whole").rglob("*") if file.is_file()
+                   and "unpacked" not in file.parts)
     for seed in seeds:
         rng = random.Random(f"{name} {seed}")
-        shutil.rmtree(folder / "whole", ignore_errors=True)
-        path = exports.WRITERS[name](folder / "whole", SCENES)
-        files = sorted(file for file in (folder / "whole").rglob("*") if file.is_file()
-                       and "unpacked" not in file.parts)
         file = rng.choice(files)
-        file.write_bytes(damaged(file.read_bytes(), rng))
+        whole = file.read_bytes()
+        file.write_bytes(damaged(whole, rng))
         yield seed, read_all(path)
+        file.write_bytes(whole)
 
 
 @pytest.mark.parametrize("name", exports.WRITERS)

@@ -109,7 +109,7 @@ def test_keypoints_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("line, message", [
-    (f"2 {SQUARE}", "class 2 is not one of the 2 of the names"),
+    (f"2 {SQUARE}", "class 2 has no name; there are 2 names"),
     (f"-1 {SQUARE}", "the class is '-1'"), (f"1.0 {SQUARE}", "the class is '1.0'"),
     (f"cat {SQUARE}", "the class is 'cat'"), ("0 0.1 0.2 0.3", "3 numbers follow"),
     (f"0 {SQUARE} 0.1", "9 numbers follow"), ("0", "0 numbers follow")])

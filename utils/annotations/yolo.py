@@ -151,7 +151,7 @@ def _wrong(parts, names):
     if not re.fullmatch(r"\d{1,9}", parts[0], re.ASCII):
         return f"the class is {shortly(parts[0])}; expected a number"
     if names is not None and int(parts[0]) not in names:
-        return f"class {parts[0]} is not one of the {len(names)} of the names"
+        return f"class {parts[0]} has no name; there are {len(names)} names"
     if len(parts) != 5 and (len(parts) < 7 or len(parts) % 2 == 0):
         return (f"{len(parts) - 1} numbers follow the class; expected x and y of three points or "
                 "more")
