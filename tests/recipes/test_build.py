@@ -28,7 +28,7 @@ from utils.training.optimizer import build_optimizer
 CLASSES = {"CityScapes": 19, "Cityscapes": 19, "MiniCity": 19, "VOC": 21, "VOC2010_Context": 59,
            "LIP": 20, "ADE20K": 150, "COCO": 171, "Folder": 2, "CamVid": 11, "Shapes": 9,
            "KvasirSEG": 2, "SegFixTargets": 10, "Cityscapes_coarse": 19,
-           "Cityscapes_fine_coarse": 19}
+           "Cityscapes_fine_coarse": 19, "Mapillary": 65}
 OTHER_STATISTICS = ("KvasirSEG",)      # RankDice trained on it with ADE20K's mean; no file exists
 STEPS = 1000
 PIXELS = 64 * 128      # of a crop of a step on a CPU; RMI and pyramid pooling need as many
