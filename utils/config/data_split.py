@@ -240,22 +240,29 @@ def _divided(pool, groups, present, count):
     # The number of images counts as much as all classes together.
     weight = np.r_[max(1, len(values)), np.ones(len(values))]
     drawn = np.random.default_rng(0).permutation(len(units))
-    order = sorted(range(len(units)), key=lambda i: (-table[i].max(), drawn[i]))
-    filled, place = np.zeros((count, table.shape[1])), {}
-    for position, i in enumerate(order):
-        spread = []
-        for part in range(count):
-            filled[part] += table[i]
-            spread.append(float((filled.std(0) * weight).sum()))
-            filled[part] -= table[i]
-        empty = [part for part in range(count) if part not in set(place.values())]
+    order = np.lexsort((drawn, -table.max(1)))
+    with_classes = table[:, 1:].any(1).tolist()
+    filled, place, empty = np.zeros((count, table.shape[1])), {}, set(range(count))
+    images = [0.0] * count              # the first column of `filled`
+    for position, i in enumerate(order.tolist()):
+        row = table[i]
+        spread = _spread(filled, row, weight) if with_classes[i] else images
         # Every part gets a unit, so the last ones fill what is still empty.
-        allowed = empty if len(order) - position <= len(empty) else range(count)
-        best = min(allowed, key=lambda part: (round(spread[part], 12), filled[part][0], part))
+        allowed = sorted(empty) if len(order) - position <= len(empty) else range(count)
+        best = min(allowed, key=lambda part: (round(spread[part], 9), images[part], part))
         place[units[i]] = best
-        filled[best] += table[i]
+        filled[best] += row
+        images[best] += float(row[0])
+        empty.discard(best)
     return [[name for name in pool if place[groups.get(name, name)] == part]
             for part in range(count)]
+
+
+def _spread(filled, row, weight):
+    """For each part how unevenly the columns are spread over the parts if it gets the row."""
+    mean = (filled.sum(0) + row) / len(filled)
+    squares = (filled ** 2).sum(0) + 2 * filled * row + row ** 2
+    return (np.sqrt(np.maximum(squares / len(filled) - mean ** 2, 0)) @ weight).tolist()
 
 
 def _series(names):

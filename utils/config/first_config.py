@@ -494,6 +494,7 @@ def _study_text(files, folds, with_test):
 // Written by train.py --init. Run: python -m tools.study {files['study'].as_posix()}
 // Each image is scored once, by the network that was not trained on it.
 {{
+  "name": {_json(f"{files['config'].stem}_folds")},
   "config": {_json(files['config'].name)},
   // A network is tested as it is after the last step: the best one on the held-out images would
   // be chosen by what it is scored on.

@@ -32,8 +32,9 @@ def html_report(summary: Summary, chart: bytes, shown: Shown) -> str:
 
 def _main_table(summary: Summary) -> str:
     heads, rows = ["row", *(["data"] if any(row["data"] for row in summary["rows"]) else [])], []
+    with_folds = any(row["folds"] for row in summary["rows"])
     for score in summary["scores"]:
-        heads += [tables.score_title(score), "runs"]
+        heads += [tables.score_title(score), "runs"] + ["each fold"] * bool(with_folds)
         heads += ["published", "difference"] * tables.has_published(summary, score)
     for row in summary["rows"]:
         cells = [cell(row["label"], row["label"])]
@@ -43,6 +44,9 @@ def _main_table(summary: Summary) -> str:
             cells += [cell(tables.spread(one, score), one["mean"], "best" * one["best"]),
                       cell(", ".join(tables.number(value, score) for value in one["values"]),
                             max(one["values"], default=None), "runs")]
+            if with_folds:
+                cells.append(cell(", ".join(tables.number(value, score) for value in one["folds"])
+                                  or "-", min(filter(None, one["folds"]), default=None), "runs"))
             if tables.has_published(summary, score):
                 cells += [cell(tables.published_text(printed, score), printed and printed["mean"]),
                           cell(tables.number(one["difference"], score, True), one["difference"])]
@@ -53,7 +57,8 @@ def _main_table(summary: Summary) -> str:
     about = ("Mean ± standard deviation over the runs, then every run. FLOPs are those of one "
              "image as it is tested, two per multiply-add; time is that of a training. Click a "
              "heading to sort.")
-    return table([*heads, "parameters M", "GFLOPs", "time"], rows) + note(about)
+    return table([*heads, "parameters M", "GFLOPs", "time"], rows) \
+        + note(tables.folds_text(summary)) + note(about)
 
 
 def _differences(summary: Summary) -> str:
@@ -100,14 +105,24 @@ def _problems(summary: Summary) -> str:
 
 def _runs(summary: Summary) -> str:
     rows = [[cell(row["title"], row["title"]),
-             cell("-" if run["seed"] is None else str(run["seed"]), run["seed"]),
+             cell(_seed(run), run["seed"]),
              *(cell(tables.number(value, score), value)
                for score, value in run["scores"].items()),
              cell(tables.duration(run["seconds"]), run["seconds"]),
              cell(run["folder"] or run["place"], run["folder"] or run["place"])]
-            for row in summary["rows"] for run in row["runs"]]
+            for row in summary["rows"] for run in _single(row)]
     heads = ["row", "seed", *map(tables.score_title, summary["scores"]), "time", "folder"]
     return "<h2>Runs</h2>" + table(heads, rows)
+
+
+def _single(row: dict) -> list[dict]:
+    """The trainings of a row: its runs, those of folds each on its own."""
+    return [part for run in row["runs"] for part in run["parts"] or [run]]
+
+
+def _seed(run: dict) -> str:
+    seed = "-" if run["seed"] is None else str(run["seed"])
+    return f"{seed}, fold {run['fold']}" if run["fold"] else seed
 
 
 def _heat_map(summary: Summary) -> str:
@@ -129,7 +144,7 @@ def _heat(value: float | None) -> str:
 
 
 def _curves(summary: Summary) -> str:
-    rows = [row for row in summary["rows"] if any(run["curves"] for run in row["runs"])]
+    rows = [row for row in summary["rows"] if any(run["curves"] for run in _single(row))]
     charts = [(title, _chart(rows, key)) for key, title in (
         ("loss", "Training loss"), ("score", "Validation, mean IoU in percent"))]
     charts = [(title, chart) for title, chart in charts if chart]
@@ -146,8 +161,8 @@ def _curves(summary: Summary) -> str:
 
 def _chart(rows: list[dict], key: str) -> str:
     """An SVG of one line per run; empty without points."""
-    lines = [(i, row["title"], run["seed"], run["curves"].get(key) or [])
-             for i, row in enumerate(rows) for run in row["runs"]]
+    lines = [(i, row["title"], _seed(run), run["curves"].get(key) or [])
+             for i, row in enumerate(rows) for run in _single(row)]
     points = [(x, y) for *_, line in lines for x, y in line if y is not None]
     if not points:
         return ""

@@ -42,14 +42,14 @@ def picture_results(results: Sequence[RunResult], device: str, folder: Path) -> 
     if without:
         notice(f"the report shows no pictures of {listed(without, 4, '; ')}: no checkpoint, or no "
                "scores of images")
-    chosen = {data: _differing([one for one in usable if one.cell.data == data])
-              for data in dict.fromkeys(one.cell.data for one in usable)}
+    chosen = {data: _differing([one for one in usable if _data(one) == data])
+              for data in dict.fromkeys(map(_data, usable))}
     for number, result in enumerate(usable, start=1):
-        ids = list(dict.fromkeys([*chosen[result.cell.data], *_worst(result)]))
+        ids = list(dict.fromkeys([*chosen[_data(result)], *_worst(result)]))
         _make(result, ids, device, folder, f"{number} of {len(usable)}")
-    differing = [{"data": data, "id": name, **_truth(usable, data, name), "runs": [
+    differing = [{"data": data[0], "id": name, **_truth(usable, data[0], name), "runs": [
         {"name": _title(one), "score": _score(one, name), "picture": _url(_path(one, name, "png"))}
-        for one in usable if one.cell.data == data]} for data, names in chosen.items()
+        for one in usable if _data(one) == data]} for data, names in chosen.items()
         for name in names]
     worst = [{"name": _title(one), "images": [
         {"id": name, "score": _score(one, name), **_truth([one], one.cell.data, name),
@@ -155,9 +155,15 @@ def _score(result, name):
     return _by_image(result).get(name)
 
 
+def _data(result: RunResult) -> tuple[str, str]:
+    """Equal for results of the same images: the data set and the fold."""
+    return result.cell.data, result.fold
+
+
 def _title(result: RunResult) -> str:
     seed = "" if result.seed is None else f", seed {result.seed}"
-    return f"{result.cell.title}{seed}"
+    fold = f", fold {result.fold}" if result.fold else ""
+    return f"{result.cell.title}{seed}{fold}"
 
 
 def _checkpoint(result: RunResult) -> Path | None:

@@ -29,6 +29,7 @@ from utils.training.stages import resolve_stages
 KEY_DIGITS = 8
 _OWN = ("checkpoint", "config", "output", "json", "device", "debug")    # of test.py
 _LONGEST_LABEL = 60     # characters of a run's name that come from its row
+_LONGEST_FOLD = 20      # and from its fold
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class PlannedTest:
-    """One score of the table: a run, and how it is tested for a cell."""
+    """One score of the table: a run, and how it is tested for a cell. fold: of the cell, or ""."""
 
     cell: Cell
     run: PlannedRun
+    fold: str = ""
 
     @property
     def code(self) -> str:
@@ -115,7 +117,8 @@ def make_plan(study: Study, test_arguments: Callable[[list[str]], Any],
             continue
         trainings = []
         with mistakes.of(cell):
-            trainings = [(cell, _read(cell, seed)) for seed in cell.seeds]
+            trainings = [(cell, _read(cell, seed, fold)) for seed in cell.seeds
+                         for fold in cell.folds or ("",)]
         with mistakes.of(cell):
             _check_test(cell, test_arguments)
             found += trainings
@@ -125,7 +128,7 @@ def make_plan(study: Study, test_arguments: Callable[[list[str]], Any],
     tests = []
     for cell, training in found:
         with mistakes.of(cell):
-            tests.append(PlannedTest(cell, _run(cell, training, names)))
+            tests.append(PlannedTest(cell, _run(cell, training, names), training.fold))
     _note_twins(tests, mistakes)
     if check:
         check(study, tests, mistakes)
@@ -137,7 +140,7 @@ def make_plan(study: Study, test_arguments: Callable[[list[str]], Any],
     # stage of theirs may be a row, which has its result then.
     runs = sorted(first.values(), key=lambda run: (run.seed, len(run.earlier)))
     return Plan(study, tuple(runs),
-                tuple(PlannedTest(test.cell, first[test.run.key]) for test in tests))
+                tuple(dataclasses.replace(test, run=first[test.run.key]) for test in tests))
 
 
 def require_devices(plan: Plan, devices: Iterable[str]):
@@ -161,20 +164,24 @@ def config_of_test(test: PlannedTest, overrides: Iterable[str]) -> dict[str, Any
 class _Training:
     """The resolved config and the key of each stage; one if the config has none.
 
+    fold: of the cell, or "". overrides: of the cell and the fold.
     starts: of a stage that starts from an earlier one the number of that one and the name of the
     file, "" for the best; else None.
     """
 
     seed: int
+    fold: str
+    overrides: tuple[str, ...]
     chain: bool
     configs: list[dict[str, Any]]
     keys: list[str]
     starts: list[tuple[int, str] | None]
 
 
-def _read(cell: Cell, seed: int) -> _Training:
+def _read(cell: Cell, seed: int, fold: str) -> _Training:
     assert cell.config is not None
-    given = load_stages(cell.config, [*cell.overrides, f"seed={seed}"])
+    overrides = (*cell.overrides, *cell.folds.get(fold, ()))
+    given = load_stages(cell.config, [*overrides, f"seed={seed}"])
     configs = resolve_stages(given, str(cell.config))
     names, keys, starts = [config["name"] for config in configs], [], []
     for number, stage in enumerate(given):
@@ -185,17 +192,18 @@ def _read(cell: Cell, seed: int) -> _Training:
             stage = {**stage, "trainer": {**stage["trainer"],
                                           "finetune_from": [keys[start[0]], start[1]]}}
         keys.append(key_of(stage))
-    return _Training(seed, given.chain, configs, keys, starts)
+    return _Training(seed, fold, overrides, given.chain, configs, keys, starts)
 
 
 def _name(study: Study, cell: Cell, training: _Training, names: dict[str, str]):
     """Add key -> name of the run for each stage that has none yet: that of its folder, or a new."""
     label = re.sub(r"[^\w.+-]+", "_", f"{study.name}_{cell.title}").strip("_")[:_LONGEST_LABEL]
-    last = len(training.keys)
+    last, fold = len(training.keys), re.sub(r"[^\w.+-]+", "_", training.fold)[:_LONGEST_FOLD]
+    fold = f"_fold{fold}" if fold else ""
     for number, (key, config) in enumerate(zip(training.keys, training.configs, strict=True), 1):
         there = _folders_of(key, config)
         stage = "" if number == last else f"_stage{number}"
-        names.setdefault(key, there[0] if there else f"{label}{stage}_s{training.seed}-{key}")
+        names.setdefault(key, there[0] if there else f"{label}{stage}{fold}_s{training.seed}-{key}")
 
 
 def _folders_of(key: str, config: dict[str, Any]) -> list[str]:
@@ -217,7 +225,7 @@ def _run(cell: Cell, training: _Training, names: dict[str, str]) -> PlannedRun:
             trainer = {**trainer, "finetune_from": start}
         elif not _folders_of(key, config):
             require_start(trainer)
-        stages.append(PlannedRun(key, names[key], cell.config, cell.overrides, training.seed,
+        stages.append(PlannedRun(key, names[key], cell.config, training.overrides, training.seed,
                                  {**config, "name": names[key], "trainer": trainer}))
     return dataclasses.replace(stages[-1], earlier=tuple(stages[:-1]), naming=tuple(naming))
 
@@ -271,7 +279,10 @@ def _note_twins(tests: list[PlannedTest], mistakes: "Mistakes"):
     seen: dict[tuple[str, str], PlannedTest] = {}
     for test in tests:
         first = seen.setdefault((test.run.key, test.code), test)
-        if first.cell is not test.cell:
+        if first.cell is test.cell and first.fold != test.fold:
+            mistakes.add(test.cell, f"the folds {first.fold} and {test.fold} train the same: each "
+                                    "needs lists of its own")
+        elif first.cell is not test.cell:
             mistakes.add(test.cell, f"is the same run and test as {first.cell.title!r}: what "
                                     "distinguishes them changes nothing")
 

@@ -38,6 +38,7 @@ class RunResult:
     images: None if the result has no scores of single images.
     seconds: of the training, as its log shows it; None if there is none.
     curves: "loss" and "score" -> [step, value] pairs.
+    fold: of a cross-validation, or "". parts: the results of the folds that this one is of.
     """
 
     cell: Cell
@@ -52,6 +53,8 @@ class RunResult:
     seconds: float | None = None
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     costs: dict[str, Any] = field(default_factory=dict)
+    fold: str = ""
+    parts: "tuple[RunResult, ...]" = ()
 
 
 def attempts(run: PlannedRun) -> list[Path]:
@@ -124,6 +127,7 @@ def read_test(test: PlannedTest) -> RunResult | None:
     with _once_more(path):
         result = read_result(path, test.cell, test.run.seed, test.run.name, path.parents[2],
                              _entry_of(test, path))
+    result.fold = test.fold
     if test.run.earlier:
         result.seconds = seconds_of(test.run)
     return result

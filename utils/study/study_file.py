@@ -20,7 +20,9 @@ from utils.metrics.scores import NUMBERS
 DATA = "data"               # the axis, and the key of a cell, that names the data set
 MARGIN = 0.3                # points that a study should be able to tell apart
 _KEYS = ("name", "note", "config", "overrides", "seeds", "test", "axes", "cells", "score", "scores",
-         "baseline", "published", "margin", "across_protocols")
+         "baseline", "published", "margin", "across_protocols", "folds")
+# Scores that cannot be computed over the images of several folds: no file has what they need.
+_NOT_OVER_FOLDS = ("Boundary_IoU", "Boundary_F")
 _CELL_KEYS = ("label", "config", "overrides", "test", "seeds", "published", "note", DATA,
               "results")
 _LEVEL_KEYS = ("overrides", "test", "note")
@@ -45,6 +47,8 @@ class Cell:
     config: None for results that exist already, which `results` names.
     overrides, test: of train.py, and the arguments of test.py.
     published: score -> its published value. where: the place in the file, for messages.
+    folds: of a cross-validation, name -> overrides; each seed is trained once for each of them,
+        and the row is scored over all their held-out images. Empty: there are none.
     """
 
     label: str
@@ -57,6 +61,7 @@ class Cell:
     published: Mapping[str, Published] = field(default_factory=dict)
     note: str = ""
     where: str = ""
+    folds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -159,6 +164,7 @@ class _Reader:
             self.note(("cells",), f"expected a list of objects, found {value_name(rows)}")
             rows = []
         axes, combinations = self.axes(content), []
+        folds = self.folds(content, scores)
         for number, row in enumerate(rows):
             where = ("cells", number) if "cells" in content else ()
             if not isinstance(row, dict):
@@ -170,7 +176,9 @@ class _Reader:
                 self.note(where, "\"results\" exist already and cannot be combined with \"axes\"")
             for levels in itertools.product(*(list(axis.items()) for axis in axes.values())):
                 named = dict(zip(axes, levels, strict=True))
-                combinations.append(self.cell(content, row, where, named, scores))
+                cell = self.cell(content, row, where, named, scores)
+                combinations.append(cell if cell.config is None else
+                                    dataclasses.replace(cell, folds=folds))
         self.distinct(combinations)
         self.published_rows(content, combinations)
         return [self.with_published(content, cell, scores) for cell in combinations]
@@ -207,6 +215,19 @@ class _Reader:
                     tuple(map(self.below, results)), published,
                     (self.text(row, where, "note") if where else None) or "",
                     f"{self.path}: {'.'.join(map(str, where))}" if where else str(self.path))
+
+    def folds(self, content: dict, scores: list[str]) -> dict[str, tuple[str, ...]]:
+        """fold -> its overrides."""
+        given = content.get("folds", {})
+        if not isinstance(given, dict) or "folds" in content and len(given) < 2:
+            self.note(("folds",), "expected {\"fold\": [overrides], ...} of two folds or more, "
+                                  f"found {value_name(given)}; train.py --init --folds writes them")
+            return {}
+        for score in scores:
+            if given and score in _NOT_OVER_FOLDS:
+                self.note(("folds",), f"{score} cannot be computed over the images of all folds: "
+                                      "leave it out of \"scores\"")
+        return {name: tuple(self.overrides(given, ("folds",), name)) for name in given}
 
     def axes(self, content: dict) -> dict[str, dict[str, dict]]:
         """axis -> level -> {"overrides", "test"}."""

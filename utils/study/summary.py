@@ -12,6 +12,7 @@ from utils.errors import DataError
 from utils.files.json_values import plain_json
 from utils.metrics.confidence import Difference, compare_runs
 from utils.metrics.image_scores import ImageScores
+from utils.study.folds import pooled_runs, unfinished_folds
 from utils.study.results import RunResult
 from utils.study.statistics import (
     POWER,
@@ -36,12 +37,16 @@ def summarize(study: Study, results: Iterable[RunResult],
               failed: Sequence[tuple[str, str]] = ()) -> Summary:
     """The content of study.json.
 
-    results: of finished runs, in any order. failed: (name of the run, message).
+    results: of finished runs, in any order, those of folds each on its own. failed: (name of the
+    run, message). Raises DataError if the results of folds cannot be added up.
     """
-    by_cell: dict[int, list[RunResult]] = {}
+    finished: dict[int, list[RunResult]] = {}
     for result in results:
-        by_cell.setdefault(id(result.cell), []).append(result)
-    rows = [_row(study, cell, by_cell.get(id(cell), [])) for cell in study.cells]
+        finished.setdefault(id(result.cell), []).append(result)
+    by_cell = {id(cell): pooled_runs(cell, finished[id(cell)]) for cell in study.cells
+               if id(cell) in finished}
+    rows = [_row(study, cell, by_cell.get(id(cell), []), finished.get(id(cell), []))
+            for cell in study.cells]
     for score in study.scores:
         _mark_best(rows, score)
     comparisons, gaps, needed = _comparisons(study, by_cell)
@@ -54,7 +59,9 @@ def summarize(study: Study, results: Iterable[RunResult],
         "failed": [{"run": name, "message": message} for name, message in failed]})
 
 
-def _row(study: Study, cell: Cell, runs: list[RunResult]) -> dict[str, Any]:
+def _row(study: Study, cell: Cell, runs: list[RunResult],
+         finished: list[RunResult]) -> dict[str, Any]:
+    """finished: as `runs`, but those of folds each on its own."""
     runs = sorted(runs, key=lambda run: (run.seed is None, run.seed or 0, run.name))
     costs = next((run.costs for run in runs if run.costs), {})
     seconds = [run.seconds for run in runs if run.seconds is not None]
@@ -68,10 +75,19 @@ def _row(study: Study, cell: Cell, runs: list[RunResult]) -> dict[str, Any]:
         "parameters": costs.get("parameters"), "flops": costs.get("flops"),
         "size": costs.get("size"), "seconds": statistics.fmean(seconds) if seconds else None,
         "missing": [seed for seed in cell.seeds if cell.config and seed not in have],
-        "runs": [{"name": run.name, "seed": run.seed, "place": str(run.place),
-                  "folder": str(run.folder) if run.folder else None,
-                  "scores": {key: run.scores.get(key) for key in study.scores},
-                  "seconds": run.seconds, "curves": run.curves} for run in runs]}
+        "missing_folds": {str(seed): unfinished_folds(cell, finished, seed) for seed in cell.seeds
+                          if cell.folds and seed not in have},
+        "folds": list(cell.folds),
+        "runs": [_of_run(study, run) for run in runs]}
+
+
+def _of_run(study: Study, run: RunResult) -> dict[str, Any]:
+    return {"name": run.name, "seed": run.seed, "fold": run.fold, "place": str(run.place),
+            "folder": str(run.folder) if run.folder else None,
+            "scores": {key: run.scores.get(key) for key in study.scores},
+            "seconds": run.seconds, "curves": run.curves,
+            "images": len(run.images.ids) if run.images else None,
+            "parts": [_of_run(study, part) for part in run.parts]}
 
 
 def _score(cell, score, runs) -> dict[str, Any]:
@@ -81,9 +97,17 @@ def _score(cell, score, runs) -> dict[str, Any]:
     printed = published.mean / 100 if published else math.nan
     return {"values": values, "mean": mean,
             "sd": statistics.stdev(values) if len(values) > 1 else math.nan, "best": False,
+            "folds": _of_folds(runs, score),
             "published": {"mean": printed, "runs": [one / 100 for one in published.runs]}
             if published else None,
             "difference": mean - printed}
+
+
+def _of_folds(runs, score) -> list[float]:
+    """The score of each fold alone, as its mean over the seeds."""
+    by_fold = zip(*(run.parts for run in runs), strict=True)
+    return [statistics.fmean(known) if known else math.nan for known in (
+        [part.scores[score] for part in parts if score in part.scores] for parts in by_fold)]
 
 
 def _classes(runs) -> dict[str, float | None]:

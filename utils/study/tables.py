@@ -19,7 +19,7 @@ _LATEX = str.maketrans({"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\
                         "\\": r"\textbackslash{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}",
                         "±": r"$\pm$", "×": r"$\times$", "\n": " ",
                         "[": "{[}", "*": "{*}"})        # not the options of the \\ before them
-_LEFT = ("row", "data", "score", "runs")        # headings of columns of text
+_LEFT = ("row", "data", "score", "runs", "each fold")        # headings of columns of text
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Table:
 
 def markdown(summary: Summary) -> str:
     """The whole table.md: the table, the differences, ranks, and what failed or is missing."""
-    parts = [f"# {_in_markdown(summary['name'])}", summary["note"], _markdown_table(_main(summary))]
+    parts = [f"# {_in_markdown(summary['name'])}", summary["note"], _markdown_table(_main(summary)),
+             folds_text(summary)]
     if summary["comparisons"]:
         parts += [_markdown_table(_differences(summary)), differences_text(summary)]
     parts += map(_in_markdown, gaps_texts(summary))
@@ -71,10 +72,12 @@ def csv_text(summary: Summary) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     most = max((len(row["runs"]) for row in summary["rows"]), default=0)
+    folds = max((len(row["folds"]) for row in summary["rows"]), default=0)
     writer.writerow(["row", "data", "score", "mean", "sd", "runs", *(
         f"run {i + 1}" for i in range(most)), "published", "difference", "parameters", "flops",
         "seconds", "difference to baseline", "low over seeds", "high over seeds",
-        "p over seeds (Holm)", "low over images", "high over images", "p over images (Holm)"])
+        "p over seeds (Holm)", "low over images", "high over images", "p over images (Holm)",
+        *(f"fold {i + 1}" for i in range(folds))])
     compared = {(one["row"], one["score"]): one for one in summary["comparisons"]}
     for row in summary["rows"]:
         for score, one in row["scores"].items():
@@ -86,7 +89,7 @@ def csv_text(summary: Summary) -> str:
                 *[None] * (most - len(values)), (one["published"] or {}).get("mean"),
                 one["difference"], row["parameters"], row["flops"], row["seconds"],
                 seeds.get("value"), seeds.get("low"), seeds.get("high"), seeds.get("p_holm"),
-                images.get("low"), images.get("high"), images.get("p_holm"))])
+                images.get("low"), images.get("high"), images.get("p_holm"), *one["folds"])])
     return stream.getvalue()
 
 
@@ -140,9 +143,10 @@ def _main(summary: Summary) -> Table:
     optional = [one for one in optional if any(one[1](row) is not None for row in rows)]
     with_data = any(row["data"] for row in rows)
     head, several = [*(["data"] if with_data else []), "row"], _several(summary)
+    with_folds = any(row["folds"] for row in rows)
     for score in scores:
         head.append(score_title(score))
-        head += ["runs"] * several
+        head += ["runs"] * several + ["each fold"] * with_folds
         if has_published(summary, score):
             head += ["published", "difference"]
     lines, best = [], set()
@@ -155,6 +159,8 @@ def _main(summary: Summary) -> Table:
             line.append(spread(one, score))
             if several:
                 line.append(", ".join(number(value, score) for value in one["values"]) or "-")
+            if with_folds:
+                line.append(", ".join(number(value, score) for value in one["folds"]) or "-")
             if has_published(summary, score):
                 line += [published_text(one["published"], score),
                          number(one["difference"], score, True)]
@@ -217,7 +223,20 @@ def scores_text(summary: Summary) -> str:
     spread = "Means over runs of different seeds ± standard deviation. " * _several(summary)
     marked = any(one["best"] for row in summary["rows"] for one in row["scores"].values())
     of_data = " of each data set" if any(row["data"] for row in summary["rows"]) else ""
+    spread = folds_text(summary) + " " * bool(folds_text(summary)) + spread
     return unit[:1].upper() + unit[1:] + spread + f"Bold: the best mean{of_data}." * marked
+
+
+def folds_text(summary: Summary) -> str:
+    """What the scores of a cross-validation are of; empty without one."""
+    rows = [row for row in summary["rows"] if row["folds"]]
+    images = sorted({run["images"] for row in rows for run in row["runs"]})
+    if not images:
+        return ""
+    folds = " or ".join(sorted({str(len(row["folds"])) for row in rows}))
+    return (f"Cross-validation in {folds} folds: each score is of the held-out images of all folds "
+            f"together ({' or '.join(map(str, images))}), each predicted by a network that was not "
+            "trained on it.")
 
 
 def methods_text(summary: Summary) -> str:
@@ -283,7 +302,12 @@ def ranks_text(summary: Summary) -> str:
 
 def missing_text(summary: Summary) -> str:
     """The runs that have no result yet."""
-    parts = [f"{row['title']} (seed {', '.join(map(str, row['missing']))})"
+    def of_seed(row, seed):
+        folds = row["missing_folds"].get(str(seed))
+        return f"{seed}" + (f", fold {listed(folds, 10)}" if folds else "")
+    parts = [f"{row['title']} (seed {'; '.join(of_seed(row, seed) for seed in row['missing'])})"
+             if any(row["missing_folds"].values()) else
+             f"{row['title']} (seed {', '.join(map(str, row['missing']))})"
              for row in summary["rows"] if row["missing"]]
     return f"Without a result: {'; '.join(parts)}." if parts else ""
 
