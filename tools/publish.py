@@ -225,11 +225,18 @@ def _public_results(entries, digest: str) -> tuple[list[dict[str, Any]], list[st
         kept[-1].pop("image_scores", None)
     public, replaced = without_private(kept, RESULTS)
     for entry in public:        # a title may name a folder that is not shown otherwise
-        place = entry.get("data", {}).get("args", {}).get("data_dir")
-        if place and not str(entry.get("data_title")).startswith(os.path.basename(place) or "/"):
+        args = entry.get("data", {}).get("args", {})
+        names = tuple(filter(None, (os.path.basename(str(args.get(key) or "")) for key in
+                                    ("data_dir", "classes"))))
+        if args.get("data_dir") and not _begins_with(entry.get("data_title"), names):
             entry.pop("data_title", None)
     return public, [f"{RESULTS}: without the scores of single images, which name files",
                     *replacements(replaced)]
+
+
+def _begins_with(title, names):
+    """Whether a title is "NAME split" for a folder, or a class file NAME.classes.json."""
+    return str(title).rpartition(" ")[0] in {name.removesuffix(".classes.json") for name in names}
 
 
 def _push(hub, folder, files, repository):

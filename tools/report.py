@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None):
     write_bytes(output, page.encode())
     left = len(runs) - len(entries)
     others = f"; {left} of {len(runs)} results are not on it (--run chooses)" if left > 0 else ""
-    console.notice(f"written: {shown(output)} ({len(page) / 1e6:.1f} MB){others}")
+    console.notice(f"written: {shown(output)} ({len(page.encode()) / 1e3:,.0f} kB){others}")
 
 
 def _pictures(args, results: "list[RuleResult]") -> "ShownImages":

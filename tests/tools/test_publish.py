@@ -255,6 +255,18 @@ def test_paths_inside_the_texts_of_results_are_replaced_and_told(run, tmp_path, 
     assert "offset files of offsets, scale 1" in (tmp_path / "public/README.md").read_text()
 
 
+@pytest.mark.parametrize("title,shown", [
+    ("leaves val", "leaves val"), ("trees val", "trees val"), ("secret val", "Folder val")])
+def test_own_data_is_called_by_a_name_that_the_config_shows(title, shown, run, tmp_path):
+    document = json.loads((run / "results.json").read_text())
+    data = {"type": "Folder", "args": {"data_dir": f"{PRIVATE}/trees",
+                                       "classes": f"{PRIVATE}/leaves.classes.json"}}
+    document["runs"][1] |= {"dataset": "Folder", "data": data, "data_title": title}
+    (run / "results.json").write_text(json.dumps(document))
+    publish.main([str(run), str(tmp_path / "public")])
+    assert f'name: "{shown}"' in (tmp_path / "public/README.md").read_text()
+
+
 def test_a_folder_that_is_not_empty_is_only_used_with_overwrite(published, run):
     folder, _ = published
     (folder / "notes.txt").write_text("mine")

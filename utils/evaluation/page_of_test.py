@@ -59,5 +59,5 @@ class PageOfTest:
         path = folder / NAME
         data = result_page(self.results, self.command, self.pictures).encode()
         write_bytes(path, data)
-        notice(f"the page is {shown(short_path(path))} ({len(data) / 1e6:.1f} MB): open it in a "
+        notice(f"the page is {shown(short_path(path))} ({len(data) / 1e3:,.0f} kB): open it in a "
                "browser")
