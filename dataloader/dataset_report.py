@@ -161,11 +161,13 @@ def _problem(error, sample):
 def _examine(dataset, index):
     """Read one sample as training would, without augmentation."""
     sample, problems, entry, mixed = dataset.samples[index], [], None, False
-    matlab = None
+    whole = None
     try:
         label = dataset[index]["label"].numpy()
         if sample.label and sample.label.suffix.lower() == ".mat":      # it is read only as a whole
-            matlab = "MATLAB", Header(*label.shape[::-1])
+            whole = "MATLAB", Header(*label.shape[::-1])
+        elif getattr(dataset, "drawing", None) is not None:
+            whole = "drawn from annotations", Header(*label.shape[::-1])
         mixed = sample.label is not None and mixing(label.astype(np.uint16)) is not None
         entry = {"id": sample.id, "split": dataset.split, "image": _absolute(sample.image),
                  "label": _absolute(sample.label), "size": list(label.shape[::-1]),
@@ -179,7 +181,7 @@ def _examine(dataset, index):
             except DataError as second:
                 problems.append(_problem(second, sample))
     return _Finding(entry, problems, _file_facts(sample.image, dataset.image_header),
-                    matlab or _file_facts(sample.label, dataset.label_header), mixed)
+                    whole or _file_facts(sample.label, dataset.label_header), mixed)
 
 
 def _histograms(dataset: BaseDataset, label: Labels) -> dict[str, dict[str, int]]:
@@ -283,7 +285,9 @@ def _notes(dataset: BaseDataset, findings: list[_Finding],
     if labeled and absent:
         yield (f"{counted(len(absent), 'class')} {'does' if len(absent) == 1 else 'do'} not occur: "
                f"{_some(absent)}")
-    for kind in ("image", "label"):
+    # A file of annotations may lie among any others.
+    drawn = getattr(dataset, "drawing", None) is not None
+    for kind in ("image",) if drawn else ("image", "label"):
         folders = {path.parent for sample in dataset.samples if (path := getattr(sample, kind))}
         used = {path for path in files_of(dataset) | elsewhere if path.parent in folders}
         others = [entry for folder in folders if folder.is_dir() for entry in folder.iterdir()

@@ -203,3 +203,4 @@ def test_check_dataset_names_items(data):
     text = report.as_text()
     assert "there is no category 99" in text and "outlines outside their image" in text
     assert "annotations[3]" in text
+    assert " drawn from annotations" in text and "in the label folders" not in text
