@@ -140,6 +140,17 @@ def test_the_file_names_folds_with_their_overrides(tmp_path):
         tmp_path, folds={"1": "a=1", "2": "a=2"}, scores=["Mean_IoU", "Boundary_F"])
 
 
+def test_lists_of_a_fold_are_those_beside_the_study(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for folder in (tmp_path, tmp_path / "elsewhere"):       # one of the same name lies there too
+        (folder / "one.txt").touch()
+    key = "val_loader.args.list_file"
+    study = read_study(written(tmp_path, folds={"1": f"{key}=one.txt", "2": f"{key}=two.txt"}))
+    assert study.cells[0].folds == {"1": (f"{key}={tmp_path / 'one.txt'}",),
+                                    "2": (f"{key}=two.txt",)}
+
+
 def plan(folder, **content):
     path = folder / "cv.json"
     path.write_text(json.dumps({
@@ -169,12 +180,12 @@ def test_folds_of_the_same_lists_are_a_mistake(tmp_path):
 @pytest.mark.timeout(900)
 def test_init_with_folds_and_its_study_score_every_image_once(tmp_path):
     from tests.config.test_first_config import data, indices
-    data(tmp_path, indices)
-    config = tmp_path / "my.json"
-    done = program("train.py", "--init", config, "--images", tmp_path / "im", "--labels",
-                   tmp_path / "lab", "--folds", 3)
+    data(tmp_path / "data", indices)
+    config = tmp_path / "configs" / "my.json"
+    done = program("train.py", "--init", config, "--images", tmp_path / "data/im", "--labels",
+                   tmp_path / "data/lab", "--folds", 3)
     assert done.returncode == 0, done.stderr
-    study = tmp_path / "my.folds.json"
+    study = tmp_path / "configs" / "my.folds.json"
     text = study.read_text().replace('"trainer.monitor=off"', ", ".join(f'"{one}"' for one in (
         "trainer.monitor=off", "trainer.iterations=2", "trainer.tensorboard=false",
         "train_loader.args.num_workers=0", "val_loader.args.num_workers=0",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils.config.schema import PATHS
 from utils.config.signature import value_name
 from utils.errors import ConfigError, listed, nearest, unknown
 from utils.files.jsonc import Lines, read_jsonc
@@ -227,7 +228,18 @@ class _Reader:
             if given and score in _NOT_OVER_FOLDS:
                 self.note(("folds",), f"{score} cannot be computed over the images of all folds: "
                                       "leave it out of \"scores\"")
-        return {name: tuple(self.overrides(given, ("folds",), name)) for name in given}
+        return {name: tuple(map(self.with_path, self.overrides(given, ("folds",), name)))
+                for name in given}
+
+    def with_path(self, override: str) -> str:
+        """An override that names a file beside the study, such as a list, with its whole path.
+
+        train.py would look for it in the current folder.
+        """
+        key, _, value = override.partition("=")
+        if key.rpartition(".")[2] in PATHS["datasets"] and value and self.below(value).exists():
+            return f"{key}={self.below(value)}"
+        return override
 
     def axes(self, content: dict) -> dict[str, dict[str, dict]]:
         """axis -> level -> {"overrides", "test"}."""
