@@ -21,7 +21,8 @@ def test_an_export_goes_the_whole_way(name, tmp_path, monkeypatch, capsys):
     assert "12 annotated images" in capsys.readouterr().out
     assert read_jsonc(tmp_path / "my.classes.json")["names"] == ["background", *exports.NAMES]
     train.main(["-c", "my.json", "-d", "cpu", "trainer.iterations=30",
-                "trainer.tensorboard=false", "train_loader.args.num_workers=0",
+                "trainer.val_per_epochs=30", "trainer.tensorboard=false",
+                "train_loader.args.num_workers=0",
                 "val_loader.args.num_workers=0"])
     checkpoint = str(next((tmp_path / "saved").rglob("model_best.pth")))
     test.main(["-r", checkpoint, "-d", "cpu"])
