@@ -130,7 +130,11 @@ def over_all_ranks(transform: Callable[[dict[str, Any]], dict[str, Any]],
     counts = distributed.gather(len(batch["label"]))
     seed = distributed.broadcast_object(int(torch.randint(2 ** 62, (1,))))
     names = [name for name, value in batch.items() if _is_map(value, batch)]
-    whole = {name: distributed.gather_images(batch[name], counts) for name in names}
+    # NCCL sends no uint16.
+    sent = {name: batch[name].view(torch.int16) if batch[name].dtype == torch.uint16
+            else batch[name] for name in names}
+    whole = {name: distributed.gather_images(sent[name], counts).view(batch[name].dtype)
+             for name in names}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mixed = transform(whole)
@@ -202,6 +206,8 @@ def _is_map(value, batch):
 
 def _with_box(value, donors, rows, columns):
     """value (N, ..., H, W) with the box of each image taken from its donor (N,)."""
+    if value.dtype == torch.uint16:     # GPUs cannot index it
+        return _with_box(value.view(torch.int16), donors, rows, columns).view(torch.uint16)
     mixed = value.clone()
     mixed[..., rows, columns] = value[..., rows, columns][donors]
     return mixed
@@ -209,6 +215,8 @@ def _with_box(value, donors, rows, columns):
 
 def _gathered(value, origin):
     """value (N, ..., H, W) at the pixels origin (N, H·W) of the flattened batch."""
+    if value.dtype == torch.uint16:
+        return _gathered(value.view(torch.int16), origin).view(torch.uint16)
     # Images are stored with channels last, so only other maps are copied here.
     pixels = value.movedim((-2, -1), (1, 2))
     flat = pixels.reshape(-1, *pixels.shape[3:])

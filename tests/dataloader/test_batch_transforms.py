@@ -402,3 +402,14 @@ def test_on_one_rank_all_ranks_changes_nothing():
         torch.manual_seed(5)
         results.append(CutMix(all_ranks=all_ranks)(batch))
     assert torch.equal(results[0]["image"], results[1]["image"])
+
+
+@pytest.mark.parametrize("transform", [CutMix(), CopyBlob(((1, 0),))])
+def test_values_of_16_bits_move_as_those_of_floats(transform):
+    image = torch.randint(65536, (4, 8, 9, 5)).to(torch.uint16).permute(0, 3, 1, 2)
+    label = torch.randint(2, (4, 8, 9), dtype=torch.uint8)
+    results = []
+    for kind in (torch.uint16, torch.float32):
+        torch.manual_seed(0)
+        results.append(transform({"image": image.to(kind), "label": label})["image"].float())
+    assert torch.equal(*results)
