@@ -36,6 +36,11 @@ from utils.cli.arguments import (
 from utils.predict.arguments import add_base_size, add_checkpoint, option_name, with_arguments
 
 INT8_DEFAULTS = {"calibration_images": 100, "split": "val", "max_drop": 0.05}
+# Keys of `predict` that no graph follows, or only one with a posterior or a rule.
+_OF_PREDICTOR = ("mode", "scales", "scale_rounding", "flip", "crop_size", "overlap", "tiling",
+                 "stride", "average", "window_batch")
+_OF_OTHER_RULES = ("threshold", "pruning", "solver", "theta", "amplitude")
+_OF_POSTERIOR = ("temperature", "scale", "bias")
 ATTEMPTS = 5        # images tried per size, if the network's logits may jump (export.graph.unpools)
 
 
@@ -113,6 +118,7 @@ def main(argv: list[str] | None = None):
     path = find_checkpoint(args.checkpoint)
     checkpoint = with_config(read_checkpoint(path), args.config, args.overrides)
     opened = open_model(checkpoint, "cpu", path)
+    _refuse_without_effect(args)
     options = with_arguments(opened.config["predict"], args)
     predictor = opened.predictor(options)
     rule = _rule(args, opened, options)
@@ -147,6 +153,22 @@ def main(argv: list[str] | None = None):
         report["bytes"] = temporary.stat().st_size
     print(json.dumps(report) if args.json else _text(report))
     console.notice(f"written: {args.output}")
+
+
+def _refuse_without_effect(args):
+    """Raise ConfigError for an override of `predict` that a graph cannot follow."""
+    from utils.errors import ConfigError
+    from utils.predict.arguments import overridden
+    reasons = dict.fromkeys(_OF_PREDICTOR, "a graph is the network on one whole image")
+    reasons |= dict.fromkeys(_OF_OTHER_RULES, "a graph has no rule that uses it")
+    if not (args.rule or args.posterior == "auto"):
+        reasons |= dict.fromkeys(_OF_POSTERIOR, "the graph gives raw logits")
+    if not args.rule:
+        reasons["smooth"] = "the graph has no rule"
+    for key in sorted(overridden(args) & reasons.keys()):
+        raise ConfigError(f"predict.{key} has no effect: {reasons[key]}", f"predict.{key}",
+                          "add --rule or --posterior auto, or leave it out"
+                          if key in _OF_POSTERIOR or key == "smooth" else "leave it out")
 
 
 def _write_weights(args):

@@ -324,6 +324,19 @@ def test_safetensors_is_the_checkpoint_without_paths_of_the_machine(checkpoint, 
     assert "tensors as safetensors" in out.out and "changed: trainer.save_dir" in out.err
 
 
+@pytest.mark.parametrize("options, message", [
+    (["--rule", "rankdice", "predict.solver=exact"], "predict.solver has no effect"),
+    (["predict.theta=3"], "predict.theta has no effect"),
+    (["predict.mode=sliding"], "the network on one whole image"),
+    (["predict.temperature=2"], "the graph gives raw logits"),
+    (["--posterior", "auto", "predict.smooth=1"], "the graph has no rule")])
+def test_overrides_that_a_graph_cannot_follow_are_refused(options, message, checkpoint, tmp_path,
+                                                          capsys):
+    path = tmp_path / "graph.pt2"
+    assert run("-r", checkpoint, "-o", path, "--format", "torch_export", *options) == 2
+    assert message in capsys.readouterr().err and not path.exists()
+
+
 def test_options_of_a_graph_are_refused_for_safetensors(checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("-r", checkpoint, "--format", "safetensors", "--argmax", "--size", "32x32", "-o",

@@ -242,7 +242,7 @@ def require_rule_arguments(args: argparse.Namespace, rules: Collection[str],
         if place and only_labels and not decides:
             raise ConfigError(f"{place} has no effect on rule {names}: the largest logit stays the "
                               "largest", place, "choose another rule with -p, or leave it out")
-    if "unassigned" in _overridden(args) and not hasattr(args, "unassigned"):
+    if "unassigned" in overridden(args) and not hasattr(args, "unassigned"):
         raise ConfigError("predict.unassigned has no effect: it is about label maps, and the masks "
                           "are scored", "predict.unassigned", "leave it out")
 
@@ -251,10 +251,10 @@ def _given(args, name):
     """What gives a setting of `predict` on the command line: "--NAME", "predict.NAME" or None."""
     if getattr(args, name, None) is not None:
         return option_name(name)
-    return f"predict.{name}" if name in _overridden(args) else None
+    return f"predict.{name}" if name in overridden(args) else None
 
 
-def _overridden(args):
+def overridden(args: argparse.Namespace) -> set[str]:
     """The keys of `predict` among the arguments KEY=VALUE."""
     keys = [text.partition("=")[0].rstrip("+") for text in getattr(args, "overrides", ())]
     return {key.removeprefix("predict.") for key in keys if key.startswith("predict.")}
