@@ -80,6 +80,7 @@ class UPerNet(StartsFromFiles):
             level = lateral(level)
             total = level + resize_to(total, level)
             levels.insert(0, smooth(total))
+        del level, total        # the largest maps, which a prediction needs no longer
         size = levels[0].shape[2:]
         return self.fuse(torch.cat([resize_to(level, size) for level in levels], dim=1))
 
