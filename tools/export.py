@@ -159,12 +159,13 @@ def _refuse_without_effect(args):
     """Raise ConfigError for an override of `predict` that a graph cannot follow."""
     from utils.errors import ConfigError
     from utils.predict.arguments import overridden
-    reasons = dict.fromkeys(_OF_PREDICTOR, "a graph is the network on one whole image")
-    reasons |= dict.fromkeys(_OF_OTHER_RULES, "a graph has no rule that uses it")
+    unused = [(_OF_PREDICTOR, "a graph is the network on one whole image"),
+              (_OF_OTHER_RULES, "a graph has no rule that uses it")]
     if not (args.rule or args.posterior == "auto"):
-        reasons |= dict.fromkeys(_OF_POSTERIOR, "the graph gives raw logits")
+        unused.append((_OF_POSTERIOR, "the graph gives raw logits"))
     if not args.rule:
-        reasons["smooth"] = "the graph has no rule"
+        unused.append((("smooth",), "the graph has no rule"))
+    reasons = {key: reason for keys, reason in unused for key in keys}
     for key in sorted(overridden(args) & reasons.keys()):
         raise ConfigError(f"predict.{key} has no effect: {reasons[key]}", f"predict.{key}",
                           "add --rule or --posterior auto, or leave it out"
