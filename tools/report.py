@@ -63,10 +63,13 @@ def main(argv: list[str] | None = None):
         page = result_page(results, None, pictures)
     except RecursionError:
         raise DataError("is nested too deeply for a results file", shown(args.results)) from None
+    had_pictures = not args.pictures and output.is_file() and b"data:image" in output.read_bytes()
     write_bytes(output, page.encode())
     left = len(runs) - len(entries)
     others = f"; {left} of {len(runs)} results are not on it (--run chooses)" if left > 0 else ""
     console.notice(f"written: {shown(output)} ({len(page.encode()) / 1e3:,.0f} kB){others}")
+    if had_pictures:
+        console.notice("the page that it replaces had pictures; --pictures shows them again")
 
 
 def _pictures(args, results: "list[RuleResult]") -> "ShownImages":

@@ -45,6 +45,13 @@ def test_the_newest_result_is_shown_with_the_other_rules_of_its_setting(tmp_path
     assert len(json.loads(re.search(r'"strip-data">(.*?)<', page)[1])["ids"]) == 9
 
 
+def test_a_page_with_pictures_is_not_replaced_in_silence(tmp_path, capsys):
+    path = write_results(tmp_path, result_entry(NAMES))
+    assert "had pictures" not in made(path, capsys) + made(path, capsys)
+    (tmp_path / "report.html").write_text('<img src="data:image/png;base64,">')
+    assert "the page that it replaces had pictures" in made(path, capsys)
+
+
 def test_results_are_chosen_by_their_numbers(tmp_path, capsys):
     path = write_results(tmp_path, result_entry(NAMES), result_entry(NAMES, "rankdice", flip=True))
     made(path, capsys, "--run", 2, "-o", tmp_path / "page.html")
