@@ -163,14 +163,19 @@ def test_a_mask_of_several_values_is_refused(tmp_path):
 ])
 def test_the_pattern_of_a_folder_is_found_by_the_names_of_the_images(tmp_path, names, stems,
                                                                      pattern):
-    masks(tmp_path, **dict.fromkeys(names, TOP))
+    masks(tmp_path, **{name: np.s_[number:number + 6] for number, name in enumerate(names)})
     assert pattern_of(tmp_path, stems) == pattern
 
 
 def test_files_of_several_values_follow_no_pattern(tmp_path):
-    masks(tmp_path, a_left=TOP, a_right=TOP, b_left=TOP)
+    masks(tmp_path, a_left=TOP, a_right=LEFT, b_left=TOP)
     assert followed_pattern(tmp_path, "ab") == tmp_path / "{stem}_{class}"
     exports.put(tmp_path / "b_left.png", exports.png_bytes(np.uint8(LABEL)))
+    assert followed_pattern(tmp_path, "ab") is None
+
+
+def test_copies_of_one_label_follow_no_pattern(tmp_path):
+    masks(tmp_path, a_color=TOP, a_ids=TOP, b_color=TOP, b_ids=TOP)
     assert followed_pattern(tmp_path, "ab") is None
 
 

@@ -31,7 +31,8 @@ def test_a_network_that_fits_its_weights_is_built_as_without_the_limit():
 
 
 def test_the_config_of_a_checkpoint_cannot_ask_for_a_huge_network():
-    checkpoint = {"model": SMALL, "class_names": ["x"] * 10 ** 7, "config": {
+    checkpoint = {"model": SMALL, "class_names": ["x"] * 10 ** 7,
+                  "normalization": {"mean": [0.5] * 3}, "config": {
         "arch": {"type": "PSPNet", "args": {"backbone": "resnet18"}}}}
     with pytest.raises(CheckpointError, match="the file contains 1e-05 million"):
         model_from_checkpoint(checkpoint, where="x.pth")

@@ -167,8 +167,12 @@ SEVERAL = {
 }
 
 
-@pytest.mark.parametrize("one_folder", [False, True])
-@pytest.mark.parametrize("layout", SEVERAL)
+OF_CLASSES = ["an ending for each class", "a folder for each class"]
+
+
+@pytest.mark.parametrize("layout, one_folder", [
+    (layout, one_folder) for layout in SEVERAL for one_folder in (False, True)
+    if one_folder or layout not in OF_CLASSES])
 def test_several_masks_of_one_picture_are_refused(layout, one_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     labels = tmp_path if one_folder else tmp_path / "labels"
@@ -180,6 +184,19 @@ def test_several_masks_of_one_picture_are_refused(layout, one_folder, tmp_path, 
             save(labels / name.format(i=number), np.uint8(label == value) * 255)
     with pytest.raises(DataError, match="8 of 8 images have several label files: 00.*00.*, .*00"):
         make_config(str(images), str(labels), "my.json")
+
+
+@pytest.mark.parametrize("layout", OF_CLASSES)
+def test_masks_named_after_classes_are_used(layout, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number in range(COUNT):
+        photo, label = scene(number)
+        save(tmp_path / f"im/{number:03}.jpg", photo)
+        for value, name in enumerate(SEVERAL[layout], 1):
+            save(tmp_path / "lab" / name.format(i=number), np.uint8(label == value) * 255)
+    make_config("im", "lab", "my.json")
+    printed = capsys.readouterr().out
+    assert "one mask for each class" in printed and "ball (" in printed and "box (" in printed
 
 
 def test_masks_with_names_of_their_own_are_refused_too(tmp_path, monkeypatch):
@@ -275,7 +292,7 @@ def test_pairs_outside_the_folders_of_a_split_are_refused(tmp_path, monkeypatch)
 @pytest.mark.parametrize("store, text", [
     (lambda path, label: save(path.with_suffix(".jpg"), label * 100), "the 8 labels are .jpg.*PNG"),
     (lambda path, label: np.save(path.with_suffix(".npy"), label), "only 8 .npy.*gray PNG"),
-    (lambda path, label: path.with_suffix(".json").write_text("{}"), "only 8 .json.*polygons"),
+    (lambda path, label: path.with_suffix(".json").write_text("{}"), "only 8 .json.*own_data.md"),
 ])
 def test_labels_of_another_kind_are_named(store, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -292,7 +309,7 @@ def test_a_file_in_place_of_the_label_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "im/{i}.jpg", "lab/{i}.png")
     (tmp_path / "annotations.json").write_text("{}")
-    with pytest.raises(DataError, match="is a file, not a folder(.|\n)*polygons"):
+    with pytest.raises(DataError, match="is a file, not a folder(.|\n)*own_data.md"):
         loaders("im", "annotations.json")
 
 

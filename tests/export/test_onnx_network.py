@@ -83,7 +83,7 @@ def test_logits_that_are_not_finite_are_an_error(tmp_path):
 @pytest.mark.parametrize("changes", [
     {"palette": ["red", "g", "b"]}, {"palette": [[300, -1, 0]] * 3}, {"palette": [[1, 2]] * 3},
     {"class_names": 5, "palette": 5}, {"class_names": {"a": 1}}, {"output": "x"}, {"format": "a"},
-    {"format": [1]}, {"format": 3}, {"class_names": float("nan")}, {"class_names": None},
+    {"format": [1]}, {"format": 4}, {"class_names": float("nan")}, {"class_names": None},
     {"base_size": -1, "format": 2}, {"base_size": [1, 2, 3], "format": 2}, {"scale": float("nan")},
     {"mean": [True] * 3}, {"class_names": ["a"]}])
 def test_metadata_of_another_kind_is_one_error(tmp_path, changes):

@@ -38,9 +38,9 @@ class Brightness(torch.nn.Module):
 def stages(**options):
     """Returns (model, predictor) with the attributes that segment_large needs."""
     network = Brightness().eval()
-    opened = SimpleNamespace(class_names=NAMES, palette=voc_palette(3), label_ids=None,
-                             device=torch.device("cpu"))
     normalize = Normalize([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
+    opened = SimpleNamespace(class_names=NAMES, palette=voc_palette(3), label_ids=None,
+                             device=torch.device("cpu"), normalize=normalize)
     return opened, build_predictor(network, normalize, {**OPTIONS, **options}, "softmax")
 
 

@@ -20,7 +20,7 @@ def opened(monkeypatch):
         for path, changed in (("a.pth", {}), ("b.pth", other)):
             found.append(SimpleNamespace(**{
                 "path": path, "class_names": NAMES, "activation": "softmax",
-                "normalize": SimpleNamespace(white=None), "model": torch.nn.Identity(),
+                "normalize": SimpleNamespace(white=None, bands=None), "model": torch.nn.Identity(),
                 **changed}))
         queue = iter(found)
         monkeypatch.setattr(module, "open_model", lambda *_: next(queue))
@@ -42,7 +42,7 @@ def test_different_classes_are_listed_by_id_and_name(opened, names, texts):
 
 @pytest.mark.parametrize("other,text", [
     ({"activation": "sigmoid"}, "softmax and sigmoid"),
-    ({"normalize": SimpleNamespace(white=4095)}, "white is None and 4095")])
+    ({"normalize": SimpleNamespace(white=4095, bands=None)}, "white is None and 4095")])
 def test_networks_whose_probabilities_or_pictures_differ_are_refused(opened, other, text):
     with pytest.raises(ConfigError, match=text):
         opened(**other)

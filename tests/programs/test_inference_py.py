@@ -591,14 +591,14 @@ def test_k63_a_signal_leaves_whole_files_and_skip_existing_does_the_rest(
     """K63, SIGINT and SIGTERM: one line, complete files, and the next call does the rest."""
     for i in range(12):
         picture(f"{tmp_path}/in/{i:02d}.png")
-    read = segment_images.read_image
+    read = segment_images.read_input
 
-    def and_then(path, white=None):
+    def and_then(path, *how):
         if path.endswith("08.png"):
             os.kill(os.getpid(), signum)
-        return read(path)
+        return read(path, *how)
     with monkeypatch.context() as patched:
-        patched.setattr(segment_images, "read_image", and_then)
+        patched.setattr(segment_images, "read_input", and_then)
         assert run(checkpoint, "-i", tmp_path / "in", "-o", tmp_path / "out",
                    "--workers", 1) == status
     message = capsys.readouterr().err
@@ -664,15 +664,15 @@ sys.path.insert(0, {!r})
 import inference
 from utils.cli import console
 from utils.inference import segment_images
-read, seen = segment_images.read_image, []
-def and_then(path, white=None):
+read, seen = segment_images.read_input, []
+def and_then(path, *how):
     seen.append(path)
     if len(seen) == 20 and os.environ["RANK"] == "0":
         os.kill(os.getppid(), signal.SIGTERM)
     if len(seen) >= 20:
         time.sleep(0.3)
-    return read(path)
-segment_images.read_image = and_then
+    return read(path, *how)
+segment_images.read_input = and_then
 sys.exit(console.run(inference.main))
 """
 

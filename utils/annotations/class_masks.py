@@ -36,7 +36,7 @@ _SUFFIXES = (*LABEL_SUFFIXES, ".jpg", ".jpeg")
 _CLASS = re.compile(r"\{class(?::([^{}]*))?\}")
 _TOKEN = re.compile(r"(\{class(?::[^{}]*)?\}|\{stem\}|\*\*|\*)")
 _LOOKED_AT = 40             # images whose masks are compared when they are found
-_READ = 8                   # files, until a folder is recognized
+_READ = 4                   # images whose masks are read, until a folder is recognized
 _WHITE = 128                # of a JPEG
 
 
@@ -81,7 +81,8 @@ def pattern_of(folder: Path, stems: Iterable[str]) -> str | None:
     """The pattern that the files of a folder of masks follow, as text below it; None: none.
 
     stems: the names of the images without extension. Each file must be named after an image, a
-    class must have masks of several images, and the files that are looked at must be masks.
+    class must have masks of several images, and the files that are looked at must be masks that
+    differ from each other. Names that differ in a number alone are objects and not classes.
     """
     known, paths = set(stems), picture_files(folder, _SUFFIXES)
     files = [os.path.splitext("/".join(path.parts[len(folder.parts):]))[0] for path in paths]
@@ -98,7 +99,12 @@ def pattern_of(folder: Path, stems: Iterable[str]) -> str | None:
         if len(classes) < 2 or len(signs) != 1 or len(set(images)) == len(images) \
                 or len(classes) > len(set(images)):
             continue
-        if not all(map(_is_mask, evenly_spaced(paths, _READ))):
+        if len({re.sub(r"\d+$", "", name) for name in classes}) == 1:
+            return None             # mask_1, mask_2: objects that are counted, not classes
+        of_image: dict[str, list[Path]] = {}
+        for path, (image, *_) in zip(paths, found, strict=True):
+            of_image.setdefault(image, []).append(path)
+        if not all(map(_are_masks, evenly_spaced(list(of_image.values()), _READ))):
             return None
         sign = signs.pop()
         listing = ":" + "|".join(classes) if any(sign in name for name in classes) else ""
@@ -173,11 +179,16 @@ def _regions(files, size):
     return found
 
 
-def _is_mask(file):
+def _are_masks(files):
+    """Whether the files are masks of one image, and no copies of one label."""
     try:
-        return _mask(file).size > 0
+        masks = [_mask(file) for file in files]
     except DataError:
         return False
+    if len({mask.shape for mask in masks}) != 1:
+        return False
+    return len(masks) == 1 or not masks[0].any() or any(
+        (mask != masks[0]).any() for mask in masks[1:])
 
 
 def _mask(file):

@@ -33,6 +33,8 @@ class Georeference(NamedTuple):
 
 def georeference_of(path: str | os.PathLike) -> Georeference | None:
     """The georeference of a file; None for files without one, and for those that are turned."""
+    if not os.path.isfile(path):        # a pipe would be waited for
+        return None
     try:
         with open(path, "rb") as file:
             if file.read(2) not in (b"II", b"MM") or _turned(file):
