@@ -402,9 +402,10 @@ class View(NamedTuple):
 
 def _padded(image, widths, border):
     """An image (H, W, C) with a border of these widths: above, below, left, right."""
-    if image.shape[2] == 3:
-        return cv2.copyMakeBorder(image, *widths, cv2.BORDER_CONSTANT, value=border)
     above, below, left, right = widths
+    if image.shape[2] == 3:
+        return cv2.copyMakeBorder(image, above, below, left, right, cv2.BORDER_CONSTANT,
+                                  value=border)
     height, width, bands = image.shape
     result = np.empty((above + height + below, left + width + right, bands), image.dtype)
     result[...] = border

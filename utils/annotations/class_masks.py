@@ -102,7 +102,7 @@ def pattern_of(folder: Path, stems: Iterable[str]) -> str | None:
         if len({re.sub(r"\d+$", "", name) for name in classes}) == 1:
             return None             # mask_1, mask_2: objects that are counted, not classes
         of_image: dict[str, list[Path]] = {}
-        for path, (image, *_) in zip(paths, found, strict=True):
+        for path, image in zip(paths, images, strict=True):
             of_image.setdefault(image, []).append(path)
         if not all(map(_are_masks, evenly_spaced(list(of_image.values()), _READ))):
             return None

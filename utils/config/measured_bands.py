@@ -46,5 +46,9 @@ def measured(images: Sequence[str | os.PathLike], bands: Bands) \
         count += len(pixels)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean ** 2, 0))
-    std[std <= 1e-9 * np.abs(mean)] = 1.0
-    return [[float(f"{value:.6g}") for value in numbers.tolist()] for numbers in (mean, std)]
+    std[std <= 1e-6 * np.abs(mean)] = 1.0      # what rounding leaves of no difference
+    return _rounded(mean), _rounded(std)
+
+
+def _rounded(numbers):
+    return [float(f"{value:.6g}") for value in numbers.tolist()]

@@ -229,7 +229,7 @@ def _is_array(path):
     return os.fspath(path).lower().endswith(ARRAY_SUFFIXES)
 
 
-def _array_values(path):
+def _array_values(path) -> np.ndarray:
     """The array of a NumPy file as (H, W, bands)."""
     data = read_bytes(path)
     shape, dtype, fortran, read = _array_form(data, path)

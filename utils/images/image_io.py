@@ -318,7 +318,7 @@ def _indices_of_colors(rgb, palette, path):
         unknown, counts = np.unique(codes[wrong], return_counts=True)
         colors = listed(np.argsort(-counts), _SHOWN_COLORS, text=lambda i: (
             f"({unknown[i] >> 16}, {unknown[i] >> 8 & 255}, {unknown[i] & 255}) "
-            f"on {counted(counts[i], 'pixel')}"))
+            f"on {counted(int(counts[i]), 'pixel')}"))
         raise DataError(f"the label has colors that the palette lacks: {colors}",
                         shown(path), "add them to the palette, or to ignore_colors of the class "
                         "file, or store the label without smoothing (PNG, nearest-neighbor "
