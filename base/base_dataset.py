@@ -19,11 +19,11 @@ from base import dataset_files
 from base.dataset_files import Sample
 from utils.cli.console import notice, warn
 from utils.errors import ConfigError, DataError, counted, listed, shown, unknown
-from utils.images.band_files import bands_header, read_input, read_input_pair, types_of
+from utils.images.band_files import input_header, read_input, read_input_pair, types_of
 from utils.images.bands import TYPES, Bands
 from utils.images.class_names import first_difference, mistake_in
 from utils.images.headers import Header, UnreadableFile, read_header
-from utils.images.image_io import read_label, read_pair
+from utils.images.image_io import read_label
 from utils.images.label_kind import mixing
 from utils.images.normalize import Normalize
 from utils.images.partly_used import USE_ALL, partly_used, unused_bands
@@ -173,9 +173,7 @@ class BaseDataset(Dataset, ABC):
         if sample.label is None:
             image = read_input(sample.image, self.white, self.bands, self.image_folder)
             return image, np.full(image.shape[:2], PADDING_16_BITS, np.uint16)
-        if self.bands:
-            return self.read_pair(sample)
-        return read_pair(sample.image, sample.label, self.label_palette, white=self.white)
+        return self.read_pair(sample)
 
     def read_pair(self, sample: Sample, values: Labels | None = None) -> tuple[Image, Labels]:
         """What `load` returns, of a sample with both files; values: of its label, already read."""
@@ -185,8 +183,7 @@ class BaseDataset(Dataset, ABC):
 
     def image_header(self, path: Path) -> Header:
         """The header of an image, with all its files."""
-        return read_header(path) if self.bands is None else \
-            bands_header(path, self.bands, self.image_folder)
+        return input_header(path, self.bands, self.image_folder)
 
     def ignores_on_purpose(self, value: int) -> bool:
         """Whether the config, or the dataset's definition, ignores this stored value."""

@@ -9,9 +9,8 @@ import torch
 from utils.decision.rules import EXPLAINED, RULES, build_decision
 from utils.errors import DataError
 from utils.evaluation.html_page import data_url
-from utils.images.band_files import bands_header, read_input
+from utils.images.band_files import input_header, read_input
 from utils.images.base_size import BaseSize, base_size_text, by_bands, whole_view
-from utils.images.headers import read_header
 from utils.images.image_io import label_png
 from utils.images.palette import colorize
 from utils.images.types import Image
@@ -110,8 +109,7 @@ class Segmenter:
     def _read(self, path) -> tuple[Image, tuple[int, int]]:
         """Returns the image, reduced if it is too large for the network, and its original size."""
         normalize = self.opened.normalize
-        height, width = size = (read_header(path) if normalize.bands is None else
-                                bands_header(path, normalize.bands)).size
+        height, width = size = input_header(path, normalize.bands).size
         if height * width > self.pixels:
             raise DataError(f"the image has {height}x{width} pixels; at most {self.pixels:,} are "
                             "accepted")

@@ -16,7 +16,7 @@ import numpy as np
 
 from utils.config.annotated_pairs import annotated_pairs
 from utils.config.data_split import PARTS, DataSplit, split_data
-from utils.config.measured_bands import bands_in, measured
+from utils.config.measured_bands import bands_in, measured, moments
 from utils.config.pair_search import Pair, find_pairs, place_of
 from utils.config.registry import load
 from utils.errors import ConfigError, DataError, counted, listed, shown, size_text
@@ -386,14 +386,9 @@ def _stored_palette(path, values):
 
 def _pixel_statistics(pairs):
     """Mean and standard deviation of each channel (R, G, B) of pixels in 0..1."""
-    total, squares, count = np.zeros(3), np.zeros(3), 0
-    for pair in evenly_spaced(pairs, IMAGES_READ):
-        pixels = read_image(pair.image)[::4, ::4].reshape(-1, 3) / 255.0
-        total += pixels.sum(0)
-        squares += (pixels ** 2).sum(0)
-        count += len(pixels)
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean ** 2, 1e-4))
+    mean, variance = moments(read_image(pair.image)[::4, ::4] / 255.0
+                             for pair in evenly_spaced(pairs, IMAGES_READ))
+    std = np.sqrt(np.maximum(variance, 1e-4))
     return mean.round(4).tolist(), std.round(4).tolist()
 
 

@@ -1,6 +1,6 @@
 """Finds out whether images hold more than RGB of 8 bits, for `train.py --init`, and measures it."""
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -38,16 +38,22 @@ def measured(images: Sequence[str | os.PathLike], bands: Bands) \
 
     A band without any difference gets a deviation of 1.
     """
-    total, squares, count = np.zeros(len(bands.numbers)), np.zeros(len(bands.numbers)), 0
-    for path in evenly_spaced(images, LOOKED_AT):
-        pixels = read_bands(path, bands)[::4, ::4].reshape(-1, len(bands.numbers)).astype(float)
-        total += pixels.sum(0)
-        squares += (pixels ** 2).sum(0)
-        count += len(pixels)
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean ** 2, 0))
+    mean, variance = moments(read_bands(path, bands)[::4, ::4].astype(float)
+                             for path in evenly_spaced(images, LOOKED_AT))
+    std = np.sqrt(np.maximum(variance, 0))
     std[std <= 1e-6 * np.abs(mean)] = 1.0      # what rounding leaves of no difference
     return _rounded(mean), _rounded(std)
+
+
+def moments(images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, variance), (C,), of the pixels of float images (H, W, C)."""
+    total, squares, count = 0.0, 0.0, 0
+    for image in images:
+        pixels = image.reshape(-1, image.shape[2])
+        total, squares = total + pixels.sum(0), squares + (pixels ** 2).sum(0)
+        count += len(pixels)
+    mean = np.asarray(total / count)
+    return mean, squares / count - mean ** 2
 
 
 def _rounded(numbers):

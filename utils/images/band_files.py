@@ -55,6 +55,12 @@ def read_input(path: str | os.PathLike, white: float | None = None, bands: Bands
     return read_image(path, white) if bands is None else read_bands(path, bands, folder)
 
 
+def input_header(path: str | os.PathLike, bands: Bands | None = None,
+                 folder: str | os.PathLike | None = None) -> Header:
+    """The header of an image as `read_input` reads it, with all its files."""
+    return read_header(path) if bands is None else bands_header(path, bands, folder)
+
+
 def read_input_pair(image: str | os.PathLike, label: str | os.PathLike, bands: Bands | None,
                     folder: str | os.PathLike | None = None, palette=None,
                     values: Labels | None = None, white: float | None = None) \
@@ -89,10 +95,11 @@ def bands_header(path: str | os.PathLike, bands: Bands, folder: str | os.PathLik
 
     Raises DataError as `read_bands`, as far as the beginnings of the files show it.
     """
-    forms = [band_form(file) for file in _files(path, bands, folder)]
+    files = _files(path, bands, folder)
+    forms = [band_form(file) for file in files]
     require_types(bands, [form.type for form in forms], path)
     _require_bands(sum(form.bands for form in forms), bands, path)
-    for file, form in zip(_files(path, bands, folder)[1:], forms[1:], strict=True):
+    for file, form in zip(files[1:], forms[1:], strict=True):
         if form.header.size != forms[0].header.size:
             raise _other_size(file, form.header.size, path, forms[0].header.size)
     unused = sum(form.bands for form in forms) - len(set(bands.numbers))

@@ -14,9 +14,8 @@ from utils.cli.console import Interrupted, notice
 from utils.cli.stop_signal import StopSignal
 from utils.decision.ensemble import Ensemble
 from utils.errors import DataError, NumericalError, UserError, first_line, shown
-from utils.images.band_files import bands_header, read_input
+from utils.images.band_files import input_header, read_input
 from utils.images.georeference import georeference_of
-from utils.images.headers import read_header
 from utils.images.image_io import map_image
 from utils.images.partly_used import HEADERS, unused_in
 from utils.images.picture_files import evenly_spaced
@@ -245,8 +244,7 @@ def _read(job: Job, pipeline: Pipeline) -> Image | str | None:
     path, normalize = job[0].path, pipeline.opened.normalize
     try:
         possible = not (pipeline.refiner or unstreamable(job[1], pipeline.decision))
-        header = read_header(path) if normalize.bands is None else \
-            bands_header(path, normalize.bands, job[0].root)
+        header = input_header(path, normalize.bands, job[0].root)
         if is_streamed(*header.size, pipeline.predictor, possible):
             return None
         return read_input(path, normalize.white, normalize.bands, job[0].root)
