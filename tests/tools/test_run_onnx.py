@@ -128,8 +128,7 @@ def test_a_graph_carries_the_size_of_validation(tmp_path, monkeypatch, capsys):
     opened = open_model(read_checkpoint(checkpoint), "cpu")
     for arguments, base_size in (((), None), (("--base-size", "60"), 60)):
         path = str(tmp_path / f"{base_size}.onnx")
-        assert console.run(export.main, ["-r", checkpoint, "-o", path, "--json", *arguments,
-                                         "predict.mode=whole"]) == 0
+        assert console.run(export.main, ["-r", checkpoint, "-o", path, "--json", *arguments]) == 0
         assert json.loads(capsys.readouterr().out)["base_size"] == base_size
         image = torch.from_numpy(made_up_image(1, 90, 131))
         for given in (None, "none", "45x50"):
