@@ -46,19 +46,41 @@ def bitmap(data, origin=(0, 0), compress=True, **more):
     return exports.supervisely_object(bitmap={"data": text, "origin": list(origin)}, **more)
 
 
-def test_interiors_are_holes(tmp_path):
+def test_whole_coordinates_are_pixels_and_a_polygon_has_its_line(tmp_path):
+    """As the SDK of Supervisely draws them; the line of a hole belongs to the hole."""
     expected = np.zeros(SIZE, bool)
-    expected[2:18, 2:18] = True
-    expected[4:8, 4:10] = expected[10:12, 12:14] = False
+    expected[2:19, 2:19] = True
+    expected[4:9, 4:11] = expected[10:13, 12:15] = False
     np.testing.assert_array_equal(pixels(tmp_path, polygon(
         SQUARE, [[4, 4], [10, 4], [10, 8], [4, 8]], [[12, 10], [14, 10], [14, 12], [12, 12]])),
         expected)
 
 
-def test_a_rectangle_is_given_by_two_corners(tmp_path):
+def test_fractions_are_points_between_pixels(tmp_path):
     expected = np.zeros(SIZE, bool)
-    expected[3:7, 5:9] = True
-    one = polygon([[5, 3], [9, 7]]) | {"geometryType": "rectangle"}
+    expected[2:18, 2:18] = True
+    square = [[x + 0.25, y + 0.25] for x, y in SQUARE]
+    np.testing.assert_array_equal(pixels(tmp_path, polygon(square)), expected)
+
+
+@pytest.mark.parametrize("exterior, rows, columns", [
+    ([[-5, -5], [40, -5], [40, 40], [-5, 40]], (0, 20), (0, 30)),
+    ([[25, 3], [10 ** 6, 3], [10 ** 6, 5], [25, 5]], (3, 6), (25, 30)),
+    ([[-10 ** 6, 15], [4, 15], [4, 10 ** 6], [-10 ** 6, 10 ** 6]], (15, 20), (0, 5)),
+    ([[30, 0], [40, 0], [40, 5]], (0, 0), (0, 0)), ([[3, 3], [9, 9]], (0, 0), (0, 0))])
+def test_the_part_of_a_polygon_in_the_image_is_drawn(tmp_path, exterior, rows, columns):
+    expected = np.zeros(SIZE, bool)
+    expected[slice(*rows), slice(*columns)] = True
+    np.testing.assert_array_equal(pixels(tmp_path, polygon(exterior)), expected)
+
+
+@pytest.mark.parametrize("corners, rows, columns", [
+    ([[5, 3], [9, 7]], (3, 8), (5, 10)), ([[9, 7], [5, 3]], (3, 8), (5, 10)),
+    ([[5, 3], [5, 3]], (3, 4), (5, 6)), ([[5.2, 3.2], [9.2, 7.2]], (3, 7), (5, 9))])
+def test_a_rectangle_has_the_pixels_of_its_corners(tmp_path, corners, rows, columns):
+    expected = np.zeros(SIZE, bool)
+    expected[slice(*rows), slice(*columns)] = True
+    one = polygon(corners) | {"geometryType": "rectangle"}
     np.testing.assert_array_equal(pixels(tmp_path, one), expected)
 
 

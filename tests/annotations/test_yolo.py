@@ -1,4 +1,6 @@
 """YOLO segmentation: names in data.yaml, where texts and images lie, boxes, and wrong lines."""
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -137,3 +139,46 @@ def test_other_folders_are_not_taken_for_it(tmp_path, files):
     for name, content in files.items():
         exports.put(tmp_path / name, content)
     assert format_of(tmp_path) is None
+
+
+@pytest.mark.parametrize("place, given", [("classes.txt", "."), ("labels/classes.txt", "."),
+                                          ("classes.txt", "labels"), ("labels/classes.txt",
+                                                                      "labels")])
+def test_names_without_data_yaml_are_those_of_classes_txt(tmp_path, place, given):
+    exports.put(tmp_path / place, "\ufeffcat\r\nbig dog\r\n")
+    exports.put(tmp_path / "labels/a.txt", f"1 {SQUARE}\n")
+    found, findings = found_in(tmp_path / given)
+    assert [category.name for category in found.categories] == ["cat", "big dog"]
+    assert len(found.images) == 1 and not findings.wrong
+
+
+def test_classes_txt_beside_the_texts_is_no_label_and_test_txt_may_be_one(tmp_path):
+    exports.put(tmp_path / "data.yaml", YAML)
+    exports.put(tmp_path / "labels/classes.txt", "cat\ndog\n")
+    exports.put(tmp_path / "labels/test.txt", f"0 {SQUARE}\n")
+    found, findings = found_in(tmp_path)
+    assert [one.image for one in found.images] == ["images/test"] and not findings.wrong
+
+
+def test_two_classes_of_one_name_in_classes_txt_are_refused(tmp_path):
+    exports.put(tmp_path / "classes.txt", "cat\ncat\n")
+    exports.put(tmp_path / "labels/a.txt", f"1 {SQUARE}\n")
+    with pytest.raises(DataError, match="cat"):
+        found_in(tmp_path)
+
+
+def test_the_lists_of_init_beside_the_texts_are_no_labels(tmp_path):
+    exports.put(tmp_path / "my.train.txt", "a\n")
+    exports.put(tmp_path / "texts/a.txt", f"1 {SQUARE}\n")
+    exports.put(tmp_path / "texts/my.val.txt", "a\n")
+    for given in (".", "texts"):
+        found, findings = found_in(tmp_path / given)
+        assert len(found.images) == 1 and not findings.wrong
+
+
+def test_a_zip_with_classes_txt_is_recognized(tmp_path):
+    with zipfile.ZipFile(tmp_path / "project.zip", "w") as file:
+        file.writestr("classes.txt", "cat\ndog\n")
+        file.writestr("labels/a.txt", f"1 {SQUARE}\n")
+        file.writestr("notes.json", "{}")
+    assert [one.name for one in found_in(tmp_path / "project.zip")[0].categories] == ["cat", "dog"]

@@ -104,3 +104,12 @@ def test_annotations_of_other_images_are_refused_with_examples(data):
         image.rename(image.with_name(f"x{image.name}"))
     with pytest.raises(DataError, match="0 of 4 annotated images can be used"):
         made(data, exports.coco(data, SCENES))
+
+
+def test_a_class_without_a_name_is_no_background(data):
+    """Class 0 of YOLO is an object; only in label maps it is what nobody drew."""
+    for scene in SCENES:
+        exports.put(data / f"labels/{scene.name}.txt", "0 0.1 0.1 0.9 0.1 0.9 0.9\n"
+                                                       "1 0.2 0.5 0.4 0.5 0.4 0.8\n")
+    _, classes = made(data, data / "labels")
+    assert classes["names"] == ["background", "class 0", "class 1"]

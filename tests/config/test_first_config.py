@@ -55,6 +55,44 @@ def test_the_config_works_from_any_folder(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def yolo(folder, name):
+    """One picture with its outline, as YOLO keeps them below one folder."""
+    write_image(folder / f"images/{name}.png", np.full((32, 32, 3), 90, np.uint8))
+    write_bytes(folder / f"labels/{name}.txt", b"0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+
+
+@pytest.mark.parametrize("config, annotations", [("my.json", "yolo"), ("yolo/my.json", "."),
+                                                 ("sub/my.json", "../yolo")])
+def test_images_may_lie_in_the_folder_of_the_annotations(tmp_path, monkeypatch, config,
+                                                         annotations):
+    """The layout of YOLO, labelme and Supervisely."""
+    for folder in ("yolo/images", "yolo/labels", "sub"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in "ab":
+        yolo(tmp_path / "yolo", name)
+    monkeypatch.chdir(tmp_path)
+    make_config("yolo/images", "yolo", config)
+    assert read_jsonc(config)["train_loader"]["args"]["annotations"] == annotations
+    loaded = resolve_config(load_config(config))
+    loader = make_loader(loaded["val_loader"], ignore_index=255, training=False)
+    assert loader.dataset.load(0)[1].max() == 1
+
+
+def test_annotations_of_the_same_name_beside_the_config_are_not_taken(tmp_path, monkeypatch):
+    for folder, outlines in (("data", b"0 0.1 0.1 0.9 0.1 0.9 0.9\n"), (".", b"")):
+        (tmp_path / folder / "texts").mkdir(parents=True)
+        for name in "ab":
+            write_bytes(tmp_path / folder / f"texts/{name}.txt", outlines)
+    (tmp_path / "data/im").mkdir()
+    for name in "ab":
+        write_image(tmp_path / f"data/im/{name}.png", np.full((32, 32, 3), 90, np.uint8))
+    monkeypatch.chdir(tmp_path)
+    make_config("data/im", "data/texts", "my.json")
+    loaded = resolve_config(load_config("my.json"))
+    assert make_loader(loaded["val_loader"], ignore_index=255, training=False).dataset.load(
+        0)[1].max() == 1
+
+
 @pytest.mark.parametrize("most, steps, text", [(2000, 120, "120 epochs"), (3, 3, "3 epochs"),
                                                (1, 1, "of 1 in an epoch")])
 def test_the_length_depends_on_the_number_of_images(tmp_path, monkeypatch, most, steps, text):
@@ -105,6 +143,14 @@ def test_labels_with_the_folder_and_palette_of_voc_get_its_names(tmp_path, monke
     assert classes["names"][:3] == ["background", "aeroplane", "bicycle"]
     assert classes["palette"] == voc_palette(21) and train.dataset.num_classes == 21
     assert "the names of its 21 classes are proposed" in capsys.readouterr().out
+
+
+def test_a_few_classes_of_voc_have_its_names_too(tmp_path, monkeypatch):
+    data(tmp_path, lambda path, ids: voc(path, np.uint8([0, 3, 16])[np.uint8(ids) % 3]),
+         folders=("v/JPEGImages", "v/SegmentationClass"))
+    _, classes, (train, _) = made(tmp_path, monkeypatch, "v/JPEGImages", "v/SegmentationClass")
+    assert classes["names"][16] == "pottedplant" and "label_ids" not in classes
+    assert train.dataset.num_classes == 21
 
 
 @pytest.mark.parametrize("folder, palette", [("labels", None), ("SegmentationClass", VOC_RED)])
@@ -224,8 +270,8 @@ def test_photographs_instead_of_labels_are_an_error(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("my*"))
 
 
-def test_bits_that_are_not_used_are_told(tmp_path, monkeypatch, capsys):
-    """A microscope's 12 bits in 16: they would become 17 gray levels."""
+def test_bits_beyond_8_are_used_and_nothing_else_is_said_of_them(tmp_path, monkeypatch, capsys):
+    """A microscope's 12 bits in 16."""
     data(tmp_path, lambda path, ids: write_label(path, ids, []))
     for path in (tmp_path / "im").glob("*"):
         gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(np.uint16) * 16
@@ -234,7 +280,18 @@ def test_bits_that_are_not_used_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_config("im", "lab", "my.json")
     out = capsys.readouterr().out
-    assert "have more than 8 bits" in out and '"white": 4095' in out
+    assert "one band of uint16, used as stored" in out
+    assert "more than 8 bits" not in out and "white" not in out
+
+
+def test_alpha_that_is_not_used_is_told_once(tmp_path, monkeypatch, capsys):
+    data(tmp_path, indices, image="{}.png")
+    for path in (tmp_path / "im").glob("*"):
+        picture = cv2.imread(str(path))
+        cv2.imwrite(str(path), np.dstack([picture, picture[..., 0]]))
+    monkeypatch.chdir(tmp_path)
+    make_config("im", "lab", "my.json")
+    assert capsys.readouterr().out.count("12 of 12 images have a band of alpha") == 1
 
 
 def test_a_damaged_label_is_named_with_what_to_do(tmp_path, monkeypatch):

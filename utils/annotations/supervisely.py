@@ -7,17 +7,22 @@
         {"geometryType": "bitmap", "bitmap": {"data": "…", "origin": [x, y]}}, …]}
     DATASET/img/a.jpg
 
-Interiors are holes. A bitmap is a PNG, compressed by zlib, in base64, whose first pixel is at
+Whole coordinates are indices of pixels, as Supervisely exports them and its SDK draws them: a
+polygon has the pixels of its line too, a rectangle those of its last row and column, a hole those
+of its own line. Fractions are points, as in its labeling tool. A bitmap is a PNG, compressed by zlib, in base64, whose first pixel is at
 `origin`: pixels belong to it if they are opaque, or not 0 where it has no transparency; those of an
 alpha_mask from half of the full alpha on. Later objects lie above earlier ones. Points, lines,
 graphs and cuboids have no area and are left out. Layout: docs.supervisely.com, "Supervisely
-annotation format".
+annotation format"; developer.supervisely.com, "Coordinate system".
 """
 import base64
 import binascii
 import functools
 import zlib
 from pathlib import Path
+
+import cv2
+import numpy as np
 
 from utils.annotations.annotation_set import (
     AnnotatedImage,
@@ -26,7 +31,6 @@ from utils.annotations.annotation_set import (
     Cutout,
     Findings,
     Region,
-    check_near,
     hex_color,
     image_name,
     image_size,
@@ -152,7 +156,7 @@ def _regions(root, name, ids, size):
         if one["geometryType"] in ("bitmap", "alpha_mask"):
             found.append(Region(category, [], _bitmap(one, size, at), at))
         else:
-            found.append(Region(category, _rings(one, at), None, at))
+            found.append(_outlined(category, one, size, at))
     return found
 
 
@@ -162,8 +166,8 @@ def _title(one):
     return title.strip() if isinstance(title, str) else None
 
 
-def _rings(one, place):
-    """The outlines of a polygon or rectangle. Raises DataError."""
+def _outlined(category, one, size, place):
+    """The Region of a polygon or rectangle. Raises DataError."""
     points = one.get("points")
     if not isinstance(points, dict):
         raise DataError(f"points are {shortly(points)}; expected an object", place)
@@ -171,13 +175,30 @@ def _rings(one, place):
     if not isinstance(interior, list):
         raise DataError(f"interior is {shortly(interior)}; expected a list", place)
     if one["geometryType"] == "polygon":
-        return [exterior, *(ring(hole, place) for hole in interior)]
+        rings = [exterior, *(ring(hole, place) for hole in interior)]
+        if all((points == np.floor(points)).all() for points in rings):
+            return Region(category, [], _drawn(rings, size), place)
+        return Region(category, rings, None, place)
     if len(exterior) != 2:
         raise DataError(f"a rectangle has {len(exterior)} points; expected two corners", place)
-    (left, top), (right, bottom) = exterior
-    corners = rectangle(left, top, right - left, bottom - top)
-    check_near(corners, place)
-    return [corners]
+    first, last = exterior.min(0), exterior.max(0)
+    width, height = last - first + (exterior == np.floor(exterior)).all()
+    return Region(category, [rectangle(*first, width, height)], None, place)
+
+
+def _drawn(rings, size):
+    """The Cutout of a polygon, and of the lines around it and its holes. rings: whole numbers."""
+    outer = rings[0]
+    if len(outer) < 3:
+        return Cutout(np.zeros((0, 0), bool))
+    most = np.array(size)[::-1]
+    left, top = first = np.clip(outer.min(0), 0, most).astype(int)
+    last = np.clip(outer.max(0) + 1, first, most).astype(int)
+    pixels = np.zeros((last - first)[::-1], np.uint8)
+    for number, points in enumerate(rings):
+        if pixels.size and len(points) > 2:
+            cv2.fillPoly(pixels, [(points - first).astype(np.int32)], int(number == 0))
+    return Cutout(pixels > 0, int(top), int(left))
 
 
 def _bitmap(one, size, place):

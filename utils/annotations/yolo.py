@@ -6,7 +6,8 @@
 
 Coordinates are parts of the width and height of the image. The folder or zip with data.yaml, that
 file itself, or a folder of text files may be given; data.yaml is also looked for in the two folders
-above. Without names the classes are called "class 0", … The smaller of two outlines lies above the
+above. Without it the names are the lines of a classes.txt, as Label Studio and X-AnyLabeling write
+it; without both the classes are called "class 0", … The smaller of two outlines lies above the
 larger one, as in the training of Ultralytics. A line of five numbers is a box: it has no outline
 and is left out. Layout: docs.ultralytics.com/datasets/segment, docs.cvat.ai.
 """
@@ -37,6 +38,7 @@ from utils.annotations.file_tree import (
 )
 from utils.annotations.yaml_names import yaml_names
 from utils.errors import DataError, shown
+from utils.images.class_names import mistake_in
 
 TITLE = "YOLO segmentation"
 
@@ -46,6 +48,8 @@ _LOOKED_AT = 200            # files of a folder, until it is recognized
 _FIRST_LINE = re.compile(rb"\s*\d{1,5}(?:[ \t]+[-+.\deE]+){4,}[ \t]*(?:[\r\n]|$)")
 _OTHER_TEXTS = {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "requirements.txt",
                 "notes.txt", "readme.txt", "obj_train_data.txt"}
+_LISTS = (".train.txt", ".val.txt", ".test.txt")        # train.py --init writes them
+_CLASSES = "classes.txt"
 _HEAD = 4096
 
 
@@ -57,7 +61,8 @@ def recognizes(path: Path) -> bool:
         if path.is_dir():
             return _recognizes_folder(path)
         tree = tree_if_zip(path)
-        return tree is not None and _yaml_of(tree) is not None
+        return tree is not None and (_yaml_of(tree) is not None or bool(
+            _classes_of(tree) and _texts(tree, None)))
     except (DataError, OSError, ValueError):
         return False
 
@@ -67,7 +72,7 @@ def read(path: Path, findings: Findings) -> AnnotationSet:
     given = path.name if path.is_file() and path.suffix.lower() in (".yaml", ".yml") else None
     tree = file_tree(path.parent if given else path)
     yaml = given or _yaml_of(tree)
-    names = _names(tree.root, yaml)
+    names = _names(tree, yaml)
     texts = _texts(tree, yaml)
     if not texts:
         raise DataError("no text files with labels in it", shown(tree.root),
@@ -162,9 +167,10 @@ def _texts(tree, yaml):
     """(the name of a text, that of its image without extension) for each image."""
     beside = yaml.rpartition("/")[0] if yaml else None
     texts = [name for name in tree.names if name.lower().endswith(".txt")]
-    below = [name for name in texts if "labels" in name.split("/")[:-1]]
+    below = [name for name in texts if "labels" in name.split("/")[:-1]
+             and not _is_other(tree.root, name)]
     if not below:
-        below = [name for name in texts if name.rpartition("/")[2].lower() not in _OTHER_TEXTS
+        below = [name for name in texts if not _is_other(tree.root, name)
                  and name.rpartition("/")[0] != beside]
     found = []
     for name in below:
@@ -176,20 +182,50 @@ def _texts(tree, yaml):
     return found
 
 
-def _names(root, yaml):
-    """{number: name} of the classes; None if no data.yaml is found. Raises DataError."""
-    place = root, yaml
+def _is_other(root, name):
+    """Whether a text has the name of a list or a remark, and not the content of labels."""
+    last = name.rpartition("/")[2].lower()
+    return (last in _OTHER_TEXTS or last.endswith(_LISTS)) and not _begins_as_label(root, name)
+
+
+def _begins_as_label(root, name):
+    return bool(_FIRST_LINE.match(read_member(root, name, _HEAD, cut=True)))
+
+
+def _names(tree, yaml):
+    """{number: name} of the classes; None if they are nowhere. Raises DataError."""
+    place = tree.root, yaml
+    above = []
     if yaml is None:
-        above = [folder for folder in (root.resolve(), *root.resolve().parents[:2])
-                 if folder.is_dir()]
+        root = tree.root.resolve()
+        above = [folder for folder in (root, *root.parents[:2]) if folder.is_dir()]
         place = next(((folder, name) for folder in above for name in _yamls(folder)), None)
     if place is None:
-        return None
+        own = _classes_of(tree)
+        place = (tree.root, own) if own else next(
+            ((folder, _CLASSES) for folder in above if (folder / _CLASSES).is_file()), None)
+        return None if place is None else _listed_names(*place)
     data = read_member(*place, most=_MOST_YAML)
     if re.search(rb"^kpt_shape\s*:", data, re.MULTILINE):
         raise DataError("kpt_shape: these are labels of keypoints", place_of(*place),
                         "export outlines instead, as YOLO segmentation")
     return yaml_names(data, place_of(*place))
+
+
+def _classes_of(tree: FileTree):
+    """The uppermost classes.txt of a tree, or None."""
+    return min((name for name in tree.names if name.rpartition("/")[2].lower() == _CLASSES),
+               key=lambda name: (name.count("/"), name), default=None)
+
+
+def _listed_names(root, name):
+    """{number: name}, one in each line. Raises DataError if two are the same."""
+    text = read_member(root, name, _MOST_YAML).decode("utf-8-sig", "replace")
+    names = [line.strip() for line in text.strip().splitlines()]
+    wrong = mistake_in(names)
+    if wrong:
+        raise DataError(wrong, place_of(root, name), "write the name of one class in each line")
+    return dict(enumerate(names))
 
 
 def _yaml_of(tree: FileTree):
@@ -226,11 +262,13 @@ def _recognizes_folder(path):
         with os.scandir(folder) as entries:
             names = [entry.name for _, entry in zip(range(_LOOKED_AT), entries, strict=False)]
         texts = [name for name in names if name.lower().endswith(".txt")
-                 and name.lower() not in _OTHER_TEXTS]
+                 and name.lower() not in _OTHER_TEXTS and not name.lower().endswith(_LISTS)]
         for name in sorted(texts)[:20]:
             head = read_member(folder, name, _HEAD, cut=True)
             if head.strip():        # an outline may have more numbers than the head of the file
-                return bool(_FIRST_LINE.match(head))
+                if _FIRST_LINE.match(head):
+                    return True
+                break
     return False
 
 

@@ -13,7 +13,7 @@ from utils.annotations.rasterize import draw
 from utils.config.pair_search import Pair, Place
 from utils.errors import DataError, counted, listed, shown, size_text
 from utils.images.headers import read_header
-from utils.images.palette import background_of, class_palette
+from utils.images.palette import class_palette, named_background
 from utils.images.picture_files import evenly_spaced
 
 _SHOWN = 8                          # mistakes, in one message
@@ -137,7 +137,7 @@ def _classes(found, usable, counts, present, complete, lines, left_out):
             if name not in ignored and name not in unused]
     names = [all_names[number] for number in kept]
     colors = [found.categories[number].color for number in kept]
-    own, background = background_of(names), None
+    own, background = named_background(names), None
     if own is not None:
         background = names[own]
     elif counts[-1]:

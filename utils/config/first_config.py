@@ -130,8 +130,6 @@ def make_config(images: str, labels: str, out: str, group_by: str | None = None,
     for line in source.lines:
         print(line)
     print(f"sizes (height x width): {_sizes_text(sizes)}")
-    for remark in unused_in([pair.image for pair in pairs]):
-        print(f"  {remark}")
     print("split: " + ("" if folds else ", ".join(
         f"{len(names)} {part}" for part, names in split.items()) + ", ") + divided.origin)
     for remark in divided.remarks:
@@ -184,8 +182,9 @@ def _annotated(images, labels, files) -> "_Source | None":
     if found is None:
         return None
     data_dir, image_dir, label_dir = _common_folder(place.folder, found.path)
-    arguments: dict[str, str | None] = {"data_dir": _beside(files["config"], data_dir),
-                                        "image_dir": image_dir, "annotations": label_dir}
+    arguments: dict[str, str | None] = {
+        "data_dir": _beside(files["config"], data_dir), "image_dir": image_dir,
+        "annotations": _annotations_place(files["config"], data_dir, label_dir)}
     if found.background != "background":
         arguments["background"] = found.background
     left_out = found.images_left_out
@@ -305,15 +304,15 @@ def _classes_of_values(contents, pairs):
     ignored = [IGNORED] if IGNORED in values and len(others) > 1 \
         and IGNORED - others[-1] > GRAY_GAPS * gap else []
     kept = [value for value in values if value not in ignored]
-    # Values with few gaps are class ids; the missing ones may be rare classes.
-    are_ids = kept[-1] < 2 * len(kept)
+    known = _known_names(pairs[0].label, kept[-1])
+    # Values with few gaps, or with names, are class ids; the missing ones may be rare classes.
+    are_ids = known is not None or kept[-1] < 2 * len(kept)
     remark = f"values {shares}"
     if ignored:
         remark += f"; {IGNORED} is ignored (\"label_ids\" can make it a class)"
     elif IGNORED in values:
         remark += (f"\n  {IGNORED} is a class: if it means \"no class\", move it from "
                    "\"label_ids\" to \"ignore_ids\", and remove its name and color")
-    known = _known_names(pairs[0].label, kept[-1]) if are_ids else None
     count = len(known.names) if known else kept[-1] + 1
     named = list(range(count)) if are_ids else kept
     palette = _stored_palette(pairs[0].label, named)
@@ -515,8 +514,23 @@ def _beside(config, folder):
     That is how the config's reader takes a path.
     """
     if os.path.isabs(folder):
-        return folder
+        return Path(folder).as_posix()
     return Path(os.path.relpath(folder, config.parent)).as_posix()
+
+
+def _annotations_place(config, data_dir, below):
+    """`below`, a path relative to data_dir, or a path as data_dir has it.
+
+    The latter if the config's folder or the current one has something of that name too, such as
+    ".", which would be found first.
+    """
+    first = Path(below).parts[:1]
+    own = Path(data_dir, *first)
+    others = (Path(folder, *first) for folder in (config.parent, "."))
+    if not first or any(one.exists() and not (own.exists() and one.samefile(own))
+                        for one in others):
+        return _beside(config, Path(data_dir, below))
+    return below
 
 
 def _name_arguments(rule):

@@ -59,12 +59,18 @@ def background_of(class_names: Sequence[str]) -> int | None:
     """The class that is the rest of the picture by its name, or a first class without a name
     ("class 0"); None if there is none.
     """
+    named = named_background(class_names)
+    return 0 if named is None and list(class_names[:1]) == ["class 0"] else named
+
+
+def named_background(class_names: Sequence[str]) -> int | None:
+    """The class that is the rest of the picture by its name; None if there is none."""
     names = [name.strip().lower() for name in class_names]
     for group in _BACKGROUNDS:
         for number, name in enumerate(names):
             if name in group:
                 return number
-    return 0 if class_names and class_names[0] == "class 0" else None
+    return None
 
 
 @functools.cache
