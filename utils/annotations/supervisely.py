@@ -7,13 +7,14 @@
         {"geometryType": "bitmap", "bitmap": {"data": "…", "origin": [x, y]}}, …]}
     DATASET/img/a.jpg
 
-Whole coordinates are indices of pixels, as Supervisely exports them and its SDK draws them: a
-polygon has the pixels of its line too, a rectangle those of its last row and column, a hole those
-of its own line. Fractions are points, as in its labeling tool. A bitmap is a PNG, compressed by zlib, in base64, whose first pixel is at
-`origin`: pixels belong to it if they are opaque, or not 0 where it has no transparency; those of an
-alpha_mask from half of the full alpha on. Later objects lie above earlier ones. Points, lines,
-graphs and cuboids have no area and are left out. Layout: docs.supervisely.com, "Supervisely
-annotation format"; developer.supervisely.com, "Coordinate system".
+Interiors are holes. Whole coordinates are indices of pixels, as Supervisely exports them and its
+SDK draws them: a polygon has the pixels of its line too, a rectangle those of its last row and
+column, a hole those of its own line. Fractions are points, as in its labeling tool. A bitmap is a
+PNG, compressed by zlib, in base64, whose first pixel is at `origin`: pixels belong to it if they
+are opaque, or not 0 where it has no transparency; those of an alpha_mask from half of the full
+alpha on. Later objects lie above earlier ones. Points, lines, graphs and cuboids have no area and
+are left out. Layout: docs.supervisely.com, "Supervisely annotation format";
+developer.supervisely.com, "Coordinate system".
 """
 import base64
 import binascii
@@ -181,9 +182,10 @@ def _outlined(category, one, size, place):
         return Region(category, rings, None, place)
     if len(exterior) != 2:
         raise DataError(f"a rectangle has {len(exterior)} points; expected two corners", place)
-    first, last = exterior.min(0), exterior.max(0)
-    width, height = last - first + (exterior == np.floor(exterior)).all()
-    return Region(category, [rectangle(*first, width, height)], None, place)
+    (left, top), (right, bottom) = exterior.min(0), exterior.max(0)
+    last = int((exterior == np.floor(exterior)).all())
+    return Region(category, [rectangle(left, top, right - left + last, bottom - top + last)], None,
+                  place)
 
 
 def _drawn(rings, size):
