@@ -202,8 +202,9 @@ def pillow_open(source: str | os.PathLike | BinaryIO, path: str | os.PathLike) -
         tags = tags_of(source)
         if tags is not None and isinstance(error, Image.UnidentifiedImageError):
             raise DataError(f"a TIFF with {tags.text} cannot be read", shown(path),
-                            "write the bands to use as a gray or RGB picture of 8 or 16 bits, "
-                            "pixel by pixel") from None
+                            "give \"bands\" in the args of the dataset if it is an image "
+                            "(docs/own_data.md); or write the bands to use as a gray or RGB "
+                            "picture of 8 or 16 bits, pixel by pixel") from None
         raise UnreadableFile(reason, shown(path),
                              COPY_AGAIN) from None
     try:
