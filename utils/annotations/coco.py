@@ -26,7 +26,8 @@ from utils.annotations.annotation_set import (
     ring,
     shortly,
 )
-from utils.annotations.json_file import head_and_tail, json_files, read_json
+from utils.annotations.json_file import head_and_tail, json_files, read_bytes
+from utils.annotations.outline_scan import parse_outlines
 from utils.annotations.stored_regions import StoredMask, StoredRegions
 from utils.errors import DataError, listed, shown
 from utils.images.run_lengths import runs_of_text
@@ -35,14 +36,19 @@ TITLE = "COCO JSON"
 BEYOND = 2.0                # pixels that an outline may reach beyond its image without a remark
 _KEYS = ("images", "annotations", "categories")
 _LISTS = re.compile(rb'"(%s)"\s*:\s*\[' % "|".join(_KEYS).encode())
-_SHORT = 6                  # numbers of the shortest outline: three points
+_SHORT = 3                  # points of the shortest outline
 
 
 class _Outlines(NamedTuple):
-    """The rings of all annotations. ring_ends: in numbers; region_ends: in rings."""
+    """The rings of all annotations.
 
-    numbers: np.ndarray
+    points: float64 (P, 2). ring_ends: number of points up to the end of each ring. rings: those of
+    the regions, one region after another, as indices into ring_ends. region_ends: in `rings`.
+    """
+
+    points: np.ndarray
     ring_ends: np.ndarray
+    rings: np.ndarray
     region_ends: np.ndarray
 
 
@@ -62,7 +68,7 @@ def read(path: Path, findings: Findings) -> AnnotationSet:
         raise DataError(f"{len(files)} JSON files: {listed(files, 3, text=lambda f: f.name)}",
                         shown(path), "name the file whose images are used")
     source = shown(files[0].name)
-    content = read_json(files[0])
+    content, scanned = parse_outlines(read_bytes(files[0]), shown(files[0]))
     if not isinstance(content, dict):
         raise DataError(f"the file contains {shortly(content)}; expected an object", source)
     for key in _KEYS:
@@ -74,7 +80,7 @@ def read(path: Path, findings: Findings) -> AnnotationSet:
                         "use the file of the instances or of stuff, or the label maps")
     categories, index_of = _categories(content["categories"], source, findings)
     images = _images(content["images"], source, findings)
-    found = _Annotations(annotations, images, index_of, source, findings)
+    found = _Annotations(annotations, scanned, images, index_of, source, findings)
     return AnnotationSet(TITLE, categories,
                          [AnnotatedImage(name, size, place, regions) for
                           (name, size, place), regions in
@@ -144,7 +150,7 @@ def _images(entries, source, findings):
 class _Annotations:
     """The annotations that can be drawn: arrays over regions, in the order of the file."""
 
-    def __init__(self, entries, images, index_of, source, findings):
+    def __init__(self, entries, scanned, images, index_of, source, findings):
         self.source, self.findings = f"{source}: annotations", findings
         image_at = {key: number for number, key in enumerate(images)}
         self.sizes = [size for _, size, _ in images.values()]
@@ -170,14 +176,17 @@ class _Annotations:
                 outlines.append(outline)
         self.numbers, self.image_of, self.category_of = (
             np.array(column, np.int64) for column in (numbers, image_of, category_of))
-        self.outlines = self._without_short(_flat(outlines) or self._flat_with_care(outlines))
+        self.outlines = self._without_short(self._together(outlines, scanned))
         self._judge_places()
 
     def _refuse(self, number, what):
         self.findings.refuse(f"{self.source}[{number}]", what)
 
     def _outline(self, number, segmentation, size):
-        """The list of rings of an annotation; [] if it has a mask; None: it is not used."""
+        """The list of rings of an annotation, or the range of those that were cut out; [] if it
+        has a mask; None: it is not used."""
+        if isinstance(segmentation, range):
+            return segmentation
         if isinstance(segmentation, list):
             if segmentation and not isinstance(segmentation[0], list):
                 segmentation = [segmentation]       # one ring without the list around it
@@ -198,6 +207,22 @@ class _Annotations:
                                 "annotations without an outline or a mask")
         return None
 
+    def _together(self, outlines, scanned):
+        """The outlines of all annotations, those that were cut out and the others."""
+        counts = np.fromiter(map(len, outlines), np.int64, len(outlines))
+        was_cut = np.fromiter((type(one) is range for one in outlines), bool, len(outlines))
+        others = [() if cut else one for one, cut in zip(outlines, was_cut.tolist(), strict=True)]
+        listed_ones = _flat(others) or self._flat_with_care(others)
+        # The rings of the others follow those that were cut out.
+        counts[~was_cut] = np.diff(listed_ones.region_ends, prepend=0)[~was_cut]
+        firsts = len(scanned.ring_ends) + listed_ones.region_ends - counts
+        firsts[was_cut] = [one.start for one in outlines if type(one) is range]
+        return _Outlines(np.concatenate((scanned.points, listed_ones.points))
+                         if len(listed_ones.points) else scanned.points,
+                         np.concatenate((scanned.ring_ends,
+                                         listed_ones.ring_ends + len(scanned.points))),
+                         _ranges(firsts, counts), np.cumsum(counts))
+
     def _flat_with_care(self, outlines):
         """The outlines as arrays; those with a mistake are refused and become empty."""
         checked: list[list[list[float]]] = []
@@ -213,8 +238,7 @@ class _Annotations:
 
     def _without_short(self, outlines):
         """The outlines without rings of fewer than three points, which are noted."""
-        lengths = np.diff(outlines.ring_ends, prepend=0)
-        short = lengths < _SHORT
+        short = np.diff(outlines.ring_ends, prepend=0)[outlines.rings] < _SHORT
         if not short.any():
             return outlines
         regions = np.searchsorted(outlines.region_ends, np.flatnonzero(short), side="right")
@@ -222,8 +246,8 @@ class _Annotations:
             self.findings.leave_out(f"{self.source}[{number}]",
                                     "outlines of fewer than three points")
         kept = np.concatenate(([0], np.cumsum(~short)))
-        return _Outlines(outlines.numbers[np.repeat(~short, lengths)],
-                         np.cumsum(lengths[~short]), kept[outlines.region_ends])
+        return outlines._replace(rings=outlines.rings[~short],
+                                 region_ends=kept[outlines.region_ends])
 
     def _judge_places(self):
         """Note outlines outside their image, and drop regions that have nothing to draw."""
@@ -231,11 +255,10 @@ class _Annotations:
         self.drawn = (counts > 0) | np.isin(self.numbers, list(self.masks))
         if not counts.any():
             return
-        points = self.outlines.numbers.reshape(-1, 2)
-        first_ring = self.outlines.region_ends - counts
         some = np.flatnonzero(counts)
-        begins = np.concatenate(([0], self.outlines.ring_ends[:-1]))[first_ring[some]] // 2
-        low, high = (function.reduceat(points, begins) for function in (np.minimum, np.maximum))
+        firsts = (self.outlines.region_ends - counts)[some]
+        low, high = (function.reduceat(box[self.outlines.rings], firsts) for function, box in zip(
+            (np.minimum, np.maximum), _boxes(self.outlines), strict=True))
         known = np.array([size or (0, 0) for size in self.sizes])[self.image_of[some], ::-1]
         outside = (known[:, 0] > 0) & ((high <= 0) | (low >= known)).any(1)
         beyond = (known[:, 0] > 0) & ~outside & ((low < -BEYOND) | (high > known + BEYOND)).any(1)
@@ -251,22 +274,33 @@ class _Annotations:
         drawn = np.flatnonzero(self.drawn)
         order = drawn[np.argsort(self.image_of[drawn], kind="stable")]
         ends = np.searchsorted(self.image_of[order], np.arange(count), side="right").tolist()
+        outlines = self.outlines
         # The number and the first one of the rings of each region, and of the points of each ring.
-        region_ends, ring_ends = self.outlines.region_ends, self.outlines.ring_ends // 2
-        counts = (np.diff(region_ends, prepend=0), np.diff(ring_ends, prepend=0))
-        firsts = region_ends - counts[0], ring_ends - counts[1]
-        points = self.outlines.numbers.reshape(-1, 2)
+        counts = np.diff(outlines.region_ends, prepend=0), np.diff(outlines.ring_ends, prepend=0)
+        firsts = outlines.region_ends - counts[0], outlines.ring_ends - counts[1]
         found = []
         for begin, end in zip([0, *ends], ends, strict=False):
             some = order[begin:end]
-            rings = _ranges(firsts[0][some], counts[0][some])
+            rings = outlines.rings[_ranges(firsts[0][some], counts[0][some])]
             numbers = self.numbers[some]
             masks = {index: self.masks[number] for index, number in enumerate(numbers.tolist())
                      if number in self.masks} if self.masks else {}
-            found.append(StoredRegions(points[_ranges(firsts[1][rings], counts[1][rings])],
+            points = outlines.points[_ranges(firsts[1][rings], counts[1][rings])]
+            found.append(StoredRegions(points,
                                        np.cumsum(counts[1][rings]), np.cumsum(counts[0][some]),
                                        self.category_of[some], self.source, numbers, masks))
         return found
+
+
+def _boxes(outlines):
+    """The smallest and the largest x and y of each ring, (R, 2) each; 0 for a ring without points.
+    """
+    lengths = np.diff(outlines.ring_ends, prepend=0)
+    filled = np.flatnonzero(lengths)
+    boxes = np.zeros((2, len(lengths), 2))
+    for box, function in zip(boxes, (np.minimum, np.maximum), strict=True):
+        box[filled] = function.reduceat(outlines.points, (outlines.ring_ends - lengths)[filled])
+    return boxes
 
 
 def _ranges(begins, lengths):
@@ -291,7 +325,8 @@ def _flat(outlines) -> _Outlines | None:
     if flat.size and not max(flat.max(), -flat.min()) <= FARTHEST:
         return None
     counts = np.fromiter(map(len, outlines), np.int64, len(outlines))
-    return _Outlines(flat, np.cumsum(lengths), np.cumsum(counts))
+    return _Outlines(flat.reshape(-1, 2), np.cumsum(lengths) // 2, np.arange(len(rings)),
+                     np.cumsum(counts))
 
 
 def _mask(segmentation: dict[str, Any], size, place) -> StoredMask:

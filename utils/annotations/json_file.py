@@ -1,6 +1,7 @@
 """Reads JSON that another tool wrote, which may be large or hostile."""
 import gc
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,12 +30,16 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     return parse_json(read_bytes(path, most), shown(path))
 
 
-def parse_json(data: bytes, place: str) -> Any:
-    """The value of JSON text in UTF-8. Raises DataError, also for NaN and infinity."""
+def parse_json(data: bytes, place: str, constant: Callable[[str], Any] | None = None) -> Any:
+    """The value of JSON text in UTF-8. Raises DataError, also for NaN and infinity.
+
+    constant: (name) -> value, called in the order of the text for NaN, Infinity and -Infinity,
+    which then are no errors.
+    """
     collected = gc.isenabled()
     gc.disable()        # nothing becomes garbage here, and looking for it takes a third of the time
     try:
-        return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        return json.loads(data.decode("utf-8-sig"), parse_constant=constant or _refuse_constant)
     except UnicodeDecodeError as error:
         raise DataError(f"byte {error.start} is not UTF-8 text", place) from None
     except json.JSONDecodeError as error:
