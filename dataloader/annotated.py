@@ -139,10 +139,8 @@ class Annotated(BaseDataset):
 
     def _samples(self, found, files):
         """The samples of the list, or of all annotated images."""
-        lookup, annotated = ImageLookup(files), {}
-        missing = []
-        for image in found.images:
-            file = lookup.find(image)
+        annotated, missing = {}, []
+        for image, file in zip(found.images, ImageLookup(files).match(found.images), strict=True):
             if isinstance(file, str):
                 missing.append(f"{image.place}: {file} below {shown(self.image_dir)}")
             elif file.key in annotated:

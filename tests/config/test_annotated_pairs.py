@@ -113,3 +113,22 @@ def test_a_class_without_a_name_is_no_background(data):
                                                        "1 0.2 0.5 0.4 0.5 0.4 0.8\n")
     _, classes = made(data, data / "labels")
     assert classes["names"] == ["background", "class 0", "class 1"]
+
+
+@pytest.mark.parametrize("tool, given", [("supervisely", "ds0/ann"), ("cvat.zip", ".."),
+                                         ("label_studio", "..")])
+def test_annotations_in_or_above_a_folder_without_labels_are_proposed(data, tool, given):
+    path = exports.WRITERS[tool](data / "export", SCENES)
+    assert path.is_dir() == (given != "..")
+    with pytest.raises(DataError) as caught:
+        made(data, path / given if path.is_dir() else path.parent)
+    assert caught.value.fix.startswith(f"did you mean --labels {path} (")
+
+
+def test_classes_whose_names_differ_in_spelling_are_said(data, capsys):
+    exports.put(data / "labels/classes.txt", "big dog\nBig-Dog\ncat\n")
+    for scene in SCENES:
+        exports.put(data / f"labels/{scene.name}.txt", "".join(
+            f"{number} 0.{number}1 0.1 0.{number}9 0.1 0.{number}9 0.9\n" for number in range(3)))
+    made(data, data / "labels")
+    assert "big dog and Big-Dog: names that differ in spelling" in capsys.readouterr().out

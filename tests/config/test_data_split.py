@@ -105,6 +105,7 @@ def test_options_that_do_not_fit_the_names_are_one_error(pattern, folds, what, f
     ([f"a/{i}" for i in range(9)] + [f"b/{i}" for i in range(9)], "2 numbered series (a/… 9"),
     ([f"frame_{i:04d}" for i in range(20)], "the frames of one video (frame_…)"),
     ([f"img{i}" for i in range(20)], ""),
+    ([f"img{i}" for i in range(20)] + ["rose"], ""),
     ([f"{i:04d}" for i in range(20)], ""),
     (["rose", "tulip", "elm", "oak"], ""),
     ([f"x{i}{letter}" for letter in "abc" for i in range(9)], "")])

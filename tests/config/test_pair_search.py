@@ -344,3 +344,16 @@ def test_the_ending_and_missing_folders_are_made(name, tmp_path, monkeypatch):
     assert json.loads(json.dumps(read_jsonc("runs/new/mine.json")))["name"] == "mine"
     assert sorted(path.name for path in (tmp_path / "runs/new").iterdir()) == [
         "mine.classes.json", "mine.json", "mine.train.txt", "mine.val.txt"]
+
+
+def test_files_whose_names_differ_in_spelling_are_named_together(tmp_path, capsys):
+    write(tmp_path, "im/{i}.png", "lab/{i}_mask.png")
+    photo, label = scene(3)
+    for image, other in (("Photo_A", "photo_a"), ("Blu\u0308te", "Bl\u00fcte")):
+        save(tmp_path / f"im/{image}.png", photo)
+        save(tmp_path / f"lab/{other}_mask.png", label)
+    make_config(str(tmp_path / "im"), str(tmp_path / "lab"), str(tmp_path / "my.json"))
+    printed = capsys.readouterr().out
+    assert "8 pairs of image and label" in printed
+    assert "2 pairs would fit but for the spelling" in printed
+    assert "Photo_A.png and photo_a_mask.png" in printed

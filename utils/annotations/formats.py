@@ -19,6 +19,8 @@ from utils.errors import DataError, shown
 
 FORMATS: tuple[str, ...] = (          # in the order in which they are tried
     "coco", "labelme", "cvat", "cvat_masks", "label_studio", "supervisely", "yolo", "class_masks")
+_SUFFIXES = (".json", ".xml", ".zip")
+_LOOKED_AT, _ABOVE = 20, 2      # files of a folder, folders above it
 
 
 def format_of(path: Path) -> ModuleType | None:
@@ -36,6 +38,21 @@ def followed_pattern(folder: Path, stems: Iterable[str]) -> Path | None:
         pattern = module.pattern_of(folder, stems) if hasattr(module, "pattern_of") else None
         if pattern is not None:
             return folder / pattern
+    return None
+
+
+def annotations_near(folder: Path) -> tuple[Path, str] | None:
+    """(path, name of its format) of annotations in a folder, or of a project above it; or None.
+
+    For the message that the folder itself is none: export.zip or labels.json may lie in it, and the
+    meta.json of Supervisely lies above.
+    """
+    inside = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
+    above = [path for path in folder.absolute().parents[:_ABOVE] if any(path.glob("*.json"))]
+    for path in (*inside[:_LOOKED_AT], *above):
+        module = format_of(path)
+        if module is not None:
+            return path, module.TITLE
     return None
 
 

@@ -1,5 +1,6 @@
 """What --init needs to know of images with exported annotations: pairs, classes, contents."""
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -83,8 +84,7 @@ def _usable(images, found):
     files = images.files()
     lookup = ImageLookup(files)
     usable, missing, wrong, taken = {}, [], [], set()
-    for image in found.images:
-        file = lookup.find(image)
+    for image, file in zip(found.images, lookup.match(found.images), strict=True):
         if isinstance(file, str):
             missing.append(f"{image.place}: {file}")
             continue
@@ -105,7 +105,8 @@ def _usable(images, found):
         usable[stem] = Pair(stem, file.path, file.path, header.size), image
     others = [file.name for file in files if file.key not in taken]
     lines = []
-    for some, what in ((missing, "annotated image is missing"), (wrong, "image cannot be used"),
+    for some, what in ((lookup.respelled, "image found by another spelling of its name"),
+                       (missing, "annotated image is missing"), (wrong, "image cannot be used"),
                        (others, "image has no annotation")):
         if some:
             lines.append(f"{len(some)} x {what}: {listed(some, 3, '; ', shown)}")
@@ -166,6 +167,10 @@ def _classes(found, usable, counts, present, complete, lines, left_out):
                    "to null\n  in the config, and remove its name and color")
     if unused:
         remark += f"\n  categories without a pixel are not used: {listed(unused, 8)}"
+    alike = _alike(names)
+    if alike:
+        remark += (f"\n  {listed(alike, 3, '; ')}: names that differ in spelling only; if they are "
+                   "one class,\n  join them in \"categories\" of the class file")
     if ignored:
         remark += f"\n  ignored: {listed(ignored, 8)}"
     shown_classes = {stem: frozenset(class_of[number] for number in numbers if number in class_of)
@@ -173,3 +178,11 @@ def _classes(found, usable, counts, present, complete, lines, left_out):
     return AnnotatedPairs([pair for pair, _ in usable], names, palette, class_lists, background,
                           dict(pixels), shown_classes, found.format, lines, left_out, remark,
                           Path())
+
+
+def _alike(names):
+    """Texts of the names of classes that differ in upper and lower case, spaces, - and _ only."""
+    by_spelling: dict[str, list[str]] = {}
+    for name in names:
+        by_spelling.setdefault(re.sub(r"[\s_-]", "", name.casefold()), []).append(name)
+    return [" and ".join(map(shown, some)) for some in by_spelling.values() if len(some) > 1]

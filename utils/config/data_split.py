@@ -271,7 +271,7 @@ def _series(names):
     long = {prefix: count for prefix, count in series.items() if count >= _SERIES_FROM}
     if not long or sum(long.values()) < _SERIES_COVER * len(names):
         return []
-    if len(series) > 1:
+    if len(long) > 1:
         return [f"the names are {len(long)} numbered series ("
                 + listed(sorted(long), 3, text=lambda one: f"{shown(one)}… {long[one]}")
                 + "): if each is a video, a patient or a scene, neighbors are near-copies;\n"

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.annotations.formats import annotations_near
 from utils.config.annotated_pairs import annotated_pairs
 from utils.config.data_split import PARTS, DataSplit, split_data
 from utils.config.measured_bands import bands_in, measured, moments
@@ -104,7 +105,7 @@ def make_config(images: str, labels: str, out: str, group_by: str | None = None,
     which files belong together, or if the labels are not label maps or have mistakes.
     """
     files = _output_files(Path(out if out.lower().endswith(".json") else f"{out}.json"), folds)
-    source = _annotated(images, labels, files) or _paired(images, labels, files, group_by, folds)
+    source = _source(images, labels, files, group_by, folds)
     pairs, classes = source.pairs, source.classes
     stems = [pair.stem for pair in pairs]
     divided = split_data(stems, source.shown_classes, group_by, folds)
@@ -150,6 +151,21 @@ def make_config(images: str, labels: str, out: str, group_by: str | None = None,
     print(f"Edit the class names in {shown(files['classes'])}, then:\n"
           + (f"  python -m tools.study {shown(files['study'])}" if folds else
              f"  python train.py --config {shown(files['config'])}"))
+
+
+def _source(images, labels, files, group_by, folds):
+    """The Source of the data. Raises DataError, which names annotations near `labels`."""
+    annotated = _annotated(images, labels, files)
+    if annotated is not None:
+        return annotated
+    try:
+        return _paired(images, labels, files, group_by, folds)
+    except DataError as error:
+        near = annotations_near(Path(labels)) if os.path.isdir(labels) else None
+        if near is None:
+            raise
+        raise DataError(error.what, error.where,
+                        f"did you mean --labels {shown(near[0])} ({near[1]})?") from None
 
 
 def _paired(images, labels, files, group_by, folds) -> "_Source":

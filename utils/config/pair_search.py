@@ -23,6 +23,7 @@ from utils.images.name_pattern import (
     find_files,
     is_pattern,
     matching,
+    plain_spelling,
     separate,
 )
 from utils.images.picture_files import (
@@ -112,7 +113,8 @@ def place_of(text: str, flag: str) -> Place:
                      NamePattern("/".join(parts[stars[0]:]), flag))
     if path.exists():
         raise DataError(f"{shown(path)} is a file, not a folder", flag,
-                        NO_LABELS.get(path.suffix.lower(), "give the folder that contains it"))
+                        NO_LABELS.get(path.suffix.lower(), "give the folder that contains it")
+                        if flag == "--labels" else "give the folder of the images")
     near = nearest(path.name, (one.name for one in path.parent.glob("*") if one.is_dir()))
     raise DataError(f"no such folder: {shown(path)}", flag,
                     f"did you mean {shown(path.with_name(near))}?" if near else
@@ -149,6 +151,7 @@ def find_pairs(images: Place, labels: Place) -> Pairing:
     known = used | {keys[path] for one in rivals for both in one.pairs.values() for path in both}
     _refuse_further_labels(files, pairs, known, labels)
     lines, left_out = _remarks(files, used, unusable)
+    lines += _almost_equal(files, used, best.rule)
     if best.busier < _CLEARLY:
         lines.append("the images look much like the labels: are they photos, and not label maps?")
     return Pairing(pairs, best.rule, lines, left_out)
@@ -393,6 +396,22 @@ def _remarks(files, used, unusable):
             lines.append(f"{counted(len(paths), noun)} {one if len(paths) == 1 else more}: "
                          f"{_names(*paths)}")
     return lines, len(images) + len(unusable)
+
+
+def _almost_equal(files, used, rule):
+    """A line about images and labels whose keys are not `used` and whose names look alike."""
+    by_spelling: list[dict[str, Path]] = []
+    for some, text in zip(files, rule, strict=True):
+        found = matching([file for file in some if file.key not in used], NamePattern(text))
+        by_spelling.append({plain_spelling(stem): path for stem, path in found.values()})
+    both = [(path, by_spelling[1][name]) for name, path in by_spelling[0].items()
+            if name in by_spelling[1]]
+    if not both:
+        return []
+    names = [" and ".join(shown(path.name) for path in pair) for pair in both]
+    return [f"of these, {counted(len(both), 'pair')} would fit but for the spelling (upper and "
+            f"lower case, spaces, forms of Unicode): {listed(names, _SHOWN)}; rename the labels "
+            "like the images"]
 
 
 def _refuse_further_labels(files, pairs, known, labels):

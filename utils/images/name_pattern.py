@@ -15,6 +15,7 @@ an extension it fits every extension.
 """
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -91,6 +92,16 @@ class FoundFile(NamedTuple):
     key: str
     name: str
     path: Path
+
+
+def plain_spelling(name: str) -> str:
+    """A name without what systems and tools change in it.
+
+    Upper and lower case, forms of Unicode, spaces (Label Studio writes "_") and characters that are
+    no letters, digits, "-", "_" or "." (it leaves them out).
+    """
+    text = unicodedata.normalize("NFC", name).casefold().replace(" ", "_")
+    return re.sub(r"[^-\w./]", "", text)
 
 
 def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[FoundFile]:
