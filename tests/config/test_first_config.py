@@ -153,6 +153,21 @@ def test_a_few_classes_of_voc_have_its_names_too(tmp_path, monkeypatch):
     assert train.dataset.num_classes == 21
 
 
+@pytest.mark.parametrize("train, val, printed", [
+    (range(9), range(9, 12), "split: 9 train, 3 val, by the lists of v/ImageSets/Segmentation"),
+    (range(9), range(10, 12), "1 of 12 images are in none of them"),
+    (range(9), range(8, 12), "1 of 12 images are in none of them, or in several")])
+def test_the_lists_of_voc_are_its_split(tmp_path, monkeypatch, capsys, train, val, printed):
+    data(tmp_path, voc, folders=("v/JPEGImages", "v/SegmentationClass"))
+    (tmp_path / "v/ImageSets/Segmentation").mkdir(parents=True)
+    for name, numbers in (("train", train), ("val", val)):
+        write_bytes(tmp_path / f"v/ImageSets/Segmentation/{name}.txt",
+                    "".join(f"frame{i}\r\n" for i in numbers).encode())
+    _, _, loaders = made(tmp_path, monkeypatch, "v/JPEGImages", "v/SegmentationClass")
+    assert printed in capsys.readouterr().out
+    assert sum(len(loader.dataset) for loader in loaders) == 12
+
+
 @pytest.mark.parametrize("folder, palette", [("labels", None), ("SegmentationClass", VOC_RED)])
 def test_the_palette_of_voc_alone_gives_no_names(tmp_path, monkeypatch, folder, palette):
     data(tmp_path, lambda path, ids: voc(path, ids, palette), folders=("im", folder))
@@ -180,6 +195,26 @@ def test_binary_masks_of_0_and_255_get_two_classes(tmp_path, monkeypatch, capsys
     assert config["train_loader"]["args"]["label_ending"] == "_mask"
     assert set(train.dataset[0]["label"].unique().tolist()) <= {0, 1, 255}
     assert "binary masks" in capsys.readouterr().out
+
+
+def test_jpeg_masks_of_black_and_white_are_divided_in_the_middle(tmp_path, monkeypatch, capsys):
+    """As Kvasir-SEG has them."""
+    data(tmp_path, lambda path, ids: write_image(path, np.uint8(ids == 0) * 255), label="{}.jpg")
+    config, classes, (train, val) = made(tmp_path, monkeypatch, "im", "lab")
+    assert classes["names"] == ["background", "foreground"] and "label_ids" not in classes
+    assert config["train_loader"]["args"]["label_threshold"] == 128
+    for sample in val.dataset.samples:
+        number = int(sample.image.stem.removeprefix("frame"))
+        wrong = val.dataset.read_label(sample.label) != (SCENES.load(number)[1] == 0)
+        assert wrong.mean() < 0.01
+    assert "gray 128 to 255 is the foreground" in capsys.readouterr().out
+
+
+def test_jpeg_labels_of_more_values_are_refused(tmp_path, monkeypatch):
+    data(tmp_path, lambda path, ids: write_image(path, np.uint8(ids) * 25), label="{}.jpg")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="the 12 labels are .jpg files"):
+        make_config("im", "lab", "my.json")
 
 
 def test_values_with_gaps_become_classes_in_their_order(tmp_path, monkeypatch):

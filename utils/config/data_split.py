@@ -37,18 +37,31 @@ class DataSplit(NamedTuple):
     remarks: list[str]
 
 
+class SplitLists(NamedTuple):
+    """Lists that came with the data.
+
+    parts: name -> its part, for all names. place: of the lists, for people.
+    """
+
+    parts: dict[str, str]
+    place: str
+
+
 def split_data(names: Sequence[str], present: Mapping[str, frozenset[str]],
-               group_by: str | None = None, folds: int | None = None) -> DataSplit:
+               group_by: str | None = None, folds: int | None = None,
+               lists: SplitLists | None = None) -> DataSplit:
     """Divide the images of these names, which are paths without suffix ("scene1/7").
 
     present: the classes in the label of a name; names that are missing there are divided by number
     alone. group_by: a regular expression; images in whose names it has the same text (in its
     parentheses, if it has some) are a group. It is compared with names without folders train, val
-    and test. folds: so many instead of one division. Sub-folders train, val and test decide what
-    they can; folds divide train and val again. Raises ConfigError or DataError, with a remedy, for
-    options that do not fit the names.
+    and test. folds: so many instead of one division. lists: decide all. Without them sub-folders
+    train, val and test decide what they can; folds divide train and val again. Raises ConfigError
+    or DataError, with a remedy, for options that do not fit the names.
     """
-    split, rest = _by_folders(names)
+    split, rest = _by_folders(names) if lists is None else (
+        {part: [name for name in names if lists.parts[name] == part] for part in PARTS}, [])
+    source = "sub-folders of the data" if lists is None else f"lists of {lists.place}"
     groups = _groups(names, group_by) if group_by is not None else {}
     _require_apart(split, groups, folds)
     of_test = "test by the sub-folder, " if split["test"] else ""
@@ -56,14 +69,14 @@ def split_data(names: Sequence[str], present: Mapping[str, frozenset[str]],
         pool = [*split["train"], *split["val"]] or rest
         held_out, origin, remarks = _folds(pool, groups, present, folds)
         if split["val"]:
-            remarks.insert(0, "the images of the sub-folders train and val are divided again")
+            remarks.insert(0, f"train and val of the {source} are divided again")
         first = set(held_out[0])
         parts = {"train": [name for name in pool if name not in first], "val": held_out[0],
                  "test": split["test"]}
         return DataSplit(_without_empty(parts), of_test + origin, held_out,
                          [*remarks, *([] if groups else _series(pool))])
     if split["val"]:
-        return DataSplit(_without_empty(split), "by the sub-folders of the data"
+        return DataSplit(_without_empty(split), f"by the {source}"
                          + _group_counts(split, groups), [], [])
     pool = split["train"] or rest
     if len(pool) < 2:

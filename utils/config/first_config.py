@@ -16,7 +16,7 @@ import numpy as np
 
 from utils.annotations.formats import annotations_near
 from utils.config.annotated_pairs import annotated_pairs
-from utils.config.data_split import PARTS, DataSplit, split_data
+from utils.config.data_split import PARTS, DataSplit, SplitLists, split_data
 from utils.config.measured_bands import bands_in, measured, moments
 from utils.config.pair_search import Pair, find_pairs, place_of
 from utils.config.registry import load
@@ -24,7 +24,7 @@ from utils.errors import ConfigError, DataError, counted, listed, shown, size_te
 from utils.files.whole_file import write_bytes
 from utils.images.class_names import mistake_in
 from utils.images.headers import pillow_open
-from utils.images.image_io import read_image, read_stored, stored_codes
+from utils.images.image_io import read_image, read_mask, read_stored, stored_codes
 from utils.images.label_kind import mixing
 from utils.images.palette import background_of, class_palette, voc_palette
 from utils.images.partly_used import unused_in
@@ -40,6 +40,7 @@ IGNORED = 255
 MOST_EPOCHS, MOST_STEPS = 60, 2000      # of the training: a small set ends at the first
 _NAMES_FILE = "class_names.txt"     # labelme writes it beside the folder of its VOC labels
 _MOST_NAMES_BYTES = 1 << 20
+_VOC_LISTS = "ImageSets/Segmentation"
 _VOC_CLASSES = 21
 RARE = 0.02                 # share of the pixels of a class that may need a weight in the loss
 GRAY_GAPS = 3               # of the others, at most, lie between them and 255 if it is a class
@@ -81,6 +82,7 @@ class _Source(NamedTuple):
 
     shown_classes: stem -> names of the classes in its label, of the labels that were read. rarest:
     the smallest share of the pixels. lines: what is printed. class_lists: of the class file.
+    split_lists: those that came with the data.
     """
 
     type: str
@@ -91,6 +93,7 @@ class _Source(NamedTuple):
     rarest: float
     lines: list[str]
     class_lists: dict[str, list[str]]
+    split_lists: SplitLists | None = None
 
 
 def make_config(images: str, labels: str, out: str, group_by: str | None = None,
@@ -108,7 +111,7 @@ def make_config(images: str, labels: str, out: str, group_by: str | None = None,
     source = _source(images, labels, files, group_by, folds)
     pairs, classes = source.pairs, source.classes
     stems = [pair.stem for pair in pairs]
-    divided = split_data(stems, source.shown_classes, group_by, folds)
+    divided = split_data(stems, source.shown_classes, group_by, folds, source.split_lists)
     split = divided.parts
     sizes = Counter(pair.size for pair in pairs)
     images_read = [pair.image for pair in pairs]
@@ -175,20 +178,28 @@ def _paired(images, labels, files, group_by, folds) -> "_Source":
     pairs = pairing.pairs
     if group_by is not None or folds:       # before the labels are read: options may not fit
         split_data([pair.stem for pair in pairs], {}, group_by, folds)
-    contents = _label_contents(pairs)
-    classes = _classes_of_colors(contents) if contents.in_color else \
-        _classes_of_values(contents, pairs)
+    if pairing.threshold:
+        contents = _mask_contents(pairs, pairing.threshold)
+        classes = _classes_of_masks(contents, pairing.threshold)
+    else:
+        contents = _label_contents(pairs)
+        classes = _classes_of_colors(contents) if contents.in_color else \
+            _classes_of_values(contents, pairs)
     data_dir, image_dir, label_dir = _common_folder(*(place.folder for place in places))
     arguments = {"data_dir": _beside(files["config"], data_dir), "image_dir": image_dir,
                  "label_dir": label_dir, **_name_arguments(pairing.rule)}
+    if pairing.threshold:
+        arguments["label_threshold"] = pairing.threshold
     left_out = pairing.images_left_out
     lines = [f"{len(pairs)} pairs of image and label" + (
         f"; left out: {counted(left_out, 'image')} without a usable label" if left_out else ""),
         *(f"  {remark}" for remark in pairing.remarks)]
+    split_lists, remarks = _voc_lists(pairs)
+    lines += [f"  {remark}" for remark in remarks]
     if pairing.rule != ("*", "*"):
         lines.append(f"names: images {pairing.rule.image}, labels {pairing.rule.label}")
     return _Source("Folder", arguments, pairs, classes, _shown_classes(contents, classes),
-                   _rarest_share(contents, classes), lines, {})
+                   _rarest_share(contents, classes), lines, {}, split_lists)
 
 
 def _annotated(images, labels, files) -> "_Source | None":
@@ -283,6 +294,52 @@ def _label_contents(pairs):
         raise DataError("some labels are color pictures, others contain class ids",
                         shown(pairs[0].label.parent), "store all labels in the same way")
     return _Contents(dict(colors), True, False, present)
+
+
+def _voc_lists(pairs) -> tuple[SplitLists | None, list[str]]:
+    """(the lists of VOC's layout beside the labels, remarks).
+
+    ROOT/ImageSets/Segmentation has train.txt and val.txt, with the names of files in
+    ROOT/SegmentationClass. Lists that do not have each name once are not used, which is said.
+    """
+    folders = (above / _VOC_LISTS for above in pairs[0].label.parents[:3])
+    folder = next((one for one in folders if all((one / f"{part}.txt").is_file()
+                                                 for part in PARTS[:2])), None)
+    if folder is None:
+        return None, []
+    parts: dict[str, list[str]] = {}
+    for part in PARTS:
+        try:
+            with open(folder / f"{part}.txt", encoding="utf-8-sig") as file:
+                for line in file.read(_MOST_NAMES_BYTES).split():
+                    parts.setdefault(line, []).append(part)
+        except (OSError, ValueError):
+            continue
+    found = {pair.stem: parts.get(pair.label.stem, []) for pair in pairs}
+    wrong = [stem for stem, several in found.items() if len(several) != 1]
+    if wrong or not all(any(part in several for several in found.values()) for part in PARTS[:2]):
+        return None, [f"the lists of {shown(folder)} are not used: {len(wrong)} of "
+                      f"{len(pairs)} images are in none of them, or in several"]
+    return SplitLists({stem: one for stem, (one,) in found.items()}, shown(folder)), []
+
+
+def _mask_contents(pairs, threshold):
+    """The values 0 and 1 of masks that were stored as JPEG."""
+    counts, present = Counter({0: 0, 1: 0}), {}
+    for pair in evenly_spaced(pairs, LABELS_READ):
+        mask = read_mask(pair.label, threshold)
+        light = int(mask.sum())
+        counts.update({0: mask.size - light, 1: light})
+        present[pair.stem] = frozenset(np.unique(mask).tolist())
+    return _Contents(dict(counts), False, False, present)
+
+
+def _classes_of_masks(contents, threshold):
+    names = ["background", "foreground"]
+    share = contents.pixels[1] / sum(contents.pixels.values())
+    return Classes(names, class_palette(names), None, [], [],
+                   f"JPEG masks of black and white: gray {threshold} to 255 is the foreground "
+                   f"({100 * share:.2g} %)")
 
 
 def _refuse_smoothed(mixed, judged, in_color):

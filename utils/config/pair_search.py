@@ -15,7 +15,7 @@ from utils.config.name_rules import Rule, guessed_rules
 from utils.errors import DataError, counted, listed, nearest, shown, size_text
 from utils.images.band_files import ARRAY_SUFFIXES, band_form, picture_header
 from utils.images.headers import read_header
-from utils.images.image_io import read_stored, stored_codes
+from utils.images.image_io import read_image, read_stored, stored_codes
 from utils.images.label_kind import busyness
 from utils.images.name_pattern import (
     FoundFile,
@@ -38,6 +38,9 @@ _JUDGED = 8             # files of each kind whose contents are compared
 _PHOTO = 50             # how busy one is, at least
 _CLEARLY = 4            # times busier: then this file is the image and the other one the label
 _SHOWN = 3              # names in one message
+_JPEG = (".jpg", ".jpeg")
+# JPEG turns the two values of a mask into others near them, and along borders into any.
+_BLACK, _MIDDLE, _WHITE, _ALMOST_ALL = 48, 128, 207, 0.95
 _RIVALS_FROM = 0.05     # of the images: with fewer, further labels are only mentioned
 
 
@@ -54,12 +57,15 @@ class Pairing(NamedTuple):
     """All usable pairs, sorted. rule: how their names differ.
 
     remarks: lines about files that are not used. images_left_out: how many of these are images.
+    threshold: the gray from which on a pixel is foreground, if labels are JPEG masks of black and
+    white.
     """
 
     pairs: list[Pair]
     rule: Rule
     remarks: list[str]
     images_left_out: int
+    threshold: int | None = None
 
 
 class Place(NamedTuple):
@@ -131,6 +137,9 @@ def find_pairs(images: Place, labels: Place) -> Pairing:
     best, rivals = _best((images, labels), files)
     usable = {stem: pair for stem, pair in best.pairs.items()
               if pair[1].suffix.lower() in LABEL_SUFFIXES}
+    threshold = None
+    if not usable and _black_and_white([label for _, label in best.pairs.values()]):
+        usable, threshold = best.pairs, _MIDDLE
     if not usable:
         suffix = next(iter(best.pairs.values()))[1].suffix.lower()
         raise DataError(f"the {len(best.pairs)} labels are {suffix} files, such as "
@@ -154,7 +163,20 @@ def find_pairs(images: Place, labels: Place) -> Pairing:
     lines += _almost_equal(files, used, best.rule)
     if best.busier < _CLEARLY:
         lines.append("the images look much like the labels: are they photos, and not label maps?")
-    return Pairing(pairs, best.rule, lines, left_out)
+    return Pairing(pairs, best.rule, lines, left_out, threshold)
+
+
+def _black_and_white(labels):
+    """Whether labels are JPEG masks of two values, by a few of them."""
+    some = evenly_spaced(labels, _JUDGED)
+    if any(path.suffix.lower() not in _JPEG for path in some):
+        return False
+    try:
+        gray = np.concatenate([read_image(path)[::3, ::3].reshape(-1, 3) for path in some])
+    except DataError:
+        return False
+    low, high = (gray < _BLACK).all(1), (gray > _WHITE).all(1)
+    return bool(low.any() and high.any() and (low | high).mean() > _ALMOST_ALL)
 
 
 def _best(places, files):
