@@ -132,3 +132,11 @@ def test_classes_whose_names_differ_in_spelling_are_said(data, capsys):
             f"{number} 0.{number}1 0.1 0.{number}9 0.1 0.{number}9 0.9\n" for number in range(3)))
     made(data, data / "labels")
     assert "big dog and Big-Dog: names that differ in spelling" in capsys.readouterr().out
+
+
+def test_a_config_in_a_subfolder_names_paths_that_need_no_notice(data, capsys, monkeypatch):
+    monkeypatch.chdir(data)
+    labels = exports.coco(data / "export", SCENES)
+    make_config("images", str(labels.relative_to(data)), "sub/my.json")
+    resolve_config(load_config("sub/my.json"))
+    assert capsys.readouterr().err == ""

@@ -594,14 +594,14 @@ def _beside(config, folder):
 def _annotations_place(config, data_dir, below):
     """`below`, a path relative to data_dir, or a path as data_dir has it.
 
-    The latter if the config's folder or the current one has something of that name too, such as
-    ".", which would be found first.
+    The latter if another place has something of that name too, such as ".", which would be found
+    first: the folder of the config, or the current one. (If what is found there is the same, the
+    reader of the config would still say at each start that it is not beside the config.)
     """
     first = Path(below).parts[:1]
-    own = Path(data_dir, *first)
-    others = (Path(folder, *first) for folder in (config.parent, "."))
+    own, beside, here = (Path(folder, *first) for folder in (data_dir, config.parent, "."))
     if not first or any(one.exists() and not (own.exists() and one.samefile(own))
-                        for one in others):
+                        for one in (beside, here)) or here.exists() and not beside.exists():
         return _beside(config, Path(data_dir, below))
     return below
 

@@ -529,7 +529,13 @@ class Mistakes:
 
 
 def _is_another(path, beside):
-    """Whether a file exists that is not the one at the path `beside`."""
+    """Whether a file exists that is not the one at the path `beside`.
+
+    A path such as "../.." has no name: it exists from everywhere, and says nothing of what was
+    meant.
+    """
+    if not path.strip("./\\"):
+        return False
     return os.path.exists(path) and os.path.exists(beside) and not os.path.samefile(path, beside)
 
 
