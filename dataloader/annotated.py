@@ -26,7 +26,7 @@ from dataloader.folder import (
 )
 from utils.annotations.annotation_set import AnnotatedImage, AnnotationSet, Findings
 from utils.annotations.formats import read_annotations
-from utils.annotations.image_lookup import ImageLookup
+from utils.annotations.image_lookup import STORED_PICTURE, ImageLookup, on_stored_picture
 from utils.annotations.rasterize import draw
 from utils.errors import ConfigError, DataError, listed, shown
 from utils.images.band_files import BAND_SUFFIXES
@@ -209,7 +209,13 @@ class Annotated(BaseDataset):
         return value == self.ignored_value
 
     def unused_parts(self, images, labels) -> list[str]:
-        return [*super().unused_parts(images, []), *self._findings.lines()]
+        sizes = {sample.image: sample.label.image.size for sample in self.samples
+                 if isinstance(sample.label, _LabelPlace)}
+        stored = [path.name for path, header in images
+                  if on_stored_picture(sizes.get(path), header)]
+        return [*super().unused_parts(images, []), *self._findings.lines(),
+                *([f"{len(stored)} x {STORED_PICTURE}: {listed(stored, 3, text=shown)}"]
+                  if stored else [])]
 
 
 def _values(found: AnnotationSet, class_file: dict, names: list[str], ignored: int) -> list[int]:

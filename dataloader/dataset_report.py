@@ -77,8 +77,9 @@ def check_dataset(name: str, args: dict[str, Any], ignore_index: int = 255,
                            "checking")
     assert not outcome.failed, "_examine returns errors, it does not raise them"
     findings = outcome.done
-    problems = [*dataset.problems,
-                *(text for finding in findings for text in finding.problems)]
+    known = set(dataset.problems)       # of annotations: the label cannot be drawn either
+    problems = [*dataset.problems, *(text for finding in findings for text in finding.problems
+                                     if text not in known)]
     problems += [f"{sample}: sample occurs {count} times" for sample, count in
                  Counter(sample.id for sample in dataset.samples).items() if count > 1]
     if set(_pixels([finding.entry for finding in findings if finding.entry])) == {"0", "ignore"} \

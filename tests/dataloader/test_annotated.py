@@ -3,6 +3,7 @@ import json
 import pickle
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from dataloader.annotated import Annotated
@@ -54,6 +55,51 @@ def test_labels_of_every_format_are_those_that_were_drawn(tmp_path, tool):
             exports.truth(scene, dataset.overlap)
         assert np.array_equal(sample["label"], expected)
         assert np.array_equal(dataset.load_label(index), expected)
+
+
+def turned_by_exif(folder, some):
+    """A photo for each scene that is stored turned by 90 degrees, with the tag that says so."""
+    exif = PIL.Image.Exif()
+    exif[274] = 6       # shown turned clockwise
+    for scene in some:
+        picture = np.rot90(exports.truth(scene)[..., None].repeat(3, 2) * 60)
+        PIL.Image.fromarray(picture).save(folder / f"{scene.name}.jpg", exif=exif)
+
+
+@pytest.mark.parametrize("tool", exports.WRITERS)
+def test_labels_lie_on_the_picture_as_its_tool_shows_it(tmp_path, tool):
+    exports.write_images(tmp_path / "images", SCENES)
+    turned_by_exif(tmp_path / "images", SCENES)
+    path = exports.WRITERS[tool](tmp_path / "export", SCENES)
+    (tmp_path / "classes.json").write_text(json.dumps({"names": NAMES}))
+    dataset = opened(tmp_path, str(path))
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        expected = exports.truth_of_masks(scene_of(sample["id"])) if tool == "class_masks" else \
+            exports.truth(scene_of(sample["id"]), dataset.overlap)
+        assert np.array_equal(sample["label"], expected)
+
+
+def test_labels_of_the_stored_picture_are_turned_with_it_and_this_is_said(data, capsys):
+    turned_by_exif(data / "images", SCENES)
+
+    def as_stored(content):
+        for image in content["images"]:
+            image["height"], image["width"] = image["width"], image["height"]
+        outlines = [(scene.size[1], points) for scene in SCENES for _, points in scene.outlines]
+        for one, (width, points) in zip(content["annotations"], outlines, strict=True):
+            turned = np.stack((points[:, 1], width - points[:, 0]), 1)
+            one["segmentation"] = [turned.ravel().tolist()]
+
+    change(data, as_stored)
+    dataset = opened(data)
+    assert "4 x image is turned by its EXIF tag, and the annotation states the size of the " \
+        "stored picture: its labels are turned with it" in capsys.readouterr().err
+    for index in range(len(dataset)):
+        label = dataset[index]["label"]
+        truth = exports.truth(scene_of(dataset.samples[index].id), "area")
+        # The borders of a fill are not those of the turned outline.
+        assert label.shape == truth.shape and (label.numpy() == truth).mean() > 0.95
 
 
 def test_a_pixel_cache_gives_the_same_samples_until_the_annotations_or_classes_change(data):

@@ -7,12 +7,27 @@ path.
 import os
 from collections.abc import Callable, Iterable, Sequence
 
-from utils.annotations.annotation_set import AnnotatedImage
+from utils.annotations.annotation_set import AnnotatedImage, Size
 from utils.errors import listed, shown
+from utils.images.headers import Header
 from utils.images.name_pattern import FoundFile, plain_spelling
 from utils.images.picture_files import IMAGE_SUFFIXES
 
 _Ends = dict[str, list[FoundFile]]
+
+# What is said of images for which `on_stored_picture` holds.
+STORED_PICTURE = ("image is turned by its EXIF tag, and the annotation states the size of the "
+                  "stored picture: its labels are turned with it (COCO files of Label Studio state "
+                  "that size and mean the picture as shown: export JSON there)")
+
+
+def on_stored_picture(size: Size | None, header: Header) -> bool:
+    """Whether an annotation that states this size lies on the picture before its EXIF tag turns it.
+
+    Tools draw on the picture as it is shown: CVAT (since 2.1), labelme, Label Studio, Supervisely
+    and Ultralytics turn it. Scripts that open it with Pillow do not.
+    """
+    return size is not None and size != header.size and size == header.stored_size
 
 
 class ImageLookup:

@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.annotations.annotation_set import AnnotationSet, Findings
 from utils.annotations.formats import followed_pattern, format_of
-from utils.annotations.image_lookup import ImageLookup
+from utils.annotations.image_lookup import STORED_PICTURE, ImageLookup, on_stored_picture
 from utils.annotations.rasterize import draw
 from utils.config.pair_search import Pair, Place
 from utils.errors import DataError, counted, listed, shown, size_text
@@ -83,7 +83,7 @@ def _usable(images, found):
     """([(Pair, AnnotatedImage)] sorted by stem, lines about the others, images left out)."""
     files = images.files()
     lookup = ImageLookup(files)
-    usable, missing, wrong, taken = {}, [], [], set()
+    usable, missing, wrong, taken, turned, stored = {}, [], [], set(), [], []
     for image, file in zip(found.images, lookup.match(found.images), strict=True):
         if isinstance(file, str):
             missing.append(f"{image.place}: {file}")
@@ -101,13 +101,19 @@ def _usable(images, found):
             wrong.append(f"{image.place}: {shown(file.name)} is {size_text(header.size)}, "
                          f"annotated as {size_text(image.size)} (height x width)")
             continue
+        if on_stored_picture(image.size, header):
+            stored.append(file.name)
+        elif header.orientation != 1:
+            turned.append(file.name)
         stem = os.path.splitext(file.name)[0]
         usable[stem] = Pair(stem, file.path, file.path, header.size), image
     others = [file.name for file in files if file.key not in taken]
     lines = []
     for some, what in ((lookup.respelled, "image found by another spelling of its name"),
                        (missing, "annotated image is missing"), (wrong, "image cannot be used"),
-                       (others, "image has no annotation")):
+                       (others, "image has no annotation"),
+                       (turned, "image is turned by its EXIF tag, and annotated as it is shown"),
+                       (stored, STORED_PICTURE)):
         if some:
             lines.append(f"{len(some)} x {what}: {listed(some, 3, '; ', shown)}")
     return [usable[stem] for stem in sorted(usable)], lines, len(others) + len(wrong)

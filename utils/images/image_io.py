@@ -16,6 +16,7 @@ import functools
 import io
 import os
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 Palette = Sequence[Sequence[int] | None]    # [r, g, b] of each value; None: no color has the value
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _OPENCV_LOG_ERRORS = 2      # a level of OpenCV's log: errors only
 _SHOWN_COLORS = 5
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262     # tags of TIFF
@@ -345,12 +347,26 @@ def _color_table(palette):
 
 
 def _cv2_decode(data: bytes, flags: int) -> np.ndarray | None:
-    """The decoded picture, or None if OpenCV cannot decode it."""
+    """The decoded picture, or None if OpenCV cannot decode it, or it is a damaged PNG."""
+    if data[:8] == _PNG and _is_damaged(data):
+        return None         # OpenCV's libpng would print a line of its own
     cv2 = _quiet_opencv()
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None
+
+
+def _is_damaged(png):
+    """Whether the pixels of a PNG, still compressed, do not have the checksum that it states."""
+    at = len(_PNG)
+    while at + 12 <= len(png):
+        end = at + 8 + int.from_bytes(png[at:at + 4], "big")
+        if png[at + 4:at + 8] == b"IDAT" and \
+                zlib.crc32(memoryview(png)[at + 4:end]) != int.from_bytes(png[end:end + 4], "big"):
+            return True
+        at = end + 4
+    return False
 
 
 def unchanged_values(data: bytes) -> np.ndarray | None:
