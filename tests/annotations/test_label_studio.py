@@ -194,3 +194,17 @@ def test_a_wrong_shape_is_refused_with_its_number(tmp_path, value, message):
     with pytest.raises(DataError, match=message) as caught:
         found.images[0].regions(SIZE)
     assert caught.value.where == f"{tmp_path}/p.json: [0].annotations[0].result[0]"
+
+
+def test_annotations_of_one_task_in_several_files_are_put_together(tmp_path):
+    old, new = (exports.label_studio_result(SIZE, SQUARE, label) for label in ("cat", "dog"))
+    for number, (result, time) in enumerate(((new, "2026-02"), (old, "2026-01"))):
+        exports.put(tmp_path / f"{number}.json", json.dumps({
+            "id": number, "updated_at": time, "result": [result],
+            "task": {"id": 5, "data": {"image": "a.jpg"}}}))
+    exports.put(tmp_path / "other.json", "{}")
+    findings = Findings()
+    found = read_annotations(tmp_path, findings)
+    assert [image.image for image in found.images] == ["a.jpg"]
+    assert [category.name for category in found.categories] == ["dog"]
+    assert sum(map(len, findings.left_out.values())) == 2       # the older one, and the other file

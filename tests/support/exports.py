@@ -223,6 +223,18 @@ def label_studio(folder, some):
     return put(folder / "project.json", json.dumps(tasks))
 
 
+def label_studio_folder(folder, some):
+    """A file for each task, some as annotations that contain their task."""
+    tasks = json.loads(label_studio(folder, some).read_text())
+    (folder / "project.json").unlink()
+    for number, task in enumerate(tasks):
+        if number % 2:
+            annotation, = task.pop("annotations")
+            task = {**annotation, "task": task}
+        put(folder / f"{number}.json", json.dumps(task))
+    return folder
+
+
 def yolo(folder, some):
     put(folder / "data.yaml", "path: .\ntrain: images/train\nnames:\n" + "".join(
         f"  {number}: {name}\n" for number, name in enumerate(NAMES)))
@@ -334,5 +346,5 @@ def class_masks(folder, some):
 
 WRITERS = {"coco": coco, "labelme": labelme, "cvat": cvat, "cvat.zip": cvat_zip,
            "cvat_masks": cvat_masks, "cvat_masks.zip": cvat_masks_zip,
-           "label_studio": label_studio, "yolo": yolo, "supervisely": supervisely,
-           "class_masks": class_masks}
+           "label_studio": label_studio, "label_studio.folder": label_studio_folder, "yolo": yolo,
+           "supervisely": supervisely, "class_masks": class_masks}

@@ -1,4 +1,5 @@
-"""Label Studio: the JSON that it exports (also as JSON-MIN), with brush strokes and outlines.
+"""Label Studio: the JSON that it exports (also as JSON-MIN), with brush strokes and outlines; or a
+folder with a JSON file for each task or annotation, as it writes to cloud storage.
 
     [{"data": {"image": "/data/upload/1/6a4f1e2b-a.jpg"},
       "annotations": [{"was_cancelled": false, "result": [
@@ -17,6 +18,7 @@ looked up with and without them. Layout: labelstud.io/guide/task_format and labe
 import base64
 import binascii
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +40,7 @@ from utils.annotations.annotation_set import (
     ring,
     shortly,
 )
-from utils.annotations.json_file import read_json
+from utils.annotations.json_file import json_files, read_json
 from utils.annotations.outlines import ellipse, rectangle
 from utils.annotations.png_bytes import MOST_BYTES as MOST_PNG_BYTES
 from utils.annotations.png_bytes import read_png
@@ -66,15 +68,17 @@ class _Result(NamedTuple):
 
 
 def recognizes(path: Path) -> bool:
-    """Whether a file begins like a list of tasks."""
-    if path.suffix.lower() != ".json":
-        return False
+    """Whether a file, or one of the first JSON files of a folder, begins like a task or several."""
+    return any(map(_begins_like_tasks, json_files(path)[:3]))
+
+
+def _begins_like_tasks(file):
     try:
-        with open(path, "rb") as file:
-            head = file.read(_LOOKED_AT).decode("utf-8-sig", "replace")
+        with open(file, "rb") as opened:
+            head = opened.read(_LOOKED_AT).decode("utf-8-sig", "replace")
     except (OSError, ValueError):
         return False
-    return bool(re.match(r"\s*\[\s*\{", head)) and (
+    return bool(re.match(r"\s*(\[\s*)?\{", head)) and (
         bool(re.search(r'"(annotations|completions)"\s*:\s*\[', head)
              and re.search(r'"(data|result)"\s*:\s*[{\[]', head))
         or '"original_width"' in head)
@@ -82,13 +86,14 @@ def recognizes(path: Path) -> bool:
 
 def read(path: Path, findings: Findings) -> AnnotationSet:
     """The tasks of an export. Raises DataError if it cannot be read."""
-    tasks = read_json(path)
-    if not isinstance(tasks, list):
-        raise DataError("expected a list of tasks", shown(path))
     images: list[tuple[AnnotatedImage, list[_Result]]] = []
     names: dict[str, int] = {}
-    for number, task in enumerate(tasks):
-        place = f"{shown(path)}: [{number}]"
+    if path.is_dir():
+        tasks, files = _tasks_of_folder(path, findings)
+    else:
+        tasks = _tasks_of_file(path)
+        files = [None] * len(tasks)
+    for (place, task), file in zip(tasks, files, strict=True):
         if not isinstance(task, dict):
             findings.refuse(place, f"a task is {shortly(task)}; expected an object")
             continue
@@ -98,13 +103,62 @@ def read(path: Path, findings: Findings) -> AnnotationSet:
             findings.refuse(error.where or place, error.what)
             continue
         if image:
-            images.append(image)
+            images.append((image[0]._replace(file=file), image[1]))
     # Ids of categories in the order of their names, not of the tasks, which exports may change.
     order = sorted(names)
     ids = [order.index(name) for name in names]
     return AnnotationSet(TITLE, [Category(name) for name in order], [
         image._replace(regions=functools.partial(_regions, results, ids, image.size))
         for image, results in images])
+
+
+def _tasks_of_file(path):
+    """[(place, task)] of a list of tasks, or of one."""
+    content = read_json(path)
+    if isinstance(content, dict):
+        return [_task(content, shown(path))]
+    if not isinstance(content, list):
+        raise DataError("expected a list of tasks", shown(path))
+    return [(f"{shown(path)}: [{number}]", task) for number, task in enumerate(content)]
+
+
+def _tasks_of_folder(path, findings):
+    """([(place, task)] of all JSON files below a folder, the file of each).
+
+    Annotations of one task are put together; the file is then the one that was changed last.
+    """
+    tasks, files, first = [], [], {}
+    for file in json_files(path):
+        if not _begins_like_tasks(file):
+            findings.leave_out(shown(file), "a JSON file without tasks")
+            continue
+        try:
+            found = _tasks_of_file(file)
+        except DataError as error:
+            findings.refuse(error.where or shown(file), error.what)
+            continue
+        for place, task in found:
+            key = task.get("id") if isinstance(task, dict) else None
+            own = task.get("annotations") if isinstance(task, dict) else None
+            if isinstance(key, int) and isinstance(own, list):
+                if key in first:
+                    tasks[first[key]][1]["annotations"] += own
+                    files[first[key]] = max(files[first[key]], file,
+                                            key=lambda one: os.stat(one).st_mtime_ns)
+                    continue
+                first[key] = len(tasks)
+            tasks.append((place, task))
+            files.append(file)
+    return tasks, files
+
+
+def _task(content, place):
+    """(place, task) of an object: a task, or an annotation that contains its task."""
+    task = content.get("task")
+    if "result" not in content or not isinstance(task, dict):
+        return place, content
+    annotation = {key: value for key, value in content.items() if key != "task"}
+    return place, {**task, "annotations": [annotation]}
 
 
 def _image(task, place, names, findings):
