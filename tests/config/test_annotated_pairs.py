@@ -115,8 +115,7 @@ def test_a_class_without_a_name_is_no_background(data):
     assert classes["names"] == ["background", "class 0", "class 1"]
 
 
-@pytest.mark.parametrize("tool, given", [("supervisely", "ds0/ann"), ("cvat.zip", ".."),
-                                         ("label_studio", "..")])
+@pytest.mark.parametrize("tool, given", [("supervisely", "ds0/ann"), ("cvat.zip", "..")])
 def test_annotations_in_or_above_a_folder_without_labels_are_proposed(data, tool, given):
     path = exports.WRITERS[tool](data / "export", SCENES)
     assert path.is_dir() == (given != "..")
