@@ -263,9 +263,15 @@ def use_pixels(dataset: BaseDataset, class_file: dict, mean: list[float] | None,
     dataset.bands = chosen_bands(class_file.get("bands") if bands is None else bands,
                                  class_file.get("band_files") if band_files is None
                                  else band_files, image)
-    own = ([], []) if dataset.bands else (dataset.mean, dataset.std)
-    dataset.mean = mean or class_file.get("mean") or own[0]
-    dataset.std = std or class_file.get("std") or own[1]
+    known = {"mean": dataset.mean, "std": dataset.std}
+    if dataset.bands:
+        # Those of a class file may be of fewer bands, such as those of RGB before others were
+        # added: tools.class_statistics then measures, and training asks for them.
+        known = {"mean": [], "std": []}
+        class_file = {key: value for key, value in class_file.items() if key not in known or
+                      not isinstance(value, list) or len(value) == len(dataset.bands.numbers)}
+    dataset.mean = mean or class_file.get("mean") or known["mean"]
+    dataset.std = std or class_file.get("std") or known["std"]
     _check_pixels(dataset.mean, dataset.std, dataset.bands)
     dataset.white = white = class_file.get("white") if white is None else white
     if white is not None and not (type(white) in (int, float) and 0 < white < float("inf")):

@@ -243,3 +243,18 @@ def test_a_report_on_bands_names_their_kind(tmp_path):
     from dataloader.dataset_report import check_dataset
     report = check_dataset("Folder", write_band_data(tmp_path, count=2, bands=5))
     assert "2 TIF 5 bands of uint16" in report.as_text() and not report.problems
+
+
+def test_mean_and_std_of_rgb_in_a_class_file_are_measured_anew(tmp_path, capsys):
+    """As --init writes them, before "bands" and "band_files" are added."""
+    from dataloader.loader import make_loader
+    args = write_band_data(tmp_path, count=2)
+    place = tmp_path / "c.json"
+    place.write_text(json.dumps({"names": args.pop("class_names"), "bands": args.pop("bands"),
+                                 "mean": [0.4, 0.4, 0.3], "std": [0.1, 0.1, 0.1]}))
+    args = {key: value for key, value in args.items() if key not in ("mean", "std")} | {
+        "classes": str(place)}
+    class_statistics.main(["--type", "Folder", "--args", json.dumps(args), "--workers", "0"])
+    assert '"mean": [' in capsys.readouterr().out
+    dataset = make_loader({"type": "Folder", "args": args}, ignore_index=255).dataset
+    assert dataset.mean == dataset.std == []        # the training asks for them
