@@ -67,7 +67,9 @@ class Backbone(nn.Module):
         """(N, H, W, C) -> map (N, C, H, W) after the norm "norm{level}"; None if it is not used."""
         if level in self.unused:
             return None
-        return self.get_submodule(f"norm{level}")(x).permute(0, 3, 1, 2)
+        # Contiguous, because the convolutions of a head would else compute channels-last, whose
+        # backward pass takes a sixth longer on a CPU. Where the user chose it, the weights decide.
+        return self.get_submodule(f"norm{level}")(x).permute(0, 3, 1, 2).contiguous()
 
     def rename_foreign(self, state: State) -> State:
         """Rename the tensors of this encoder in a file of another source to "backbone.KEY".
