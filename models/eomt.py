@@ -16,7 +16,7 @@ from models.backbones.vit import FORMS, VisionTransformer
 from models.layers import checkpointing as activation_checkpointing
 from models.layers.feature_pyramid import LayerNorm2d
 from models.weights.published import Published
-from models.weights.rename_keys import PREFIXES, Rule, State, rename
+from models.weights.rename_keys import PREFIXES, Rule, State, join_qkv, rename
 from models.weights.start_weights import StartsFromFiles
 from utils.errors import ConfigError
 from utils.machine.precision import full_precision, no_autocast
@@ -191,7 +191,7 @@ def _encoder(name, *, image_size, **options) -> VisionTransformer:
     return backbone
 
 
-# Hugging Face's keys -> those of timm and tue-mps; q, k and v are joined before.
+# Hugging Face's keys -> those of timm and tue-mps; queries, keys and values are joined after it.
 HUGGING_FACE_KEYS: tuple[Rule, ...] = (
     (r"^embeddings\.cls_token$", "backbone.cls_token"),
     (r"^embeddings\.register_tokens$", "backbone.reg_token"),
@@ -199,7 +199,9 @@ HUGGING_FACE_KEYS: tuple[Rule, ...] = (
     (r"^embeddings\.position_embeddings\.weight$", "backbone.pos_embed"),
     (r"^layernorm\.", "backbone.norm."),
     (r"^layers\.", "backbone.blocks."),
-    (r"\.attention\.(qkv|q|k|v)_proj\.", r".attn.\1."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
     (r"\.attention\.out_proj\.", ".attn.proj."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
     (r"^query\.weight$", "queries"),
@@ -226,22 +228,10 @@ def eomt_keys(state: State) -> State:
     if "query.weight" not in state and "network.q.weight" not in state:
         return state
     state = {key: value for key, value in state.items() if key not in _LEFT_OUT}
-    state = rename(_joined(state), (*TUE_MPS_KEYS, *HUGGING_FACE_KEYS))
+    state = join_qkv(rename(state, (*TUE_MPS_KEYS, *HUGGING_FACE_KEYS)))
     if "backbone.pos_embed" in state:       # Hugging Face has no dimension of images
         state["backbone.pos_embed"] = state["backbone.pos_embed"].flatten(0, -2).unsqueeze(0)
     return state
-
-
-def _joined(state):
-    """The tensors q_proj, k_proj and v_proj of each block as one."""
-    joined = {}
-    for key, value in state.items():
-        if ".q_proj." in key:
-            parts = [state.get(key.replace(".q_proj.", f".{part}_proj.")) for part in "kv"]
-            joined[key.replace(".q_proj.", ".qkv_proj.")] = torch.cat([value, *parts])
-        elif ".k_proj." not in key and ".v_proj." not in key:
-            joined[key] = value
-    return joined
 
 
 def _entry(size: str, image_size: int, queries: int, blocks: int, files: tuple[str, ...] = (),

@@ -24,7 +24,7 @@ from models.backbones.download import no_download, torchvision_state
 from models.layers import checkpointing as activation_checkpointing
 from models.layers.drop_path import drop_path as drop_path_layer
 from models.layers.drop_path import growing_shares
-from models.weights.rename_keys import Rule, State, rename
+from models.weights.rename_keys import Rule, State, join_qkv, rename
 from utils.machine.tensors import ImageBatch
 
 MASKED = -100.0     # added to the score of two pixels that do not belong together
@@ -309,7 +309,6 @@ KEYS: tuple[Rule, ...] = (
     (r"^(backbone\.stages\.\d\.blocks\.\d+)\.(?:output\.dense|ffn\.layers\.1|mlp\.3)\.",
      r"\1.mlp.fc2."),
 )
-_QKV = re.compile(r"\.attn\.(query|key|value)\.(weight|bias)$")
 
 
 def to_our_keys(state: State) -> State:
@@ -325,29 +324,12 @@ def to_our_keys(state: State) -> State:
         # timm has each merging at the start of a stage, the others have it at the end.
         state = rename(state, ((r"^layers\.([123])\.downsample\.",
                                 lambda m: f"layers.{int(m[1]) - 1}.downsample."),))
-    state = _joined(rename(state, KEYS))
+    state = join_qkv(rename(state, KEYS))
     if reorder:
         state = {key: _from_unfold(value)
                  if re.match(r"backbone\.stages\.\d\.downsample\.", key) else value
                  for key, value in state.items()}
     return state
-
-
-def _joined(state):
-    """Hugging Face's query, key and value as one tensor."""
-    joined, parts = {}, {}
-    for key, value in state.items():
-        match = _QKV.search(key) if key.startswith("backbone.stages.") else None
-        if match is None:
-            joined[key] = value
-            continue
-        place = f"{key[:match.start()]}.attn.qkv.{match[2]}"
-        joined[place] = value           # keeps the order of the file
-        parts.setdefault(place, {})[match[1]] = value
-    for place, found in parts.items():
-        joined[place] = torch.cat([found[part] for part in ("query", "key", "value")
-                                   if part in found])
-    return joined
 
 
 def _from_unfold(value):

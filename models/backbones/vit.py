@@ -5,9 +5,9 @@ DINOv2, 2023, arXiv:2304.07193; Darcet et al., Vision Transformers Need Register
 arXiv:2309.16588; Siméoni et al., DINOv3, 2025, arXiv:2508.10104.
 
 Published: `dinov2_vit{s,b,l,g}14[_reg4]_pretrain.pth` (Apache-2.0) and
-`dinov3_vit*_pretrain_lvd1689m-*.pth` (DINOv3 License; the files are gated), and timm's files of
-the same weights. DINOv3's periods are computed in float32 here, as in timm; Meta's own code
-rounds them to bfloat16, so its numbers differ a little.
+`dinov3_vit*_pretrain_lvd1689m-*.pth` (DINOv3 License; the files are gated), and the files of timm
+and Hugging Face with the same weights. DINOv3's periods are computed in float32 here, as in timm;
+Meta's own code rounds them to bfloat16, so its numbers differ a little.
 """
 import math
 import re
@@ -23,7 +23,7 @@ from models.backbones.download import no_download, state_from
 from models.layers import checkpointing as activation_checkpointing
 from models.layers.drop_path import drop_path, growing_shares
 from models.layers.positions import resize_patches, resize_positions
-from models.weights.rename_keys import Rule, State, rename
+from models.weights.rename_keys import Rule, State, join_qkv, rename
 from utils.errors import CheckpointError, ConfigError
 from utils.machine.tensors import ImageBatch
 
@@ -182,7 +182,7 @@ class VisionTransformer(Backbone):
         return state
 
     def rename_foreign(self, state: State) -> State:
-        """Rename the tensors of Meta's and timm's files of a transformer without a head."""
+        """Rename the tensors of files of a transformer without a head; see `our_vit_keys`."""
         state, own = our_vit_keys(state), self.state_dict()
         return {f"backbone.{key}" if key in own else key: value for key, value in state.items()}
 
@@ -335,16 +335,38 @@ VIT_KEYS: tuple[Rule, ...] = (
     (r"\.mlp\.w12\.", ".mlp.fc1."),
     (r"\.mlp\.w3\.", ".mlp.fc2."),
 )
+# Keys of Hugging Face's files of DINOv2 and DINOv3, also within a classifier -> Meta's, except that
+# queries, keys and values are joined after it.
+HUGGING_FACE_KEYS: tuple[Rule, ...] = (
+    (r"^(?:dinov2(?:_with_registers)?|dinov3_vit|model)\.", ""),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.(?:projection\.)?", "patch_embed.proj."),
+    (r"^embeddings\.", ""),
+    (r"^(?:encoder\.)?layer\.", "blocks."),
+    (r"^layernorm\.", "norm."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.attention\.attention\.", ".attn."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.gate_proj\.", ".mlp.w1."),
+    (r"\.mlp\.(?:weights_in|up_proj)\.", ".mlp.fc1."),
+    (r"\.mlp\.(?:weights_out|down_proj)\.", ".mlp.fc2."),
+)
 
 
 def our_vit_keys(state: Mapping[str, torch.Tensor]) -> State:
-    """Rename the keys of a vision transformer of Meta or timm, whatever is in front of them.
+    """Rename the keys of a vision transformer of Meta, timm or Hugging Face.
 
-    Left out are tensors without a use here, such as `mask_token`. The class token of a network
-    with registers takes over its row of the position table, as in timm's files. The biases of
-    DINOv3's queries and values are zero in every published file; CheckpointError if they are not.
+    Anything may be in front of the keys of Meta and timm. Left out are tensors without a use here,
+    such as `mask_token`. The class token of a network with registers takes over its row of the
+    position table, as in timm's files. The biases of DINOv3's queries and values are zero in every
+    published file; CheckpointError if they are not.
     """
     state = {key: value for key, value in state.items() if not _UNUSED.search(key)}
+    if any(key.endswith("embeddings.cls_token") for key in state):
+        state = join_qkv(rename(state, HUGGING_FACE_KEYS))
     state = rename(state, VIT_KEYS)
     for key in [key for key in state if re.search(r"\.mlp\.(w1|fc1_g)\.", key)]:
         _join_gate(state, key)
@@ -357,9 +379,12 @@ def our_vit_keys(state: Mapping[str, torch.Tensor]) -> State:
 
 
 def _join_gate(state: State, gate: str) -> None:
-    """Join the two first layers of SwiGLU, w1 and w2 (Meta) or fc1_g and fc1_x (timm)."""
-    other = re.sub(r"(w1|fc1_g)(?=\.\w+$)", lambda m: {"w1": "w2", "fc1_g": "fc1_x"}[m[1]], gate)
-    if other in state:
+    """Join the two first layers of SwiGLU: w1 and w2 (Meta), fc1_g and fc1_x (timm).
+
+    In DINOv3's files of Hugging Face, renamed, they are w1 and fc1.
+    """
+    others = (re.sub(r"(w1|fc1_g)(?=\.\w+$)", name, gate) for name in ("w2", "fc1_x", "fc1"))
+    if other := next((key for key in others if key in state), None):
         state[re.sub(r"(w1|fc1_g)(?=\.\w+$)", "fc1", gate)] = torch.cat(
             [state.pop(gate), state.pop(other)])
 

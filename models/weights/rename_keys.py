@@ -49,6 +49,33 @@ def rename(state: State, rules: Sequence[Rule]) -> State:
     return renamed
 
 
+_QKV = re.compile(r"(.*\.attn\.)(query|key|value)\.(weight|bias)$")
+
+
+def join_qkv(state: State) -> State:
+    """Return `state` with the layers attn.query, attn.key and attn.value of each block as attn.qkv.
+
+    Keys get a bias of zeros where only queries and values have one, as in DINOv3's files of Hugging
+    Face. Layers that do not belong together (one is missing, or their shapes differ) stay.
+    """
+    parts: dict[str, State] = {}
+    for key, value in state.items():
+        if match := _QKV.match(key):
+            parts.setdefault(f"{match[1]}qkv.{match[3]}", {})[match[2]] = value
+    for place, found in parts.items():
+        if place.endswith("bias") and found.keys() == {"query", "value"}:
+            found["key"] = torch.zeros_like(found["query"])
+    whole = {place: torch.cat([found[name] for name in ("query", "key", "value")])
+             for place, found in parts.items()
+             if len(found) == 3 and len({value.shape for value in found.values()}) == 1}
+    joined = {}
+    for key, value in state.items():
+        match = _QKV.match(key)
+        place = f"{match[1]}qkv.{match[3]}" if match else key
+        joined[place if place in whole else key] = whole.get(place, value)
+    return joined
+
+
 def to_our_keys(state: State, rules: Sequence[Rule], paddle_rules: Sequence[Rule] = ()) -> State:
     """Return a state dict of unknown origin with our keys; keys that match no rule stay.
 

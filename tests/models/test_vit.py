@@ -241,12 +241,49 @@ def meta_keys(state):
     return state | {"mask_token": torch.zeros(1, 16)}
 
 
+def hugging_face_keys(state):
+    """The file of Hugging Face for a transformer with the tensors `state`."""
+    newer, file = "pos_embed" not in state, {}                          # newer: DINOv3
+    for key, value in state.items():
+        key = key.replace("pos_embed", "embeddings.position_embeddings")
+        key = key.replace("patch_embed.proj", "embeddings.patch_embeddings"
+                          if newer else "embeddings.patch_embeddings.projection")
+        key = key.replace("cls_token", "embeddings.cls_token")
+        key = key.replace("reg_token", "embeddings.register_tokens")
+        key = key.replace("blocks.", "layer." if newer else "encoder.layer.")
+        key = key.replace(".attn.proj.", ".attention.o_proj." if newer else
+                          ".attention.output.dense.")
+        for number in "12":
+            key = key.replace(f".ls{number}.gamma", f".layer_scale{number}.lambda1")
+        if ".attn.qkv." in key:
+            names = ("q_proj", "k_proj", "v_proj") if newer else (
+                "attention.query", "attention.key", "attention.value")
+            file |= {key.replace("attn.qkv", f"attention.{name}"): part
+                     for name, part in zip(names, value.chunk(3), strict=True)}
+        elif "reg_token" in "".join(state) and not newer and ".mlp." in key:    # gated
+            file[key.replace("fc1", "weights_in").replace("fc2", "weights_out")] = value
+        elif newer:
+            file[key.replace("fc1", "up_proj").replace("fc2", "down_proj")] = value
+        else:
+            file["layernorm." + key[5:] if key.startswith("norm.") else key] = value
+    if newer:
+        for block in range(4):
+            file |= {f"layer.{block}.attention.{name}_proj.bias": torch.zeros(16) for name in "qv"}
+    elif "embeddings.register_tokens" in file:
+        row = torch.randn(1, 1, 16)
+        table = file["embeddings.position_embeddings"]
+        file["embeddings.position_embeddings"] = torch.cat([row, table], dim=1)
+        file["embeddings.cls_token"] = file["embeddings.cls_token"] - row
+    return file | {"embeddings.mask_token": torch.zeros(1, 16)}
+
+
+@pytest.mark.parametrize("keys_of", [meta_keys, hugging_face_keys])
 @pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16"])
-def test_the_encoder_starts_from_a_file_of_meta(name, tiny, tmp_path):
+def test_the_encoder_starts_from_a_published_file(name, keys_of, tiny, tmp_path):
     torch.manual_seed(0)
     donor, network = ViTLinear(3, name), ViTLinear(5, name)
     waves(donor)
-    torch.save(meta_keys(donor.backbone.state_dict()), tmp_path / "file.pth")
+    torch.save(keys_of(donor.backbone.state_dict()), tmp_path / "file.pth")
     report = load_foreign(network, tmp_path / "file.pth")
     assert not report.unexpected and not report.mismatched
     assert {key.split(".")[0] for key in report.missing} == {"head"}
@@ -262,11 +299,21 @@ def test_a_bias_of_dinov3_that_is_not_zero_is_an_error(tiny):
 
 
 def test_the_two_first_layers_of_swiglu_become_one_with_the_gate_first():
-    for gate, other in (("w1", "w2"), ("fc1_g", "fc1_x")):
+    for gate, other in (("w1", "w2"), ("fc1_g", "fc1_x"), ("w1", "fc1")):
         state = our_vit_keys({f"blocks.3.mlp.{gate}.bias": torch.tensor([1.0]),
                               f"blocks.3.mlp.{other}.bias": torch.tensor([2.0])})
         assert state.keys() == {"blocks.3.mlp.fc1.bias"}
         assert state["blocks.3.mlp.fc1.bias"].tolist() == [1.0, 2.0]
+
+
+def test_layers_of_attention_that_are_not_whole_stay_as_they_are():
+    front = "encoder.layer.0.attention.attention."
+    for others in ({}, {f"{front}value.weight": torch.zeros(3, 2)}):
+        state = {"embeddings.cls_token": torch.zeros(1, 1, 2),
+                 f"{front}query.weight": torch.zeros(2, 2),
+                 f"{front}key.weight": torch.zeros(2, 2), **others}
+        assert our_vit_keys(state).keys() == {"cls_token"} | {
+            key.replace(front, "blocks.0.attn.") for key in state if key.startswith(front)}
 
 
 @pytest.fixture
