@@ -322,7 +322,9 @@ def existing_file(path, root, key):
         if candidate.is_file():
             return candidate
     raise ConfigError(f"no such file: {path}", key, "the path is tried beside the config, in the "
-                                                    f"current folder, and below {root}")
+                                                    f"current folder, and below {root}; one in a "
+                                                    "checkpoint is relative to the folder in which "
+                                                    "its training was started")
 
 
 def read_classes(path: str, root: Path, more: tuple[str, ...] = ()) -> dict:

@@ -31,7 +31,7 @@ from utils.config.loader_section import at_own_size, loader_section
 from utils.config.registry import components, lookup
 from utils.config.schema import Component, Components, section_callables
 from utils.config.signature import fields
-from utils.errors import ConfigError, DataError, UserError, first_line, listed, shown
+from utils.errors import ConfigError, DataError, UserError, counted, first_line, listed, shown
 from utils.images.headers import UnreadableFile
 from utils.machine.memory import free_memory
 from utils.machine.running_time import SLICE, RunningClock, is_suspended
@@ -191,7 +191,7 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
     """
     _check_numbers(batch_size, num_workers, prefetch_factor, timeout)
     if not len(dataset):
-        raise DataError(f"{type(dataset).__name__} {dataset.split} has no images")
+        raise DataError(f"{dataset.title} has no images")
     if not training:
         _refuse_training_options(drop_last, on_corrupt, batch_transforms, sampler)
     transforms = [build("batch_transforms", section, num_classes=dataset.num_classes)
@@ -204,7 +204,7 @@ def build_loader(dataset: BaseDataset, batch_size: int = 8, shuffle: bool = Fals
     order = EpochOrder(draw, shuffle, seed)
     images = len(order(1))
     if not images:
-        raise DataError(f"an epoch of {type(dataset).__name__} {dataset.split} shows no image",
+        raise DataError(f"an epoch of {dataset.title} shows no image",
                         fix="draw more of its parts")
     if training and drop_last is not False:
         drop_last = _fills_a_batch(dataset, images, batch_size * world_size)
@@ -325,8 +325,8 @@ def _fills_a_batch(dataset, images, batch_size):
     """Whether an epoch has at least one whole batch over all ranks; prints a notice if not."""
     if images >= batch_size:
         return True
-    notice(f"{type(dataset).__name__} {dataset.split} has {images} images, fewer than one batch "
-           f"of {batch_size}: drop_last is off")
+    notice(f"{dataset.title} has {counted(images, 'image')}, fewer than one batch of {batch_size}: "
+           "drop_last is off")
     return False
 
 

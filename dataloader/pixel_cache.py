@@ -145,7 +145,7 @@ class PixelCache:
             if sources:
                 names = listed(sources, _SHOWN, text=lambda one: shown(one["image"] or one["id"]))
                 raise DataError(f"{len(sources)} of {len(dataset)} samples of "
-                                f"{type(dataset).__name__} {dataset.split} {what}: {names}",
+                                f"{dataset.title} {what}: {names}",
                                 shown(self.folder), _remedy())
         return np.array(rows, np.int64).reshape(-1, 6)
 

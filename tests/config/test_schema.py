@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.config.samples import JSON, README, mistakes, only_mistake, places_in, small
 from tests.support.places import ROOT
 from utils.config.docs import json_schema
-from utils.config.load import apply_overrides, load_config, load_stages
+from utils.config.load import apply_overrides, load_config, load_stages, with_config
 from utils.config.recipes import recipe_files
 from utils.config.registry import components
 from utils.config.schema import Component, config_keys, resolve_config, section_callables
@@ -38,6 +38,14 @@ def test_the_predict_section_of_rankdice_loads_unchanged():
     resolved = resolve_config(small(predict=predict))["predict"]
     assert predict.items() <= resolved.items()
     assert resolved["temperature"] == 1.0 and resolved["mode"] == "whole"
+
+
+def test_a_wrong_environment_variable_is_no_mistake_of_the_config(monkeypatch):
+    monkeypatch.setenv("SEGWRIGHT_MAX_PIXELS", "100M")
+    with pytest.raises(ConfigError, match="'100M' is not a number of pixels") as caught:
+        with_config({"config": small()})
+    assert caught.value.where == "SEGWRIGHT_MAX_PIXELS"
+    assert "such as 200000000" in (caught.value.fix or "")
 
 
 def test_five_mistakes_at_five_levels_give_one_message_of_five_lines(write):

@@ -282,7 +282,7 @@ def test_a_changed_file_makes_the_cache_stale(cached):
     path = os.path.join(args["data_dir"], "images", "3.png")
     stat = os.stat(path)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    refused(args, folder, "1 of 7 samples of Folder all have changed .*images/3.png")
+    refused(args, folder, "1 of 7 samples of data all have changed .*images/3.png")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     use_cache(Folder(**args), str(folder))
     with open(path, "ab") as file:
@@ -296,7 +296,7 @@ def test_a_new_file_makes_the_cache_stale(cached):
     for name in ("images", "labels"):
         place = os.path.join(args["data_dir"], name)
         shutil.copy(os.path.join(place, "0.png"), os.path.join(place, "new.png"))
-    refused(args, folder, "1 of 7|1 of 8 samples of Folder all are not in the cache: images/new")
+    refused(args, folder, "1 of 7|1 of 8 samples of data all are not in the cache: images/new")
 
 
 def test_the_cache_of_another_dataset_is_refused(cached, tmp_path):

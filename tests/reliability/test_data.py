@@ -465,4 +465,5 @@ def test_k47_an_empty_dataset_ends_with_status_3(tmp_path, capsys):
 def test_k47_fewer_images_than_a_batch_switch_drop_last_off(tmp_path, capsys):
     folder(tmp_path / "data", 3)
     assert training(tmp_path / "data", tmp_path / "saved", batch_size=8, drop_last=True) == 0
-    assert "fewer than one batch of 8: drop_last is off" in capsys.readouterr().err
+    assert "data all has 3 images, fewer than one batch of 8: drop_last is off" \
+        in capsys.readouterr().err

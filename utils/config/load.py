@@ -200,8 +200,8 @@ def with_config(checkpoint: Mapping[str, Any], path: str | None = None,
     try:
         resolved = resolve_config(config, source)
     except ConfigError as error:
-        fix = error.fix if path or overrides else "give a whole config with -c CONFIG.json"
-        raise ConfigError(error.what, error.where, fix) from None
+        whole = None if path or overrides else "give a whole config with -c CONFIG.json"
+        raise ConfigError(error.what, error.where, error.fix or whole) from None
     if path:
         resolved["normalize"] = _normalized_as(checkpoint, resolved["normalize"], path)
     size = validated_size(resolved)

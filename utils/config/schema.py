@@ -354,6 +354,7 @@ def resolve_config(config: dict, source: str = "config") -> dict:
     """
     if not isinstance(config, dict):
         raise ConfigError(f"expected an object {{...}}, found {value_name(config)}", source)
+    load("utils.images.headers:max_pixels")()   # an environment variable, no mistake of the config
     report = Mistakes(source, getattr(config, "places", {}), getattr(config, "typed", {}), config)
     resolved = report.keys(config, (), fields(config_keys))
     if resolved.get("lr_scheduler", ...) is None:
