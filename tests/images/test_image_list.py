@@ -104,3 +104,12 @@ def test_an_output_folder_that_cannot_be_written_is_an_error(tmp_path):
     touch(tmp_path, "file")
     with pytest.raises(DataError, match="cannot write into the output folder"):
         prepare_folder(str(tmp_path / "file" / "out"))
+
+
+def test_arrays_are_taken_from_a_folder_without_pictures(tmp_path):
+    for name in ("b.npy", "sub/a.npz", "x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [one.relative for one in find_images([str(tmp_path)])] == ["b.npy", "sub/a.npz"]
+    (tmp_path / "c.png").write_bytes(b"")
+    assert [one.relative for one in find_images([str(tmp_path)])] == ["c.png"]

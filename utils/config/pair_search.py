@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.config.name_rules import Rule, guessed_rules
 from utils.errors import DataError, counted, listed, nearest, shown, size_text
-from utils.images.band_files import ARRAY_SUFFIXES, band_form, picture_header
+from utils.images.band_files import band_form, picture_header
 from utils.images.headers import read_header
 from utils.images.image_io import read_image, read_stored, stored_codes
 from utils.images.label_kind import busyness
@@ -27,6 +27,7 @@ from utils.images.name_pattern import (
     separate,
 )
 from utils.images.picture_files import (
+    ARRAY_SUFFIXES,
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
     NO_LABELS,

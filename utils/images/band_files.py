@@ -30,11 +30,10 @@ from utils.images.headers import (
     read_header,
 )
 from utils.images.image_io import oriented, pillow_load, read_image, read_pair, unchanged_values
-from utils.images.picture_files import IMAGE_SUFFIXES
+from utils.images.picture_files import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from utils.images.tiff_values import MOST_VALUES, tiff_form, tiff_values
 from utils.images.types import Image, Labels
 
-ARRAY_SUFFIXES = (".npy", ".npz")
 BAND_SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)      # of pictures that `read_bands` reads
 _EXACT = 2 ** 24            # float32 holds all whole numbers up to this
 _NPY = b"\x93NUMPY"

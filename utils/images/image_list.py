@@ -15,7 +15,7 @@ from pathlib import Path
 
 from utils.cli.console import notice
 from utils.errors import DataError, listed, shown
-from utils.images.picture_files import IMAGE_SUFFIXES, walk_folders
+from utils.images.picture_files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, walk_folders
 
 RESULTS_MARK = ".segwright-results"     # file in a folder of results that lies among images
 LONGEST_NAME = 255          # bytes of a file name that every common file system allows
@@ -43,7 +43,8 @@ def find_images(inputs: list[str], suffixes: tuple[str, ...] = (), leave_out: st
 
     inputs: folders, image files, text files that list images (a path per line,
         relative to the list or to the working folder) and patterns (*, ?, **).
-    suffixes: take only these from folders and patterns; default: all image types.
+    suffixes: take only these from folders and patterns; default: all image types, and from a folder
+        without any the NumPy arrays.
         Hidden files, hidden folders and thumbnail folders are left out.
     leave_out: a folder that holds results, not images. Below a folder of images it is left out,
         and so are folders with the mark of `prepare_folder`; a notice tells of what else is in it.
@@ -55,6 +56,8 @@ def find_images(inputs: list[str], suffixes: tuple[str, ...] = (), leave_out: st
     for given in inputs:
         if os.path.isdir(given):
             root, paths = given, list(_below(given, wanted, results))
+            if not paths and not suffixes:
+                paths = list(_below(given, ARRAY_SUFFIXES, results))
         elif os.path.isfile(given) and given.lower().endswith(".txt"):
             paths = _listed(given)
             root = _common([os.path.dirname(os.path.abspath(p)) for p in paths])
