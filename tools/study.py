@@ -32,6 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("python -m tools.study", __doc__)
     add = parser.add_argument
     add("study", nargs="?", metavar="STUDY.json", help="the study")
+    add("further", nargs="*", help=argparse.SUPPRESS)
     add("--devices", type=_devices, metavar="LIST",
         help="one run at a time on each: cuda:0,cuda:1 or cpu (default: all GPUs, or cpu); cpu,cpu "
              "are two runs at a time. The images of the report are predicted on the first")
@@ -63,6 +64,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if args.pictures:
         return args
+    if args.further:
+        parser.error(f"{args.further[0]!r}: changes of the config stand in the study, as "
+                     f"\"overrides\": [{json.dumps(args.further[0])}]"
+                     if "=" in args.further[0] else
+                     f"one study at a time, found {args.further[0]!r} too")
     one_action(parser, {"--dry-run": args.dry_run, "--table": args.table, "--slurm": args.slurm,
                         "--only": args.only}, {}, ())
     if not args.study and not args.places:

@@ -140,3 +140,13 @@ def test_the_pages_show_the_study_of_shapes_as_it_is():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = [line for line in readme.splitlines() if line.startswith(("| ENet, ", "| HRNet, "))]
     assert len(rows) == 7 and set(rows) <= set(page.splitlines())
+
+
+@pytest.mark.parametrize("further, said", [
+    ("trainer.epochs=5", 'as "overrides": ["trainer.epochs=5"]'),
+    ("b.json", "one study at a time")])
+def test_further_words_are_refused_with_what_to_do(further, said, capsys):
+    from tools.study import parse
+    with pytest.raises(SystemExit):
+        parse(["a.json", further])
+    assert said in capsys.readouterr().err
