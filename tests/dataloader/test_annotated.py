@@ -250,3 +250,12 @@ def test_check_dataset_names_items(data):
     assert "there is no category 99" in text and "outlines outside their image" in text
     assert "annotations[3]" in text
     assert " drawn from annotations" in text and "in the label folders" not in text
+
+
+def test_check_dataset_says_a_wrong_line_once(data):
+    path = exports.yolo(data / "yolo", SCENES)
+    file = next(iter(sorted((path / "labels").rglob("*.txt"))))
+    file.write_text(file.read_text() + "7 0.1 0.1 0.2 0.2 0.3 0.3\n")
+    report = check_dataset("Annotated", {"data_dir": str(data), "annotations": str(path),
+                                         "classes": "classes.json"})
+    assert sum("class 7 has no name" in problem for problem in report.problems) == 1

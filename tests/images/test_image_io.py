@@ -355,3 +355,14 @@ def test_pillow_never_tries_all_the_formats_it_supports():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open":
                 assert "formats" in {each.arg for each in node.keywords}, f"{path}:{node.lineno}"
+
+
+def test_a_damaged_png_is_refused_without_a_line_of_libpng(tmp_path, capfd):
+    write_label(tmp_path / "a.png", np.arange(4096, dtype=np.uint16).reshape(64, 64), [])
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[60] ^= 255
+    (tmp_path / "a.png").write_bytes(data)
+    for read in (read_label, read_stored, read_image):
+        with pytest.raises(DataError):
+            read(tmp_path / "a.png")
+    assert capfd.readouterr() == ("", "")
