@@ -1,4 +1,5 @@
 """Exports with damage in any place: read, or refused by a DataError of one line, never more."""
+import json
 import random
 import re
 
@@ -80,3 +81,35 @@ def test_the_damage_reaches_the_readers(tmp_path):
     """The test above says nothing if the damage is never seen."""
     seen = sum(bool(messages) for _, messages in damage_of("label_studio", tmp_path, range(12)))
     assert seen >= 6
+
+
+def first_json(path):
+    return path if path.is_file() else min(path.rglob("*.json"), key=lambda one: one.name)
+
+
+@pytest.mark.parametrize("name, old, new", [
+    ("coco", '"width": 32', f'"width": {"9" * 400}'),
+    ("coco", '"height": 24', '"height": 1e300'),
+    ("labelme", '"imageWidth": 32', f'"imageWidth": {"9" * 400}'),
+    ("label_studio", '"original_height": 24', f'"original_height": {"9" * 400}'),
+    ("coco", "im_0.jpg", "a" * 100_000),
+    ("label_studio", "6a4f1e2b-im_0", "a" * 5000)])
+def test_numbers_and_names_without_end_are_refused_in_a_short_line(name, old, new, tmp_path):
+    path = exports.WRITERS[name](tmp_path, SCENES)
+    file = first_json(path)
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    assert any(len(message) < 300 and ("expected" in message or "limit" in message
+                                       or "characters" in message) for message in read_all(path))
+
+
+def test_a_mask_that_claims_more_than_its_image_is_not_decoded(tmp_path):
+    path = exports.labelme(tmp_path, SCENES)
+    file = first_json(path)
+    content = json.loads(file.read_text())
+    content["shapes"].append({"label": "cat", "shape_type": "mask", "mask": "AAAA",
+                              "points": [[0, 0], [13999, 13999]]})
+    file.write_text(json.dumps(content))
+    assert any("a mask of 14000x14000 pixels (height x width) in an image of 24x32" in message
+               for message in read_all(path))

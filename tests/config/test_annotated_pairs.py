@@ -139,3 +139,11 @@ def test_a_config_in_a_subfolder_names_paths_that_need_no_notice(data, capsys, m
     make_config("images", str(labels.relative_to(data)), "sub/my.json")
     resolve_config(load_config("sub/my.json"))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["c\\u001b[31mt", "c\\u0000t", "c\\nt", "t" * 300])
+def test_a_class_name_that_cannot_be_printed_is_refused(data, name):
+    path = exports.label_studio(data, SCENES)
+    path.write_text(path.read_text().replace('"cat"', f'"{name}"'))
+    with pytest.raises(DataError, match="the name of class . (cannot be printed|has 300 charac)"):
+        made(data, path)

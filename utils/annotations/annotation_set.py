@@ -17,6 +17,7 @@ from utils.files.jsonc import unusable_character
 
 Size = tuple[int, int]              # (height, width)
 MOST_PIXELS = 1 << 28               # of an image whose size an annotation states
+MOST_NAME = 4096                    # characters of the name of an image, with folders
 FARTHEST = 1e6                      # pixels from the image, for a coordinate
 
 
@@ -139,6 +140,8 @@ def image_name(text: Any, place: str) -> str:
     wrong = unusable_character(text)
     if wrong:
         raise DataError(f"the name of the image contains {wrong}", place)
+    if len(text) > MOST_NAME:
+        raise DataError(f"the name of the image has {len(text)} characters", place)
     parts = text.replace("\\", "/").split("://", 1)[-1].split("/")
     if ".." in parts:
         raise DataError(f"the name {shortly(text)} leaves the folder of the images", place,
@@ -152,8 +155,7 @@ def image_name(text: Any, place: str) -> str:
 def image_size(height: Any, width: Any, place: str) -> Size:
     """(height, width) that an annotation states. Raises DataError unless both are usable."""
     for value, name in ((height, "height"), (width, "width")):
-        if type(value) not in (int, float) or not math.isfinite(value) or value != int(value) \
-                or value < 1:
+        if type(value) not in (int, float) or not 1 <= value < math.inf or value != int(value):
             raise DataError(f"the {name} is {shortly(value)}; expected a whole number above 0",
                             place)
     if height * width > MOST_PIXELS:

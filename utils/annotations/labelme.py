@@ -32,7 +32,7 @@ from utils.annotations.json_file import head_and_tail, json_files, parse_json, r
 from utils.annotations.outlines import ellipse, rectangle
 from utils.annotations.png_bytes import read_png
 from utils.annotations.stored_regions import stored
-from utils.errors import DataError, shown
+from utils.errors import DataError, shown, size_text
 
 TITLE = "labelme JSON"
 _SHAPES = re.compile(rb'"shapes"\s*:\s*\[')
@@ -61,8 +61,8 @@ def read(path: Path, findings: Findings) -> AnnotationSet:
             if not isinstance(content, dict) or "shapes" not in content:
                 findings.leave_out(place, "a JSON file without shapes")
                 continue
-            found.append((file, *_image(content, file.relative_to(root).parent, place),
-                          _shapes(content["shapes"], place, findings)))
+            image = _image(content, file.relative_to(root).parent, place)
+            found.append((file, *image, _shapes(content["shapes"], image[1], place, findings)))
         except DataError as error:
             findings.refuse(error.where or place, error.what)
     names = sorted({shape[0] for *_, shapes in found for shape in shapes})
@@ -93,7 +93,7 @@ def _image(content, folder, place):
     return (folder / name).as_posix(), size, place
 
 
-def _shapes(entries, place, findings):
+def _shapes(entries, size, place, findings):
     """[(label, rings, mask, number)] of the shapes that have an area."""
     if not isinstance(entries, list):
         raise DataError(f"\"shapes\" is {shortly(entries)}; expected a list", place)
@@ -107,7 +107,7 @@ def _shapes(entries, place, findings):
                 continue
             points = ring(shape.get("points"), here)
             if kind == "mask":
-                found.append((label, (), _mask(shape, points, here), number))
+                found.append((label, (), _mask(shape, points, size, here), number))
                 continue
             outline = _outline(kind, points, here)
         except DataError as error:
@@ -145,8 +145,8 @@ def _outline(kind: Any, points, place):
     return rectangle(left, top, right - left, bottom - top)
 
 
-def _mask(shape, points, place):
-    """The mask of a shape, as a function that decodes its PNG."""
+def _mask(shape, points, size, place):
+    """The mask of a shape, as a function that decodes its PNG. size: of the image, if known."""
     text = shape.get("mask")
     if not isinstance(text, str):
         raise DataError(f"\"mask\" is {shortly(text)}; expected a PNG in base64", place)
@@ -154,7 +154,11 @@ def _mask(shape, points, place):
         raise DataError(f"a mask has {len(points)} points; expected two corners", place)
     left, top = np.floor(points.min(0)).astype(int).tolist()
     right, bottom = np.floor(points.max(0)).astype(int).tolist()
-    return functools.partial(_decoded, text, (top, left), (bottom - top + 1, right - left + 1))
+    height, width = bottom - top + 1, right - left + 1
+    if size and (height > size[0] or width > size[1]):
+        raise DataError(f"a mask of {size_text((height, width))} pixels (height x width) in an "
+                        f"image of {size_text(size)}", place)
+    return functools.partial(_decoded, text, (top, left), (height, width))
 
 
 def _decoded(text: str, corner: tuple[int, int], size: Size, place: str) -> Cutout:

@@ -20,7 +20,9 @@ from utils.errors import DataError
 from utils.images.types import Labels
 
 SCALE = 5
-MOST_CROSSINGS = 1 << 25        # of the outlines of one image with columns of pixels
+MOST_CROSSINGS = 1 << 25        # of the outlines of one image with columns of pixels;
+PER_PIXEL = 8                   # and so many for each pixel, or
+FEW_CROSSINGS = 1 << 20         # so many in a small image
 MOST_NESTED = 20000             # pairs of outlines of one region, one in the box of the other
 _SPARSE = 64                    # pixels to a span: from there on searching is faster than counting
 _AT_ONCE = 1 << 20              # crossings that are computed together
@@ -140,10 +142,11 @@ def _spans_of_rings(rings, size, owner, regions):
     following = np.arange(1, ends[-1] + 1)
     following[ends - 1] = ends - lengths
     edges = _Edges(points, following, np.repeat(np.arange(len(rings)), lengths), size)
-    if edges.total > MOST_CROSSINGS:
+    most = min(max(PER_PIXEL * size[0] * size[1], FEW_CROSSINGS), MOST_CROSSINGS)
+    if edges.total > most:
         crossings = np.bincount(edges.ring, edges.count, len(rings))
         raise DataError(f"the outlines of this image cross {edges.total} columns of pixels; the "
-                        f"limit is {MOST_CROSSINGS}", regions[owner[np.argmax(crossings)]].place)
+                        f"limit is {most}", regions[owner[np.argmax(crossings)]].place)
     # All crossings of a ring with a column are an even number, so pairs never mix rings or columns.
     area = size[0] * size[1] + 1
     keys = [number * area + position for position, number in edges.parts()]

@@ -13,6 +13,7 @@ from utils.annotations.image_lookup import STORED_PICTURE, ImageLookup, on_store
 from utils.annotations.rasterize import draw
 from utils.config.pair_search import Pair, Place
 from utils.errors import DataError, counted, listed, shown, size_text
+from utils.images.class_names import mistake_in
 from utils.images.headers import read_header
 from utils.images.palette import class_palette, named_background
 from utils.images.picture_files import evenly_spaced
@@ -67,6 +68,9 @@ def annotated_pairs(images: Place, labels: str, most_read: int) -> AnnotatedPair
                         + listed(findings.wrong, _SHOWN, "\n    "), shown(path),
                         "mend them in the annotation tool and export again, or take them out of "
                         "the file")
+    mistake = mistake_in([category.name for category in found.categories])
+    if mistake:
+        raise DataError(mistake, shown(path), "give it another name in the annotation tool")
     usable, lines, left_out = _usable(images, found)
     if len(usable) < 2:
         raise DataError(f"{len(usable)} of {counted(len(found.images), 'annotated image')} can be "
