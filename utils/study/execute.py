@@ -225,7 +225,7 @@ class Executor:
             except DataError as error:      # of this run alone: the others go on
                 self._fail(job.run, error.exit_status, str(error))
         if values:
-            notice(f"{job.run.name}: {score} {', '.join(map(percent, values))}, "
+            notice(f"{job.run.name}: {score} {', '.join(map(percent, values))} %, "
                    f"{time.monotonic() - job.started:.0f} s ({self.done} of {self.total})")
 
     def _usr1(self, signum: int, frame: object):
