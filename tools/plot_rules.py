@@ -125,8 +125,9 @@ def differences(args: argparse.Namespace) -> tuple["Case", "Case", list[str]]:
         batches = tqdm(loader, desc="rules", leave=False, disable=None)
         for image, label, name, logits in predictor.each(batches, device):
             answers = [rule(logits)[0].cpu().numpy() for rule in rules]
-            cases += compared(image.numpy().transpose(1, 2, 0), label.numpy(), name, answers,
-                              len(opened.class_names), config["ignore_index"], args.min_pixels)
+            picture = opened.normalize.shown(image).numpy().transpose(1, 2, 0)
+            cases += compared(picture, label.numpy(), name, answers, len(opened.class_names),
+                              config["ignore_index"], args.min_pixels)
             cases.sort(key=lambda case: case.gain)
             cases = [cases[0], cases[-1]] if cases else []
     if not cases:

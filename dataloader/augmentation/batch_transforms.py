@@ -130,11 +130,7 @@ def over_all_ranks(transform: Callable[[dict[str, Any]], dict[str, Any]],
     counts = distributed.gather(len(batch["label"]))
     seed = distributed.broadcast_object(int(torch.randint(2 ** 62, (1,))))
     names = [name for name, value in batch.items() if _is_map(value, batch)]
-    # NCCL sends no uint16.
-    sent = {name: batch[name].view(torch.int16) if batch[name].dtype == torch.uint16
-            else batch[name] for name in names}
-    whole = {name: distributed.gather_images(sent[name], counts).view(batch[name].dtype)
-             for name in names}
+    whole = {name: distributed.gather_images(batch[name], counts) for name in names}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mixed = transform(whole)

@@ -368,9 +368,10 @@ def test_a_transform_that_needs_several_images_says_that_one_is_not_enough(capfd
             == said
 
 
-def _mixed_over_ranks(rank, world, transform):
-    labels = torch.arange(5).view(5, 1, 1).expand(5, 6, 8).contiguous()
-    whole = {"image": labels[:, None].expand(5, 3, 6, 8).to(torch.uint8), "label": labels}
+def _mixed_over_ranks(rank, world, transform, image_type=torch.uint8, label_type=torch.int64):
+    labels = torch.arange(5).view(5, 1, 1).expand(5, 6, 8).to(label_type)
+    whole = {"image": (300 * labels[:, None].long()).expand(5, 3, 6, 8).to(image_type),
+             "label": labels}
     mine = slice(0, 3) if rank == 0 else slice(3, 5)
     batch = {**{key: value[mine].clone() for key, value in whole.items()}, "id": ["a", "b"]}
     torch.manual_seed(rank)
@@ -385,8 +386,10 @@ def _mixed_over_ranks(rank, world, transform):
 
 
 def _both_over_ranks(rank, world):
-    _mixed_over_ranks(rank, world, CutMix(all_ranks=True))
-    _mixed_over_ranks(rank, world, CopyBlob(pairs=((3, 1), (4, 0)), all_ranks=True))
+    for types in ((torch.uint8, torch.int64), (torch.uint16, torch.int16),
+                  (torch.float32, torch.uint8)):
+        _mixed_over_ranks(rank, world, CutMix(all_ranks=True), *types)
+        _mixed_over_ranks(rank, world, CopyBlob(pairs=((3, 1), (4, 0)), all_ranks=True), *types)
 
 
 def test_the_images_of_two_ranks_are_mixed_as_one_batch():

@@ -209,3 +209,10 @@ def test_a_picture_shows_two_deviations_around_the_mean():
     assert picture.tolist() == [[[0, 128, 255]]]
     assert as_picture(image, [100] * 4, [10] * 4).tolist() == [[[0, 0, 128]]]
     assert as_picture(image[..., :2], [100] * 2, [10] * 2).shape == (1, 1, 3)
+
+
+def test_an_array_without_a_suffix_is_known_by_its_first_bytes(tmp_path):
+    stored = values("u2")
+    np.save(tmp_path / "upload.npy", stored)
+    (tmp_path / "upload.npy").rename(tmp_path / "upload")
+    np.testing.assert_array_equal(read_bands(tmp_path / "upload", every(5)), stored)

@@ -106,10 +106,10 @@ def test_an_output_folder_that_cannot_be_written_is_an_error(tmp_path):
         prepare_folder(str(tmp_path / "file" / "out"))
 
 
-def test_arrays_are_taken_from_a_folder_without_pictures(tmp_path):
-    for name in ("b.npy", "sub/a.npz", "x.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    assert [one.relative for one in find_images([str(tmp_path)])] == ["b.npy", "sub/a.npz"]
-    (tmp_path / "c.png").write_bytes(b"")
-    assert [one.relative for one in find_images([str(tmp_path)])] == ["c.png"]
+def test_arrays_are_taken_from_a_folder_without_pictures(tmp_path, capsys):
+    folder = touch(tmp_path, "a.npy", "sub/b.NPZ", "notes.txt")
+    assert relative(folder) == ["a.npy", "sub/b.NPZ"] and not capsys.readouterr().err
+    touch(tmp_path, "c.tif")
+    assert relative(folder) == ["c.tif"]
+    assert "2 arrays (.npy, .npz) beside 1 picture left out" in capsys.readouterr().err
+    assert relative(f"{folder}/*.npy") == ["a.npy"] and not capsys.readouterr().err

@@ -10,10 +10,10 @@ import test as test_program
 import train
 from tests.support.band_images import band_config, band_image, write_band_data
 from tests.support.tiff import tiff
-from tools import browse, class_statistics, export, pack, run_onnx
+from tools import browse, class_statistics, export, pack, plot_rules, run_onnx
 from utils.checkpoint.read import read_checkpoint
 from utils.errors import ConfigError, DataError
-from utils.images.image_io import read_label
+from utils.images.image_io import read_image, read_label
 
 
 def run_of(config, *more):
@@ -74,6 +74,13 @@ def test_the_score_of_test_py_is_that_of_the_validation(trained, capsys):
     _, run = trained
     test_program.main(["-r", str(run / "last.pth"), "-d", "cpu", "--json"])
     assert json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_difference_of_two_rules_is_drawn(trained, tmp_path):
+    plot_rules.main(["-r", str(trained[1] / "last.pth"), "-p", "max,rankdice", "-d", "cpu",
+                     "--min-pixels", "1", "-o", str(tmp_path / "rules.png")])
+    assert read_image(tmp_path / "rules.png").shape[1] == 3 * 48 + 8
 
 
 @pytest.mark.slow

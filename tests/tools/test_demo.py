@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 
 from models.enet import ENet
+from tests.support.band_images import band_image, write_band_data
 from tests.support.browser import Browser, find_browser
-from tests.support.graphs import NAMES, write_tiny_checkpoint
+from tests.support.graphs import NAMES, TinyNet, write_tiny_checkpoint
 from tests.support.limits import files_limited_to
 from tests.support.png import chunk, png
 from tests.support.run_program import start
@@ -32,7 +33,9 @@ from utils.checkpoint.read import read_checkpoint
 from utils.cli import console
 from utils.errors import ConfigError, DataError
 from utils.export.graph import made_up_image
+from utils.images.bands import Bands
 from utils.images.image_io import read_image
+from utils.images.normalize import Normalize
 from utils.predict.open_model import open_model
 
 LIMITS = Limits(upload=60_000, seconds=20, waiting=1, connections=6)
@@ -67,10 +70,11 @@ def folder_of_pictures(folder):
 @pytest.fixture(scope="module")
 def server(opened, tmp_path_factory):
     segmenter = Segmenter(opened, pixels=50_000, work_pixels=4_000)
-    examples = of_folder(folder_of_pictures(tmp_path_factory.mktemp("pictures")), 50_000)
+    examples = of_folder(folder_of_pictures(tmp_path_factory.mktemp("pictures")), 50_000,
+                         opened.normalize)
     server = serve(segmenter, {**segmenter.about(), "examples": [
         {"name": one.name, "picture": one.picture} for one in examples]},
-        examples=[one.png for one in examples])
+        examples=[one.file for one in examples])
     yield server
     stop(server)
 
@@ -162,7 +166,7 @@ def test_the_examples_are_pictures_that_the_server_takes(server, tmp_path):
     for path in ("/example/6", "/example/-1", "/example/", "/example/../about"):
         assert ask(server, "GET", path)[0] == 404
     with pytest.raises(DataError, match="no picture of at most 1"):
-        of_folder(folder_of_pictures(tmp_path), 1)
+        of_folder(folder_of_pictures(tmp_path), 1, Normalize([0.5] * 3, [0.5] * 3))
 
 
 def test_examples_come_from_the_data_that_is_scored_or_a_reason_is_given():
@@ -173,6 +177,37 @@ def test_examples_come_from_the_data_that_is_scored_or_a_reason_is_given():
     assert "at most 10 pixels" in of_config(config, 10)
     gone = {"type": "CamVid", "args": {"data_dir": "/nowhere", "split": "val"}}
     assert "/nowhere" in of_config({**config, "val_loader": gone}, 10_000)
+
+
+def test_images_with_bands_are_shown_and_are_examples(opened, tmp_path):
+    bands = Bands((1, 2, 3, 4), types=("uint16",))
+    normalize = Normalize([2e4] * 4, [1e4] * 4, scale=1.0, bands=bands)
+    network = TinyNet().take_channels(4).eval()
+    data = write_band_data(tmp_path, count=3)
+    section = {"type": "Folder", "args": data}
+    of_data = of_config({"val_loader": section, "ignore_index": 255, "seed": 0}, 10_000)
+    (tmp_path / "images" / "cube.npy").write_bytes(npy_of(band_image(seed=7)[0]))
+    segmenter = Segmenter(dataclasses.replace(opened, model=network, normalize=normalize), 50_000,
+                          4_000)
+    examples = of_folder(str(tmp_path / "images"), 50_000, normalize)
+    assert [one.name for one in examples] == ["cube.npy", "p0.tif", "p1.tif", "p2.tif"]
+    assert [one.file for one in of_data] == [one.file for one in examples[1:]]
+    server = serve(segmenter, segmenter.about(), examples=[one.file for one in examples])
+    try:
+        for number in (0, 1):
+            status, file = ask(server, "GET", f"/example/{number}")
+            status, result = ask(server, body=file)
+            assert status == 200 and pixels(result["image"]).shape == (40, 48, 3)
+        status, result = ask(server, body=image_bytes())
+        assert status == 422 and "its values are uint8" in result["error"]
+    finally:
+        stop(server)
+
+
+def npy_of(values):
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
 
 
 def test_a_disk_that_is_gone_leaves_the_page_without_examples(monkeypatch):

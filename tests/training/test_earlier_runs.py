@@ -12,6 +12,7 @@ from utils.checkpoint.read import read_checkpoint
 from utils.config.load import load_config
 from utils.config.schema import resolve_config
 from utils.errors import CheckpointError
+from utils.images.bands import Bands
 from utils.images.normalize import Normalize
 from utils.machine import distributed
 from utils.training import run_setup
@@ -109,6 +110,24 @@ def test_a_start_file_with_other_input_is_told_with_the_numbers(capfd):
                         Normalize([0.485, 0.456, 0.406], [0.25] * 3))
     warn_of_other_input("pretrained", None, Normalize([0.5] * 3, [0.25] * 3))
     assert not capfd.readouterr().err
+
+
+def of_bands(count, mean=5.0):
+    bands = Bands(tuple(range(1, count + 1)), types=("uint16",))
+    return Normalize([mean] * count, [2.0] * count, scale=1.0, bands=bands)
+
+
+@pytest.mark.parametrize("saved, now, text", [
+    (of_bands(4), Normalize([0.5] * 3, [0.25] * 3),
+     "trained on 4 bands of uint16, and the images are RGB: the first convolution begins with new"),
+    (of_bands(4), of_bands(6), "the images are 6 bands of uint16: the first convolution begins"),
+    (of_bands(3), of_bands(6), "the images are 6 bands of uint16: the first convolution is adapt"),
+    (of_bands(3), Normalize([0.5] * 3, [0.25] * 3), "is used as it is"),
+    (of_bands(2), of_bands(2, 6.0), 'give the data\n  "mean": [5.0, 5.0], "std": [2.0, 2.0]')])
+def test_a_start_file_of_other_bands_is_told(saved, now, text, capfd):
+    warn_of_other_input("trainer.finetune_from", saved.state(), now)
+    said = capfd.readouterr().err
+    assert text in said and "normalize=" not in said
 
 
 def test_fine_tuning_from_a_run_with_another_normalization_warns_once(tmp_path, capfd):

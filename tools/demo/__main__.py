@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None):
     about = {**segmenter.about(), "examples": [
         {"name": one.name, "picture": one.picture} for one in examples]}
     server = DemoServer(args.host, args.port, PAGE.read_text(encoding="utf-8"), about, segmenter,
-                        limits, [one.png for one in examples])
+                        limits, [one.file for one in examples])
     if not is_loopback(args.host):
         console.warn(f"everybody who can reach {args.host} can open the page, without a password")
     try:
@@ -99,11 +99,8 @@ def _examples(args, opened: "OpenModel") -> "list[Example]":
     pixels = int(min(args.pixels, 4 * args.work_pixels) * 1e6)      # larger ones are kept in memory
     if args.examples == "none":
         return []
-    if opened.normalize.bands:
-        console.notice(f"no example pictures: the network takes {opened.normalize.bands.text}")
-        return []
     if args.examples:
-        return of_folder(args.examples, pixels, opened.normalize.white)
+        return of_folder(args.examples, pixels, opened.normalize)
     found = of_config(opened.config, pixels)
     if isinstance(found, str):
         console.notice(f"no example pictures: {found}")

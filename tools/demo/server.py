@@ -26,10 +26,10 @@ from urllib.parse import parse_qs, urlsplit
 from utils.cli.console import notice, warn
 from utils.errors import ConfigError, UserError, first_line
 
-# PNG, JPEG, GIF, BMP, WebP, TIFF (also above 4 GB). Files of other formats (such as PostScript)
-# reach no decoder.
+# PNG, JPEG, GIF, BMP, WebP, TIFF (also above 4 GB), arrays of NumPy. Files of other formats (such as
+# PostScript) reach no decoder.
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*",
-              b"II+\0", b"MM\0+")
+              b"II+\0", b"MM\0+", b"\x93NUMPY")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -68,7 +68,7 @@ class DemoServer(ThreadingHTTPServer):
     segment: called with (path, mode, rule) by one thread at a time; path is a temporary file of
         at most `limits.upload` bytes. Returns the JSON answer, which contains "height" and
         "width". Raises UserError if the file is not a valid image.
-    examples: PNG files to try.
+    examples: files to try.
     Raises ConfigError if the server cannot listen on this host and port.
     """
 
@@ -77,7 +77,7 @@ class DemoServer(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, page: str, about: dict,
                  segment: Callable[[str, str, str], dict], limits: Limits = DEFAULT_LIMITS,
                  examples: Sequence[bytes] = ()):
-        self.examples = {f"/example/{number}": png for number, png in enumerate(examples)}
+        self.examples = {f"/example/{number}": file for number, file in enumerate(examples)}
         self.page, self.about, self.segment, self.limits = page, about, segment, limits
         self.policy = _content_policy(page)
         self.forward = threading.Lock()
@@ -153,7 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
             elif self.path == "/about":
                 self._json(200, self.server.about)
             elif self.path in self.server.examples:
-                self._answer(200, self.server.examples[self.path], "image/png")
+                file = self.server.examples[self.path]
+                self._answer(200, file, "image/png" if file.startswith(SIGNATURES[0])
+                             else "application/octet-stream")
             else:
                 raise Refused(404, "not found")
 
@@ -239,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not block:
                 raise Refused(408, "the image did not arrive in time")
             if first and not block.startswith(SIGNATURES):
-                raise Refused(415, "not a PNG, JPEG, WebP, TIFF, GIF or BMP image")
+                raise Refused(415, "not a PNG, JPEG, WebP, TIFF, GIF or BMP image, nor an array (.npy)")
             first = False
             self._store(file, block)
             left -= len(block)

@@ -3,7 +3,7 @@
 Nothing is scaled: the values are those that are stored, and those of every file must be finite.
 NumPy files (.npy, or .npz with one array, or one called "image") hold (H, W), (H, W, bands) or
 (bands, H, W): the first axis is that of the bands if it is shorter than the last one. No object in
-them is unpickled.
+them is unpickled. A file without a suffix is recognized by its first bytes.
 """
 import ast
 import io
@@ -232,7 +232,9 @@ def _is_tiff(data):
 
 
 def _is_array(path):
-    return os.fspath(path).lower().endswith(ARRAY_SUFFIXES)
+    suffix = os.path.splitext(path)[1].lower()
+    return suffix in ARRAY_SUFFIXES if suffix else \
+        read_bytes(path, ends_only=True).startswith(_NPY)
 
 
 def _array_values(path) -> np.ndarray:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cli.console import notice
-from utils.errors import DataError, listed, shown
+from utils.errors import DataError, counted, listed, shown
 from utils.images.picture_files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, walk_folders
 
 RESULTS_MARK = ".segwright-results"     # file in a folder of results that lies among images
@@ -43,21 +43,20 @@ def find_images(inputs: list[str], suffixes: tuple[str, ...] = (), leave_out: st
 
     inputs: folders, image files, text files that list images (a path per line,
         relative to the list or to the working folder) and patterns (*, ?, **).
-    suffixes: take only these from folders and patterns; default: all image types, and from a folder
-        without any the NumPy arrays.
+    suffixes: take only these from folders and patterns; default: all image types, or arrays of
+        NumPy from those without an image. A notice says how many arrays lie beside images.
         Hidden files, hidden folders and thumbnail folders are left out.
     leave_out: a folder that holds results, not images. Below a folder of images it is left out,
         and so are folders with the mark of `prepare_folder`; a notice tells of what else is in it.
     Raises DataError for inputs that do not exist or contain no image.
     """
-    wanted = tuple("." + s.lower().lstrip(".") for s in suffixes) or IMAGE_SUFFIXES
+    wanted = tuple("." + s.lower().lstrip(".") for s in suffixes) \
+        or (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
     results = os.path.realpath(leave_out) if leave_out else None
     roots, found = [], []
     for given in inputs:
         if os.path.isdir(given):
             root, paths = given, list(_below(given, wanted, results))
-            if not paths and not suffixes:
-                paths = list(_below(given, ARRAY_SUFFIXES, results))
         elif os.path.isfile(given) and given.lower().endswith(".txt"):
             paths = _listed(given)
             root = _common([os.path.dirname(os.path.abspath(p)) for p in paths])
@@ -73,11 +72,22 @@ def find_images(inputs: list[str], suffixes: tuple[str, ...] = (), leave_out: st
         if not paths:
             raise DataError(f"no image found (looked for {', '.join(wanted)})", shown(given),
                             "give another folder, or files of these kinds")
+        if not suffixes and selects_images(given):
+            paths = _without_arrays(paths, given)
         roots.append(root)
         found += paths
     root = _common(roots) if len(roots) > 1 else os.path.abspath(roots[0])
     unique = {os.path.abspath(path): path for path in found}
     return [Source(path, os.path.relpath(place, root)) for place, path in unique.items()]
+
+
+def _without_arrays(paths, given):
+    """The images among paths, or the arrays if there are no images; a notice if there are both."""
+    images = [path for path in paths if not path.lower().endswith(ARRAY_SUFFIXES)]
+    if images and len(images) < len(paths):
+        notice(f"{shown(given)}: {counted(len(paths) - len(images), 'array')} (.npy, .npz) "
+               f"beside {counted(len(images), 'picture')} left out; a pattern such as \"*.npy\" takes arrays")
+    return images or paths
 
 
 def selects_images(given: str) -> bool:
@@ -158,7 +168,8 @@ def _below(folder, wanted, results):
             continue
         if place != folder and results and os.path.realpath(place) == results:
             folders[:] = []
-            count = sum(name.lower().endswith(wanted) for name in files)
+            count = sum(name.lower().endswith(wanted)
+                        and not name.lower().endswith(ARRAY_SUFFIXES) for name in files)
             if count:
                 notice(f"{shown(place)} is the output folder: the {count} pictures in it are left "
                        "out")

@@ -411,7 +411,7 @@ def gather(value: Any) -> list:
 
 
 def gather_images(tensor: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """The tensors (N_i, ...) of all ranks as one (sum of N_i, ...), in the order of the ranks.
+    """The tensors (N_i, ..., W) of all ranks as one (sum of N_i, ..., W), in the order of the ranks.
 
     counts: N_i of every rank. The other sides must be the same on all ranks.
     """
@@ -419,11 +419,15 @@ def gather_images(tensor: torch.Tensor, counts: list[int]) -> torch.Tensor:
     if not dist:
         return tensor
     import torch
-    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
-    padded[:len(tensor)] = tensor
+    # Neither gloo nor NCCL sends whole numbers of 16 bits: their bytes are sent.
+    sent = tensor.contiguous().view(torch.uint8) \
+        if tensor.dtype in (torch.int16, torch.uint16) else tensor
+    padded = sent.new_zeros(max(counts), *sent.shape[1:])
+    padded[:len(sent)] = sent
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]) \
+        .view(tensor.dtype)
 
 
 def _dist():

@@ -10,6 +10,7 @@ from utils.checkpoint.read import contents_of, peek
 from utils.cli.console import notice, warn
 from utils.config.load import RUN
 from utils.errors import CheckpointError, nearest
+from utils.images.bands import Bands, bands_of_state
 from utils.images.normalize import Normalize
 from utils.machine import distributed
 from utils.training.run_folder import runs_folder
@@ -62,24 +63,44 @@ def warn_of_other_input(key: str, saved: Mapping[str, Any] | None, normalize: No
     "normalization" of a checkpoint; None: it is not known. Rank 0 warns.
     """
     now = normalize.state()
-    if normalize.bands and saved and "bands" not in saved:
+    was = bands_of_state((saved or {}).get("bands"))
+    if saved and _kind(was) != _kind(normalize.bands):
         if distributed.is_main():
-            notice(f"{key}: the first convolution, of weights for RGB, is adapted to "
-                   f"{normalize.bands.text} (docs/own_data.md)")
+            notice(f"{key}: {_other_images(was, normalize)}")
         return
     differences = [f"{key} was {_numbers(saved[key])}, is {_numbers(now[key])}"
                    for key in ("mean", "std", "order", "scale")
                    if saved and key in saved and not _alike(saved[key], now[key])]
     if differences and distributed.is_main():
         warn(f"{key}: its network was trained on images that were normalized "
-             f"otherwise: {'; '.join(differences)}; to keep its input, add\n"
-             f"  {_override(saved or {}, now)}")
+             f"otherwise: {'; '.join(differences)}; to keep its input, "
+             f"{_override(saved or {}, now)}")
+
+
+def _kind(bands: Bands | None):
+    return bands and (bands.numbers, bands.types)
+
+
+def _other_images(was: Bands | None, normalize: Normalize):
+    """What becomes of the first convolution of weights for other images."""
+    now, channels = normalize.bands, len(was.numbers) if was else 3
+    if was is None and now:
+        return (f"the first convolution, of weights for RGB, is adapted to {now.text} "
+                "(docs/own_data.md)")
+    done = "is used as it is, each weight for the band in its place" \
+        if channels == normalize.channels else "is adapted" if channels == 3 else \
+        "begins with new weights"
+    return (f"its network was trained on {was.text if was else 'RGB'}, and the images are "
+            f"{now.text if now else 'RGB'}: the first convolution {done}")
 
 
 def _override(saved, now):
-    """The argument of the command line that sets the normalization of the weights."""
+    """How to set the normalization of the weights."""
+    if "bands" in now:
+        lists = ", ".join(f'"{key}": {json.dumps(saved[key])}' for key in ("mean", "std"))
+        return f"give the data\n  {lists}"
     section = {key: saved.get(key, now[key]) for key in ("mean", "std", "order", "scale")}
-    return f"'normalize={json.dumps(section)}'"
+    return f"add\n  'normalize={json.dumps(section)}'"
 
 
 def _alike(one, other):
