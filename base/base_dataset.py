@@ -28,7 +28,14 @@ from utils.images.label_kind import mixing
 from utils.images.normalize import Normalize
 from utils.images.partly_used import USE_ALL, partly_used, unused_bands
 from utils.images.picture_files import LABEL_SUFFIXES, evenly_spaced
-from utils.images.types import IGNORE_INDICES, MOST_CLASSES, Image, Labels, train_id_type
+from utils.images.types import (
+    IGNORE_INDICES,
+    MOST_CLASSES,
+    PADDING_16_BITS,
+    Image,
+    Labels,
+    train_id_type,
+)
 
 CHECK_ALL_BELOW = 5000     # pairs; of larger datasets SPOT_CHECKS pairs are checked
 SPOT_CHECKS = 1000
@@ -40,7 +47,6 @@ SHOWN_VALUES = 8           # of the stored values that a label must not contain
 SKIP_UNREADABLE = ContextVar("SKIP_UNREADABLE", default=False)
 VOID_NAME = "void"         # of the class that train_void adds
 NO_CLASS = -2 ** 62        # train id of a stored value without a meaning; always out of range
-PADDING_16_BITS = 65535    # stored value of pixels outside the image in 16-bit labels
 
 
 LOST_FOREGROUND = ("the labels contain only 0 and 255, and 255 is ignored: the network would learn "
@@ -60,8 +66,8 @@ class BaseDataset(Dataset, ABC):
 
     dataset[index] or dataset[epoch, index] -> {"image": uint8 (3, H, W) RGB,
     "label": uint8 (H, W) train ids, "id": str}. With `bands` the image is (C, H, W) of uint8,
-    uint16 or float32, as stored. Labels are int16 or int32 where a
-    byte cannot hold them (255 or more classes, or an ignore_index outside 0..255).
+    uint16 or float32, as stored, and pixels without data are ignored. Labels are int16 or int32
+    where a byte cannot hold them (255 or more classes, or an ignore_index outside 0..255).
 
     A subclass finds the files (`find_samples`), maps stored labels to classes
     (`train_ids`) and sets the attributes below. Every random draw of a sample
@@ -343,11 +349,12 @@ class BaseDataset(Dataset, ABC):
                 "label": torch.from_numpy(ids), "id": self.samples[index].id}
 
     def load_label(self, index: int) -> Labels:
-        """The label of `load`, (H, W); the image is decoded only if the label's size needs it."""
+        """The label of `load`, (H, W); the image is decoded only if the label depends on it."""
         sample = self.samples[index]
         if self.cache is not None:
             return self.cache.load(index)[1]
-        if sample.image is not None and sample.label is not None:
+        of_image = self.bands is not None and self.bands.no_data is not None
+        if sample.image is not None and sample.label is not None and not of_image:
             label = self.read_label(sample.label)
             if label.shape == self.image_header(sample.image).size:
                 return label

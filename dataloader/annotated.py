@@ -72,7 +72,7 @@ class Annotated(BaseDataset):
     image_dir: a folder below data_dir, or an absolute path.
     list_file: the list of the split; tried like classes. null: SPLIT.txt in data_dir.
     mean, std: of the pixels, in 0..1; null uses those of the class file, or ImageNet's.
-    bands, band_files: as of Folder, for images that are not read as RGB of 8 bits.
+    bands, band_files, no_data: as of Folder, for images that are not read as RGB of 8 bits.
     white: the value that becomes 255 in images of more than 8 bits, for example 4095 if 12
         of 16 bits are used; null uses that of the class file, or the largest value of the type.
     """
@@ -85,6 +85,7 @@ class Annotated(BaseDataset):
                  list_file: str | None = None, mean: list[float] | None = None,
                  std: list[float] | None = None, white: float | None = None,
                  bands: int | list[int] | None = None, band_files: list[str] | None = None,
+                 no_data: float | Literal["nan"] | None = None,
                  ignore_index: int = 255, seed: int = 0, augmentation: Callable | None = None):
         root = Path(os.path.expanduser(data_dir))
         named = re.fullmatch(r"(.+)\.classes\.json", os.path.basename(classes))
@@ -97,7 +98,7 @@ class Annotated(BaseDataset):
             raise ConfigError(f"the palette has {len(self.palette)} colors for "
                               f"{self.num_classes} classes", "palette")
         check_colors(self.palette, self.class_names)
-        use_pixels(self, class_file, mean, std, white, bands, band_files)
+        use_pixels(self, class_file, mean, std, white, bands, band_files, no_data)
         # Pixels that are ignored get the last value of the label's type.
         self.ignored_value = 255 if self.num_classes < 255 else 65535
         if background is not None and background not in self.class_names:

@@ -12,7 +12,9 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -32,7 +34,7 @@ from utils.images.types import Image, Labels
 
 EVERYTHING = "all"
 _CLASS_KEYS = {"names", "palette", "label_ids", "ignore_ids", "ignore_colors", "mean", "std",
-               "white", "bands", "band_files"}
+               "white", "bands", "band_files", "no_data"}
 SMALLEST_STD = 1e-4
 _LAST_COLOR_ID = 254      # ignored colors are read as this id and the ones below
 
@@ -63,6 +65,8 @@ class Folder(BaseDataset):
         or a list of those to use, counted from 1. mean and std are then in stored values.
     band_files: with bands, patterns of further files of each image, relative to image_dir, whose
         bands follow those of the image: "../depth/*.png".
+    no_data: with bands, the stored value of pixels without data, or "nan". The network sees the
+        mean of the band there, and the label is ignored where no band has data.
     white: the value that becomes 255 in images of more than 8 bits, for example 4095 if 12
         of 16 bits are used; null uses that of the class file, or the largest value of the type.
     """
@@ -78,6 +82,7 @@ class Folder(BaseDataset):
                  mean: list[float] | None = None, std: list[float] | None = None,
                  white: float | None = None, label_threshold: int | None = None,
                  bands: int | list[int] | None = None, band_files: list[str] | None = None,
+                 no_data: float | Literal["nan"] | None = None,
                  ignore_index: int = 255, seed: int = 0, augmentation: Callable | None = None):
         root = Path(os.path.expanduser(data_dir))
         named = re.fullmatch(r"(.+)\.classes\.json", os.path.basename(classes or ""))
@@ -100,7 +105,7 @@ class Folder(BaseDataset):
                               f"{self.num_classes} classes", "palette")
         if palette:
             check_colors(palette, self.class_names)
-        use_pixels(self, class_file, mean, std, white, bands, band_files,
+        use_pixels(self, class_file, mean, std, white, bands, band_files, no_data,
                    image_pattern or f"*{image_ending}")
         self.label_map = _label_map(label_map, class_file, self.num_classes)
         self.label_threshold = label_threshold
@@ -254,15 +259,16 @@ def check_colors(palette, names):
 
 def use_pixels(dataset: BaseDataset, class_file: dict, mean: list[float] | None,
                std: list[float] | None, white: float | None, bands: int | list[int] | None,
-               band_files: list[str] | None, image: str = "*"):
-    """Set how a dataset reads its images: bands, mean, std and white.
+               band_files: list[str] | None, no_data: float | str | None, image: str = "*"):
+    """Set how a dataset reads its images: bands, what is no data, mean, std and white.
 
     The arguments are those of `Folder`; null takes what the class file says. image: the pattern of
     the names of the images. Raises ConfigError.
     """
     dataset.bands = chosen_bands(class_file.get("bands") if bands is None else bands,
                                  class_file.get("band_files") if band_files is None
-                                 else band_files, image)
+                                 else band_files, image,
+                                 class_file.get("no_data") if no_data is None else no_data)
     known = {"mean": dataset.mean, "std": dataset.std}
     if dataset.bands:
         # Those of a class file may be of fewer bands, such as those of RGB before others were
@@ -273,6 +279,8 @@ def use_pixels(dataset: BaseDataset, class_file: dict, mean: list[float] | None,
     dataset.mean = mean or class_file.get("mean") or known["mean"]
     dataset.std = std or class_file.get("std") or known["std"]
     _check_pixels(dataset.mean, dataset.std, dataset.bands)
+    if dataset.bands:
+        dataset.bands = replace(dataset.bands, fill=tuple(dataset.mean))
     dataset.white = white = class_file.get("white") if white is None else white
     if white is not None and not (type(white) in (int, float) and 0 < white < float("inf")):
         raise ConfigError(f"expected a number above 0, found {white!r}", "white")

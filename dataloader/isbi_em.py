@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from base.base_dataset import PADDING_16_BITS, BaseDataset, Sample
+from base.base_dataset import BaseDataset, Sample
 from utils.errors import ConfigError, DataError, shown
 from utils.images.headers import UnreadableFile, pillow_open
-from utils.images.types import Image, Labels
+from utils.images.types import PADDING_16_BITS, Image, Labels
 
 SECTIONS = 30
 _READABLE = ("1", "L")      # Pillow's modes of black and white and of 8 bits

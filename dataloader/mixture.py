@@ -290,7 +290,8 @@ def _require_same_classes(first, part, number):
                           "mix datasets of the same classes")
     if part.bands != first.bands:
         raise ConfigError(f"{_name(part, number)} and {_name(first, 0)} have images of different "
-                          "bands or types", f"parts[{number}]", "mix datasets of the same bands")
+                          "bands, types or values without data", f"parts[{number}]",
+                          "mix datasets of the same bands")
     names = zip(part.class_names, first.class_names, strict=True)
     for class_id, (name, expected) in enumerate(names):
         if name != expected:

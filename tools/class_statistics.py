@@ -69,10 +69,13 @@ def statistics(dataset: "BaseDataset", workers: int = 0) -> dict[str, Any]:
     from tqdm import tqdm
 
     from dataloader.loader import build_loader
+    for part in getattr(dataset, "parts", [dataset]):
+        if part.bands and part.bands.no_data is not None:       # values without data do not count
+            part.bands, part.cache = part.bands.stored(), None
     classes = dataset.num_classes
     pixels, images_with, pixels_in_images_with = np.zeros((3, classes), np.int64)
     values, ignored = np.zeros((3, 256), np.int64), 0
-    sums = _Sums(dataset.in_channels)
+    sums = _Sums(dataset.in_channels, dataset.bands and dataset.bands.no_data)
     loader = build_loader(dataset, batch_size=1, num_workers=workers)
     try:
         for batch in tqdm(loader, desc="counting", total=len(loader), unit="image", leave=False,
@@ -164,28 +167,38 @@ def _histogram(image):
 
 
 class _Sums:
-    """The sum and the sum of squares of every band; of integers exactly."""
+    """The sum and the sum of squares of every band; of integers exactly.
 
-    def __init__(self, bands: int):
-        self.pixels, self.first, self.second = 0, [0] * bands, [0] * bands
+    no_data: the value of pixels that do not count; None: all count.
+    """
+
+    def __init__(self, bands: int, no_data: float | str | None):
+        self.pixels, self.first, self.second = [0] * bands, [0] * bands, [0] * bands
+        self.no_data = no_data
 
     def add(self, image):
         """Add an image (H, W, bands)."""
         import numpy as np
-        self.pixels += image.shape[0] * image.shape[1]
+
+        from utils.images.bands import without_data
         whole = image.dtype.kind == "u"
         for band in range(image.shape[2]):
-            values = image[..., band].ravel().astype(np.int64 if whole else np.float64)
+            values = image[..., band].ravel()
+            if self.no_data is not None:
+                values = values[~without_data(values, self.no_data)]
+            self.pixels[band] += len(values)
+            values = values.astype(np.int64 if whole else np.float64)
             self.first[band] += values.sum().item()
             self.second[band] += (values * values).sum().item()
 
     def moments(self) -> tuple[list[float], list[float]]:
         """(mean, standard deviation) of each band."""
-        number = max(self.pixels, 1)
-        variances = [number * second - first * first
-                     for first, second in zip(self.first, self.second, strict=True)]
-        return ([first / number for first in self.first],
-                [max(variance, 0) ** 0.5 / number for variance in variances])
+        means, deviations = [], []
+        for pixels, first, second in zip(self.pixels, self.first, self.second, strict=True):
+            number = max(pixels, 1)
+            means.append(first / number)
+            deviations.append(max(number * second - first * first, 0) ** 0.5 / number)
+        return means, deviations
 
 
 def _moments(values):

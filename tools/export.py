@@ -324,8 +324,8 @@ def _quantize(args, opened, loader, path, base_size):
     Raises NumericalError if the mIoU drops by more than --max-drop.
     """
     from utils.errors import NumericalError
-    from utils.export.quantize import calibration_paths, quantize, score
-    images = calibration_paths(args.int8, args.calibration_images)
+    from utils.export.quantize import calibration_images, quantize, score
+    images = calibration_images(args.int8, args.calibration_images)
     float_bytes = path.stat().st_size
     before = score(path, opened, loader, args.uint8_input, "float32")
     quantize(path, images, args.size, args.uint8_input, base_size, opened.normalize)

@@ -1,6 +1,8 @@
 """Pictures of any bands and types are read as they are stored."""
 import io
+import json
 import zlib
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -11,6 +13,7 @@ from tests.support.tiff import tiff
 from utils.errors import ConfigError, DataError
 from utils.images.band_files import band_form, bands_header, read_bands, types_of
 from utils.images.bands import MOST_BANDS, Bands, as_picture, bands_of_state, chosen_bands
+from utils.images.partly_used import no_data_of
 
 RNG = np.random.default_rng(0)
 
@@ -209,6 +212,29 @@ def test_a_picture_shows_two_deviations_around_the_mean():
     assert picture.tolist() == [[[0, 128, 255]]]
     assert as_picture(image, [100] * 4, [10] * 4).tolist() == [[[0, 0, 128]]]
     assert as_picture(image[..., :2], [100] * 2, [10] * 2).shape == (1, 1, 3)
+
+
+def test_the_value_of_no_data_and_what_replaces_it_are_kept():
+    bands = Bands((1, 2), types=("float32",), no_data="nan", fill=(1.5, 2.0))
+    again = bands_of_state(json.loads(json.dumps(bands.state())))
+    assert again == bands and again.fill == (1.5, 2.0)
+    assert again.text == "2 bands of float32 (no data: nan)"
+    assert bands == replace(bands, fill=(7.0, 7.0)) != replace(bands, no_data=0)
+    for wrong in ({"no_data": "x"}, {"fill": [1.0]}, {"no_data": float("nan")}):
+        with pytest.raises(ValueError, match="no bands of pictures"):
+            bands_of_state({**bands.state(), **wrong})
+
+
+@pytest.mark.parametrize("text, value", [(b"-9999", -9999), (b"nan ", "nan"), (b"0.5", 0.5),
+                                         (b"-3.4028234663852886e+38", -3.4028234663852886e38),
+                                         (b"none", None), (b"inf", None)])
+def test_gdals_value_of_no_data_is_read(tmp_path, text, value):
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+    info = ImageFileDirectory_v2()
+    info.tagtype[42113], info[42113] = 2, text.decode()
+    Image.fromarray(values("u1", 3)).save(tmp_path / "a.tif", tiffinfo=info)
+    assert no_data_of(tmp_path / "a.tif") == value
+    assert no_data_of(tmp_path / "a.png") is None
 
 
 def test_an_array_without_a_suffix_is_known_by_its_first_bytes(tmp_path):

@@ -33,11 +33,12 @@ def test_the_memory_format_is_kept_or_as_asked():
     torch.testing.assert_close(normalize(last), normalize(IMAGES))
 
 
-def test_the_input_is_not_changed_and_nothing_enters_a_state_dict():
-    before = IMAGES.clone()
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_the_input_is_not_changed_and_nothing_enters_a_state_dict(kind):
+    images, before = IMAGES.to(kind), IMAGES.to(kind, copy=True)
     normalize = Normalize(MEAN, STD)
-    normalize(IMAGES)
-    assert torch.equal(before, IMAGES) and not normalize.state_dict()
+    assert torch.equal(normalize(images), Normalize(MEAN, STD)(IMAGES))
+    assert torch.equal(before, images) and not normalize.state_dict()
     assert Normalize(**normalize.state()).state() == normalize.state()
 
 

@@ -243,7 +243,89 @@ def test_a_value_for_no_data_is_told(tmp_path, capsys):
     Image.fromarray(band_image(1, "float32")[0][..., 0]).save(tmp_path / "images" / "p0.tif",
                                                                tiffinfo=info)
     make_loader({"type": "Folder", "args": args}, ignore_index=255)
-    assert '1 images say which value means "no data" (-9999 in' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert '1 images say which value means "no data" (-9999 in' in said
+    assert '"no_data": -9999 with "bands" ignores these pixels' in said
+    make_loader({"type": "Folder", "args": {**args, "no_data": -9999}}, ignore_index=255)
+    assert not capsys.readouterr().err
+    make_loader({"type": "Folder", "args": {**args, "no_data": 0}}, ignore_index=255)
+    assert 'ignored are those of 0 ("no_data")' in capsys.readouterr().err
+
+
+def write_holes(folder, no_data, dtype="float32"):
+    """Images of `write_band_data` with a corner of 4x5 pixels without data; its arguments."""
+    args = write_band_data(folder, count=3, dtype=dtype)
+    for number in range(3):
+        values = band_image(dtype=dtype, seed=number)[0]
+        values[:4, :5] = no_data
+        values[4, 5, 2] = no_data       # in one band only
+        (folder / "images" / f"p{number}.tif").write_bytes(
+            tiff(values, kind=3 if dtype == "float32" else 1))
+    return {**args, "no_data": "nan" if no_data != no_data else no_data}
+
+
+@pytest.mark.parametrize("no_data, dtype", [(-9999.0, "float32"), (float("nan"), "float32"),
+                                            (0, "uint16"), (-3.4028234663852886e38, "float32")])
+def test_pixels_without_data_are_ignored_and_seen_as_the_mean(tmp_path, capsys, no_data, dtype):
+    from dataloader.loader import make_loader
+    args = write_holes(tmp_path, no_data, dtype)
+    dataset = make_loader({"type": "Folder", "args": args}, ignore_index=255).dataset
+    sample, whole = dataset[1], band_image(dtype=dtype, seed=1)[0].transpose(2, 0, 1)
+    seen = dataset.normalization()(sample["image"][None])[0]
+    assert seen[:, :4, :5].abs().max() < 1e-3 and abs(seen[2, 4, 5]) < 1e-3
+    np.testing.assert_array_equal(sample["image"].numpy()[:, 8:], whole[:, 8:])
+    ignored = sample["label"].numpy() == 255
+    assert ignored[:4, :5].all() and ignored.sum() == 20        # data in one band is data
+    class_statistics.main(["--type", "Folder", "--args", json.dumps(args), "--workers", "0",
+                           "--json", str(tmp_path / "numbers.json")])
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    assert found["ignored_pixels"] == 60
+    for key in ("mean", "std"):
+        np.testing.assert_allclose(found[key], args[key], rtol=0.02)
+
+
+def test_geometry_and_a_cache_keep_pixels_without_data(tmp_path):
+    from dataloader.loader import make_loader
+    args = write_holes(tmp_path / "data", -9999.0)
+    section = {"type": "Folder", "args": {**args, "augment": True, "crop_size": [40, 48],
+                                          "flip": True, "scale": [1.0, 1.0]}}
+    dataset = make_loader(section, ignore_index=255, training=True).dataset
+    for epoch in range(4):
+        assert (dataset[epoch, 0]["label"] == 255).sum() == 20
+    pack.main(["--type", "Folder", "--args", json.dumps(args), "-o", str(tmp_path / "cache")])
+    section["args"]["cache"] = str(tmp_path / "cache")
+    cached = make_loader(section, ignore_index=255, training=True).dataset
+    for key in ("image", "label"):
+        assert torch.equal(dataset[3, 1][key], cached[3, 1][key])
+    assert np.array_equal(dataset.load_label(0), dataset.load(0)[1])
+
+
+@pytest.mark.parametrize("more, text", [
+    ({"no_data": "none"}, "expected a finite number or \"nan\""),
+    ({"no_data": 0, "bands": None, "mean": None, "std": None}, "no_data has no effect without")])
+def test_a_wrong_value_for_no_data_is_refused(tmp_path, more, text):
+    from dataloader.loader import make_loader
+    args = {**write_band_data(tmp_path, count=2), **more}
+    with pytest.raises(ConfigError, match=text):
+        make_loader({"type": "Folder", "args": args}, ignore_index=255)
+
+
+@pytest.mark.parametrize("no_data, tag", [(-9999.0, b"-9999"), (float("nan"), None)])
+def test_init_finds_out_what_is_no_data(tmp_path, monkeypatch, capsys, no_data, tag):
+    args = write_holes(tmp_path, no_data)
+    if tag:
+        from utils.config import measured_bands
+        monkeypatch.setattr(measured_bands, "no_data_of", lambda path: float(tag))
+    monkeypatch.chdir(tmp_path)
+    train.main(["--init", "my.json", "--images", "images", "--labels", "labels"])
+    said = capsys.readouterr().out
+    assert "(no data: " in said and "), used as stored" in said
+    assert "1 % of the pixels have no data, in 3 of 3 images looked at" in said
+    from utils.files.jsonc import read_jsonc
+    classes = read_jsonc("my.classes.json")
+    assert classes["no_data"] == args["no_data"]
+    for key in ("mean", "std"):
+        np.testing.assert_allclose(classes[key], args[key], rtol=0.1)
 
 
 def test_a_report_on_bands_names_their_kind(tmp_path):

@@ -26,8 +26,8 @@ from urllib.parse import parse_qs, urlsplit
 from utils.cli.console import notice, warn
 from utils.errors import ConfigError, UserError, first_line
 
-# PNG, JPEG, GIF, BMP, WebP, TIFF (also above 4 GB), arrays of NumPy. Files of other formats (such as
-# PostScript) reach no decoder.
+# PNG, JPEG, GIF, BMP, WebP, TIFF (also above 4 GB), arrays of NumPy. Files of other formats (such
+# as PostScript) reach no decoder.
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*",
               b"II+\0", b"MM\0+", b"\x93NUMPY")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -241,7 +241,8 @@ class _Handler(BaseHTTPRequestHandler):
             if not block:
                 raise Refused(408, "the image did not arrive in time")
             if first and not block.startswith(SIGNATURES):
-                raise Refused(415, "not a PNG, JPEG, WebP, TIFF, GIF or BMP image, nor an array (.npy)")
+                raise Refused(415, "not a PNG, JPEG, WebP, TIFF, GIF or BMP image, nor an array "
+                                   "(.npy)")
             first = False
             self._store(file, block)
             left -= len(block)

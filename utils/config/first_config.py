@@ -116,10 +116,14 @@ def make_config(images: str, labels: str, out: str, group_by: str | None = None,
     sizes = Counter(pair.size for pair in pairs)
     images_read = [pair.image for pair in pairs]
     bands = bands_in(images_read)
-    mean, std = measured(images_read, bands) if bands else _pixel_statistics(pairs)
+    found = measured(images_read, bands) if bands else None
+    bands = found and found.bands
+    mean, std = (found.mean, found.std) if found else _pixel_statistics(pairs)
 
     files["config"].parent.mkdir(parents=True, exist_ok=True)
     more = {**source.class_lists, **({"bands": len(bands.numbers)} if bands else {})}
+    if bands and bands.no_data is not None:
+        more["no_data"] = bands.no_data
     write_bytes(files["classes"], _class_file(classes, mean, std, more,
                                               bool(source.class_lists)).encode())
     lists = _lists(divided, stems, files)
@@ -138,9 +142,12 @@ def make_config(images: str, labels: str, out: str, group_by: str | None = None,
         f"{len(names)} {part}" for part, names in split.items()) + ", ") + divided.origin)
     for remark in divided.remarks:
         print(f"  {remark}")
-    if bands:
+    if found and bands:
         print(f"images: {bands.text}, used as stored (\"bands\", \"mean\" and \"std\" of "
               f"{shown(files['classes'])}; docs/own_data.md)")
+        if bands.no_data is not None:
+            print(f"  {100 * found.missing:.2g} % of the pixels have no data, in {found.images} of "
+                  f"{counted(found.of, 'image')} looked at: their labels are ignored (\"no_data\")")
     else:
         for line in unused_in(images_read):
             print(f"images: {line}")

@@ -81,8 +81,6 @@ class Graph(nn.Module):
         self.returns_labels = argmax or rule is not None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if images.is_floating_point():
-            images = images.clone()             # because Normalize works in place
         logits = self.network(self.normalize(images))
         if self.posterior is not None:
             logits = self.posterior.logits(logits)

@@ -16,7 +16,7 @@ from utils.evaluation.evaluate import build_rules, evaluate
 from utils.export.graph import open_graph
 from utils.images.band_files import read_input
 from utils.images.base_size import BaseSize, as_seen, by_bands
-from utils.images.image_list import find_images
+from utils.images.image_list import Source, find_images
 from utils.images.normalize import Normalize
 from utils.images.picture_files import evenly_spaced
 from utils.predict.open_model import OpenModel
@@ -24,17 +24,17 @@ from utils.predict.open_model import OpenModel
 OPERATORS = ("Conv", "MatMul", "Gemm")
 
 
-def calibration_paths(folder: str, count: int) -> list[str]:
+def calibration_images(folder: str, count: int) -> list[Source]:
     """Returns up to `count` images of a folder, evenly spaced. Raises DataError if it has none."""
-    return list(evenly_spaced([source.path for source in find_images([folder])], count))
+    return list(evenly_spaced(find_images([folder]), count))
 
 
-def quantize(path: str | os.PathLike, images: list[str], size: tuple[int, int] | None,
+def quantize(path: str | os.PathLike, images: list[Source], size: tuple[int, int] | None,
              uint8_input: bool, base_size: BaseSize = None,
              normalize: Normalize | None = None):
     """Replace the ONNX graph in the file `path` by its 8-bit form; the metadata stays.
 
-    images: paths of the images on which the ranges are measured. size: (H, W) of a graph for one
+    images: those on which the ranges are measured. size: (H, W) of a graph for one
     size; images of another size are resized. base_size: to which they are resized otherwise.
     normalize: of the network, which says how images are read; None: as RGB.
     Raises NumericalError if ONNX Runtime cannot quantize the graph.
@@ -102,11 +102,11 @@ def score(path: str | os.PathLike, opened: OpenModel, loader: Iterable, uint8_in
     return results["max"].dataset["Mean_IoU"]
 
 
-def _image(path, size, uint8_input, base_size, normalize):
+def _image(source, size, uint8_input, base_size, normalize):
     """Returns an image file as the input of the graph, (1, C, H, W)."""
     import cv2
     white, bands = (normalize.white, normalize.bands) if normalize else (None, None)
-    image = as_seen(read_input(path, white, bands), base_size)
+    image = as_seen(read_input(source.path, white, bands, source.root), base_size)
     if size and image.shape[:2] != size:
         image = by_bands(lambda part: cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA),
                          image)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.errors import DataError, shown, size_text
-from utils.images.bands import MOST_BANDS, TYPES, Bands, require_types
+from utils.images.bands import MOST_BANDS, TYPES, Bands, require_types, without_data
 from utils.images.headers import (
     Header,
     UnreadableFile,
@@ -32,7 +32,7 @@ from utils.images.headers import (
 from utils.images.image_io import oriented, pillow_load, read_image, read_pair, unchanged_values
 from utils.images.picture_files import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from utils.images.tiff_values import MOST_VALUES, tiff_form, tiff_values
-from utils.images.types import Image, Labels
+from utils.images.types import PADDING_16_BITS, Image, Labels
 
 BAND_SUFFIXES = (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES)      # of pictures that `read_bands` reads
 _EXACT = 2 ** 24            # float32 holds all whole numbers up to this
@@ -66,18 +66,25 @@ def read_input_pair(image: str | os.PathLike, label: str | os.PathLike, bands: B
         -> tuple[Image, Labels]:
     """An image as `read_input` reads it, and its label; values: of a label already read.
 
-    Raises DataError as `utils.images.image_io.read_pair`.
+    The label of pixels without data in any band becomes PADDING_16_BITS, of 16 bits. Raises
+    DataError as `utils.images.image_io.read_pair`.
     """
-    return read_pair(image, label, palette, values, white,
-                     None if bands is None else _oriented_bands(image, bands, folder))
+    if bands is None:
+        return read_pair(image, label, palette, values, white)
+    stored, turn, missing = _oriented_bands(image, bands, folder)
+    picture, labels = read_pair(image, label, palette, values, white, (stored, turn))
+    if missing is not None and missing.any():
+        labels = np.where(missing, PADDING_16_BITS, labels).astype(np.uint16)
+    return picture, labels
 
 
 def read_bands(path: str | os.PathLike, bands: Bands, folder: str | os.PathLike | None = None) \
         -> np.ndarray:
     """The bands of an image, (H, W, C) of `bands.type`, turned by its EXIF or TIFF tag.
 
-    folder: see `Bands.further_files`. Raises DataError, which names the file, for files that cannot
-    be read, of another type or size, with too few bands, or with values that are not finite.
+    folder: see `Bands.further_files`. Values without data become those of `bands.fill`. Raises
+    DataError, which names the file, for files that cannot be read, of another type or size, with
+    too few bands, or with values that are not finite.
     """
     return _oriented_bands(path, bands, folder)[0]
 
@@ -139,7 +146,11 @@ def band_form(path: str | os.PathLike) -> Form:
 
 
 def _oriented_bands(path, bands, folder):
-    """(the bands (H, W, C) of an image as displayed, orientation of its first file)."""
+    """(the bands (H, W, C) of an image as displayed, orientation of its first file, missing).
+
+    missing: bool (H, W), the pixels that have no data in any band; None if the bands do not say
+    what that is.
+    """
     parts, first_turn = [], 1
     for number, file in enumerate(_files(path, bands, folder)):
         values, turn = _stored(file)
@@ -152,11 +163,34 @@ def _oriented_bands(path, bands, folder):
     wanted = [number - 1 for number in bands.numbers]
     kind = bands.type if bands.types else max(map(_type_of, (part.dtype for part in parts)),
                                               key=TYPES.index)
+    if bands.no_data is None:
+        return _chosen(parts, wanted, kind, path), first_turn, None
+    missing = [without_data(part, bands.no_data) for part in parts]
+    values = _chosen([np.where(no, part.dtype.type(0), part) for no, part in
+                      zip(missing, parts, strict=True)], wanted, kind, path)
+    without = np.concatenate(missing, axis=2)[..., wanted]
+    if without.any():
+        _fill(values, without, bands)
+    return values, first_turn, without.all(-1)
+
+
+def _fill(values, without, bands):
+    """Write into values (H, W, C), where they are without data, those of `bands.fill`."""
+    fill = np.array(bands.fill or [float(bands.no_data)] * values.shape[2])
+    if values.dtype.kind == "u":
+        fill = np.rint(fill).clip(0, np.iinfo(values.dtype).max)
+    with np.errstate(over="ignore"):
+        np.copyto(values, fill.astype(values.dtype), where=without)
+
+
+def _chosen(parts, wanted, kind, path):
+    """The bands `wanted`, from 0, of the values (H, W, bands) of all files: (H, W, C) of a type."""
     values = parts[0] if len(parts) == 1 else \
         np.concatenate([_as_type(part, kind, path) for part in parts], axis=2)
     if wanted != list(range(values.shape[2])):
         values = values[..., wanted]
-    return np.ascontiguousarray(_as_type(values, kind, path)), first_turn
+    # Arrays are read-only as they are read, which torch warns of.
+    return np.require(_as_type(values, kind, path), requirements=["C", "W"])
 
 
 def _files(path, bands, folder):
@@ -336,7 +370,8 @@ def _as_type(values, kind, path):
         row, column, band = np.argwhere(wrong)[0].tolist()
         raise DataError(f"{int(wrong.sum())} of {values.size} values are NaN or infinite, the "
                         f"first at row {row}, column {column} of band {band + 1}", shown(path),
-                        "replace them by numbers, and give their pixels the label of ignored ones")
+                        "\"no_data\": \"nan\" beside \"bands\" ignores pixels of NaN "
+                        "(docs/own_data.md); replace infinite values by numbers")
     return values
 
 

@@ -4,9 +4,10 @@ Bands are counted from 1, as GDAL and QGIS do. Their values stay as they are sto
 or float32 for all other types. An image may consist of several files (RGB and depth); then the
 bands of the further files follow those of the first.
 """
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,16 @@ class Bands:
     numbers: from 1, over all files of the image. files: patterns of its further files, relative to
     the folder of the images; "*" is the name of the image there, as far as it stands for the "*" of
     `image`, the pattern of the images. types: of the stored values of each file, of TYPES; empty:
-    not known yet.
+    not known yet. no_data: the stored value of pixels without data, or "nan"; None: all have data.
+    fill: for each band what a network sees there, in stored values; empty: what is stored.
     """
 
     numbers: tuple[int, ...]
     files: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
     image: str = "*"
+    no_data: float | str | None = None
+    fill: tuple[float, ...] = field(default=(), compare=False)
 
     @property
     def type(self) -> str:
@@ -49,6 +53,7 @@ class Bands:
             if self.numbers == tuple(range(1, count + 1)) else \
             "bands " + ", ".join(map(str, self.numbers))
         more = f", with {', '.join(self.files)}" if self.files else ""
+        more += "" if self.no_data is None else f" (no data: {number_text(self.no_data)})"
         return f"{which} of {self.type}{more}" if self.types else which + more
 
     def typed(self, types: Sequence[str]) -> "Bands":
@@ -81,7 +86,13 @@ class Bands:
     def state(self) -> dict[str, Any]:
         """Plain types, for a checkpoint."""
         files = {"files": list(self.files), "image": self.image} if self.files else {}
-        return {"numbers": list(self.numbers), **files, "types": list(self.types)}
+        no_data = {} if self.no_data is None else {"no_data": self.no_data,
+                                                   "fill": list(self.fill)}
+        return {"numbers": list(self.numbers), **files, "types": list(self.types), **no_data}
+
+    def stored(self) -> "Bands":
+        """The same bands, in which pixels without data keep their stored values."""
+        return replace(self, fill=())
 
 
 def bands_of_state(state: Mapping[str, Any] | None) -> Bands | None:
@@ -93,22 +104,54 @@ def bands_of_state(state: Mapping[str, Any] | None) -> Bands | None:
             and all(type(number) is int and number > 0 for number in numbers)
             and isinstance(files, list) and all(isinstance(file, str) for file in files)
             and isinstance(types, list) and all(one in TYPES for one in types)
-            and len(types) == len(files) + 1 and isinstance(state.get("image", "*"), str)):
+            and len(types) == len(files) + 1 and isinstance(state.get("image", "*"), str)
+            and (state.get("no_data") is None or is_no_data(state["no_data"]))
+            and isinstance(state.get("fill", []), list)
+            and len(state.get("fill", [])) in (0, len(numbers))
+            and all(map(_is_number, state.get("fill", [])))):
         raise ValueError(f"no bands of pictures: {str(state)[:80]}")
-    return Bands(tuple(numbers), tuple(files), tuple(types), state.get("image", "*"))
+    return Bands(tuple(numbers), tuple(files), tuple(types), state.get("image", "*"),
+                 state.get("no_data"), tuple(state.get("fill", [])))
+
+
+def is_no_data(value: Any) -> bool:
+    """Whether a value can be that of pixels without data: a finite number or "nan"."""
+    return value == "nan" or _is_number(value)
+
+
+def number_text(value: float | str) -> str:
+    """A value of pixels without data, as people write it: 0, -9999, nan, -3.40282e+38."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def without_data(values: np.ndarray, no_data: float | str) -> np.ndarray:
+    """Where values, of any type, are no data: bool of their shape."""
+    if no_data == "nan":
+        return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+    if values.dtype.kind != "f":
+        return values == no_data
+    with np.errstate(over="ignore"):        # -1.8e308 of a tag, where float32 is stored
+        return values == values.dtype.type(no_data)
+
+
+def _is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def chosen_bands(bands: int | Sequence[int] | None, band_files: Sequence[str] | None,
-                 image: str = "*") -> Bands | None:
+                 image: str = "*", no_data: float | str | None = None) -> Bands | None:
     """The bands that the arguments of a dataset choose; None: pictures are read as 8-bit RGB.
 
-    bands: their number, or the list of them. image: the pattern of the names of the images. Raises
-    ConfigError.
+    bands: their number, or the list of them. image: the pattern of the names of the images.
+    no_data: see `Bands`. Raises ConfigError.
     """
+    if no_data is not None and not is_no_data(no_data):
+        raise ConfigError(f"expected a finite number or \"nan\", found {no_data!r}", "no_data")
     if bands is None:
-        if band_files:
-            raise ConfigError("band_files has no effect without bands", "band_files",
-                              "say with \"bands\" how many there are in all files of an image")
+        for key, value in (("band_files", band_files), ("no_data", no_data)):
+            if value or value == 0:
+                raise ConfigError(f"{key} has no effect without bands", key, "say with \"bands\" "
+                                  "how many there are in all files of an image")
         return None
     numbers = tuple(range(1, min(bands, MOST_BANDS + 1) + 1)) if isinstance(bands, int) \
         else tuple(bands)
@@ -122,7 +165,7 @@ def chosen_bands(bands: int | Sequence[int] | None, band_files: Sequence[str] | 
             raise ConfigError(f"expected a relative pattern with one \"*\", found {pattern!r}",
                               "band_files", "\"*\" is the name of the image without its extension, "
                               "such as \"../depth/*.png\"")
-    return Bands(numbers, patterns, image=image)
+    return Bands(numbers, patterns, image=image, no_data=no_data)
 
 
 def as_picture(values: np.ndarray, mean: Sequence[float], std: Sequence[float],

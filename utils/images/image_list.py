@@ -85,8 +85,9 @@ def _without_arrays(paths, given):
     """The images among paths, or the arrays if there are no images; a notice if there are both."""
     images = [path for path in paths if not path.lower().endswith(ARRAY_SUFFIXES)]
     if images and len(images) < len(paths):
-        notice(f"{shown(given)}: {counted(len(paths) - len(images), 'array')} (.npy, .npz) "
-               f"beside {counted(len(images), 'picture')} left out; a pattern such as \"*.npy\" takes arrays")
+        notice(f"{shown(given)}: {counted(len(paths) - len(images), 'array')} (.npy, .npz) beside "
+               f"{counted(len(images), 'picture')} left out; a pattern such as \"*.npy\" takes "
+               "arrays")
     return images or paths
 
 

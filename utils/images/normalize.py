@@ -95,11 +95,13 @@ class Normalize(nn.Module):
 
     def forward(self, images: ImageBatch,
                 memory_format: torch.memory_format = torch.preserve_format) -> ImageBatch:
-        """Normalize images (N, C, H, W) to float32; memory_format: of the result."""
+        """Normalize images (N, C, H, W), which stay, to float32; memory_format: of the result."""
         if memory_format is not torch.preserve_format:
             images = images.contiguous(memory_format=memory_format)     # while values are small
         if self.order == "BGR":
             images = images.flip(-3)
+        if images.dtype == torch.float32:       # which `float` does not copy
+            return images.sub(self.shift).mul_(self.factor)
         return images.float().sub_(self.shift).mul_(self.factor)
 
     def pictures(self, inputs: ImageBatch) -> ImageBatch:

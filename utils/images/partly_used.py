@@ -1,12 +1,14 @@
 """Says which parts of pictures are not used: pages, bands, most of the range of their values."""
+import json
+import math
 import os
 from collections.abc import Callable, Sequence
 
 from utils.errors import UserError, shown
-from utils.images.bands import Bands
+from utils.images.bands import Bands, number_text
 from utils.images.headers import Header, read_header
 from utils.images.image_io import alpha_varies, deep_values
-from utils.images.picture_files import evenly_spaced
+from utils.images.picture_files import TIFF_SUFFIXES, evenly_spaced
 from utils.images.tiff_tags import tag_values
 
 HEADERS = 500       # pictures of a folder without a dataset whose headers are read
@@ -34,6 +36,7 @@ def partly_used(files: Sequence[tuple[str | os.PathLike, Header]], what: str = "
                  "these are not used"),
         _alpha(files, what)]
     if what == "images":
+        parts.append(_missing(files))
         parts.append(_range([file for file in files if file[1].bits > 8], white))
     return [part for part in parts if part]
 
@@ -46,24 +49,44 @@ def unused_bands(files: Sequence[tuple[str | os.PathLike, Header]], bands: Bands
     part = _further(files, "images", lambda header: header.unused_bands, lambda header, path:
                     f"have more bands than those used (up to {header.unused_bands} more, in "
                     f"{path}): {bands.text} are used")
-    return [one for one in (part, _missing(files)) if one]
+    return [one for one in (part, _missing(files, bands.no_data)) if one]
 
 
-def _missing(files):
-    """About TIFF files in which GDAL says which value marks pixels without data."""
-    marked = [(path, text) for path, text in _of_some([path for path, _ in files], _no_data,
-                                                      HEADERS) if text]
+def _missing(files, no_data=None):
+    """About TIFF files in which GDAL says which value marks pixels without data.
+
+    no_data: the value that is taken for that.
+    """
+    marked = [(path, value) for path, value in
+              _of_some([path for path, _ in files], no_data_of, HEADERS)
+              if value is not None and value != no_data]
     if not marked:
         return None
-    path, text = marked[0]
+    path, value = marked[0]
+    text = number_text(value)
     return (f"{len(marked)} images say which value means \"no data\" ({text} in {shown(path)}): it "
-            "is used like any other; give pixels without data the label of ignored ones")
+            "is used like any other; " + (
+                f"\"no_data\": {json.dumps(value)} with \"bands\" ignores these pixels "
+                "(docs/own_data.md)" if no_data is None else
+                f"ignored are those of {number_text(no_data)} (\"no_data\")"))
 
 
-def _no_data(path):
+def no_data_of(path: str | os.PathLike) -> float | str | None:
+    """The value of pixels without data that GDAL has noted in a TIFF: a number or "nan", or None.
+
+    Raises OSError if the file cannot be opened.
+    """
+    if not os.fspath(path).lower().endswith(TIFF_SUFFIXES):
+        return None
     with open(path, "rb") as file:
         found = tag_values(file, [_GDAL_NODATA]).get(_GDAL_NODATA)
-    return found and shown(found[1].rstrip(b"\0").decode("latin-1"))[:40]
+    try:
+        value = float(found[1].rstrip(b"\0 ")) if found else None
+    except ValueError:
+        return None
+    if value is None or math.isinf(value):
+        return None
+    return "nan" if math.isnan(value) else int(value) if value.is_integer() else value
 
 
 def unused_in(paths: Sequence[str | os.PathLike], white: float | None = None) -> list[str]:

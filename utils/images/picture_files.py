@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+TIFF_SUFFIXES = (".tif", ".tiff")
 ARRAY_SUFFIXES = (".npy", ".npz")   # pictures of any bands, as arrays of NumPy
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 # Files that may lie where a label is expected, and why they are none.

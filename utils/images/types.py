@@ -6,6 +6,7 @@ import numpy as np
 Image: TypeAlias = np.ndarray       # uint8 (H, W, 3), RGB
 Labels: TypeAlias = np.ndarray      # (H, W): class ids or ignore_index; see train_id_type
 MOST_CLASSES = 2 ** 15 - 1          # predictions are int16
+PADDING_16_BITS = 65535             # in stored labels of 16 bits: pixels that are ignored
 IGNORE_INDICES = range(-2 ** 31, 2 ** 31)
 
 

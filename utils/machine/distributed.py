@@ -411,7 +411,7 @@ def gather(value: Any) -> list:
 
 
 def gather_images(tensor: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """The tensors (N_i, ..., W) of all ranks as one (sum of N_i, ..., W), in the order of the ranks.
+    """The tensors (N_i, ..., W) of all ranks as one (sum of N_i, ..., W), in their order.
 
     counts: N_i of every rank. The other sides must be the same on all ranks.
     """
