@@ -13,6 +13,7 @@ from tests.support.tiff import tiff
 from utils.errors import ConfigError, DataError
 from utils.images.band_files import band_form, bands_header, read_bands, types_of
 from utils.images.bands import MOST_BANDS, Bands, as_picture, bands_of_state, chosen_bands
+from utils.images.image_list import find_images
 from utils.images.partly_used import no_data_of
 
 RNG = np.random.default_rng(0)
@@ -212,6 +213,18 @@ def test_a_picture_shows_two_deviations_around_the_mean():
     assert picture.tolist() == [[[0, 128, 255]]]
     assert as_picture(image, [100] * 4, [10] * 4).tolist() == [[[0, 0, 128]]]
     assert as_picture(image[..., :2], [100] * 2, [10] * 2).shape == (1, 1, 3)
+
+
+def test_further_files_of_relative_paths_are_found_below_an_absolute_folder(tmp_path, monkeypatch):
+    for name in ("images/s1/a.png", "depth/s1/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), np.zeros((4, 5), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    source, = find_images(["images"])
+    bands = Bands((1, 2), ("../depth/*.png",))
+    assert read_bands(source.path, bands, source.root).shape == (4, 5, 2)
+    assert bands.further_files("images/s1/a.png", tmp_path / "other") == [
+        tmp_path / "images/s1/../depth/a.png"]
 
 
 def test_the_value_of_no_data_and_what_replaces_it_are_kept():

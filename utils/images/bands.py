@@ -71,6 +71,9 @@ class Bands:
         if not self.files:
             return []
         image = Path(path)
+        if folder is not None and not image.is_relative_to(folder):
+            # One of them may be absolute: programs find images by the paths that they are given.
+            image, folder = Path(os.path.abspath(path)), os.path.abspath(folder)
         bases = [image.parent]
         if folder is not None and image.is_relative_to(folder):
             bases = [Path(folder), *(base for base in reversed(image.parents)
