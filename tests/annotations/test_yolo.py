@@ -182,3 +182,17 @@ def test_a_zip_with_classes_txt_is_recognized(tmp_path):
         file.writestr("labels/a.txt", f"1 {SQUARE}\n")
         file.writestr("notes.json", "{}")
     assert [one.name for one in found_in(tmp_path / "project.zip")[0].categories] == ["cat", "dog"]
+
+
+def test_coordinates_outside_the_image_or_no_numbers_are_said(tmp_path):
+    exports.put(tmp_path / "data.yaml", "names: [cat]\ntrain: x\n")
+    exports.put(tmp_path / "labels/a.txt", "0 0.1 0.1 0.9 0.1 1.005 0.9\n0 10 10 200 20 30 300\n"
+                                           "0 0.1 0.1 0.9 0.1 1.5 0.9\n0 1_0 1 2 2 3 3\n"
+                                           "0 x 1 2 2 3 3\n0 nan 1 2 2 3 3\n")
+    findings = Findings()
+    read_annotations(tmp_path, findings)
+    assert [line.partition("a.txt:")[2][0] for line in findings.wrong] == ["4", "5", "6"]
+    outside, = findings.left_out.items()
+    assert outside[0].startswith("outlines outside") and outside[1][0].endswith(":2")
+    beyond, = findings.remarks.items()
+    assert beyond[0].startswith("outlines more than 1 %") and beyond[1][0].endswith(":3")

@@ -42,6 +42,7 @@ from utils.images.class_names import mistake_in
 
 TITLE = "YOLO segmentation"
 
+BEYOND = 0.01               # of the image, that an outline may reach beyond it without a remark
 _MOST_BYTES = 1 << 26       # of the text of one image
 _MOST_YAML = 1 << 20
 _LOOKED_AT = 200            # files of a folder, until it is recognized
@@ -99,6 +100,7 @@ def read(path: Path, findings: Findings) -> AnnotationSet:
             else:
                 outlines += 1
                 used.add(int(parts[0]))
+                _judge_place(parts, at, findings)
     if boxes and not outlines:
         raise DataError(f"all {boxes} lines are boxes (class, x, y, width, height): these are "
                         "labels of detection", shown(tree.root), "export outlines instead, as YOLO "
@@ -132,12 +134,7 @@ def _regions(root, name, ids, size):
             raise DataError(wrong, at)
         if len(parts) == 5:
             continue
-        try:
-            points = np.array(parts[1:], np.float64).reshape(-1, 2)
-        except ValueError:
-            raise DataError(f"coordinates are {shortly(' '.join(parts[1:]))}; expected numbers",
-                            at) from None
-        check_near(points, at)
+        points = _points(parts, at)
         points *= (size[1], size[0])
         check_near(points, at)
         found.append(Region(ids[int(parts[0])], [points], None, at))
@@ -161,6 +158,34 @@ def _wrong(parts, names):
         return (f"{len(parts) - 1} numbers follow the class; expected x and y of three points or "
                 "more")
     return None
+
+
+def _judge_place(parts, place, findings):
+    """Note a line whose coordinates are no numbers, or lie outside the image."""
+    try:
+        points = _points(parts, place)
+    except DataError as error:
+        findings.refuse(place, error.what)
+        return
+    low, high = points.min(0), points.max(0)
+    if (high <= 0).any() or (low >= 1).any():
+        findings.leave_out(place, "outlines outside their image: coordinates are parts of its "
+                                  "width and height, from 0 to 1")
+    elif (low < -BEYOND).any() or (high > 1 + BEYOND).any():
+        findings.remark(place, f"outlines more than {100 * BEYOND:g} % beyond their image")
+
+
+def _points(parts, place):
+    """The points of a line, float64 (K, 2), as parts of width and height. Raises DataError."""
+    try:
+        numbers = list(map(float, parts[1:]))
+    except ValueError:
+        numbers = []
+    if not numbers or any("_" in part for part in parts):       # float("1_0") is 10
+        raise DataError(f"coordinates are {shortly(' '.join(parts[1:]))}; expected numbers", place)
+    points = np.array(numbers).reshape(-1, 2)
+    check_near(points, place)
+    return points
 
 
 def _texts(tree, yaml):
