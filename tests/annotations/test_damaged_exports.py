@@ -1,7 +1,9 @@
 """Exports with damage in any place: read, or refused by a DataError of one line, never more."""
 import json
+import os
 import random
 import re
+import time
 
 import pytest
 
@@ -113,3 +115,23 @@ def test_a_mask_that_claims_more_than_its_image_is_not_decoded(tmp_path):
     file.write_text(json.dumps(content))
     assert any("a mask of 14000x14000 pixels (height x width) in an image of 24x32" in message
                for message in read_all(path))
+
+
+@pytest.mark.parametrize("name", ["coco", "labelme", "label_studio", "label_studio.folder", "cvat",
+                                  "yolo", "supervisely", "class_masks"])
+def test_a_pipe_in_place_of_a_file_is_not_opened(name, tmp_path):
+    path = exports.WRITERS[name](tmp_path / "whole", SCENES)
+    for file in sorted((tmp_path / "whole").rglob("*")):
+        if file.is_file():
+            file.unlink()
+            os.mkfifo(file)
+            read_all(path)      # does not wait for a writer
+            break
+
+
+def test_a_long_row_of_digits_is_refused_at_once(tmp_path):
+    path = exports.put(tmp_path / "annotations.xml", exports.cvat_text([(
+        "im_0.jpg", SCENES[0].size, f'<polygon label="cat" points="{"1" * 100_000}"/>')]))
+    begin = time.process_time()
+    assert any("expected x,y" in message for message in read_all(path))
+    assert time.process_time() - begin < 1

@@ -50,7 +50,8 @@ _WITH_AREA = {"polygon": ("points",), "box": ("xtl", "ytl", "xbr", "ybr", "rotat
 _WITHOUT_AREA = ("polyline", "points", "cuboid", "skeleton", "tag")
 # Types of labels in the file whose shapes have no area.
 _TYPES_WITHOUT_AREA = {*_WITHOUT_AREA, "tags"}
-_NUMBER = r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?\s*"
+# Each text fits in one way only: else a long row of digits would be tried in endlessly many.
+_NUMBER = r"\s*[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?\s*"
 _POINTS = re.compile(rf"{_NUMBER},{_NUMBER}(?:;{_NUMBER},{_NUMBER})*", re.ASCII)
 _RUNS = re.compile(r"\s*\d{1,10}\s*(?:,\s*\d{1,10}\s*)*", re.ASCII)
 

@@ -1,9 +1,11 @@
 """Reads JSON that another tool wrote, which may be large or hostile."""
 import gc
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from utils.errors import DataError, shown
 from utils.images.picture_files import picture_files
@@ -15,7 +17,7 @@ _PEEKED = 1 << 16           # bytes at both ends of a file
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """The content of a file. Raises DataError if it cannot be read or is larger than `most`."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             data = file.read(most + 1)
     except (OSError, ValueError) as error:
         raise DataError(f"the file cannot be read: {error}", shown(path)) from None
@@ -23,6 +25,16 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         raise DataError(f"the file is larger than {most >> 20} MiB", shown(path),
                         "split it into several files")
     return data
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file to read it. Raises OSError for anything but a regular file.
+
+    Opening a pipe would wait for its writer, and a device may have no end.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("this is not a regular file")
+    return open(path, "rb")
 
 
 def read_json(path: Path, most: int = MOST_BYTES) -> Any:
@@ -68,7 +80,7 @@ def json_files(path: Path) -> list[Path]:
 def head_and_tail(path: Path) -> bytes:
     """The beginning and the end of a file, to see what it is; b"" if it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(_PEEKED)
             end = file.seek(0, 2)
             file.seek(max(len(head), end - _PEEKED))

@@ -40,7 +40,7 @@ from utils.annotations.annotation_set import (
     ring,
     shortly,
 )
-from utils.annotations.json_file import json_files, read_json
+from utils.annotations.json_file import json_files, open_regular, read_json
 from utils.annotations.outlines import ellipse, rectangle
 from utils.annotations.png_bytes import MOST_BYTES as MOST_PNG_BYTES
 from utils.annotations.png_bytes import read_png
@@ -74,7 +74,7 @@ def recognizes(path: Path) -> bool:
 
 def _begins_like_tasks(file):
     try:
-        with open(file, "rb") as opened:
+        with open_regular(file) as opened:
             head = opened.read(_LOOKED_AT).decode("utf-8-sig", "replace")
     except (OSError, ValueError):
         return False
