@@ -187,7 +187,8 @@ def test_a_zip_with_names_that_leave_its_folder_is_refused(tmp_path, name):
     path = zip_of(tmp_path / "a.zip", ("annotations.xml", exports.cvat_text([])), (name, b""))
     with pytest.raises(DataError, match="would leave the folder"):
         cvat.read(path, Findings())
-    assert format_of(path) is None
+    with pytest.raises(DataError, match="would leave the folder"):
+        format_of(path)
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):

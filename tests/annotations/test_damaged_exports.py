@@ -41,10 +41,11 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 def read_all(path):
     """Reads everything of an export; returns the messages."""
-    module, findings, messages = format_of(path), Findings(), []
-    if module is None:
-        return ["unknown"]
+    findings, messages = Findings(), []
     try:
+        module = format_of(path)
+        if module is None:
+            return ["unknown"]
         found = module.read(path, findings)
     except DataError as error:
         return [error.in_one_line]

@@ -1,5 +1,6 @@
 """train.py --init with what annotation tools export."""
 import json
+import zipfile
 
 import pytest
 
@@ -147,3 +148,22 @@ def test_a_class_name_that_cannot_be_printed_is_refused(data, name):
     path.write_text(path.read_text().replace('"cat"', f'"{name}"'))
     with pytest.raises(DataError, match="the name of class . (cannot be printed|has 300 charac)"):
         made(data, path)
+
+
+def test_an_unsafe_zip_is_refused_with_what_is_wrong_with_it(data):
+    path = exports.cvat_zip(data / "export", SCENES)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("../evil.txt", "")
+    with pytest.raises(DataError, match="would leave the folder"):
+        made(data, path)
+
+
+def test_outlines_outside_their_image_are_said(data, capsys):
+    path = exports.labelme(data / "export", SCENES)
+    content = json.loads((path / "im_0.json").read_text())
+    content["shapes"].append({"label": "cat", "shape_type": "polygon",
+                              "points": [[-9, -9], [-2, -9], [-2, -2]]})
+    (path / "im_0.json").write_text(json.dumps(content))
+    made(data, path)
+    assert "1 x outline lies outside its image and shows nothing: im_0.json: shapes[" in \
+        capsys.readouterr().out

@@ -9,13 +9,15 @@ A format is a file of this folder, listed in FORMATS, that defines
                                 what it contains; single mistakes go to `findings`, and a DataError
                                 says that nothing can be read
 """
+import contextlib
 import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 from utils.annotations.annotation_set import AnnotationSet, Findings
-from utils.errors import DataError, shown
+from utils.annotations.file_tree import file_tree, is_zip, read_member
+from utils.errors import DataError, counted, shown
 
 FORMATS: tuple[str, ...] = (          # in the order in which they are tried
     "coco", "labelme", "cvat", "cvat_masks", "label_studio", "supervisely", "yolo", "class_masks")
@@ -24,8 +26,19 @@ _LOOKED_AT, _ABOVE = 20, 2      # files of a folder, folders above it
 
 
 def format_of(path: Path) -> ModuleType | None:
-    """The module of the first format that recognizes a file or folder; None: no format does."""
-    return next((module for module in map(_module, FORMATS) if module.recognizes(path)), None)
+    """The module of the first format that recognizes a file or folder; None: no format does.
+
+    Raises DataError for a zip that no format recognizes because it is unsafe or cannot be read.
+    """
+    found = next((module for module in map(_module, FORMATS) if module.recognizes(path)), None)
+    if found is None and is_zip(path):
+        tree = file_tree(path)
+        if tree.names:
+            read_member(path, tree.names[0], 1, cut=True)
+        raise DataError("no annotations of a known tool among its "
+                        f"{counted(len(tree.names), 'file')}", shown(path),
+                        f"known are {_titles()}")
+    return found
 
 
 def followed_pattern(folder: Path, stems: Iterable[str]) -> Path | None:
@@ -50,9 +63,10 @@ def annotations_near(folder: Path) -> tuple[Path, str] | None:
     inside = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
     above = [path for path in folder.absolute().parents[:_ABOVE] if any(path.glob("*.json"))]
     for path in (*inside[:_LOOKED_AT], *above):
-        module = format_of(path)
-        if module is not None:
-            return path, module.TITLE
+        with contextlib.suppress(DataError):        # a zip of something else
+            module = format_of(path)
+            if module is not None:
+                return path, module.TITLE
     return None
 
 
@@ -61,9 +75,13 @@ def read_annotations(path: Path, findings: Findings) -> AnnotationSet:
     module = format_of(path)
     if module is None:
         raise DataError("these are no annotations of a known tool", shown(path),
-                        f"known are {', '.join(_module(name).TITLE for name in FORMATS)}"
+                        f"known are {_titles()}"
                         if path.exists() else "there is no such file or folder")
     return module.read(path, findings)
+
+
+def _titles():
+    return ", ".join(_module(name).TITLE for name in FORMATS)
 
 
 def _module(name):

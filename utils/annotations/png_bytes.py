@@ -48,4 +48,6 @@ def read_png(data: bytes, place: str, most: Size | None = None,
         raise
     except Exception as error:      # Pillow's parsers raise many types on bad bytes
         text = "it is empty" if not data else str(error).split(":")[0] or type(error).__name__
+        if "cannot identify" in text:       # the rest of that text is an address in memory
+            text = "it is not a PNG, or its beginning is damaged"
         raise DataError(f"the PNG cannot be read: {text}", place) from None

@@ -135,6 +135,8 @@ def _regions(root, name, ids, size):
         if len(parts) == 5:
             continue
         points = _points(parts, at)
+        if _is_outside(points):
+            continue
         points *= (size[1], size[0])
         check_near(points, at)
         found.append(Region(ids[int(parts[0])], [points], None, at))
@@ -168,11 +170,16 @@ def _judge_place(parts, place, findings):
         findings.refuse(place, error.what)
         return
     low, high = points.min(0), points.max(0)
-    if (high <= 0).any() or (low >= 1).any():
+    if _is_outside(points):
         findings.leave_out(place, "outlines outside their image: coordinates are parts of its "
                                   "width and height, from 0 to 1")
     elif (low < -BEYOND).any() or (high > 1 + BEYOND).any():
         findings.remark(place, f"outlines more than {100 * BEYOND:g} % beyond their image")
+
+
+def _is_outside(points):
+    """Whether an outline, in parts of width and height, lies outside its image."""
+    return bool((points.max(0) <= 0).any() or (points.min(0) >= 1).any())
 
 
 def _points(parts, place):

@@ -77,7 +77,10 @@ def annotated_pairs(images: Place, labels: str, most_read: int) -> AnnotatedPair
                         "used" + "".join(f"\n    {line}" for line in lines), shown(path),
                         "training and validation each need at least one: is --images the folder "
                         "of the annotated images?")
-    counts, present = _contents(found, usable, most_read)
+    counts, present, outside = _contents(found, usable, most_read)
+    if outside:
+        lines.append(f"{len(outside)} x outline lies outside its image and shows nothing: "
+                     f"{listed(outside, 3, '; ')}")
     complete = len(usable) <= most_read
     lines = [*findings.lines(), *lines]
     return _classes(found, usable, counts, present, complete, lines, left_out)._replace(path=path)
@@ -124,17 +127,26 @@ def _usable(images, found):
 
 
 def _contents(found, usable, most_read):
-    """(Counter of the pixels of each category, -1: in no region; stem -> its categories)."""
-    counts, present = Counter(), {}
+    """(Counter of the pixels of each category, -1: in no region; stem -> its categories; places of
+    the outlines outside their image)."""
+    counts, present, outside = Counter(), {}, []
     nothing = len(found.categories)
     for pair, image in evenly_spaced(usable, most_read):
         size = image.size or pair.size
-        drawn = draw(image.regions(size), range(nothing), size, nothing, found.overlap)
+        regions = image.regions(size)
+        outside += [region.place for region in regions if region.mask is None
+                    and not any(_reaches(ring, size) for ring in region.rings)]
+        drawn = draw(regions, range(nothing), size, nothing, found.overlap)
         values, pixels = np.unique(drawn, return_counts=True)
         for value, count in zip(values.tolist(), pixels.tolist(), strict=True):
             counts[-1 if value == nothing else value] += count
         present[pair.stem] = frozenset(value for value in values.tolist() if value < nothing)
-    return counts, present
+    return counts, present, outside
+
+
+def _reaches(ring, size):
+    """Whether the box of an outline and the image overlap."""
+    return len(ring) > 0 and bool((ring.max(0) > 0).all() and (ring.min(0) < size[::-1]).all())
 
 
 def _classes(found, usable, counts, present, complete, lines, left_out):
