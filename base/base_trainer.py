@@ -287,8 +287,10 @@ class BaseTrainer(ABC):
                             f"{monitor.metric}")
         if monitor.best is not None:
             step = "" if monitor.step is None else f" step {monitor.step}"
-            self.logger.say(f"best {monitor.metric} {score_text(monitor.metric, monitor.best)} at "
-                            f"epoch {monitor.epoch}{step}: {self.folder / BEST}")
+            # Of a run resumed without validations nothing says which score its best is.
+            score = f"{monitor.metric} {score_text(monitor.metric, monitor.best)} " \
+                if monitor.metric else ""
+            self.logger.say(f"best {score}at epoch {monitor.epoch}{step}: {self.folder / BEST}")
         # test.py and inference.py take model_best.pth of a folder.
         weights = self.folder if monitor.best is not None else self.folder / LAST
         score = self.config["test_loader"] or self.config["val_loader"]

@@ -219,6 +219,13 @@ def test_kinds_of_tiff_that_cannot_be_read_right_are_refused_by_name(options, te
         assert caught.value.fix and "write" in caught.value.fix
 
 
+def test_a_tiff_of_further_bands_is_refused_with_the_setting_that_reads_it(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(BANDS, tag338=[0, 0]))
+    with pytest.raises(DataError) as caught:
+        read_image(tmp_path / "a.tif")
+    assert 'give "bands" in the args of the dataset' in (caught.value.fix or "")
+
+
 def test_white_is_refused_where_only_eight_bits_can_be_decoded(tmp_path):
     path = tmp_path / "a.tif"
     path.write_bytes(tiff(BANDS[..., :4], tag262=5))            # CMYK

@@ -260,6 +260,16 @@ def test_a_run_given_another_number_of_steps_takes_all_of_them(tmp_path, name, b
     assert all(0 < rate <= 0.1 for rate in rates(tmp_path)[done:-1])
 
 
+def test_a_best_score_is_told_with_its_name_or_not_at_all(tmp_path, capsys):
+    trained(tmp_path, "trainer.epochs=1")
+    trained(tmp_path, "trainer.epochs=1", checkpoint=last(tmp_path))
+    assert ", best Mean_IoU " in capsys.readouterr().err
+    trained(tmp_path, "trainer.epochs=1", "trainer.val=false", checkpoint=last(tmp_path))
+    said = capsys.readouterr().err
+    assert "resuming at the end of epoch 1, step " in said and ", best " not in said
+    assert "best at epoch 1: " in said
+
+
 def test_a_run_that_has_its_length_already_says_so(tmp_path, capsys):
     trained(tmp_path, "trainer.epochs=2")
     before = (tmp_path / "last.pth").read_bytes()

@@ -107,10 +107,10 @@ def restore(trainer: Resumable, saved: Checkpoint):
         progress.lineage = _lineage(trainer, checkpoint)
     monitor = trainer.monitor
     best = "none yet" if monitor.best is None else score_text(monitor.metric, monitor.best)
+    watched = f", best {monitor.metric} {best}" if monitor.metric else ""
     place = progress if progress.epoch <= progress.epochs else \
         f"the end of epoch {progress.epoch - 1}, step {progress.step}"
-    notice(f"resuming at {place}, lr {trainer.optimizer.param_groups[0]['lr']:.3g}, best "
-           f"{monitor.metric or ''} {best}")
+    notice(f"resuming at {place}, lr {trainer.optimizer.param_groups[0]['lr']:.3g}{watched}")
 
 
 def last_is_outdated(trainer: Resumable, finished: bool) -> bool:
