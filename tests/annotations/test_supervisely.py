@@ -174,3 +174,16 @@ def test_deep_json_is_a_finding(tmp_path):
     exports.put(project / "ds/ann/b.jpg.json", "[" * 10 ** 6)
     found, findings = found_in(project)
     assert len(found.images) == 1 and "nested too deep" in findings.wrong[0]
+
+
+def test_a_geometry_that_is_unknown_is_not_said_to_have_no_area(tmp_path):
+    findings = Findings()
+    path = exports.supervisely(tmp_path, exports.scenes(1))
+    file = next(tmp_path.rglob("ann/*.json"))
+    content = json.loads(file.read_text())
+    content["objects"] = [{"classTitle": "cat", "geometryType": kind}
+                          for kind in ("point", "blob", None, [])]
+    file.write_text(json.dumps(content))
+    read_annotations(path, findings)
+    assert [what.partition(", which ")[2] for what in findings.left_out] == [
+        "has no area", "is unknown", "is unknown", "is unknown"]

@@ -50,6 +50,7 @@ _META = "meta.json"
 _MOST_META = 1 << 26
 _MOST_BYTES = 1 << 29       # of the JSON of one image
 _WITH_AREA = ("polygon", "rectangle", "bitmap", "alpha_mask")
+_WITHOUT_AREA = ("point", "line", "polyline", "graph", "cuboid", "cuboid_3d")
 _OPAQUE = 128               # of an alpha_mask
 _PNG_OVERHEAD = 1 << 20     # bytes of a PNG besides those of its pixels
 
@@ -126,7 +127,8 @@ def _image(root, name, ids, findings):
         if not isinstance(one, dict):
             findings.refuse(at, f"it is {shortly(one)}; expected an object")
         elif kind not in _WITH_AREA:
-            findings.leave_out(at, f"geometry {shortly(kind)}, which has no area")
+            findings.leave_out(at, f"geometry {shortly(kind)}, which "
+                               + ("has no area" if kind in _WITHOUT_AREA else "is unknown"))
         elif _title(one) not in ids:
             findings.refuse(at, f"the class {shortly(one.get('classTitle'))} is not in {_META}")
     return AnnotatedImage(image, size, place, functools.partial(_regions, root, name, ids),
