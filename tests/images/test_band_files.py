@@ -13,6 +13,8 @@ from tests.support.tiff import tiff
 from utils.errors import ConfigError, DataError
 from utils.images.band_files import band_form, bands_header, read_bands, types_of
 from utils.images.bands import MOST_BANDS, Bands, as_picture, bands_of_state, chosen_bands
+from utils.images.headers import read_header
+from utils.images.image_io import read_image
 from utils.images.image_list import find_images
 from utils.images.partly_used import no_data_of
 
@@ -255,3 +257,10 @@ def test_an_array_without_a_suffix_is_known_by_its_first_bytes(tmp_path):
     np.save(tmp_path / "upload.npy", stored)
     (tmp_path / "upload.npy").rename(tmp_path / "upload")
     np.testing.assert_array_equal(read_bands(tmp_path / "upload", every(5)), stored)
+
+
+def test_an_array_is_no_picture_of_rgb(tmp_path):
+    np.save(tmp_path / "a.npy", values("u1", 3))
+    for read in (read_image, read_header):
+        with pytest.raises(DataError, match="an array of NumPy is read with \"bands\" only"):
+            read(tmp_path / "a.npy")

@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from utils.errors import ConfigError, DataError, shown
+from utils.images.picture_files import ARRAY_SUFFIXES
 from utils.images.tiff_tags import TiffTags, tiff_tags
 
 if TYPE_CHECKING:
@@ -199,6 +200,10 @@ def pillow_open(source: str | os.PathLike | BinaryIO, path: str | os.PathLike) -
                   f"not a picture that can be read ({size} bytes)"
                   if isinstance(error, Image.UnidentifiedImageError) else
                   f"cannot be read ({size} bytes): {error}")
+        if os.fspath(path).lower().endswith(ARRAY_SUFFIXES) and size:
+            raise DataError("an array of NumPy is read with \"bands\" only", shown(path),
+                            "give \"bands\" in the args of the dataset (docs/own_data.md); a "
+                            "network for RGB takes pictures") from None
         tags = tags_of(source)
         if tags is not None and isinstance(error, Image.UnidentifiedImageError):
             raise DataError(f"a TIFF with {tags.text} cannot be read", shown(path),
