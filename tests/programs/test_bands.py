@@ -80,7 +80,7 @@ def test_the_score_of_test_py_is_that_of_the_validation(trained, capsys):
 def test_the_difference_of_two_rules_is_drawn(trained, tmp_path):
     plot_rules.main(["-r", str(trained[1] / "last.pth"), "-p", "max,rankdice", "-d", "cpu",
                      "--min-pixels", "1", "-o", str(tmp_path / "rules.png")])
-    assert read_image(tmp_path / "rules.png").shape[1] == 3 * 48 + 8
+    assert read_image(tmp_path / "rules.png").shape[1] >= 3 * 48 + 8
 
 
 @pytest.mark.slow
