@@ -232,7 +232,7 @@ def test_further_files_of_relative_paths_are_found_below_an_absolute_folder(tmp_
 def test_the_value_of_no_data_and_what_replaces_it_are_kept():
     bands = Bands((1, 2), types=("float32",), no_data="nan", fill=(1.5, 2.0))
     again = bands_of_state(json.loads(json.dumps(bands.state())))
-    assert again == bands and again.fill == (1.5, 2.0)
+    assert again and again == bands and again.fill == (1.5, 2.0)
     assert again.text == "2 bands of float32 (no data: nan)"
     assert bands == replace(bands, fill=(7.0, 7.0)) != replace(bands, no_data=0)
     for wrong in ({"no_data": "x"}, {"fill": [1.0]}, {"no_data": float("nan")}):
