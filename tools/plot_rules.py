@@ -73,6 +73,7 @@ def drawn(gain: "Case", loss: "Case", rules: list[str], class_names: list[str]) 
     """The picture of two cases, with titles and a legend, uint8 (H, W, 3)."""
     from utils.images.class_names import drawable
     from utils.images.visualize import (
+        NARROW,
         caption,
         side_by_side,
         stacked,
@@ -83,13 +84,17 @@ def drawn(gain: "Case", loss: "Case", rules: list[str], class_names: list[str]) 
     names, rows = drawable(class_names), []
     for case, extreme in ((gain, "gains most" if gain.gain > 0 else "loses least"),
                           (loss, "loses most" if loss.gain < 0 else "gains least")):
-        row = side_by_side(case.image, *(painted(case, mask) for mask in case.masks))
+        # Every pixel of a small image becomes a square of pixels, so that the titles find room.
+        zoom = -(-NARROW // case.image.shape[1])
+        columns = [np.repeat(np.repeat(picture, zoom, 0), zoom, 1)
+                   for picture in (case.image, *(painted(case, mask) for mask in case.masks))]
+        row = side_by_side(*columns)
         scores = [f"{rule}, Dice {100 * score:.1f}" for rule, score in
                   zip(rules, case.dice, strict=True)]
         title = f"{rules[1]} {extreme}: {names[case.label_class]} in {shown(case.id)}"
         size = text_size(row.shape[1])
         rows += [caption(title, row.shape[1], round(1.2 * size)),
-                 titled_columns(["image", *scores], case.image.shape[1], size), row]
+                 titled_columns(["image", *scores], columns[0].shape[1], size), row]
     return with_legend(stacked(*rows), list(COLORS), list(COLORS.values()), range(len(COLORS)))
 
 

@@ -41,21 +41,23 @@ def test_every_eye_can_tell_right_from_wrong(vision):
     assert smallest_difference(list(COLORS.values()), vision) > 30
 
 
-def test_the_picture_has_titles_and_a_legend(monkeypatch):
+@pytest.mark.parametrize("width, zoom", [(300, 1), (60, 4)])
+def test_the_picture_has_titles_and_a_legend(width, zoom, monkeypatch):
     from utils.images import visualize
     said, written = [], visualize.write_text
     monkeypatch.setattr(visualize, "write_text",
                         lambda pen, place, words, *rest: said.append(words) or written(
                             pen, place, words, *rest))
-    image = np.zeros((80, 300, 3), np.uint8)
-    label = np.zeros((80, 300), np.uint8)
-    label[:, 150:] = 1
-    both = np.concatenate([np.ones((80, 100)), np.zeros((80, 200))], 1)
+    image = np.zeros((80, width, 3), np.uint8)
+    label = np.zeros((80, width), np.uint8)
+    label[:, width // 2:] = 1
+    both = np.zeros((80, width))
+    both[:, :width // 3] = 1
     lost, won = sorted(compared(image, label, "b7", [both, label], 2, 255, 1)
                        + compared(image, label, "a", [label, both], 2, 255, 1),
                        key=lambda case: case.gain)[::3]
     picture = drawn(won, lost, ["max", "rankdice"], ["road", "sky"])
-    assert picture.shape[1] == 3 * 300 + 8
+    assert picture.shape[1] == 3 * zoom * width + 8
     text = ", ".join(said)
     for part in ("rankdice gains most: ", " in b7", "rankdice loses most: ", " in a", "image",
                  "rankdice, Dice 100.0", "right", "too much", "missed"):
