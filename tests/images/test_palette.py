@@ -11,7 +11,7 @@ from tests.support.color_vision import (
     seen,
     smallest_difference,
 )
-from utils.images.palette import MOST, class_palette
+from utils.images.palette import MOST, class_palette, one_per_class
 
 # Two colors and their CIEDE2000, from table 1 of Sharma, Wu & Dalal 2005.
 PUBLISHED = [((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
@@ -77,3 +77,12 @@ def test_a_palette_of_more_classes_begins_with_that_of_fewer():
     palette = class_palette(names)
     assert class_palette(names[:19]) == palette[:19]
     assert palette[MOST:2 * MOST] == palette[:MOST] and class_palette([]) == []
+
+
+@pytest.mark.parametrize("colors", [0, 1, 3, 300])
+def test_a_palette_of_too_few_or_too_many_colors_gets_one_per_class(colors):
+    names = ["road", "sky", "car"]
+    given = [[k % 256, 1, 2] for k in range(colors)]
+    palette = one_per_class(given, names)
+    assert len(palette) == 3 and palette[:colors] == given[:3]
+    assert palette[colors:] == class_palette(names)[colors:]

@@ -63,7 +63,8 @@ def picture(path, height=24, width=40, mode="RGB", **options):
 
 
 def run(checkpoint, *arguments):
-    return console.run(inference.main, ["-m", checkpoint, "--device", "cpu", *map(str, arguments)])
+    return console.run(inference.main,
+                       ["-m", str(checkpoint), "--device", "cpu", *map(str, arguments)])
 
 
 def tree(folder):
@@ -90,6 +91,16 @@ def test_the_labels_of_the_predictor_are_written_as_a_palette_png(checkpoint, tm
         assert written.mode == "P" and written.size == (40, 24)
         assert np.array_equal(np.array(written), opened.predictor()(x).argmax(1)[0].numpy())
         assert written.getpalette()[:15] == [v for color in voc_palette(5) for v in color]
+
+
+def test_a_checkpoint_without_a_color_for_each_class_still_gives_pictures(checkpoint, tmp_path):
+    write_checkpoint(tmp_path / "few.pth", {**read_checkpoint(checkpoint), "palette": [[9, 9, 9]]})
+    picture(f"{tmp_path}/in/a.png")
+    assert run(tmp_path / "few.pth", "-i", tmp_path / "in", "-o", tmp_path / "out",
+               "--overlay") == 0
+    with Image.open(f"{tmp_path}/out/a.png") as written:
+        colors = written.getpalette()
+        assert colors[:3] == [9, 9, 9] and any(colors[3:15])
 
 
 def test_every_output_is_written_next_to_the_labels(checkpoint, tmp_path):

@@ -55,6 +55,13 @@ def class_palette(class_names: Sequence[str]) -> list[list[int]]:
     return colors
 
 
+def one_per_class(palette: Sequence[Sequence[int]], class_names: Sequence[str]) -> list[list[int]]:
+    """The colors of a palette, [r, g, b] per class: where some are missing, those of
+    `class_palette`; what it has beyond the classes is left out."""
+    own = [list(color) for color in palette][:len(class_names)]
+    return own if len(own) == len(class_names) else own + class_palette(class_names)[len(own):]
+
+
 def background_of(class_names: Sequence[str]) -> int | None:
     """The class that is the rest of the picture by its name, or a first class without a name
     ("class 0"); None if there is none.

@@ -16,6 +16,7 @@ from utils.config.loader_section import read_size, validated_size
 from utils.errors import ConfigError
 from utils.images.class_names import first_difference, moved, usable
 from utils.images.normalize import Normalize
+from utils.images.palette import one_per_class
 from utils.losses.inverse import Inverse, NoInverse
 from utils.machine.distributed import require_device
 from utils.predict.predictor import Predictor, build_predictor, input_size_of
@@ -160,9 +161,9 @@ def open_model(checkpoint: Mapping[str, Any], device: torch.device | str,
         if trainer.get("channels_last"):
             model = model.to(memory_format=torch.channels_last)
         config = checkpoint["config"]
+        names = usable(checkpoint["class_names"])
         return OpenModel(Path(path), model, Normalize(**checkpoint["normalization"]).to(device),
-                         config, usable(checkpoint["class_names"]),
-                         [list(color) for color in checkpoint["palette"]],
+                         config, names, one_per_class(checkpoint["palette"], names),
                          checkpoint.get("activation", "softmax"), epochs_finished(checkpoint),
                          checkpoint.get("base_size", validated_size(config)),
                          trained_loss=checkpoint.get("trained_loss"))
