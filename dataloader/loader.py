@@ -124,7 +124,7 @@ class Loader:
             if not (isinstance(error, OSError) or "can't start new thread" in str(error)):
                 raise
             self.close()
-            raise DataError(f"{self.num_workers} data workers cannot be started: "
+            raise DataError(f"{counted(self.num_workers, 'data worker')} cannot be started: "
                             f"{getattr(error, 'strerror', None) or error}", None,
                             f"lower num_workers (0 reads in the program itself), or raise the "
                             f"limits of processes, open files and shared memory "
