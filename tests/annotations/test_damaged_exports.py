@@ -136,3 +136,10 @@ def test_a_long_row_of_digits_is_refused_at_once(tmp_path):
     begin = time.process_time()
     assert any("expected x,y" in message for message in read_all(path))
     assert time.process_time() - begin < 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_text_in_utf_16_is_refused_as_that(encoding, tmp_path):
+    (tmp_path / "a.json").write_text("\ufeff{\"images\": [], \"annotations\": []}", encoding)
+    with pytest.raises(DataError, match=r"UTF-16(.|\n)*a\.json(.|\n)*save it in UTF-8"):
+        format_of(tmp_path / "a.json")

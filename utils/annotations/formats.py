@@ -9,6 +9,7 @@ A format is a file of this folder, listed in FORMATS, that defines
                                 what it contains; single mistakes go to `findings`, and a DataError
                                 says that nothing can be read
 """
+import codecs
 import contextlib
 import importlib
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from types import ModuleType
 
 from utils.annotations.annotation_set import AnnotationSet, Findings
 from utils.annotations.file_tree import file_tree, is_zip, read_member
+from utils.annotations.json_file import head_and_tail
 from utils.errors import DataError, counted, shown
 
 FORMATS: tuple[str, ...] = (          # in the order in which they are tried
@@ -28,9 +30,13 @@ _LOOKED_AT, _ABOVE = 20, 2      # files of a folder, folders above it
 def format_of(path: Path) -> ModuleType | None:
     """The module of the first format that recognizes a file or folder; None: no format does.
 
-    Raises DataError for a zip that no format recognizes because it is unsafe or cannot be read.
+    Raises DataError for a zip that no format recognizes because it is unsafe or cannot be read, and
+    for text in UTF-16.
     """
     found = next((module for module in map(_module, FORMATS) if module.recognizes(path)), None)
+    if found is None and head_and_tail(path).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError("the text is in UTF-16, annotations are read in UTF-8", shown(path),
+                        "save it in UTF-8")
     if found is None and is_zip(path):
         tree = file_tree(path)
         if tree.names:
