@@ -276,6 +276,7 @@ def test_a_folder_in_place_of_a_file_says_what_it_contains(path):
 # Entries with a wrong type or value.
 
 WRONG = {
+    "format": [-1, 0, "1", True],
     "monitor": [{"best": math.nan, "epoch": 1, "waited": 0}, {"best": "high", "epoch": 1,
                 "waited": 0}, {"best": 0.5, "epoch": 1, "waited": "x"}, {"best": 0.5}, 3],
     "epoch": ["3", -5, 0, 2.5, True], "step": [-3, "1", 1 << 60], "samples": [-6, 1.5],

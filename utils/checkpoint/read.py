@@ -276,7 +276,7 @@ def _wrong_entry(state, devices):
             and tensor.device.type in devices for tensor in value.values())
 
     sound = {
-        "format": lambda value: type(value) is int,
+        "format": lambda value: _is_count(value, 1),
         "model": is_weights,
         "ema": lambda value: not value or is_weights(value),
         # Its content is checked where it is used, see utils.config.load.with_config.
