@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeAlias
 
 from tqdm import tqdm
@@ -13,10 +14,11 @@ from tqdm import tqdm
 from utils.cli.console import Interrupted, notice
 from utils.cli.stop_signal import StopSignal
 from utils.decision.ensemble import Ensemble
-from utils.errors import DataError, NumericalError, UserError, first_line, shown
+from utils.errors import DataError, NumericalError, UserError, counted, first_line, shown
 from utils.images.band_files import input_header, read_input
 from utils.images.georeference import georeference_of
 from utils.images.image_io import map_image
+from utils.images.name_pattern import NamePattern, is_pattern
 from utils.images.partly_used import HEADERS, unused_in
 from utils.images.picture_files import evenly_spaced
 from utils.images.types import Image
@@ -48,6 +50,7 @@ def segment_images(jobs: list[Job], pipeline: Pipeline, report: InferenceReport,
     skip_existing: leave out images whose output files all exist.
     Raises DataError for an output that cannot be written: writing the next one would fail too.
     """
+    _tell_labels([source.path for source, _ in jobs], pipeline.opened.config)
     jobs = jobs[distributed.rank()::distributed.world_size()]
     if skip_existing:
         remaining = [job for job in jobs if not all(map(os.path.exists, job[1].values()))]
@@ -207,6 +210,31 @@ class _Writing:
 def _georeference(job):
     """That of the image, if it is wanted and there is one."""
     return georeference_of(job[0].path) if GEOTIFF in job[1] else None
+
+
+def _tell_labels(paths, config):
+    """Say how many images are named like the labels of the training: they probably are labels."""
+    args = config.get("train_loader", {}).get("args", {})
+    patterns = []
+    for kind in ("label", "image"):
+        text = args.get(f"{kind}_pattern") or f"*{args.get(f'{kind}_ending') or ''}"
+        if not isinstance(text, str) or not is_pattern(text) or text.startswith("/"):
+            return
+        patterns.append(NamePattern(text))
+    label, image = patterns
+    if label.literals == len(label.suffix or ""):
+        return                  # an extension alone does not tell a label from an image
+    found = [path for path in paths if label.stem(Path(path).as_posix()) is not None and (
+        label.literals > image.literals or image.stem(Path(path).as_posix()) is None)]
+    others = {Path(path).suffix for path in paths} - {Path(path).suffix for path in found}
+    if found and image.literals:
+        suffix = "" if image.suffix or image.text.endswith("**") else sorted(others or [""])[0]
+        way = f'a pattern such as --images "FOLDER/{image.text}{suffix}"'
+    else:
+        way = f"-e {sorted(others)[0][1:]}" if others else "a list of the images"
+    if found:
+        notice(f"{len(found)} of {counted(len(paths), 'image')} are named like the labels of the "
+               f"training ({label.text}), for example {shown(found[0])}; {way} leaves them out")
 
 
 def _tell_georeference(jobs):
