@@ -27,7 +27,7 @@ from utils.files.jsonc import read_jsonc
 from utils.images.band_files import BAND_SUFFIXES
 from utils.images.bands import chosen_bands
 from utils.images.image_io import read_mask
-from utils.images.name_pattern import NamePattern
+from utils.images.name_pattern import pattern_of
 from utils.images.palette import class_palette
 from utils.images.picture_files import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from utils.images.types import Image, Labels
@@ -115,8 +115,8 @@ class Folder(BaseDataset):
             self._add_ignored_colors(self.label_palette, class_file["ignore_colors"])
         self.image_dir, self.label_dir = root / image_dir, root / label_dir
         self.image_folder = self.image_dir
-        self.patterns = (_pattern(image_pattern, image_ending, "image"),
-                         _pattern(label_pattern, label_ending, "label"))
+        self.patterns = (pattern_of("image", image_pattern, image_ending),
+                         pattern_of("label", label_pattern, label_ending))
         self.list_file = existing_file(list_file, root, "list_file") if list_file else \
             root / f"{split}.txt"
         super().__init__(data_dir, split, ignore_index, seed, augmentation)
@@ -306,16 +306,6 @@ def _check_pixels(mean, std, bands):
                 isinstance(value, (int, float)) and least <= value <= 1 for value in values):
             raise ConfigError(f"expected three numbers from {least} to 1, found {values}", key,
                               "those of pixels in 0..255 are divided by 255")
-
-
-def _pattern(pattern, ending, kind):
-    """The NamePattern of the arguments KIND_pattern and KIND_ending."""
-    if pattern and ending:
-        raise ConfigError(f"{kind}_pattern and {kind}_ending say the same in two ways",
-                          f"{kind}_pattern", "give one of them")
-    if pattern:
-        return NamePattern(pattern, f"{kind}_pattern")
-    return NamePattern(f"*{ending}", f"{kind}_ending", any_suffix=True)
 
 
 @functools.cache

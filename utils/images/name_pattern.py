@@ -86,6 +86,19 @@ class NamePattern:
         return "/" if "/" in self._parts[2 * index] else ""
 
 
+def pattern_of(kind: str, pattern: str | None, ending: str) -> NamePattern:
+    """The NamePattern of the arguments KIND_pattern and KIND_ending of a dataset.
+
+    kind: "image" or "label". Raises ConfigError.
+    """
+    if pattern and ending:
+        raise ConfigError(f"{kind}_pattern and {kind}_ending say the same in two ways",
+                          f"{kind}_pattern", "give one of them")
+    if pattern:
+        return NamePattern(pattern, f"{kind}_pattern")
+    return NamePattern(f"*{ending}", f"{kind}_ending", any_suffix=True)
+
+
 class FoundFile(NamedTuple):
     """A picture file. name: relative to its folder, with "/". key: the same for any way to it."""
 

@@ -14,11 +14,19 @@ from tqdm import tqdm
 from utils.cli.console import Interrupted, notice
 from utils.cli.stop_signal import StopSignal
 from utils.decision.ensemble import Ensemble
-from utils.errors import DataError, NumericalError, UserError, counted, first_line, shown
+from utils.errors import (
+    ConfigError,
+    DataError,
+    NumericalError,
+    UserError,
+    counted,
+    first_line,
+    shown,
+)
 from utils.images.band_files import input_header, read_input
 from utils.images.georeference import georeference_of
 from utils.images.image_io import map_image
-from utils.images.name_pattern import NamePattern, is_pattern
+from utils.images.name_pattern import pattern_of
 from utils.images.partly_used import HEADERS, unused_in
 from utils.images.picture_files import evenly_spaced
 from utils.images.types import Image
@@ -215,13 +223,12 @@ def _georeference(job):
 def _tell_labels(paths, config):
     """Say how many images are named like the labels of the training: they probably are labels."""
     args = config.get("train_loader", {}).get("args", {})
-    patterns = []
-    for kind in ("label", "image"):
-        text = args.get(f"{kind}_pattern") or f"*{args.get(f'{kind}_ending') or ''}"
-        if not isinstance(text, str) or not is_pattern(text) or text.startswith("/"):
-            return
-        patterns.append(NamePattern(text))
-    label, image = patterns
+    try:
+        label, image = (pattern_of(kind, args.get(f"{kind}_pattern"),
+                                   args.get(f"{kind}_ending", ""))
+                        for kind in ("label", "image"))
+    except (ConfigError, TypeError):        # of a foreign config, which was not built here
+        return
     if label.literals == len(label.suffix or ""):
         return                  # an extension alone does not tell a label from an image
     found = [path for path in paths if label.stem(Path(path).as_posix()) is not None and (
