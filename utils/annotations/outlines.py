@@ -1,9 +1,14 @@
-"""Outlines of rectangles and ellipses, which may be turned, as rings of points."""
+"""Outlines as rings of points: of rectangles and ellipses, which may be turned; where one lies."""
 import math
 
 import numpy as np
 
 _MOST_POINTS = 720      # of an ellipse
+
+
+def lies_outside(points: np.ndarray, width: float, height: float) -> bool:
+    """Whether the box of an outline, (K, 2), x then y, does not overlap an image of this size."""
+    return bool((points.max(0) <= 0).any() or (points.min(0) >= (width, height)).any())
 
 
 def rectangle(left: float, top: float, width: float, height: float, degrees: float = 0,

@@ -36,6 +36,7 @@ from utils.annotations.file_tree import (
     read_member,
     tree_if_zip,
 )
+from utils.annotations.outlines import lies_outside
 from utils.annotations.yaml_names import yaml_names
 from utils.errors import DataError, shown
 from utils.images.class_names import mistake_in
@@ -135,7 +136,7 @@ def _regions(root, name, ids, size):
         if len(parts) == 5:
             continue
         points = _points(parts, at)
-        if _is_outside(points):
+        if lies_outside(points, 1, 1):
             continue
         points *= (size[1], size[0])
         check_near(points, at)
@@ -170,16 +171,11 @@ def _judge_place(parts, place, findings):
         findings.refuse(place, error.what)
         return
     low, high = points.min(0), points.max(0)
-    if _is_outside(points):
+    if lies_outside(points, 1, 1):
         findings.leave_out(place, "outlines outside their image: coordinates are parts of its "
                                   "width and height, from 0 to 1")
     elif (low < -BEYOND).any() or (high > 1 + BEYOND).any():
         findings.remark(place, f"outlines more than {100 * BEYOND:g} % beyond their image")
-
-
-def _is_outside(points):
-    """Whether an outline, in parts of width and height, lies outside its image."""
-    return bool((points.max(0) <= 0).any() or (points.min(0) >= 1).any())
 
 
 def _points(parts, place):

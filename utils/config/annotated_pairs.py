@@ -10,6 +10,7 @@ import numpy as np
 from utils.annotations.annotation_set import AnnotationSet, Findings
 from utils.annotations.formats import followed_pattern, format_of
 from utils.annotations.image_lookup import STORED_PICTURE, ImageLookup, on_stored_picture
+from utils.annotations.outlines import lies_outside
 from utils.annotations.rasterize import draw
 from utils.config.pair_search import Pair, Place
 from utils.errors import DataError, counted, listed, shown, size_text
@@ -135,18 +136,14 @@ def _contents(found, usable, most_read):
         size = image.size or pair.size
         regions = image.regions(size)
         outside += [region.place for region in regions if region.mask is None
-                    and not any(_reaches(ring, size) for ring in region.rings)]
+                    and all(len(ring) == 0 or lies_outside(ring, size[1], size[0])
+                            for ring in region.rings)]
         drawn = draw(regions, range(nothing), size, nothing, found.overlap)
         values, pixels = np.unique(drawn, return_counts=True)
         for value, count in zip(values.tolist(), pixels.tolist(), strict=True):
             counts[-1 if value == nothing else value] += count
         present[pair.stem] = frozenset(value for value in values.tolist() if value < nothing)
     return counts, present, outside
-
-
-def _reaches(ring, size):
-    """Whether the box of an outline and the image overlap."""
-    return len(ring) > 0 and bool((ring.max(0) > 0).all() and (ring.min(0) < size[::-1]).all())
 
 
 def _classes(found, usable, counts, present, complete, lines, left_out):
